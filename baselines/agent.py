@@ -1,0 +1,264 @@
+"""What an agent is: two methods, public problem parameters, and a registry of names.
+
+An agent sees observations, rewards and what a provider would see; never the hidden truth.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Observation = Mapping[str, NDArray[Any]]
+Action = NDArray[np.int64]
+
+ENTRY_POINT_GROUP = "llmqueue_gym.agents"
+
+
+@dataclass(frozen=True)
+class QueueProblem:
+    """Public parameters of a queueing task: what a provider knows before the first slot.
+
+    Attributes
+    ----------
+    num_llms : int
+        Number of LLMs, N.
+    assortment_size : int
+        LLMs shown to a user at a time, K.
+    context_dim : int
+        Length of a query's context vector, d.
+    window : int
+        Visible queue slots, W.
+    arrival_rate : float
+        Probability that a query arrives in a slot, lambda.
+    horizon : int
+        Number of slots of the run, T. Anytime agents ignore it.
+    """
+
+    num_llms: int
+    assortment_size: int
+    context_dim: int
+    window: int
+    arrival_rate: float
+    horizon: int
+
+
+@dataclass(frozen=True)
+class DeployProblem:
+    """Public parameters of a deployment task: what a provider knows before the first query.
+
+    Attributes
+    ----------
+    num_llms : int
+        Number of LLMs that exist or will arrive, N.
+    max_deployed : int
+        Most LLMs deployed at a time, M_max.
+    horizon : int
+        Number of queries of the run, T.
+    num_stages : int
+        Stages of the run, K; the deployment is frozen within one.
+    budget : float
+        Average cost allowed per query, b, USD.
+    alpha : tuple of float
+        Largest share of the traffic of every LLM, alpha_m in (0, 1], N entries.
+    cost_low, cost_high : float
+        Range of the cost of a query, [c1, c2], USD.
+    context_dim : int
+        Length of a query's context vector, d; 0 where queries carry none.
+    has_prices : bool
+        Whether ``observation["cost_prior"]`` holds list prices of the arrived LLMs.
+    """
+
+    num_llms: int
+    max_deployed: int
+    horizon: int
+    num_stages: int
+    budget: float
+    alpha: tuple[float, ...]
+    cost_low: float
+    cost_high: float
+    context_dim: int = 0
+    has_prices: bool = False
+
+
+class Agent(ABC):
+    """An online decision maker.
+
+    Subclasses take the problem, a seed and keyword settings with defaults. All of an agent's
+    randomness comes from ``self.rng``, so a run is reproduced from its seed.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    """
+
+    kind: ClassVar[str] = "queueing"
+    """The family of tasks the agent plays."""
+
+    def __init__(self, problem: QueueProblem, seed: int) -> None:
+        self.problem = problem
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def act(self, observation: Observation) -> Action:
+        """Choose an action for the observation (an element of the environment's action space)."""
+
+    def update(  # noqa: B027 - agents that do not learn have nothing to do here
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn from one step: the action taken on ``observation`` and what came of it."""
+
+
+class DeployAgent(Agent):
+    """An online decision maker of a deployment task.
+
+    ``act`` returns int64, shape (N + 1,): N deployment bits, read at update points only, and the
+    LLM that answers the query.
+
+    Parameters
+    ----------
+    problem : DeployProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    """
+
+    kind: ClassVar[str] = "deployment"
+    problem: DeployProblem  # type: ignore[assignment]  # each kind of task has its own parameters
+
+    def __init__(self, problem: DeployProblem, seed: int) -> None:
+        self.problem = problem
+        self.rng = np.random.default_rng(seed)
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """A registered agent: where its class lives, its settings and its source.
+
+    Attributes
+    ----------
+    name : str
+        Name on the leaderboard.
+    target : str
+        ``"module:Class"``, imported when the agent is made.
+    settings : Mapping[str, Any]
+        Keyword settings passed to the class, JSON-plain.
+    source : str
+        The paper or package the agent comes from.
+    """
+
+    name: str
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def load(self) -> type[Agent]:
+        """Import the agent's class.
+
+        Raises
+        ------
+        ValueError
+            If ``target`` names no class with ``act`` and ``update``.
+        """
+        module_name, _, attribute = self.target.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name.split(".")[0] and error.name != module_name:
+                raise
+            raise ValueError(
+                f"agent={self.target!r}: there is no module {module_name!r}; "
+                "install it or run from the folder that holds it"
+            ) from error
+        cls = getattr(module, attribute, None)
+        if not callable(cls) or not hasattr(cls, "act") or not hasattr(cls, "update"):
+            raise ValueError(
+                f"agent={self.target!r}: {attribute!r} in {module_name!r} is not a class "
+                "with act(observation) and update(...)"
+            )
+        return cls  # type: ignore[no-any-return]
+
+
+_REGISTRY: dict[str, AgentSpec] = {}
+
+
+def register(name: str, target: str, source: str = "", **settings: Any) -> None:
+    """Add an agent to the registry.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+    if name in _REGISTRY:
+        raise ValueError(
+            f"agent name {name!r} is taken by {_REGISTRY[name].target}; choose another"
+        )
+    _REGISTRY[name] = AgentSpec(name, target, settings, source)
+
+
+def registered_agents() -> Iterator[AgentSpec]:
+    """All registered agents, built-in ones first, then those of installed entry points."""
+    yield from _REGISTRY.values()
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name not in _REGISTRY:
+            yield AgentSpec(point.name, point.value, {}, f"entry point of {point.module}")
+
+
+def agent_spec(name: str) -> AgentSpec:
+    """Look an agent up by its registered name or by ``"module:Class"``.
+
+    Raises
+    ------
+    ValueError
+        If no agent has that name; the message names the nearest known one.
+    """
+    if ":" in name:
+        return AgentSpec(name, name, {}, "third party")
+    known = {spec.name: spec for spec in registered_agents()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"agent={name!r} is not known{hint} "
+            "`llmqueue-bench agents` lists the names; 'module:Class' takes your own"
+        )
+    return known[name]
+
+
+def make_agent(
+    name: str, problem: QueueProblem | DeployProblem, seed: int, **settings: Any
+) -> Agent:
+    """Build an agent by name; ``settings`` override the registered ones.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, the agent plays another kind of task, or a setting is not one the
+        agent takes.
+    """
+    spec = agent_spec(name)
+    cls: Any = spec.load()
+    kind = "deployment" if isinstance(problem, DeployProblem) else "queueing"
+    if getattr(cls, "kind", kind) != kind:
+        raise ValueError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
+    try:
+        agent: Agent = cls(problem, seed, **{**spec.settings, **settings})
+    except TypeError as error:
+        raise ValueError(f"agent={name!r}: {error}") from error
+    return agent

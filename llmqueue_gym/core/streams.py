@@ -1,0 +1,83 @@
+"""Seeded random streams: one generator per lane and purpose, drawn in blocks.
+
+A draw depends on the seed and the slot only, never on the actions, so policies are coupled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 256
+"""Slots drawn at a time; the values do not depend on it."""
+
+NEAR = 16
+"""Slots laid out for reading at a time: two cache lines of a lane's draws."""
+
+
+class UniformStreams:
+    """Uniform draws in [0, 1) for every lane, one column of purposes per slot.
+
+    All lanes share a position in the block. A lane that is reset in the middle of a block draws
+    the rest of that block from its new generators, so lane i sees the same numbers whatever the
+    other lanes do.
+
+    Parameters
+    ----------
+    num_streams : int
+        Independent purposes (arrivals, contexts, outcomes, ...).
+    num_lanes : int
+        Independent copies of the problem, B.
+    """
+
+    def __init__(self, num_streams: int, num_lanes: int) -> None:
+        self._generators: list[Sequence[np.random.Generator]] = [()] * num_lanes
+        self._block = np.zeros((num_streams, num_lanes, BLOCK))
+        # The next slots, slot first: columns of the block are too far apart to be read singly.
+        self._near = np.zeros((0, num_streams, num_lanes))
+        self._near_start = 0
+        self._position = 0
+
+    def reset(self, lane: int, generators: Sequence[np.random.Generator]) -> None:
+        """Give a lane new generators, one per stream; its next draw is their first."""
+        self._generators[lane] = generators
+        self._fill(lane, self._position)
+        self._forget()
+
+    def _fill(self, lane: int, start: int) -> None:
+        for stream, generator in enumerate(self._generators[lane]):
+            generator.random(out=self._block[stream, lane, start:])
+
+    def _forget(self) -> None:
+        self._near = self._near[:0]
+        self._near_list: list[list[float]] = []
+
+    def _advance(self) -> int:
+        """Move to the next slot and return its place among the near ones."""
+        if self._position == BLOCK:
+            self._position = 0
+            for lane in range(len(self._generators)):
+                self._fill(lane, 0)
+            self._forget()
+        place = self._position - self._near_start
+        if not 0 <= place < len(self._near):
+            self._near_start, place = self._position, 0
+            ahead = self._block[:, :, self._position : self._position + NEAR]
+            self._near = np.ascontiguousarray(ahead.transpose(2, 0, 1))
+            self._near_list = []
+        self._position += 1
+        return place
+
+    def draw(self) -> NDArray[np.float64]:
+        """Return the draws of the next slot, shape (num_streams, B)."""
+        place = self._advance()
+        return self._near[place]
+
+    def draw_single(self) -> list[float]:
+        """Return the draws of the next slot of lane 0 as Python floats, one per stream."""
+        place = self._advance()
+        if not self._near_list:
+            self._near_list = self._near[:, :, 0].tolist()
+        return self._near_list[place]

@@ -1,0 +1,167 @@
+"""Workloads: where queries and LLMs come from.
+
+`make_workload` builds one from a JSON-plain spec; every source becomes the same finite population.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.workloads.pool import (
+    Accept,
+    PoolWorkload,
+    QueryPool,
+    check_count,
+    unknown_name,
+)
+from llmqueue_gym.workloads.sources.paretobandit import (
+    paretobandit_fingerprint,
+    paretobandit_workload,
+)
+from llmqueue_gym.workloads.sources.synthetic import Synthetic
+from llmqueue_gym.workloads.sources.table import table_fingerprint, table_workload
+
+__all__ = [
+    "Accept",
+    "PoolWorkload",
+    "QueryPool",
+    "Synthetic",
+    "Workload",
+    "fingerprint",
+    "make_workload",
+]
+
+
+class Workload(Protocol):
+    """A distribution over problem instances, each a finite population of queries.
+
+    Arrivals are drawn from an instance's P rows uniformly, with replacement. A finite population,
+    also for synthetic queries, gives every workload one shape (a table of contexts and a table of
+    utilities), makes the capacity 1/E[1/p*] an exact mean over rows instead of an estimate, and
+    turns a step of a vector environment into a gather.
+    """
+
+    @property
+    def llms(self) -> tuple[str, ...]:
+        """Names of the N LLMs."""
+
+    @property
+    def context_dim(self) -> int:
+        """Length of a context, d."""
+
+    @property
+    def pool_size(self) -> int:
+        """Rows of every drawn instance, P; constant."""
+
+    def draw(
+        self, rng: np.random.Generator, accept: Accept | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Draw one problem instance: contexts (P, d) and utilities (P, N).
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness; equal generators give equal instances.
+        accept : callable, optional
+            Utilities (n, N) -> keep (n,); only queries that satisfy it enter the instance.
+
+        Raises
+        ------
+        ValueError
+            If (nearly) no query is accepted.
+        """
+
+
+_SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = {
+    "synthetic": (Synthetic, lambda **_: ""),
+    "paretobandit": (paretobandit_workload, lambda **_: paretobandit_fingerprint()),
+    "table": (table_workload, table_fingerprint),
+}
+_SIZES = ("num_llms", "context_dim")
+
+
+def make_workload(
+    spec: str | Mapping[str, Any],
+    *,
+    num_llms: int | None,
+    context_dim: int | None,
+    assortment_size: int,
+) -> Workload:
+    """Build a workload from its spec.
+
+    Parameters
+    ----------
+    spec : str or mapping
+        Name of a source (``"synthetic"``, ``"paretobandit"``, ``"table"``), or a mapping with its
+        name under ``"source"`` and its options beside it, for example
+        ``{"source": "synthetic", "kind": "specialists"}``.
+    num_llms, context_dim : int or None
+        Sizes asked for; None takes the source's own. Both may also stand in the spec.
+    assortment_size : int
+        LLMs shown at a time, K; at most the number of LLMs.
+
+    Raises
+    ------
+    ValueError
+        If the source or an option is unknown (the nearest known name is suggested), an option is
+        out of range, or the sizes contradict the data.
+    ImportError
+        If the source needs a package that is not installed.
+    """
+    source, options = _read_spec(spec)
+    sizes = {"num_llms": num_llms, "context_dim": context_dim}
+    for name in _SIZES:
+        inside = options.pop(name, None)
+        if inside is not None and sizes[name] not in (None, inside):
+            raise ValueError(f"{name}={sizes[name]!r}, but the workload says {inside!r}; drop one")
+        given = inside if sizes[name] is None else sizes[name]
+        sizes[name] = None if given is None else check_count(name, given)
+    factory = _SOURCES[source][0]
+    taken = inspect.signature(factory).parameters
+    options |= {name: value for name, value in sizes.items() if name in taken and value is not None}
+    workload = factory(**options)
+    count = len(workload.llms)
+    if sizes["num_llms"] not in (None, count):
+        raise ValueError(
+            f"num_llms={sizes['num_llms']}, but workload {source!r} has {count} LLMs "
+            f"({', '.join(workload.llms)}); leave num_llms out"
+        )
+    if check_count("assortment_size", assortment_size) > count:
+        raise ValueError(f"assortment_size={assortment_size} exceeds the {count} LLMs; lower it")
+    return workload
+
+
+def fingerprint(spec: str | Mapping[str, Any]) -> str:
+    """Hash of the data behind a spec; empty for data that follow from the spec alone.
+
+    The SHA-256 of a table's file; of the version and the files of the paretobandit package.
+    """
+    source, options = _read_spec(spec)
+    return _SOURCES[source][1](**options)
+
+
+def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
+    """Split a spec into source and options, and check the names."""
+    if isinstance(spec, str):
+        spec = {"source": spec}
+    if not isinstance(spec, Mapping) or "source" not in spec:
+        raise ValueError(
+            f"workload={spec!r} must be the name of a source or a mapping with the key 'source'"
+        )
+    options = dict(spec)
+    source = options.pop("source")
+    if not isinstance(source, str) or source not in _SOURCES:
+        raise unknown_name("workload source", source, _SOURCES)
+    parameters = inspect.signature(_SOURCES[source][0]).parameters
+    for name in options:
+        if name not in parameters and name not in _SIZES:
+            raise unknown_name(f"option of workload {source!r}", name, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ValueError(f"workload {source!r} needs the option {name!r}")
+    return source, options

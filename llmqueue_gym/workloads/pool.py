@@ -1,0 +1,265 @@
+"""QueryPool, the one shape every data set becomes, and the workload that draws instances from it.
+
+A pool is a table: one row per real query, one column per LLM, with quality and, if known, cost.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Accept = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
+"""A predicate on queries: utilities (n, N) -> keep (n,)."""
+
+MIN_ACCEPTED_ROWS = 0.01
+"""Smallest share of a table's queries that `draw(accept=...)` may leave."""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """Error for a name that is not known; the message gives the nearest known one."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(f"{what} {name!r} is not known; {hint}known: {', '.join(names)}")
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` as an int of at least ``minimum``, or raise a ValueError naming it."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = minimum - 1
+    if isinstance(value, bool) or count < minimum:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
+    return count
+
+
+def too_few_accepted(kept: int, seen: int) -> ValueError:
+    """Error for an ``accept`` predicate that (nearly) no query satisfies."""
+    return ValueError(
+        f"slack: only {kept} of {seen} queries have an assortment that departs fast enough; "
+        "lower slack or the arrival_rate"
+    )
+
+
+def _first(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    row, column = np.argwhere(mask)[0]
+    return int(row), int(column)
+
+
+def _check_scores(
+    name: str, values: NDArray[np.float64], llms: tuple[str, ...], high: float
+) -> None:
+    """Check the scores (P, N): finite and in [0, high]."""
+    for wrong, rule in (
+        (~np.isfinite(values), "must be a finite number"),
+        ((values < 0) | (values > high), f"is outside [0, {high:g}]; rescale the column"),
+    ):
+        if wrong.any():
+            row, column = _first(wrong)
+            raise ValueError(
+                f"{name} of row {row}, LLM {llms[column]!r}, is {values[row, column]}: {rule}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPool:
+    """Real queries with the quality and cost of every LLM on each.
+
+    The arrays are copied and made read-only, because pools are shared between environments.
+
+    Attributes
+    ----------
+    contexts : ndarray of float32, shape (P, d)
+        Context vector of each query.
+    quality : ndarray of float64, shape (P, N)
+        Quality q_ij of LLM j's answer to query i, in [0, 1].
+    cost : ndarray of float64, shape (P, N), or None
+        Cost c_ij in USD, non-negative; None if the source records none.
+    llms : tuple of str
+        Distinct names of the N LLMs.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a name repeats, or a number is not finite or out of range; the message
+        names the row and the LLM.
+    """
+
+    contexts: NDArray[np.float32]
+    quality: NDArray[np.float64]
+    cost: NDArray[np.float64] | None
+    llms: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        llms = tuple(self.llms)
+        if not llms or not all(isinstance(name, str) and name for name in llms):
+            raise ValueError(f"llms={llms!r} must be one or more non-empty names")
+        repeated = sorted({name for name in llms if llms.count(name) > 1})
+        if repeated:
+            raise ValueError(f"llms: {repeated[0]!r} appears more than once; names must differ")
+        with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
+            contexts = np.array(self.contexts, dtype=np.float32)
+        if contexts.ndim != 2 or 0 in contexts.shape:
+            raise ValueError(
+                f"contexts has shape {contexts.shape}, expected (queries, d), not empty"
+            )
+        if not np.isfinite(contexts).all():
+            row, column = _first(~np.isfinite(contexts))
+            raise ValueError(
+                f"contexts of row {row}, coordinate {column}, must be a finite float32"
+            )
+        object.__setattr__(self, "llms", llms)
+        self._freeze("contexts", contexts)
+        for name, high in (("quality", 1.0), ("cost", np.inf)):
+            given = getattr(self, name)
+            if given is None and name == "cost":
+                continue
+            values = np.array(given, dtype=np.float64)
+            if values.shape != (len(contexts), len(llms)):
+                raise ValueError(
+                    f"{name} has shape {values.shape}, expected {(len(contexts), len(llms))}: "
+                    "one row per context, one column per LLM"
+                )
+            _check_scores(name, values, llms, high)
+            self._freeze(name, values)
+
+    def _freeze(self, name: str, values: NDArray[Any]) -> None:
+        values.flags.writeable = False
+        object.__setattr__(self, name, values)
+
+    def utilities(
+        self, cost_weight: float = 0.0, r_lo: float = 0.1, r_hi: float = 0.99
+    ) -> NDArray[np.float64]:
+        """MNL utilities u_ij of LLM j for query i, shape (P, N).
+
+        With v = q - cost_weight * c and v01 = (v - min v) / (max v - min v) over the whole table,
+        the rate at which j alone satisfies i is r = r_lo + (r_hi - r_lo) v01, and u = logit(r).
+
+        Parameters
+        ----------
+        cost_weight : float
+            Quality given up per USD (lambda of the paper), at least 0.
+        r_lo, r_hi : float
+            Success rates of the worst and the best entry, 0 < r_lo < r_hi < 1.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, the pool has no costs to weigh, or the table is
+            constant, so that no scale is defined.
+        """
+        if not 0.0 < r_lo < r_hi < 1.0:
+            raise ValueError(f"r_lo={r_lo!r}, r_hi={r_hi!r} must satisfy 0 < r_lo < r_hi < 1")
+        value = self.quality
+        if check_cost_weight(cost_weight):
+            if self.cost is None:
+                raise ValueError(
+                    f"cost_weight={cost_weight!r} needs costs, and this table has none; "
+                    "name its cost columns with `cost` or leave cost_weight at 0"
+                )
+            with np.errstate(over="ignore"):
+                value = self.quality - cost_weight * self.cost
+        low, high = float(value.min()), float(value.max())
+        if not np.isfinite(high - low):
+            raise ValueError(f"cost_weight={cost_weight!r} times the costs is not finite; lower it")
+        if high == low:
+            raise ValueError(
+                f"quality - cost_weight * cost is {low} for every query and LLM "
+                f"(cost_weight={cost_weight!r}), so LLMs cannot be told apart; check the columns"
+            )
+        share = (value - low) / (high - low)
+        rate = np.clip(r_lo + (r_hi - r_lo) * share, r_lo, r_hi)
+        return np.log(rate / (1.0 - rate))
+
+
+def check_cost_weight(cost_weight: Any) -> float:
+    """Return the cost weight if it is a finite number of at least 0, or raise a ValueError."""
+    number = isinstance(cost_weight, int | float | np.number) and not isinstance(cost_weight, bool)
+    if not number or not 0.0 <= cost_weight < np.inf:
+        raise ValueError(f"cost_weight={cost_weight!r} must be a finite number of at least 0")
+    return float(cost_weight)
+
+
+class PoolWorkload:
+    """Instances made of real queries: each is a fresh subset of the pool's online rows.
+
+    Parameters
+    ----------
+    pool : QueryPool
+        All rows of the table; utilities are normalised over all of them.
+    online : ndarray of int, shape (n,), optional
+        Rows that may arrive; the others served to fit the text embedding. Default: all.
+    cost_weight : float
+        Quality given up per USD; see `QueryPool.utilities`.
+    pool_size : int
+        Queries per instance, drawn without replacement; all online rows if there are fewer.
+
+    Attributes
+    ----------
+    llms : tuple of str
+        Names of the LLMs.
+    context_dim : int
+        Length of a context, d.
+    pool_size : int
+        Rows of every drawn instance, P.
+    """
+
+    def __init__(
+        self,
+        pool: QueryPool,
+        online: NDArray[np.int64] | None = None,
+        *,
+        cost_weight: float = 0.0,
+        pool_size: int = 1000,
+    ) -> None:
+        self._rows = np.arange(len(pool.contexts)) if online is None else online
+        if not len(self._rows):
+            raise ValueError(
+                f"none of the table's {len(pool.contexts)} texts is in the online split "
+                "(about 75% of the texts); give more queries"
+            )
+        self._contexts = pool.contexts
+        self._utilities = pool.utilities(cost_weight)
+        self.llms = pool.llms
+        self.context_dim: int = pool.contexts.shape[1]
+        self.pool_size = min(check_count("pool_size", pool_size), len(self._rows))
+
+    def draw(
+        self, rng: np.random.Generator, accept: Accept | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Draw one problem instance: ``pool_size`` online rows.
+
+        With ``accept``, only rows that satisfy it. If they are fewer than ``pool_size``, they are
+        repeated evenly (counts differ by at most one), so that the size stays constant.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness.
+        accept : callable, optional
+            Utilities (n, N) -> keep (n,).
+
+        Returns
+        -------
+        contexts : ndarray of float32, shape (P, d)
+        utilities : ndarray of float64, shape (P, N)
+
+        Raises
+        ------
+        ValueError
+            If less than 1% of the online rows are accepted.
+        """
+        rows = self._rows
+        if accept is not None:
+            rows = rows[accept(self._utilities[rows])]
+            if len(rows) < MIN_ACCEPTED_ROWS * len(self._rows) or not len(rows):
+                raise too_few_accepted(len(rows), len(self._rows))
+        chosen = np.resize(rng.permutation(rows), self.pool_size)
+        return self._contexts[chosen], self._utilities[chosen]

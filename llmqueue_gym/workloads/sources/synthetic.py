@@ -1,0 +1,166 @@
+"""Synthetic workloads: linear utilities u_j(x) = x . theta_j + b with drawn contexts.
+
+Three kinds, from the published instance to two that are harder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.workloads.pool import Accept, check_count, too_few_accepted, unknown_name
+
+Contexts = NDArray[np.float32]
+Linear = tuple[NDArray[np.float64], float, Callable[[int], Contexts]]
+"""theta (N, d), intercept b, and a sampler n -> contexts (n, d)."""
+
+_SPREAD = 0.35  # of a cluster of `specialists` around its centre
+_LOOKALIKE_SCALE = 1.2  # of what tells the LLMs of `lookalike` apart
+_MIN_ACCEPTED = 1e-3  # below this share of accepted queries a draw gives up
+
+
+def _unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def _uniform(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
+    """Entries of contexts and parameters are U(-1, 1)."""
+    theta = rng.uniform(-1.0, 1.0, (num_llms, dim))
+    return theta, 0.0, lambda n: 2.0 * rng.random((n, dim), dtype=np.float32) - np.float32(1.0)
+
+
+def _specialists(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
+    """Clusters of contexts with one LLM good at each."""
+    centres = _unit(rng.standard_normal((num_llms, dim)))
+
+    def sample(n: int) -> Contexts:
+        x = rng.standard_normal((n, dim), dtype=np.float32)
+        x *= np.float32(_SPREAD / np.sqrt(dim))
+        x += centres.astype(np.float32)[rng.integers(num_llms, size=n)]
+        return _unit(x).astype(np.float32, copy=False)
+
+    return 4.0 * centres - centres.mean(axis=0), -1.0, sample
+
+
+def _lookalike(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
+    """Parameters of all LLMs scatter around a shared one; the last coordinate is constant."""
+    shared = rng.standard_normal(dim)
+    theta = shared + _LOOKALIKE_SCALE * rng.standard_normal((num_llms, dim))
+
+    def sample(n: int) -> Contexts:
+        x = np.empty((n, dim), dtype=np.float32)
+        x[:, :-1] = _unit(rng.standard_normal((n, dim - 1), dtype=np.float32))
+        x[:, :-1] *= np.float32(np.sqrt(1.0 - 1.0 / dim))
+        x[:, -1] = np.float32(np.sqrt(1.0 / dim))
+        return x
+
+    return theta, 0.0, sample
+
+
+_KINDS: dict[str, Callable[[np.random.Generator, int, int], Linear]] = {
+    "uniform": _uniform,
+    "specialists": _specialists,
+    "lookalike": _lookalike,
+}
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A random linear instance.
+
+    ===========  ==================================================================================
+    kind         instance
+    ===========  ==================================================================================
+    uniform      entries of x and theta_j are U(-1, 1), u_j = x . theta_j (the published instance)
+    specialists  N unit centres C_j; x = a centre + 0.35 N(0, I/d), normalised;
+                 u_j = 4 x . C_j - x . mean(C) - 1
+    lookalike    theta_j = theta_0 + 1.2 N(0, I), theta_0 ~ N(0, I), u_j = x . theta_j;
+                 x = (sqrt(1 - 1/d) v, sqrt(1/d)), v uniform on the unit sphere of R^(d-1)
+    ===========  ==================================================================================
+
+    The whole vector of `lookalike`, its constant last coordinate included, has norm 1, and
+    sqrt(1/d) gives the constant the same mean square as every other coordinate, E[x x^T] = I/d (R).
+    The utilities are computed from the float32 contexts the agents see.
+
+    Attributes
+    ----------
+    kind : str
+        One of the above.
+    num_llms : int
+        Number of LLMs, N.
+    context_dim : int
+        Length of a context, d; at least 2 for `lookalike`.
+    pool_size : int
+        Queries per instance, P.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown or a size is not a positive integer.
+    """
+
+    kind: str = "uniform"
+    num_llms: int = 5
+    context_dim: int = 5
+    pool_size: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise unknown_name("kind", self.kind, _KINDS)
+        check_count("num_llms", self.num_llms)
+        check_count("context_dim", self.context_dim, 2 if self.kind == "lookalike" else 1)
+        check_count("pool_size", self.pool_size)
+
+    @property
+    def llms(self) -> tuple[str, ...]:
+        """Names of the LLMs."""
+        return tuple(f"llm-{j}" for j in range(self.num_llms))
+
+    def draw(
+        self, rng: np.random.Generator, accept: Accept | None = None
+    ) -> tuple[Contexts, NDArray[np.float64]]:
+        """Draw one problem instance: parameters first, then ``pool_size`` contexts.
+
+        With ``accept``, contexts are redrawn until it holds for all of them; the parameters stay.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness.
+        accept : callable, optional
+            Utilities (n, N) -> keep (n,).
+
+        Returns
+        -------
+        contexts : ndarray of float32, shape (P, d)
+        utilities : ndarray of float64, shape (P, N)
+
+        Raises
+        ------
+        ValueError
+            If fewer than one query in 1000 is accepted.
+        """
+        theta, intercept, sample = _KINDS[self.kind](rng, self.num_llms, self.context_dim)
+        if accept is None:
+            contexts = sample(self.pool_size)
+            return contexts, contexts @ theta.T + intercept
+        batch = max(self.pool_size, 1024)
+        parts: list[tuple[Contexts, NDArray[np.float64]]] = []
+        kept = seen = 0
+        while kept < self.pool_size:
+            contexts = sample(batch)
+            utilities = contexts @ theta.T + intercept
+            keep = accept(utilities)
+            parts.append((contexts[keep], utilities[keep]))
+            kept += len(parts[-1][0])
+            seen += batch
+            if seen >= 20 * batch and kept < _MIN_ACCEPTED * seen:
+                raise too_few_accepted(kept, seen)
+        drawn, values = (
+            np.concatenate(column)[: self.pool_size] for column in zip(*parts, strict=True)
+        )
+        return drawn, values

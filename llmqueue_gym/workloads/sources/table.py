@@ -1,0 +1,321 @@
+"""Any table of queries: CSV, JSONL or Parquet with a text or embedding column and scores per LLM.
+
+Every error names the file, the row (CSV, Parquet) or line (JSONL), counted from 1, and the column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.workloads.embeddings import text_pool
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
+
+Row = dict[str, Any]
+Columns = str | tuple[tuple[str, str], ...]
+"""Where scores are: the name of one column of {LLM: score} objects, or (LLM, column) pairs."""
+
+_JSONL = (".jsonl", ".ndjson")
+_SUFFIXES = (".csv", *_JSONL, ".parquet")
+
+
+def table_workload(
+    path: str,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    text: str | None = None,
+    embedding: str | None = None,
+    cost: Mapping[str, str] | Sequence[str] | str | None = None,
+    context_dim: int | None = None,
+    cost_weight: float = 0.0,
+    pool_size: int = 1000,
+) -> PoolWorkload:
+    """Workload of the queries in a file.
+
+    Parameters
+    ----------
+    path : str
+        A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` file.
+    quality : mapping, list of str or str
+        Where the quality of each LLM is, in [0, 1]: a mapping LLM -> column, a list of columns
+        named like the LLMs, or the name of one column of JSON objects (structs) {LLM: score}.
+        A list sets the order of the LLMs; otherwise they are sorted by name.
+    text : str, optional
+        Column of the queries' texts; see `llmqueue_gym.workloads.embeddings`. About a quarter of
+        the texts only serve to fit the embedding; the rest arrive.
+    embedding : str, optional
+        Column of ready context vectors, used as they are: lists of numbers (in CSV a JSON list).
+        Exactly one of ``text`` and ``embedding`` is given. Nothing is fitted, so all rows arrive.
+    cost : mapping, list of str or str, optional
+        Likewise the cost in USD; a list follows the order of the list ``quality``.
+    context_dim : int, optional
+        Length of a context; 64 by default for text, given by the column for an embedding.
+    cost_weight, pool_size
+        See `llmqueue_gym.workloads.pool.PoolWorkload`.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read in full, a column is missing or a value is not what it must be.
+    ImportError
+        If reading the format, or embedding its text, needs a package that is not installed.
+    """
+    source = _find(path)
+    if (text is None) == (embedding is None):
+        raise ValueError(
+            f"text={text!r}, embedding={embedding!r}: name exactly one of the two columns"
+        )
+    pairs = _columns("quality", quality)
+    costs = None if cost is None else _columns("cost", cost)
+    if isinstance(cost, list | tuple) and costs is not None:
+        if not isinstance(quality, list | tuple) or len(quality) != len(cost):
+            raise ValueError(
+                f"cost={cost!r}: a list needs a list `quality` of the same length; "
+                "give a mapping LLM -> column instead"
+            )
+        costs = tuple(zip(quality, cost, strict=True))
+    layout = _Layout(str(source), text, embedding, pairs, costs)
+    stat = source.stat()
+    pool, online = _load(layout, context_dim, (stat.st_mtime_ns, stat.st_size))
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+
+
+def table_fingerprint(path: str, **_: Any) -> str:
+    """SHA-256 of the file."""
+    with _find(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    r"""Yield (place, object) for the lines of a JSONL file, split on "\n" only; blank lines skip.
+
+    Other line separators, such as U+2028, may stand unescaped inside a JSON string.
+    """
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{place}: not a JSON object ({error}); is the file cut off?"
+            ) from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{place}: expected a JSON object, not {_show(record)}")
+        yield place, record
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which file, and what its columns mean."""
+
+    path: str
+    text: str | None
+    embedding: str | None
+    quality: Columns
+    cost: Columns | None
+
+
+@dataclass
+class _Parsed:
+    """What has been read so far, one entry a row."""
+
+    texts: list[str] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    quality: list[list[float]] = field(default_factory=list)
+    cost: list[list[float]] = field(default_factory=list)
+    llms: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=8)
+def _load(
+    layout: _Layout, context_dim: int | None, stamp: tuple[int, int]
+) -> tuple[QueryPool, NDArray[np.int64] | None]:
+    """Pool and online rows (None: all); the stamp makes a changed file a new cache entry."""
+    parsed = _parse(layout)
+    quality = np.array(parsed.quality, dtype=np.float64)
+    cost = None if layout.cost is None else np.array(parsed.cost, dtype=np.float64)
+    if layout.text is not None:
+        return text_pool(parsed.texts, quality, cost, parsed.llms, context_dim)
+    vectors = np.stack(parsed.vectors)
+    if context_dim is not None and context_dim != vectors.shape[1]:
+        raise ValueError(
+            f"context_dim={context_dim}, but the vectors in column {layout.embedding!r} of "
+            f"{layout.path} have length {vectors.shape[1]}; leave context_dim out"
+        )
+    return QueryPool(vectors, quality, cost, parsed.llms), None
+
+
+def _parse(layout: _Layout) -> _Parsed:
+    parsed = _Parsed()
+    for place, row in _rows(Path(layout.path)):
+        if layout.text is not None:
+            parsed.texts.append(_text(row, layout.text, place))
+        if layout.embedding is not None:
+            vector = _vector(row, layout.embedding, place)
+            if parsed.vectors and len(vector) != len(parsed.vectors[0]):
+                raise ValueError(
+                    f"{place}: column {layout.embedding!r} has a vector of length {len(vector)}, "
+                    f"but the first row's has {len(parsed.vectors[0])}"
+                )
+            parsed.vectors.append(vector)
+        found = _scores(row, layout.quality, place)
+        if not parsed.llms:
+            ordered = found if not isinstance(layout.quality, str) else sorted(found)
+            parsed.llms = tuple(ordered)
+        parsed.quality.append(_numbers(found, parsed.llms, layout.quality, place, 1.0))
+        if layout.cost is not None:
+            found = _scores(row, layout.cost, place)
+            parsed.cost.append(_numbers(found, parsed.llms, layout.cost, place, np.inf))
+    if not parsed.quality:
+        raise ValueError(f"{layout.path}: the file has no rows")
+    return parsed
+
+
+def _find(path: object) -> Path:
+    if not isinstance(path, str) or not Path(path).expanduser().is_file():
+        raise ValueError(f"path={path!r}: there is no such file")
+    found = Path(path).expanduser().resolve()
+    if found.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"path={path!r}: the name must end in one of {', '.join(_SUFFIXES)}")
+    return found
+
+
+def _columns(option: str, value: object) -> Columns:
+    """Bring the three ways to name score columns into one hashable form."""
+    pairs: tuple[tuple[Any, Any], ...]
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, Mapping):
+        pairs = tuple(value.items())
+    elif isinstance(value, list | tuple):
+        pairs = tuple((name, name) for name in value)
+    else:
+        pairs = ()
+    if not pairs or not all(isinstance(name, str) and name for pair in pairs for name in pair):
+        raise ValueError(
+            f"{option}={value!r} must be a mapping LLM -> column, a list of columns, or one column"
+        )
+    llms = [llm for llm, _ in pairs]
+    repeated = [llm for llm in llms if llms.count(llm) > 1]
+    if repeated:
+        raise ValueError(f"{option}={value!r} names {repeated[0]!r} more than once")
+    return tuple(sorted(pairs)) if isinstance(value, Mapping) else pairs
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield (place, row) of a file of any of the formats."""
+    if path.suffix.lower() in _JSONL:
+        yield from read_jsonl(path)
+        return
+    try:
+        import polars as pl
+    except ImportError as error:
+        raise ImportError(
+            f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
+        ) from error
+    csv = path.suffix.lower() == ".csv"
+    try:
+        # CSV cells stay text: a wrong one is then reported with its row and column
+        frame = pl.read_csv(path, infer_schema=False) if csv else pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path}: not a complete {path.suffix[1:]} file ({reason}); is it empty or cut off?"
+        ) from error
+    repeated = [name for name in frame.columns if csv and "_duplicated_" in name]
+    if repeated:  # polars renames the second one
+        name = repeated[0].partition("_duplicated_")[0]
+        raise ValueError(f"{path}: the header names column {name!r} more than once")
+    for number, row in enumerate(frame.iter_rows(named=True), start=1):
+        if not csv or any(cell is not None for cell in row.values()):
+            yield f"{path}, row {number}", row
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _cell(row: Row, column: str, place: str) -> Any:
+    if column not in row:
+        raise unknown_name(f"{place}: column", column, row)
+    if row[column] is None:
+        raise ValueError(f"{place}: column {column!r} is empty")
+    return row[column]
+
+
+def _json_cell(row: Row, column: str, place: str) -> Any:
+    """Value of a cell that may hold JSON as a string, as CSV cells do."""
+    cell = _cell(row, column, place)
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: column {column!r} is not JSON: {_show(cell)}") from error
+
+
+def _text(row: Row, column: str, place: str) -> str:
+    cell = _cell(row, column, place)
+    if not isinstance(cell, str):
+        raise ValueError(f"{place}: column {column!r} must hold text, not {_show(cell)}")
+    return cell
+
+
+def _vector(row: Row, column: str, place: str) -> NDArray[np.float32]:
+    cell = _json_cell(row, column, place)
+    try:
+        with np.errstate(over="ignore"):
+            vector = np.asarray(cell, dtype=np.float64).astype(np.float32)
+    except (TypeError, ValueError, OverflowError):
+        vector = np.empty((0, 0), dtype=np.float32)
+    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+        raise ValueError(
+            f"{place}: column {column!r} must be a list of finite numbers, not {_show(cell)}"
+        )
+    return vector
+
+
+def _scores(row: Row, columns: Columns, place: str) -> Row:
+    """Raw scores {LLM: value} of one row."""
+    if not isinstance(columns, str):
+        return {llm: _cell(row, column, place) for llm, column in columns}
+    cell = _json_cell(row, columns, place)
+    if not isinstance(cell, dict) or not cell:
+        raise ValueError(
+            f"{place}: column {columns!r} must be an object {{LLM: score}}, not {_show(cell)}"
+        )
+    return cell
+
+
+def _numbers(
+    found: Row, llms: tuple[str, ...], columns: Columns, place: str, high: float
+) -> list[float]:
+    """Scores of one row in the order of ``llms``, each a number in [0, high]."""
+    extra = sorted(set(found) - set(llms))
+    if extra:
+        raise unknown_name(f"{place}: LLM", extra[0], llms)
+    numbers = []
+    for llm in llms:
+        where = columns if isinstance(columns, str) else dict(columns).get(llm)
+        label = f"{place}: score of LLM {llm!r} in column {where!r}"
+        if found.get(llm) is None:
+            raise ValueError(f"{label} is missing")
+        try:
+            number = float(found[llm])
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{label} is not a number: {_show(found[llm])}") from None
+        if not np.isfinite(number) or not 0.0 <= number <= high:
+            raise ValueError(f"{label} is {number}, expected a number in [0, {high:g}]")
+        numbers.append(number)
+    return numbers

@@ -1,0 +1,208 @@
+"""Laws of the retrial queue: choice probabilities, streams, work conservation, Little's law."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from llmqueue_gym.core.choice import best_assortment, choice_probabilities, departure_rate
+from llmqueue_gym.core.queue import Population, QueueDynamics
+from llmqueue_gym.core.streams import BLOCK, UniformStreams
+
+
+def population(num_queries=64, dim=3, num_llms=5, size=2, seed=0):
+    rng = np.random.default_rng(seed)
+    contexts = rng.uniform(-1, 1, (num_queries, dim)).astype(np.float32)
+    return Population(contexts, rng.normal(size=(num_queries, num_llms)), size)
+
+
+def dynamics(pop, rate, lanes=1, window=8, seed=0):
+    queue = QueueDynamics(lanes, window, pop.assortment_size, pop.contexts.shape[1])
+    streams = [np.random.default_rng(seed + lane).spawn(3) for lane in range(lanes)]
+    queue.reset(range(lanes), [pop] * lanes, [rate] * lanes, streams)
+    return queue
+
+
+@given(st.lists(st.floats(-700, 700), min_size=1, max_size=6))
+def test_choice_probabilities_are_a_distribution_with_the_logit_ratios(utilities):
+    p = choice_probabilities(utilities)
+    assert p.sum() == pytest.approx(1.0)
+    assert np.all(p >= 0)
+    moderate = np.clip(utilities, -30, 30)
+    q = choice_probabilities(moderate)
+    np.testing.assert_allclose(np.log(q[1:] / q[0]), moderate, atol=1e-9)
+    assert departure_rate(np.exp(moderate)) == pytest.approx(1 - q[0], abs=1e-12)
+
+
+def test_best_assortment_equals_enumeration_of_all_subsets():
+    from itertools import combinations
+
+    odds = np.exp(np.random.default_rng(0).normal(size=(40, 6)))
+    for size in (1, 2, 3):
+        llms, rate = best_assortment(odds, size)
+        subsets = list(combinations(range(6), size))
+        values = np.stack([departure_rate(odds[:, list(s)]) for s in subsets], axis=1)
+        np.testing.assert_allclose(rate, values.max(axis=1))
+        for row, best in zip(llms, values.argmax(axis=1), strict=True):
+            assert set(row) == set(subsets[best])
+
+
+def test_streams_do_not_depend_on_the_block_or_the_other_lanes():
+    streams = UniformStreams(2, 3)
+    for lane in range(3):
+        streams.reset(lane, np.random.default_rng(lane).spawn(2))
+    first = [streams.draw().copy() for _ in range(100)]
+    streams.reset(1, np.random.default_rng(9).spawn(2))  # in the middle of a block
+    later = [streams.draw().copy() for _ in range(2 * BLOCK)]
+    whole = np.array(first + later)  # (slots, streams, lanes)
+    for lane in (0, 2):
+        for stream, generator in enumerate(np.random.default_rng(lane).spawn(2)):
+            np.testing.assert_array_equal(whole[:, stream, lane], generator.random(len(whole)))
+    for stream, generator in enumerate(np.random.default_rng(9).spawn(2)):
+        np.testing.assert_array_equal(whole[100:, stream, 1], generator.random(2 * BLOCK))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    window=st.integers(1, 6),
+    size=st.integers(1, 3),
+    rate=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+)
+def test_batched_and_plain_python_slots_are_equal_bit_for_bit(window, size, rate, seed):
+    pop = population(size=size, seed=seed)
+    lanes = 4
+    batch = dynamics(pop, rate, lanes, window, seed)
+    singles = [dynamics(pop, rate, 1, window, seed + lane) for lane in range(lanes)]
+    rng = np.random.default_rng(seed)
+    for _ in range(150):
+        slots = rng.integers(0, window, lanes)
+        llms = rng.integers(0, 5, (lanes, size))
+        outcome, seen = batch.step(slots, llms), batch.observe()
+        for lane, single in enumerate(singles):
+            result = single.step_single(int(slots[lane]), llms[lane].tolist())
+            assert result == (outcome.arrived[lane], outcome.served[lane], outcome.kept_llm[lane])
+            for key, value in single.observe_single().items():
+                np.testing.assert_array_equal(value, seen[key][lane], err_msg=key)
+                assert np.asarray(value).dtype == seen[key].dtype
+
+
+@pytest.mark.parametrize("window", [1, 4, 64])
+def test_fifo_order_and_bookkeeping_against_a_naive_list(window):
+    """The window and the backlog are one FIFO list of (query, retrials, arrived, joined)."""
+    pop = population()
+    queue = dynamics(pop, 0.9, window=window, seed=3)
+    rng = np.random.default_rng(0)
+    waiting: list[list[float]] = []
+    for slot_index in range(1500):
+        slot, llms = int(rng.integers(window)), rng.integers(0, 5, 2).tolist()
+        before = queue.window_queries[0].copy()
+        arrived, served, kept = queue.step_single(slot, llms)
+        assert served == (slot < len(waiting))
+        if served:
+            query = waiting.pop(slot)
+            assert before[slot] == query[0]
+            if kept < 0:
+                waiting.append([query[0], query[1] + 1, query[2], slot_index + 1])
+            else:
+                assert kept in llms
+        seen = queue.observe()
+        if arrived:
+            assert len(waiting) == queue.queue_length[0] - 1
+            row = queue.window_queries[0][len(waiting)] if len(waiting) < window else None
+            waiting.append([row, 0, slot_index + 1, slot_index + 1])
+        assert queue.queue_length[0] == len(waiting)
+        now = slot_index + 1
+        for i, (row, retrials, came, joined) in enumerate(waiting[:window]):
+            if row is None:  # it arrived into the backlog; now it shows which query it is
+                waiting[i][0] = row = queue.window_queries[0][i]
+            assert queue.window_queries[0][i] == row
+            np.testing.assert_array_equal(seen["contexts"][0, i], pop.contexts[row])
+            assert seen["retrials"][0, i] == retrials
+            assert seen["age"][0, i] == now - came
+            assert seen["wait"][0, i] == now - joined
+        empty = slice(len(waiting), None)
+        for key in ("contexts", "waiting", "retrials", "age", "wait"):
+            assert not seen[key][0, empty].any()
+        assert seen["waiting"].sum() == min(len(waiting), window)
+
+
+def test_work_is_conserved_and_littles_law_holds_exactly():
+    """Sum of queue lengths over slots = sum of the slots every query spent in the system."""
+    queue = dynamics(population(seed=5), 0.6, window=16, seed=5)
+    rng = np.random.default_rng(1)
+    total_queue, departures, arrivals, sojourn = 0, 0, 0, 0
+    for _ in range(4000):
+        age = queue.observe()["age"][0, 0]
+        arrived, served, kept = queue.step_single(0, rng.permutation(5)[:2].tolist())
+        arrivals += arrived
+        if served and kept >= 0:
+            departures += 1
+            sojourn += int(age) + 1
+        total_queue += int(queue.queue_length[0])
+    left = int(queue.queue_length[0])
+    assert arrivals == departures + left
+    assert left <= 16, "the rest of the law needs every waiting query in sight"
+    seen = queue.observe()
+    sojourn += int(seen["age"][0, :left].sum()) + left
+    assert total_queue == sojourn
+    assert departures > 1000
+
+
+def test_outcome_frequencies_are_the_mnl_probabilities():
+    pop = population(num_queries=1, seed=2)
+    lanes = 512
+    queue = dynamics(pop, 1.0, lanes, window=2, seed=11)
+    llms = np.tile([1, 3], (lanes, 1))
+    slots = np.zeros(lanes, dtype=np.int64)
+    queue.step(slots, llms)
+    kept = np.concatenate([queue.step(slots, llms).kept_llm for _ in range(60)])
+    counts = [np.sum(kept == value) for value in (-1, 1, 3)]
+    expected = choice_probabilities(pop.utilities[0, [1, 3]]) * kept.size
+    assert stats.chisquare(counts, expected).pvalue > 1e-4
+
+
+def test_arrivals_and_populations_do_not_depend_on_the_actions():
+    pop = population()
+    runs = []
+    for action_seed in (0, 1):
+        queue = dynamics(pop, 0.5, lanes=8, window=64, seed=0)
+        rng = np.random.default_rng(action_seed)
+        arrived = []
+        for _ in range(50):
+            slots, llms = rng.integers(0, 64, 8), rng.integers(0, 5, (8, 2))
+            arrived.append(queue.step(slots, llms).arrived)
+        runs.append(np.array(arrived))
+    np.testing.assert_array_equal(runs[0], runs[1])
+
+
+def test_an_outcome_worse_for_one_set_is_a_retrial_for_it_too():
+    """One uniform decides: whoever retries with the better set also retries with the worse."""
+    pop = population(num_queries=1, seed=4)
+    order = np.argsort(pop.utilities[0])
+    lanes = 256
+    retried = []
+    for llms in (order[:2], order[-2:]):
+        queue = dynamics(pop, 1.0, lanes, window=1, seed=0)
+        slots = np.zeros(lanes, dtype=np.int64)
+        queue.step(slots, np.tile(llms, (lanes, 1)))
+        retried.append(queue.step(slots, np.tile(llms, (lanes, 1))).retried)
+    worse, better = retried
+    assert np.all(worse[better])
+    assert worse.sum() > better.sum()
+
+
+def test_truth_seen_by_the_oracle_matches_the_tables():
+    pop = population(size=2)
+    queue = dynamics(pop, 0.9, lanes=6, window=5, seed=1)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        slots, llms = queue.best_actions()
+        rate = queue.departure_rate(slots, llms)
+        np.testing.assert_allclose(rate, queue.best_waiting_rate())
+        other = queue.departure_rate(rng.integers(0, 5, 6), rng.integers(0, 5, (6, 2)))
+        assert np.all(other <= queue.best_waiting_rate() + 1e-15)
+        queue.step(rng.integers(0, 5, 6), rng.integers(0, 5, (6, 2)))
+    assert pop.capacity == pytest.approx(1 / np.mean(1 / pop.best[1]))
+    np.testing.assert_allclose(queue.load, 0.9 / pop.capacity)

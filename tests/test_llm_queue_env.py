@@ -1,0 +1,237 @@
+"""LLMQueue-v0: the Gymnasium contract, lane equality, masks, coupling and its errors."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+from llmqueue_gym.envs import LLMQueueEnv, LLMQueueVectorEnv
+from llmqueue_gym.registration import ENVIRONMENTS
+from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
+
+VARIANTS = [
+    {},
+    {"load": 0.9, "num_llms": 3, "assortment_size": 1, "reward": "departures"},
+    {"arrival_rate": 1.0, "window": 4, "instance_seed": 3, "assortment_size": 3},
+    {"workload": {"source": "synthetic", "kind": "specialists"}, "load": 0.8, "context_dim": 16},
+]
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_every_environment_passes_gymnasiums_checker(env_id):
+    env = gym.make(env_id, disable_env_checker=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_variants_pass_gymnasiums_checker(kwargs):
+    check_env(LLMQueueEnv(**kwargs), skip_render_check=True)
+
+
+def test_stable_baselines3_checker_has_no_warning():
+    checker = pytest.importorskip(
+        "stable_baselines3.common.env_checker", reason="needs the rl extra"
+    )
+    with warnings.catch_warnings():
+        # contexts are (W, d): SB3 recommends one dimension and flattens them itself.
+        warnings.filterwarnings("ignore", "Your observation contexts has an unconventional shape")
+        checker.check_env(LLMQueueEnv(), warn=True)
+    checker.check_env(gym.wrappers.FlattenObservation(LLMQueueEnv()), warn=True)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_vector_lanes_equal_scalar_environments(kwargs, mode):
+    check_lane_equality("LLMQueue-v0", autoreset_mode=mode, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_masks_and_coupling(kwargs):
+    check_masks(gym.make("LLMQueue-v0", **kwargs))
+    check_coupling(lambda: gym.make("LLMQueue-v0", **kwargs))
+
+
+def test_make_without_import_in_a_fresh_process():
+    code = (
+        "import gymnasium as gym\n"
+        "env = gym.make('llmqueue_gym:LLMQueue-v0')\n"
+        "env.reset(seed=0)\n"
+        "print(env.spec.id, env.spec.max_episode_steps)\n"
+        "vec = gym.make_vec('llmqueue_gym:LLMQueue-v0', num_envs=2)\n"
+        "print(type(vec.unwrapped).__name__)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["LLMQueue-v0", "5000", "LLMQueueVectorEnv"]
+
+
+def test_core_dependencies_suffice_for_the_synthetic_environment():
+    """No optional package is imported by making and stepping the default environment."""
+    code = (
+        "import sys, gymnasium as gym, llmqueue_gym\n"
+        "env = gym.make('LLMQueue-v0'); env.reset(seed=0); env.step([0, 0, 1])\n"
+        "extras = 'polars sklearn platformdirs pareto_bandit matplotlib rich typer torch pygame'\n"
+        "print([name for name in extras.split() if name in sys.modules])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_registration_kwargs_are_json_plain_and_the_spec_round_trips():
+    kwargs = {"workload": {"source": "synthetic", "kind": "lookalike"}, "load": 0.9}
+    env = gym.make("LLMQueue-v0", **kwargs)
+    spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
+    again = gym.make(spec)
+    first, _ = env.reset(seed=1)
+    second, _ = again.reset(seed=1)
+    assert json.dumps(env.spec.kwargs) == json.dumps(again.spec.kwargs)
+    np.testing.assert_array_equal(first["contexts"], second["contexts"])
+    assert (env.unwrapped.dynamics.odds == again.unwrapped.dynamics.odds).all()
+
+
+def test_reward_and_info_say_what_the_queue_did():
+    for reward in ("queue_length", "departures"):
+        env = gym.make("LLMQueue-v0", reward=reward, arrival_rate=0.6)
+        observation, info = env.reset(seed=4)
+        env.action_space.seed(4)
+        length = 0
+        for _ in range(500):
+            observation, value, _, _, info = env.step(env.action_space.sample())
+            length += int(info["arrived"]) - int(info["departed"])
+            assert info["queue_length"] == length == observation["queue_length"][0]
+            assert value == (-length if reward == "queue_length" else float(info["departed"]))
+            assert info["served"] == (info["departed"] or info["retried"])
+            code = 0 if not info["served"] else 1 if info["retried"] else 2 + info["kept_llm"]
+            assert observation["feedback"] == code
+            assert not (info["departed"] and info["retried"])
+            assert observation in env.observation_space
+
+
+def test_instance_seed_fixes_the_instance_and_its_absence_draws_a_new_one():
+    fixed = gym.make("LLMQueue-v0", instance_seed=5)
+    fixed.reset(seed=0)
+    first = fixed.unwrapped.dynamics.odds.copy()
+    fixed.reset(seed=1)
+    np.testing.assert_array_equal(first, fixed.unwrapped.dynamics.odds)
+    free = gym.make("LLMQueue-v0")
+    free.reset(seed=0)
+    first = free.unwrapped.dynamics.odds.copy()
+    free.reset()
+    assert not np.array_equal(first, free.unwrapped.dynamics.odds)
+    free.reset(seed=0)
+    np.testing.assert_array_equal(first, free.unwrapped.dynamics.odds)
+
+
+def test_load_and_slack_mean_what_they_say():
+    env = gym.make("LLMQueue-v0", load=0.83)
+    env.reset(seed=0)
+    dynamics = env.unwrapped.dynamics
+    np.testing.assert_allclose(dynamics.load, 0.83)
+    expected = 0.83 / np.mean(1 / dynamics.best_rate[:-1])
+    np.testing.assert_allclose(dynamics.arrival_rate, expected)
+    env = gym.make("LLMQueue-v0", assortment_size=1)  # the published instance
+    env.reset(seed=0)
+    dynamics = env.unwrapped.dynamics
+    assert dynamics.arrival_rate[0] == 0.7
+    assert dynamics.best_rate[:-1].min() >= 0.8
+    overloaded = gym.make("LLMQueue-v0", arrival_rate=1.0)
+    overloaded.reset(seed=0)
+    assert overloaded.unwrapped.dynamics.load[0] > 1
+
+
+def test_backlog_is_unbounded_and_nothing_is_dropped():
+    env = gym.make("LLMQueue-v0", arrival_rate=1.0, window=4, max_episode_steps=3000)
+    env.reset(seed=0)
+    departed = 0
+    for step in range(3000):
+        observation, _, _, truncated, info = env.step([3, 0, 0])
+        departed += info["departed"]
+        assert info["queue_length"] == step + 1 - departed
+        assert observation["waiting"].sum() == min(4, info["queue_length"])
+    assert truncated
+    assert info["queue_length"] > 500
+
+
+def test_disabled_autoreset_resets_by_mask_only():
+    env = gym.make_vec("LLMQueue-v0", 3, max_episode_steps=5, autoreset_mode="DISABLED")
+    env.reset(seed=0)
+    actions = np.zeros((3, 3), dtype=np.int64)
+    for _ in range(5):
+        *_, truncated, _ = env.step(actions)
+    assert truncated.all()
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.step(actions)
+    mask = np.array([True, False, True])
+    env.reset(options={"reset_mask": mask})
+    np.testing.assert_array_equal(env.unwrapped.dynamics.slot, [0, 5, 0])
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.reset(options={"reset_mask": np.zeros(3, dtype=bool)})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"load": 1.0}, "arrival_rate instead"),
+        ({"load": 1.3}, "overload"),
+        ({"load": float("nan")}, "load=nan"),
+        ({"load": "high"}, "load='high'"),
+        ({"load": 0.5, "arrival_rate": 0.5}, "only one"),
+        ({"load": 0.5, "slack": 0.1}, "slack=0.1"),
+        ({"arrival_rate": 1.5}, "arrival_rate=1.5"),
+        ({"arrival_rate": -0.1}, "arrival_rate=-0.1"),
+        ({"arrival_rate": 0.7, "slack": 0.3}, "below 1"),
+        ({"arrival_rate": 0.8, "slack": 0.199, "assortment_size": 1}, "slack"),
+        ({"window": 0}, "window=0"),
+        ({"window": 2.5}, "window=2.5"),
+        ({"assortment_size": 6}, "assortment_size=6"),
+        ({"num_llms": 0}, "num_llms=0"),
+        ({"context_dim": True}, "context_dim=True"),
+        ({"reward": "departure"}, "departures"),
+        ({"instance_seed": -1}, "instance_seed=-1"),
+        ({"workload": "syntetic"}, "synthetic"),
+        ({"workload": {"source": "synthetic", "kind": "specialist"}}, "specialists"),
+        ({"workload": {"source": "synthetic", "knd": "uniform"}}, "kind"),
+        ({"render_mode": "human"}, "rgb_array"),
+    ],
+)
+def test_bad_arguments_are_named_with_their_value_and_the_fix(kwargs, message):
+    def build():
+        env = LLMQueueEnv(**kwargs)
+        env.reset(seed=0)
+
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [[32, 0, 0], [-1, 0, 0], [0, 5, 0], [0, 0, -1], [0, 0], [0.0, 1.0, 2.0], None, "serve", [[0]]],
+)
+def test_bad_actions_are_refused_and_change_nothing(action):
+    env = LLMQueueEnv()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action="):
+        env.step(action)
+    assert env.dynamics.slot[0] == 0
+    vector = LLMQueueVectorEnv(2)
+    vector.reset(seed=0)
+    with pytest.raises(ValueError, match="action="):
+        vector.step([action, action])
+    assert vector.dynamics.slot[0] == 0
+
+
+def test_vector_environment_names_bad_arguments():
+    with pytest.raises(ValueError, match="NEXT_STEP"):
+        LLMQueueVectorEnv(2, autoreset_mode="sometimes")
+    with pytest.raises(ValueError, match="does not render"):
+        LLMQueueVectorEnv(2, render_mode="ansi")
+    with pytest.raises(ValueError, match="2 entries for 3 lanes"):
+        LLMQueueVectorEnv(3).reset(seed=[1, 2])
