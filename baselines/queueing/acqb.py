@@ -1,0 +1,180 @@
+"""ACQB: anytime contextual queueing bandits, with the exact MLE or online mirror descent.
+
+Bae, Son, Lee, "Learning to Route and Schedule LLMs from User Retrials via Contextual Queueing
+Bandits", arXiv 2602.02061.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from baselines.agent import Action, Observation, QueueProblem
+from baselines.estimators import ConfidenceFactors, OnlineMirrorDescentMNL, RidgeMNL
+from baselines.queueing.base import (
+    AssortmentCycle,
+    Pairing,
+    QueueAgent,
+    Served,
+    best_pairing,
+    newest,
+)
+
+KAPPA = 4.0
+"""kappa, the inverse curvature of the logistic function at 0."""
+
+
+def optimistic_samples(assortment_size: int) -> int:
+    """Thompson samples a slot, M = ceil(1 - log K / log(1 - 1 / (4 sqrt(e pi)))), at least 1."""
+    optimistic = 1.0 / (4.0 * math.sqrt(math.e * math.pi))
+    return max(1, math.ceil(1.0 - math.log(assortment_size) / math.log1p(-optimistic)))
+
+
+def confidence_radius(t: int, dim: int, assortment_size: int, ridge: float = 1.0) -> float:
+    """Radius (kappa/2) sqrt(d log(1 + t K / (d lambda_0)) + 4 log t) + kappa sqrt(lambda_0)."""
+    grown = dim * math.log1p(t * assortment_size / (dim * ridge)) + 4.0 * math.log(t)
+    return KAPPA / 2.0 * math.sqrt(grown) + KAPPA * math.sqrt(ridge)
+
+
+def exploration_constant(rate: float, arrival_rate: float, horizon: int) -> float:
+    """Solve lambda mean_{t <= T} min(1, c1 / sqrt(t + 1)) = rate for c1.
+
+    A rate of lambda or more is out of reach (only arrivals are explored): c1 is then the
+    smallest value that explores every arrival, sqrt(T + 1).
+    """
+    decay = 1.0 / np.sqrt(np.arange(1, horizon + 1) + 1.0)
+    largest = math.sqrt(horizon + 1.0)
+    if rate >= arrival_rate:
+        return largest
+
+    def excess(c1: float) -> float:
+        return arrival_rate * float(np.minimum(1.0, c1 * decay).mean()) - rate
+
+    return float(brentq(excess, 0.0, largest))
+
+
+class ACQB(QueueAgent):
+    """ACQB: optimistic Thompson sampling over (query, assortment) with vanishing exploration.
+
+    For t = 1, 2, ...:
+      1. if a query arrived at the end of slot t - 1 and the coin E_{t-1} ~ Bernoulli(eta_{t-1})
+         came up, eta_t = min(1, c1 / sqrt(t + 1)): serve that newest query with the next
+         assortment of a round-robin over all C(N, K);
+      2. else draw theta~_j^(m) = theta-hat_j + alpha_t V_j^{-1/2} g_{j,m}, m = 1..M, one set of
+         draws for all queries, put u~_j(x) = max_m x . theta~_j^(m), and serve the query and
+         assortment with the largest MNL departure rate under u~;
+      3. observe the answer; refit theta-hat on the LLMs shown; V_j += x x^T for those.
+
+    The newest query is the youngest visible one: with a backlog beyond the window the arrival
+    itself cannot be reached. The decision costs O(Q N d (d + M)) or less (``ConfidenceFactors``);
+    the exact MLE's refit grows with the number of rows of the shown LLMs (``RidgeMNL``), the
+    mirror descent step does not.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    estimator : {"mle", "omd"}
+        Ridge maximum likelihood over the whole history, or OFU-MNL+'s constant-time online
+        mirror descent step (the variant ACQB-OMD).
+    alpha_coef : float
+        Tuning factor of the radius alpha_t. The default is one value for all tasks.
+    anytime : bool
+        Whether alpha_t uses the slot t; False puts the horizon T in its place (the published
+        experiment's variant).
+    exploration_rate : float
+        Target share of slots spent on forced exploration over the horizon; c1 is solved from it.
+    c1 : float, optional
+        Constant of eta_t, instead of ``exploration_rate`` (the published default is 50).
+    ridge : float
+        lambda_0 of the estimator and of V_j.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range or the estimator unknown.
+    """
+
+    def __init__(
+        self,
+        problem: QueueProblem,
+        seed: int,
+        estimator: str = "mle",
+        alpha_coef: float = 0.03,
+        anytime: bool = True,
+        exploration_rate: float = 0.01,
+        c1: float | None = None,
+        ridge: float = 1.0,
+    ) -> None:
+        super().__init__(problem, seed)
+        _require(alpha_coef >= 0, "alpha_coef", alpha_coef, "0 or more")
+        _require(0 <= exploration_rate <= 1, "exploration_rate", exploration_rate, "in [0, 1]")
+        _require(c1 is None or c1 >= 0, "c1", c1, "0 or more, or None")
+        _require(ridge > 0, "ridge", ridge, "positive")
+        size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
+        self.estimator: RidgeMNL | OnlineMirrorDescentMNL
+        if estimator == "mle":
+            self.estimator = RidgeMNL(size, dim, shown, ridge, dtype="float32")
+        elif estimator == "omd":
+            self.estimator = OnlineMirrorDescentMNL(size, dim, shown, ridge)
+        else:
+            near = difflib.get_close_matches(str(estimator), ("mle", "omd"), n=1, cutoff=0.0)[0]
+            raise ValueError(f"estimator={estimator!r} is not mle or omd; use {near!r}?")
+        self.confidence = ConfidenceFactors(size, dim, ridge)
+        self.alpha_coef = alpha_coef
+        self.anytime = anytime
+        self.ridge = ridge
+        self.samples = optimistic_samples(problem.assortment_size)
+        if c1 is None:
+            c1 = exploration_constant(exploration_rate, problem.arrival_rate, problem.horizon)
+        self.c1 = c1
+        self._cycle = AssortmentCycle(size, problem.assortment_size)
+        self._explore = False
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Explore the newest query, or take the best pairing under optimistic samples."""
+        if self._explore:
+            return Pairing(newest(observation, waiting), self._cycle.next())
+        contexts = observation["contexts"][:waiting]
+        noise = self.confidence.noise(contexts, self.rng, self.samples).max(axis=2)
+        utilities = contexts @ self.estimator.theta.T + self.alpha() * noise
+        return best_pairing(utilities, self.problem.assortment_size)
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn from the answer and toss the coin E_t for the query that just arrived."""
+        coin = self.rng.random() < self.c1 / math.sqrt(self.slot_number + 1.0)
+        self._explore = bool(coin and info["arrived"])
+        super().update(observation, action, reward, next_observation, info)
+
+    def learn(self, served: Served) -> None:
+        """Refit the LLMs shown and shrink their confidence ellipsoids."""
+        self.estimator.update(*served)
+        for llm in served.shown:
+            self.confidence.update(llm, served.context)
+
+    def alpha(self) -> float:
+        """Scale alpha_t of the Thompson noise."""
+        problem = self.problem
+        t = self.slot_number if self.anytime else problem.horizon
+        return self.alpha_coef * confidence_radius(
+            t, problem.context_dim, problem.assortment_size, self.ridge
+        )
+
+
+def _require(condition: bool, argument: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{argument}={value!r} is out of range; use a value {expected}")

@@ -1,0 +1,138 @@
+"""What queueing agents share: reading an observation, the best pairing, the assortment cycle.
+
+An agent chooses a waiting query (a slot of the visible queue) and K distinct LLMs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.agent import Action, Agent, Observation, QueueProblem
+
+Contexts = NDArray[np.floating[Any]]
+
+FIRST_KEPT = 2
+"""``feedback`` of LLM 0's answer being kept; 1 is a retrial, 0 nothing served."""
+
+
+class Served(NamedTuple):
+    """One user's answer: the context (d,), the LLMs shown, and the one kept (-1 for a retrial)."""
+
+    context: Contexts
+    shown: list[int]
+    kept: int
+
+
+class Pairing(NamedTuple):
+    """A decision: a slot of the visible queue and the LLMs shown to its user."""
+
+    slot: int
+    llms: list[int]
+
+
+class QueueAgent(Agent):
+    """An agent that serves whoever waits; subclasses say whom, with which LLMs, and learn.
+
+    ``act`` calls ``choose`` when somebody waits and plays slot 0 otherwise (nothing happens
+    then). ``update`` counts the slots and calls ``learn`` with the user's answer.
+    """
+
+    def __init__(self, problem: QueueProblem, seed: int) -> None:
+        super().__init__(problem, seed)
+        self.slot_number = 1  # t
+        self._idle = np.array([0, *range(problem.assortment_size)], dtype=np.int64)
+
+    def act(self, observation: Observation) -> Action:
+        """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
+        waiting = int(np.count_nonzero(observation["waiting"]))
+        if waiting == 0:
+            return self._idle.copy()
+        slot, llms = self.choose(observation, waiting)
+        return np.array([slot, *llms], dtype=np.int64)
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn from one slot's answer and move on to the next slot."""
+        feedback = int(next_observation["feedback"])
+        if feedback > 0:
+            slot, *llms = action.tolist()
+            kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
+            self.learn(Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept))
+        self.slot_number += 1
+
+    @abstractmethod
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Choose among the ``waiting`` >= 1 visible queries, slots 0 to ``waiting`` - 1."""
+
+    def learn(self, served: Served) -> None:
+        """Learn from one served user; agents that do not learn have nothing to do here."""
+
+
+class AssortmentCycle:
+    """A fixed round-robin over all C(N, K) assortments, walked lazily.
+
+    Parameters
+    ----------
+    num_llms : int
+        Number of LLMs, N.
+    assortment_size : int
+        LLMs shown at a time, K.
+    """
+
+    def __init__(self, num_llms: int, assortment_size: int) -> None:
+        self._assortments = self._walk(num_llms, assortment_size)
+
+    @staticmethod
+    def _walk(num_llms: int, assortment_size: int) -> Iterator[tuple[int, ...]]:
+        while True:
+            yield from combinations(range(num_llms), assortment_size)
+
+    def next(self) -> list[int]:
+        """Return the next assortment."""
+        return list(next(self._assortments))
+
+
+def newest(observation: Observation, waiting: int) -> int:
+    """Slot of the youngest visible query (the newest arrival unless it is in the backlog)."""
+    return int(observation["age"][:waiting].argmin())
+
+
+def top_llms(scores: NDArray[np.floating[Any]], count: int) -> list[int]:
+    """Return the ``count`` LLMs with the largest scores, shape (N,), best first."""
+    if count == 1:
+        return [int(scores.argmax())]
+    llms: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
+    return llms
+
+
+def best_pairing(utilities: NDArray[np.floating[Any]], count: int) -> Pairing:
+    """Return the query and assortment with the largest MNL departure rate.
+
+    All odds e^u are positive, so the best assortment of a query is its K largest utilities, and
+    the best query is the one where those have the largest sum of odds: nothing is enumerated.
+
+    Parameters
+    ----------
+    utilities : ndarray
+        Utilities u_j(x) of the waiting queries, shape (Q, N).
+    count : int
+        LLMs shown at a time, K.
+    """
+    if count == 1:
+        slot, llm = divmod(int(utilities.argmax()), utilities.shape[1])
+        return Pairing(slot, [llm])
+    best = np.partition(utilities, -count, axis=1)[:, -count:]
+    slot = int(np.exp(best - best.max()).sum(axis=1).argmax())
+    return Pairing(slot, top_llms(utilities[slot], count))

@@ -1,0 +1,98 @@
+"""LinUCB and LinTS over the queue: a linear model of whether an LLM's answer is kept.
+
+Li et al., WWW 2010 (disjoint LinUCB); Agrawal and Goyal, ICML 2013 (LinTS).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.agent import Observation, QueueProblem
+from baselines.estimators import RidgeRegression
+from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, top_llms
+
+
+class _LinearAgent(QueueAgent):
+    """Ridge regression of "kept" on the context per LLM, the best query and LLMs by an index.
+
+    (R) The sources have no queue and show one arm: here every waiting query is scored by the sum
+    of its K largest indices, and a shown LLM's outcome is 1 when its answer is kept, else 0.
+    """
+
+    def __init__(self, problem: QueueProblem, seed: int, ridge: float = 1.0) -> None:
+        super().__init__(problem, seed)
+        self.regression = RidgeRegression(problem.num_llms, problem.context_dim, ridge)
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Serve the query whose K best indices are largest, with those LLMs."""
+        indices = self._indices(observation["contexts"][:waiting])
+        count = self.problem.assortment_size
+        if count == 1:
+            slot = int(indices.max(axis=1).argmax())
+        else:
+            slot = int(np.partition(indices, -count, axis=1)[:, -count:].sum(axis=1).argmax())
+        return Pairing(slot, top_llms(indices[slot], count))
+
+    def learn(self, served: Served) -> None:
+        """Regress every shown LLM's outcome on the context."""
+        for llm in served.shown:
+            self.regression.update(served.context, llm, float(llm == served.kept))
+
+    @abstractmethod
+    def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
+        """Return the LLMs' indices for contexts (Q, d), shape (Q, N)."""
+
+
+class LinUCB(_LinearAgent):
+    """LinUCB: index x . theta_j + alpha ||x||_{V_j^{-1}}.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    alpha : float
+        Width of the confidence bound.
+    ridge : float
+        Weight of the identity in V_j.
+    """
+
+    def __init__(
+        self, problem: QueueProblem, seed: int, alpha: float = 0.5, ridge: float = 1.0
+    ) -> None:
+        super().__init__(problem, seed, ridge)
+        self.alpha = alpha
+
+    def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
+        norms = self.regression.confidence.norms(contexts)
+        return contexts @ self.regression.theta.T + self.alpha * norms
+
+
+class LinTS(_LinearAgent):
+    """LinTS: index x . theta~_j with one sample theta~_j ~ N(theta_j, v^2 V_j^{-1}) a slot.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    scale : float
+        Standard deviation v of the sample.
+    ridge : float
+        Weight of the identity in V_j.
+    """
+
+    def __init__(
+        self, problem: QueueProblem, seed: int, scale: float = 0.5, ridge: float = 1.0
+    ) -> None:
+        super().__init__(problem, seed, ridge)
+        self.scale = scale
+
+    def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
+        noise = self.regression.confidence.noise(contexts, self.rng, 1)[:, :, 0]
+        return contexts @ self.regression.theta.T + self.scale * noise

@@ -1,0 +1,183 @@
+"""Agents on the ridge MNL maximum likelihood estimate: greedy, eps-greedy and the CQB family.
+
+CQB-eps, CQB-Opt: Bae, Kang, Lee, "Queue Length Regret Bounds for Contextual Queueing Bandits",
+ICLR 2026 (arXiv 2601.19300). CQB-eta-2: arXiv 2606.09668.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import expit
+
+from baselines.agent import Observation, QueueProblem
+from baselines.estimators import ConfidenceFactors, RidgeMNL
+from baselines.queueing.acqb import confidence_radius
+from baselines.queueing.base import (
+    AssortmentCycle,
+    Contexts,
+    Pairing,
+    QueueAgent,
+    Served,
+    best_pairing,
+    newest,
+)
+
+
+class GreedyMLE(QueueAgent):
+    """Greedy, or epsilon-greedy, on the ridge MNL maximum likelihood estimate.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    epsilon : float
+        Probability of a slot that serves the newest query with the next assortment of a
+        round-robin instead.
+    ridge : float
+        Weight lambda_0 of the squared norm.
+
+    Raises
+    ------
+    ValueError
+        If ``epsilon`` is no probability.
+    """
+
+    def __init__(
+        self, problem: QueueProblem, seed: int, epsilon: float = 0.0, ridge: float = 1.0
+    ) -> None:
+        super().__init__(problem, seed)
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon={epsilon!r} is no probability; use a value in [0, 1]")
+        self.epsilon = epsilon
+        size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
+        self.estimator = RidgeMNL(size, dim, shown, ridge, dtype="float32")
+        self._cycle = AssortmentCycle(size, shown)
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Explore with the scheduled probability, else take the best pairing."""
+        probability = self.exploration_probability()
+        if probability > 0 and self.rng.random() < probability:
+            return Pairing(newest(observation, waiting), self._cycle.next())
+        return self.exploit(observation["contexts"][:waiting])
+
+    def exploration_probability(self) -> float:
+        """Probability that the current slot explores."""
+        return self.epsilon
+
+    def exploit(self, contexts: Contexts) -> Pairing:
+        """Best pairing under the estimate, for contexts (Q, d)."""
+        return best_pairing(contexts @ self.estimator.theta.T, self.problem.assortment_size)
+
+    def learn(self, served: Served) -> None:
+        """Refit the LLMs shown."""
+        self.estimator.update(*served)
+
+
+class CQBOpt(GreedyMLE):
+    """CQB-Opt: the upper confidence rule from the first slot, no forced exploration (R).
+
+    K = 1: argmax over (x, j) of mu(x . theta-hat_j) + beta_t ||x||_{V_j^{-1}}, mu the logistic
+    function. (R) K > 1: the largest MNL departure rate under the utilities
+    x . theta-hat_j + beta_t ||x||_{V_j^{-1}}. (R) beta_t is ACQB's radius with K = 1 times
+    ``beta_coef``.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    beta_coef : float
+        Tuning factor of beta_t.
+    ridge : float
+        lambda_0 of the estimator and of V_j.
+    """
+
+    def __init__(
+        self, problem: QueueProblem, seed: int, beta_coef: float = 0.03, ridge: float = 1.0
+    ) -> None:
+        super().__init__(problem, seed, ridge=ridge)
+        if beta_coef < 0:
+            raise ValueError(f"beta_coef={beta_coef!r} is negative; use 0 or more")
+        self.beta_coef = beta_coef
+        self.confidence = ConfidenceFactors(problem.num_llms, problem.context_dim, ridge)
+
+    def exploit(self, contexts: Contexts) -> Pairing:
+        """Best pairing under upper confidence bounds, for contexts (Q, d)."""
+        problem = self.problem
+        radius = confidence_radius(self.slot_number, problem.context_dim, 1, self.estimator.ridge)
+        scores = (contexts @ self.estimator.theta.T).astype(np.float64)
+        if problem.assortment_size == 1:
+            scores = expit(scores)
+        scores += self.beta_coef * radius * self.confidence.norms(contexts)
+        return best_pairing(scores, problem.assortment_size)
+
+    def learn(self, served: Served) -> None:
+        """Refit the LLMs shown and shrink their confidence ellipsoids."""
+        super().learn(served)
+        for llm in served.shown:
+            self.confidence.update(llm, served.context)
+
+
+class CQBEps(CQBOpt):
+    """CQB-eps: tau = T / 10 slots of exploration, then T^{-1/2}-exploration and the UCB rule.
+
+    For t <= tau, and after that with probability T^{-1/2}: serve the newest query with the next
+    assortment of a round-robin. Else the upper confidence rule of ``CQBOpt``.
+    """
+
+    def exploration_probability(self) -> float:
+        """Return 1 up to slot tau, T^{-1/2} after it."""
+        horizon = self.problem.horizon
+        return 1.0 if self.slot_number <= horizon / 10 else horizon**-0.5
+
+
+class CQBEta2(CQBOpt):
+    """CQB-eta-2 (R): tau_1 slots of exploration, eta-exploration and UCB, at last pure UCB.
+
+    For t <= tau_1 = ceil(sqrt(T)) (R): explore as CQB-eps does. Then, up to
+    T_c = T - C log T / eps^2, explore with probability eta = eps / 2, else follow the upper
+    confidence rule; after T_c only that. eps is the traffic slack.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    slack : float
+        Traffic slack eps the schedule assumes (0.1 in the published instances).
+    cutoff : float
+        Constant C of the last phase (R).
+    beta_coef : float
+        Tuning factor of beta_t.
+    ridge : float
+        lambda_0 of the estimator and of V_j.
+    """
+
+    def __init__(
+        self,
+        problem: QueueProblem,
+        seed: int,
+        slack: float = 0.1,
+        cutoff: float = 1.0,
+        beta_coef: float = 0.03,
+        ridge: float = 1.0,
+    ) -> None:
+        super().__init__(problem, seed, beta_coef, ridge)
+        if not 0 < slack <= 1:
+            raise ValueError(f"slack={slack!r} is out of range; use a value in (0, 1]")
+        horizon = problem.horizon
+        self.slack = slack
+        self._first = math.ceil(math.sqrt(horizon))  # tau_1
+        self._last = horizon - cutoff * math.log(horizon) / slack**2  # T_c
+
+    def exploration_probability(self) -> float:
+        """Return 1 up to tau_1, eta up to T_c, then 0."""
+        if self.slot_number <= self._first:
+            return 1.0
+        return self.slack / 2.0 if self.slot_number <= self._last else 0.0

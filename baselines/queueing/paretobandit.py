@@ -1,0 +1,106 @@
+"""The router of the installed ``paretobandit`` package as a peer, serving the queue in order.
+
+A third-party LinUCB router (https://pypi.org/project/paretobandit), run as its users run it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.agent import Observation, QueueProblem
+from baselines.queueing.base import Pairing, QueueAgent, Served
+
+
+class ParetoBanditRouter(QueueAgent):
+    """``pareto_bandit.BanditRouter`` with FIFO scheduling and a cold start.
+
+    The router is the package's own, with its default exploration and forgetting, no prior
+    (``priors="none"``) and precomputed features: the context and a constant 1, which the package
+    expects last. Its reward is 1 when the routed LLM's answer is kept, else 0.
+
+    (R) The router picks one LLM. For K > 1 the others are the next by its own index (mean plus
+    exploration width minus cost penalty), and learn from the same answer.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the router's tie-breaking.
+    prices : sequence of float, optional
+        USD per million tokens of every LLM. By default all prices are equal, so that the
+        router's cost penalty changes nothing.
+
+    Raises
+    ------
+    ImportError
+        If the package is not installed.
+    ValueError
+        If ``prices`` does not hold one positive number per LLM.
+    """
+
+    def __init__(
+        self, problem: QueueProblem, seed: int, prices: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(problem, seed)
+        try:
+            from pareto_bandit import BanditRouter, FeatureService
+        except ImportError as error:
+            raise ImportError(
+                'agent "paretobandit" needs the paretobandit package: '
+                'pip install "llmqueue_gym[data]"'
+            ) from error
+        prices = [1.0] * problem.num_llms if prices is None else list(prices)
+        if len(prices) != problem.num_llms or min(prices) <= 0:
+            raise ValueError(
+                f"prices={prices!r} must hold one positive price per LLM, {problem.num_llms}"
+            )
+        logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
+        self._names = [f"llm-{j}" for j in range(problem.num_llms)]
+        self._router: Any = BanditRouter.create(
+            model_registry={
+                name: {"input_cost_per_m": price, "output_cost_per_m": price}
+                for name, price in zip(self._names, prices, strict=True)
+            },
+            priors="none",
+            feature_service=FeatureService.for_precomputed(problem.context_dim + 1),
+            bandit_seed=seed,
+        )
+        self._request = ""
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Route the head of the queue."""
+        features = np.append(observation["contexts"][0].astype(np.float64), 1.0)
+        name, log = self._router.route(features)
+        self._request = log.request_id
+        llms = [self._names.index(name)]
+        if self.problem.assortment_size > 1:
+            ranked = np.argsort(-self._indices(features), kind="stable").tolist()
+            llms += [llm for llm in ranked if llm not in llms]
+        return Pairing(0, llms[: self.problem.assortment_size])
+
+    def learn(self, served: Served) -> None:
+        """Report the answer to the router."""
+        first, *others = served.shown
+        self._router.process_feedback(self._request, float(first == served.kept))
+        features = np.append(served.context.astype(np.float64), 1.0)
+        for llm in others:
+            kept = float(llm == served.kept)
+            self._router.update(self._names[llm], features, kept, advance_time=False)
+
+    def _indices(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the router's own index of every LLM, shape (N,)."""
+        router, bandit = self._router, self._router.bandit
+        return np.array(
+            [
+                bandit.get_expected_reward(name, features)
+                + bandit.alpha * bandit.get_ucb_variance(name, features) ** 0.5
+                - router.cost_penalty * router._get_normalized_cost(name)
+                for name in self._names
+            ]
+        )

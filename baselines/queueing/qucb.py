@@ -1,0 +1,66 @@
+"""Q-UCB and Q-ThS: context-free queueing bandits with a schedule of forced exploration.
+
+Krishnasamy, Sen, Johari, Shakkottai, "Learning unknown service rates in queues: a multiarmed
+bandit approach", Operations Research 2021 (NIPS 2016).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.agent import Observation, QueueProblem
+from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
+
+
+def exploration_probability(num_llms: int, slot_number: int) -> float:
+    """Probability of an exploring slot, min(1, 3 N log^2 t / t)."""
+    return min(1.0, 3.0 * num_llms * math.log(slot_number) ** 2 / slot_number)
+
+
+class QUCB(QueueAgent):
+    """Q-UCB: serve the head of the queue; explore on schedule, else follow the upper bounds.
+
+    For t = 1, 2, ...:
+      1. serve the head (FIFO; a retried query goes to the tail);
+      2. with probability min(1, 3 N log^2 t / t) show the next assortment of a round-robin;
+      3. else show the K LLMs with the largest mean_j + sqrt(log^2 t / (2 T_j)).
+
+    The paper has K = 1. (R) For K > 1 the K largest indices are shown and an LLM scores 1 when
+    its answer is kept, 0 when it is shown and not kept. (R) At t = 1 the schedule gives
+    probability 0; LLMs never shown have an infinite index.
+    """
+
+    def __init__(self, problem: QueueProblem, seed: int) -> None:
+        super().__init__(problem, seed)
+        self._cycle = AssortmentCycle(problem.num_llms, problem.assortment_size)
+        self._kept = np.zeros(problem.num_llms)
+        self._shown = np.zeros(problem.num_llms)  # T_j
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Serve the head, exploring or exploiting."""
+        t = self.slot_number
+        if self.rng.random() < exploration_probability(self.problem.num_llms, t):
+            return Pairing(0, self._cycle.next())
+        return Pairing(0, top_llms(self._indices(t), self.problem.assortment_size))
+
+    def learn(self, served: Served) -> None:
+        """Count the answers shown and kept."""
+        for llm in served.shown:
+            self._shown[llm] += 1
+        if served.kept >= 0:
+            self._kept[served.kept] += 1
+
+    def _indices(self, t: int) -> NDArray[np.float64]:
+        if not self._shown.all():
+            return np.where(self._shown == 0, np.inf, 0.0)
+        return self._kept / self._shown + math.log(t) / np.sqrt(2.0 * self._shown)
+
+
+class QThS(QUCB):
+    """Q-ThS: Q-UCB's schedule, with Beta posterior samples in place of the upper bounds."""
+
+    def _indices(self, t: int) -> NDArray[np.float64]:
+        return self.rng.beta(1.0 + self._kept, 1.0 + self._shown - self._kept)

@@ -1,0 +1,240 @@
+"""The estimators: optimum against SciPy, factor identities, noise covariance, mirror descent.
+
+Synthetic choices only; every check is a closed form or an independent solver.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from baselines.estimators import (
+    ConfidenceFactors,
+    OnlineMirrorDescentMNL,
+    RidgeMNL,
+    RidgeRegression,
+)
+from baselines.estimators.mirror_descent import choice_probabilities
+
+Choice = tuple[NDArray[np.float32], list[int], int]
+
+
+def draw_choices(
+    rounds: int, num_llms: int, dim: int, size: int, seed: int, scale: float = 1.0
+) -> tuple[list[Choice], NDArray[np.float64]]:
+    """Choices of users who follow an MNL model, assortments drawn at random."""
+    rng = np.random.default_rng(seed)
+    theta = scale * rng.uniform(-1, 1, (num_llms, dim))
+    choices: list[Choice] = []
+    for _ in range(rounds):
+        context = rng.uniform(-1, 1, dim).astype(np.float32)
+        shown = rng.permutation(num_llms)[:size].tolist()
+        probabilities = choice_probabilities([float(context @ theta[j]) for j in shown])
+        draw = rng.random() - np.cumsum(probabilities)
+        kept = next((j for j, d in zip(shown, draw, strict=True) if d < 0), -1)
+        choices.append((context, shown, kept))
+    return choices, theta
+
+
+def loss(theta: NDArray[Any], choices: list[Choice], ridge: float) -> float:
+    """Ridge negative log-likelihood, written from the definition."""
+    total = 0.5 * ridge * float(np.sum(theta**2))
+    for context, shown, kept in choices:
+        utilities = theta[shown] @ context
+        total += float(np.logaddexp.reduce(np.append(utilities, 0.0)))
+        if kept >= 0:
+            total -= float(theta[kept] @ context)
+    return total
+
+
+def scipy_optimum(choices: list[Choice], num_llms: int, dim: int, ridge: float) -> NDArray[Any]:
+    """Joint optimum by SciPy, with gradients from the definition."""
+
+    def objective(flat: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+        theta = flat.reshape(num_llms, dim)
+        gradient = ridge * theta
+        for context, shown, kept in choices:
+            probabilities = choice_probabilities((theta[shown] @ context).tolist())
+            for llm, probability in zip(shown, probabilities, strict=True):
+                gradient[llm] += (probability - (llm == kept)) * context.astype(np.float64)
+        return loss(theta, choices, ridge), gradient.ravel()
+
+    options = {"gtol": 1e-9, "ftol": 1e-16, "maxiter": 5000}
+    start = np.zeros(num_llms * dim)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(found.x).reshape(num_llms, dim)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_solve_reaches_the_joint_optimum(size: int) -> None:
+    choices, _ = draw_choices(250, 4, 3, size, seed=size)
+    estimator = RidgeMNL(4, 3, size, ridge=0.7)
+    for choice in choices:
+        estimator.update(*choice)
+    estimator.solve()
+    np.testing.assert_allclose(estimator.theta, scipy_optimum(choices, 4, 3, 0.7), atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1, "float64"), (2, "float64"), (3, "float32")])
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_online_refit_stays_near_the_joint_optimum(size: int, dtype: str, scale: float) -> None:
+    num_llms, dim = 5, 4
+    choices, _ = draw_choices(600, num_llms, dim, size, seed=10, scale=scale)
+    online = RidgeMNL(num_llms, dim, size, dtype=dtype)
+    exact = RidgeMNL(num_llms, dim, size)
+    for i, choice in enumerate(choices):
+        online.update(*choice)
+        exact.update(*choice)
+        if i in (20, 100, 599):
+            exact.solve()
+            seen = choices[: i + 1]
+            excess = loss(online.theta, seen, 1.0) - loss(exact.theta, seen, 1.0)
+            # The documented distance; the statistical scale is d / 2 = 2 per LLM.
+            assert excess <= 10 * num_llms * online.tolerance
+
+
+def test_refit_moves_only_the_llms_shown() -> None:
+    choices, _ = draw_choices(50, 5, 3, 2, seed=3)
+    estimator = RidgeMNL(5, 3, 2)
+    for context, shown, kept in choices:
+        before = estimator.theta.copy()
+        estimator.update(context, shown, kept)
+        others = np.setdiff1d(np.arange(5), shown)
+        np.testing.assert_array_equal(estimator.theta[others], before[others])
+
+
+def test_tolerance_bounds_the_newton_decrement_of_the_active_set() -> None:
+    choices, _ = draw_choices(200, 3, 3, 2, seed=4)
+    estimator = RidgeMNL(3, 3, 2, tolerance=1e-12)
+    for choice in choices:
+        estimator.update(*choice)
+    shown = choices[-1][1]
+    gradient = np.zeros((3, 3))
+    for context, llms, kept in choices:
+        utilities = [float(context @ estimator.theta[j]) for j in llms]
+        for llm, probability in zip(llms, choice_probabilities(utilities), strict=True):
+            gradient[llm] += (probability - (llm == kept)) * context.astype(np.float64)
+    gradient += estimator.theta
+    assert np.abs(gradient[shown]).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_contexts_of_any_length_keep_the_estimate_finite(dtype: str) -> None:
+    choices, _ = draw_choices(150, 3, 3, 2, seed=8)
+    estimator = RidgeMNL(3, 3, 2, dtype=dtype)
+    mirror = OnlineMirrorDescentMNL(3, 3, 2)
+    for i, (context, shown, kept) in enumerate(choices):
+        long = context * np.float32(1000 if i % 2 else 0)
+        estimator.update(long, shown, kept)
+        mirror.update(long, shown, kept)
+    assert np.isfinite(estimator.theta).all()
+    assert np.isfinite(mirror.theta).all()
+
+
+def test_solve_that_runs_out_of_sweeps_says_so() -> None:
+    choices, _ = draw_choices(50, 3, 3, 2, seed=5)
+    estimator = RidgeMNL(3, 3, 2)
+    for choice in choices:
+        estimator.update(*choice)
+    with pytest.raises(RuntimeError, match="decrement"):
+        estimator.solve(max_sweeps=1)
+
+
+@pytest.mark.parametrize("dim", [4, 70])
+def test_factors_give_the_inverse_gram_matrix(dim: int) -> None:
+    rng = np.random.default_rng(0)
+    confidence = ConfidenceFactors(2, dim, ridge=0.5)
+    gram = np.stack([0.5 * np.eye(dim)] * 2)
+    for _ in range(300):
+        llm, weight = int(rng.integers(2)), float(rng.uniform(0.1, 3.0))
+        context = rng.normal(size=dim)
+        confidence.update(llm, context, weight)
+        gram[llm] += weight * np.outer(context, context)
+    for factor, matrix in zip(confidence.factors, gram, strict=True):
+        np.testing.assert_allclose(factor @ factor.T @ matrix, np.eye(dim), atol=1e-9)
+    contexts = rng.normal(size=(3, dim))
+    inverse = np.linalg.inv(gram)
+    expected = np.sqrt(np.einsum("qd,nde,qe->qn", contexts, inverse, contexts))
+    np.testing.assert_allclose(confidence.norms(contexts), expected, rtol=1e-9)
+
+
+def test_kept_projections_follow_the_factors() -> None:
+    """Above DIRECT_DIM: projections kept from slot to slot equal fresh ones, in any queue."""
+    rng = np.random.default_rng(1)
+    dim = 70
+    confidence = ConfidenceFactors(3, dim)
+    pool = rng.normal(size=(12, dim)).astype(np.float32)
+    for _ in range(120):
+        queue = pool[rng.choice(12, size=int(rng.integers(1, 8)))]  # with repeated contexts
+        fresh = np.einsum("qd,nde->qne", queue, confidence.factors)
+        norms = np.linalg.norm(fresh, axis=2)
+        np.testing.assert_allclose(confidence.norms(queue), norms, rtol=1e-9)
+        confidence.update(int(rng.integers(3)), queue[0])
+
+
+@pytest.mark.parametrize("dim", [3, 70])
+def test_thompson_noise_has_the_covariance_of_the_ellipsoid(dim: int) -> None:
+    rng = np.random.default_rng(2)
+    confidence = ConfidenceFactors(2, dim)
+    for _ in range(20):
+        confidence.update(0, rng.normal(size=dim))
+    contexts = rng.normal(size=(3, dim)) / dim**0.5
+    samples = 40_000 if dim < 10 else 8_000
+    noise = confidence.noise(contexts, rng, samples)
+    assert noise.shape == (3, 2, samples)
+    for llm, factor in enumerate(confidence.factors):
+        expected = contexts @ factor @ factor.T @ contexts.T
+        scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+        error = (noise[:, llm] @ noise[:, llm].T / samples - expected) / scale
+        assert np.abs(error).max() < 6 / samples**0.5  # 6 standard errors and more
+    across = noise[0, 0] @ noise[0, 1] / samples
+    bound = 6 * np.prod(confidence.norms(contexts)[0]) / samples**0.5
+    assert abs(across) < bound  # the LLMs' draws are independent
+
+
+def test_ridge_regression_matches_the_normal_equations() -> None:
+    rng = np.random.default_rng(3)
+    regression = RidgeRegression(2, 4, ridge=0.3)
+    contexts = rng.normal(size=(80, 4))
+    outcomes = rng.integers(0, 2, 80).astype(float)
+    for context, outcome in zip(contexts, outcomes, strict=True):
+        regression.update(context, 1, outcome)
+    expected = np.linalg.solve(contexts.T @ contexts + 0.3 * np.eye(4), contexts.T @ outcomes)
+    np.testing.assert_allclose(regression.theta[1], expected, atol=1e-10)
+    assert not regression.theta[0].any()
+
+
+def test_mirror_descent_step_solves_its_proximal_problem() -> None:
+    choices, _ = draw_choices(30, 3, 3, 2, seed=6)
+    estimator = OnlineMirrorDescentMNL(3, 3, assortment_size=2)
+    hessian = np.stack([np.eye(3)] * 3)
+    eta = 0.5 * np.log(3) + 2.0
+    for context, shown, kept in choices:
+        x = context.astype(np.float64)
+        before = estimator.theta.copy()
+        choice = choice_probabilities((before[shown] @ x).tolist())
+        estimator.update(context, shown, kept)
+        after = choice_probabilities((estimator.theta[shown] @ x).tolist())
+        for llm, p, q in zip(shown, choice, after, strict=True):
+            metric = hessian[llm] + eta * p * (1 - p) * np.outer(x, x)
+            step = eta * np.linalg.solve(metric, (p - (llm == kept)) * x)
+            np.testing.assert_allclose(estimator.theta[llm], before[llm] - step, atol=1e-8)
+            hessian[llm] += q * (1 - q) * np.outer(x, x)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_mirror_descent_learns(size: int) -> None:
+    choices, theta = draw_choices(6000, 3, 3, size, seed=7)
+    estimator = OnlineMirrorDescentMNL(3, 3, size)
+    for choice in choices:
+        estimator.update(*choice)
+    assert np.abs(estimator.theta - theta).max() < 0.5 * np.abs(theta).max()
+
+
+def test_choice_probabilities_survive_large_utilities() -> None:
+    assert choice_probabilities([800.0, -800.0]) == pytest.approx([1.0, 0.0])
+    assert choice_probabilities([0.0, 0.0]) == pytest.approx([1 / 3, 1 / 3])
