@@ -310,9 +310,9 @@ class QueueDynamics:
         """Put the head of the backlog where it enters the window when a query is served."""
         lanes = np.flatnonzero(served & (self.queue_length > self.window))
         if lanes.size:
-            head = self._backlog_head[lanes]
-            item = self._backlog[lanes, head]
-            place = self._first_slot[lanes] + self.window
+            head = self._backlog_head.take(lanes)
+            item = self._backlog.reshape(-1).take(lanes * self._backlog.shape[1] + head)
+            place = self._first_slot.take(lanes) + self.window
             self._flat_items[place] = item
             self._flat_contexts[place] = self._table_items.take(item.view(_RECORD)["query"])
             self._backlog_head[lanes] = (head + 1) & (self._backlog.shape[1] - 1)
@@ -323,16 +323,17 @@ class QueueDynamics:
         visible = joining & (position < self.window)
         lanes = np.flatnonzero(visible)
         if lanes.size:
-            place = self._first_slot[lanes] + position[lanes]
+            place = (self._first_slot + position).take(lanes)
             self._flat_items[place] = item.take(lanes)
             self._flat_contexts[place] = context.take(lanes)
         lanes = np.flatnonzero(joining > visible)
         if lanes.size:
-            behind = position[lanes] - self.window
+            behind = position.take(lanes) - self.window
             if behind.max() >= self._backlog.shape[1]:
                 self._grow_backlog()
-            tail = (self._backlog_head[lanes] + behind) & (self._backlog.shape[1] - 1)
-            self._backlog[lanes, tail] = item.take(lanes)
+            size = self._backlog.shape[1]
+            tail = (self._backlog_head.take(lanes) + behind) & (size - 1)
+            self._backlog.reshape(-1)[lanes * size + tail] = item.take(lanes)
         self.queue_length += joining
 
     def _grow_backlog(self) -> None:

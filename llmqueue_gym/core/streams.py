@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 256
+BLOCK = 1024
 """Slots drawn at a time; the values do not depend on it."""
 
 NEAR = 16
@@ -36,7 +36,7 @@ class UniformStreams:
         self._generators: list[Sequence[np.random.Generator]] = [()] * num_lanes
         self._block = np.zeros((num_streams, num_lanes, BLOCK))
         # The next slots, slot first: columns of the block are too far apart to be read singly.
-        self._near = np.zeros((0, num_streams, num_lanes))
+        self._near: NDArray[np.float64] = np.zeros((0, num_streams, num_lanes))
         self._near_start = 0
         self._position = 0
 
@@ -73,7 +73,8 @@ class UniformStreams:
     def draw(self) -> NDArray[np.float64]:
         """Return the draws of the next slot, shape (num_streams, B)."""
         place = self._advance()
-        return self._near[place]
+        draws: NDArray[np.float64] = self._near[place]
+        return draws
 
     def draw_single(self) -> list[float]:
         """Return the draws of the next slot of lane 0 as Python floats, one per stream."""

@@ -1,0 +1,281 @@
+"""``llmqueue-bench``: run suites, report them, list what there is.
+
+Typer and rich come with the ``bench`` extra; they are imported when the command starts.
+"""
+
+import os
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from benchmarks.store import Store, write_text
+from benchmarks.suite import (
+    REFERENCES,
+    Plan,
+    SuiteError,
+    built_in_suites,
+    load_suite,
+    make_plan,
+)
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from benchmarks.engines import Outcome
+    from benchmarks.scoring import Board
+
+_EXTRA = ("typer", "rich", "polars", "matplotlib")
+RESULTS = Path("results")
+LEADERBOARD = Path("leaderboard")
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main() -> None:
+    """Run the command; what a user did wrong is one line on stderr."""
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        names = ", ".join(missing)
+        print(f'llmqueue-bench needs {names}: pip install "llmqueue_gym[bench]"', file=sys.stderr)
+        raise SystemExit(USAGE)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script's path lacks the user's own folder
+    try:
+        build_app()()
+    except (ValueError, OSError) as error:
+        print(f"llmqueue-bench: {error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
+
+
+def build_app() -> "typer.Typer":
+    """Return the command with its subcommands."""
+    import typer
+
+    app = typer.Typer(
+        help="Run benchmark suites of llmqueue_gym and report them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.command("run")
+    def run_command(
+        suite: Annotated[str, typer.Argument(help="Built-in suite, or path of a TOML file.")],
+        agent: Annotated[
+            list[str] | None,
+            typer.Option(help="Also run this agent: a name or mypackage.module:MyAgent."),
+        ] = None,
+        task: Annotated[
+            list[str] | None, typer.Option(help="Only tasks of this name or pattern (*).")
+        ] = None,
+        seeds: Annotated[int | None, typer.Option(min=1, help="Seeds a task.")] = None,
+        workers: Annotated[
+            int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
+        ] = None,
+        results: Annotated[
+            Path | None, typer.Option(help="Results folder; default: results/SUITE.")
+        ] = None,
+        data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+        timeout: Annotated[float | None, typer.Option(help="Seconds a cell may take.")] = None,
+    ) -> None:
+        """Run the cells of a suite that have no result yet."""
+        plan = _plan(suite, agent or [], task or [], seeds, data or [])
+        store = Store(results or RESULTS / plan.suite)
+        raise typer.Exit(run(plan, store, workers or _cores(), timeout))
+
+    @app.command("report")
+    def report_command(
+        results: Annotated[
+            Path | None, typer.Argument(help="Results folder; default: the last run.")
+        ] = None,
+        out: Annotated[Path, typer.Option(help="Where the page and picture go.")] = LEADERBOARD,
+    ) -> None:
+        """Print the leaderboard and write leaderboard.md with its picture."""
+        raise typer.Exit(report(Store(results or _last_results()), out))
+
+    @app.command("list")
+    def list_command() -> None:
+        """List the built-in suites and their tasks."""
+        list_suites()
+
+    @app.command("agents")
+    def agents_command() -> None:
+        """List the agents by name, with their sources."""
+        list_agents()
+
+    return app
+
+
+def run(plan: Plan, store: Store, workers: int, timeout: float | None) -> int:
+    """Run a plan with a progress bar; return the exit code."""
+    from rich.console import Console
+
+    from benchmarks.engines import LocalEngine, execute
+    from benchmarks.runner import provenance
+    from benchmarks.scoring import load_board
+
+    console = Console(stderr=True)
+    engine = LocalEngine(workers, timeout)
+    for name, reason in plan.skipped.items():
+        console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
+    with _progress(console) as progress:
+        bar = progress.add_task(plan.suite, total=None, failed=0)
+
+        def note(message: str) -> None:
+            progress.console.print(message, markup=False, highlight=False)
+
+        def step(outcome: "Outcome") -> None:
+            progress.advance(bar)
+            if outcome.failed:
+                progress.update(bar, failed=progress.tasks[0].fields["failed"] + 1)
+                note(f"failed: {outcome.cell}: {outcome.payload['error']}")
+
+        try:
+            tally = execute(
+                plan,
+                store,
+                engine,
+                provenance(_command()),
+                on_outcome=step,
+                on_damage=note,
+                on_start=lambda missing: progress.update(bar, total=missing),
+            )
+        except KeyboardInterrupt:
+            note("interrupted: finished cells are kept, the same command computes the rest")
+            return INTERRUPTED
+    console.print(
+        f"{tally.computed} cells computed, {tally.reused} taken from {store.root}, "
+        f"{tally.failed} failed",
+        markup=False,
+        highlight=False,
+    )
+    return _verdict(load_board(store))
+
+
+def _progress(console: "Console") -> "Progress":
+    """Progress bar: cells done and failed, time spent and left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def report(store: Store, out: Path) -> int:
+    """Print the board of a store, write page and picture; return the exit code."""
+    from rich.console import Console
+
+    from benchmarks.report import board_markdown, board_tables, draw_figure
+    from benchmarks.scoring import load_board
+
+    board = load_board(store)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = draw_figure(board, out)
+    page = out / "leaderboard.md"
+    pictures = [path.name for path in figures if path.suffix == ".png"]
+    write_text(page, board_markdown(board, pictures))
+    console = Console()
+    for table in board_tables(board):
+        console.print(table)
+    for name, failure in board.failures:
+        console.print(f"failed: {name}: {failure['error']}", markup=False, highlight=False)
+    if board.missing:
+        print(f"{len(board.missing)} cells were not run; the same command computes them")
+    for name, reason in board.skipped.items():
+        print(f"skipped {name}: {reason}")
+    print("wrote " + ", ".join(str(path) for path in (page, *figures)))
+    return _verdict(board)
+
+
+def list_suites() -> None:
+    """Print the built-in suites and their tasks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for name in built_in_suites():
+        suite = load_suite(name)
+        table = Table(title=f"{name}: {suite.description}", title_justify="left")
+        for column in ("task", "T", "agents", "seeds", "tags"):
+            table.add_column(column)
+        for task in suite.tasks:
+            count = str(len(task.agents) + len(REFERENCES))
+            tags = ", ".join(task.tags)
+            table.add_row(task.name, f"{task.horizon:,}", count, str(suite.seeds), tags)
+        Console().print(table)
+
+
+def list_agents() -> None:
+    """Print the registered agents and where they come from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from baselines.agent import registered_agents
+
+    table = Table("agent", "settings", "source")
+    table.add_row("oracle", "", "the myopic oracle: it knows the truth")
+    for spec in registered_agents():
+        settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
+        table.add_row(spec.name, settings, spec.source)
+    Console().print(table)
+
+
+# --- small parts ----------------------------------------------------------------------------------
+
+
+def _plan(
+    suite: str, agents: list[str], tasks: list[str], seeds: int | None, data: list[str]
+) -> Plan:
+    paths = {}
+    for item in data:
+        name, mark, path = item.partition("=")
+        if not (name and mark and path):
+            raise SuiteError(f"--data {item!r} must read NAME=PATH")
+        paths[name] = path
+    return make_plan(load_suite(suite), seeds=seeds, tasks=tasks, agents=agents, data=paths)
+
+
+def _verdict(board: "Board") -> int:
+    """Exit code of a board; says on stderr what is wrong."""
+    for text in board.violations:
+        print(f"ORACLE BEATEN: {text}", file=sys.stderr)
+    return FAILED if board.failures or board.violations else OK
+
+
+def _last_results() -> Path:
+    """Folder of the latest run under ``results/``."""
+    runs = sorted(RESULTS.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise FileNotFoundError(f"no results under {RESULTS}/: run `llmqueue-bench run quick`")
+    return runs[-1].parent
+
+
+def _command() -> str:
+    return shlex.join(["llmqueue-bench", *sys.argv[1:]])
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,547 @@
+"""Suites: TOML files that say which tasks, agents and seeds are run, and the cells they expand to.
+
+A cell is task x agent x seed x protocol; its key is the SHA-256 of all that decides its result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+REFERENCES = ("oracle", "random")
+"""Policies every task runs besides its agents: the two ends of the score."""
+
+DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
+"""Environment variable naming the folder in which a task's data files are looked for."""
+
+PROTOCOL = "online"
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class SuiteError(ValueError):
+    """A suite file, or a choice made from it, that cannot be run; the message says why."""
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """An agent as a suite lists it.
+
+    Attributes
+    ----------
+    name : str
+        Registered name or ``"module:Class"``.
+    label : str
+        Name on the leaderboard; the agent's name unless two settings of it are compared.
+    settings : Mapping[str, Any]
+        Keyword settings over the registered ones.
+    requires : tuple[str, ...]
+        Distributions without which the agent is skipped.
+    """
+
+    name: str
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.label, canonical(self.settings)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment id with plain kwargs, a horizon and tags.
+
+    Attributes
+    ----------
+    name, env : str
+        Name on the leaderboard and Gymnasium id.
+    kwargs : Mapping[str, Any]
+        Arguments of the environment; the string ``"{NAME}"`` stands for the path of data ``NAME``.
+    horizon : int
+        Slots of one run, T.
+    tags : tuple[str, ...]
+        What kind of task it is.
+    headline : bool
+        Whether the task counts in the overall score (every agent of the suite must then play it).
+    requires : tuple[str, ...]
+        Distributions without which the task is skipped.
+    data : Mapping[str, str]
+        Data name -> default path inside the ``LLMQUEUE_GYM_DATA`` folder.
+    agents : tuple[AgentEntry, ...]
+        Agents that play the task, the references not counted.
+    """
+
+    name: str
+    env: str
+    kwargs: Mapping[str, Any]
+    horizon: int
+    tags: tuple[str, ...]
+    headline: bool
+    requires: tuple[str, ...]
+    data: Mapping[str, str]
+    agents: tuple[AgentEntry, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks and the number of seeds each is run with."""
+
+    name: str
+    description: str
+    seeds: int
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its identity and the environment's arguments with the data paths filled in.
+
+    Attributes
+    ----------
+    spec : Mapping[str, Any]
+        JSON-plain identity: task, agent, seed, protocol, version, code, workload fingerprint.
+    kwargs : Mapping[str, Any]
+        The task's kwargs as the environment receives them on this machine.
+    """
+
+    spec: Mapping[str, Any]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON of ``spec``."""
+        return spec_key(self.spec)
+
+    def __str__(self) -> str:
+        spec = self.spec
+        return f"{spec['task']['name']} / {spec['agent']['label']} / seed {spec['seed']}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a run, references first, and what is skipped (name -> reason)."""
+
+    suite: str
+    cells: tuple[Cell, ...]
+    skipped: Mapping[str, str]
+
+
+def canonical(value: object) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def spec_key(spec: object) -> str:
+    """SHA-256 (hex) of the canonical JSON of a cell's identity."""
+    return hashlib.sha256(canonical(spec).encode()).hexdigest()
+
+
+# --- reading a suite ------------------------------------------------------------------------------
+
+
+def built_in_suites() -> dict[str, str]:
+    """Text of the suites shipped with the package, by name."""
+    folder = files("benchmarks") / "suites"
+    found = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    return {
+        e.name.removesuffix(".toml"): e.read_text(encoding="utf-8") for e in sorted(found, key=str)
+    }
+
+
+def load_suite(name: str) -> Suite:
+    """Read a suite by built-in name or from the path of a TOML file.
+
+    Raises
+    ------
+    SuiteError
+        If there is no such suite or the file is not a valid one; the message names the place.
+    """
+    known = built_in_suites()
+    if name in known:
+        text, origin = known[name], name
+    elif Path(name).is_file():
+        text, origin = Path(name).read_text(encoding="utf-8"), Path(name).stem
+    else:
+        raise SuiteError(f"suite={name!r} is neither a file nor {_near(name, known)}")
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"suite {name!r} is not valid TOML: {error}") from error
+    return parse_suite(origin, document)
+
+
+def parse_suite(name: str, document: Mapping[str, Any]) -> Suite:
+    """Turn a parsed TOML document into a suite.
+
+    Raises
+    ------
+    SuiteError
+        If a key is unknown, missing or of the wrong type; the message names it and the fix.
+    """
+    where = f"suite {name!r}"
+    _only(document, where, "description", "seeds", "agents", "task")
+    seeds = _positive(document, "seeds", where)
+    agents = _agents(document.get("agents"), f"{where}: agents")
+    tables = document.get("task")
+    if not isinstance(tables, list) or not tables:
+        raise SuiteError(f"{where}: needs at least one [[task]] table")
+    tasks = tuple(
+        task
+        for number, table in enumerate(tables, 1)
+        for task in _tasks(table, agents, f"{where}: task {number}")
+    )
+    _unique((task.name for task in tasks), f"{where}: two tasks are called")
+    return Suite(name, _text(document, "description", where, ""), seeds, tasks)
+
+
+def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterable[Task]:
+    """Expand one [[task]] table along its matrix."""
+    table = _table(table, where)
+    keys = ("name", "env", "horizon", "tags", "headline", "requires", "data")
+    _only(table, where, *keys, "kwargs", "matrix", "agents", "extra_agents")
+    name = _text(table, "name", where)
+    where = f"{where} ({name})"
+    data = _table(table.get("data", {}), f"{where}: data")
+    for key in data:
+        _text(data, key, f"{where}: data")
+    if "agents" in table:
+        agents = _agents(table["agents"], f"{where}: agents")
+    extra = _agents(table.get("extra_agents", []), f"{where}: extra_agents")
+    _unique((a.label for a in agents + extra), f"{where}: two agents are called")
+    headline = table.get("headline", True)
+    if not isinstance(headline, bool):
+        raise SuiteError(f"{where}: headline={headline!r} must be true or false")
+    for point in _matrix(table.get("matrix", {}), where):
+        if clash := set(point) & set(data):
+            raise SuiteError(f"{where}: {sorted(clash)} is both a matrix axis and a data name")
+        task_name = str(_fill(name, point, (), f"{where}: name"))
+        if not _NAME.fullmatch(task_name):
+            raise SuiteError(f"{where}: name={task_name!r} may hold letters, digits and ._+- only")
+        kwargs = _table(table.get("kwargs", {}), f"{where}: kwargs")
+        yield Task(
+            name=task_name,
+            env=_text(table, "env", where),
+            kwargs=_fill(_plain(kwargs, f"{where}: kwargs"), point, data, f"{where}: kwargs"),
+            horizon=_positive(table, "horizon", where),
+            tags=tuple(_fill(tag, point, (), where) for tag in _texts(table, "tags", where)),
+            headline=headline,
+            requires=_texts(table, "requires", where),
+            data=data,
+            agents=agents + extra,
+        )
+
+
+def _matrix(table: object, where: str) -> Iterable[dict[str, Any]]:
+    """Every combination of the matrix's axes (one empty combination without a matrix)."""
+    axes = _table(table, f"{where}: matrix")
+    for axis, values in axes.items():
+        plain = isinstance(values, list) and all(isinstance(v, str | int | float) for v in values)
+        if not plain or not values:
+            raise SuiteError(f"{where}: matrix.{axis}={values!r} must be a list of plain values")
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _fill(value: Any, point: Mapping[str, Any], later: Iterable[str], where: str) -> Any:
+    """Replace ``{axis}`` by its value; a string that is nothing else keeps the value's type.
+
+    Names in ``later`` stay as they are: they are data paths, known only on the running machine.
+    """
+    if isinstance(value, Mapping):
+        return {key: _fill(item, point, later, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, point, later, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in _PLACEHOLDER.findall(value):
+        if name not in point and name not in later:
+            raise SuiteError(f"{where}: {{{name}}} in {value!r} is no matrix axis and no data name")
+    if (whole := _PLACEHOLDER.fullmatch(value)) and whole[1] in point:
+        return point[whole[1]]
+    return _PLACEHOLDER.sub(lambda m: str(point[m[1]]) if m[1] in point else m[0], value)
+
+
+def _agents(value: object, where: str) -> tuple[AgentEntry, ...]:
+    """Read a list of agent names or tables."""
+    if not isinstance(value, list):
+        raise SuiteError(f"{where} must be a list of names or {{name = ..., settings = {{...}}}}")
+    entries = [agent_entry(item, where) for item in value]
+    _unique((entry.label for entry in entries), f"{where}: two agents are called")
+    return tuple(entry for entry in entries if entry.label not in REFERENCES)
+
+
+def agent_entry(item: object, where: str = "agent") -> AgentEntry:
+    """Read one agent: a name, or a table with name, label, settings and requires."""
+    if isinstance(item, str) and item:
+        return AgentEntry(item, item)
+    table = _table(item, where)
+    _only(table, where, "name", "label", "settings", "requires")
+    name = _text(table, "name", where)
+    settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
+    label = _text(table, "label", where, name)
+    if label in REFERENCES and (name != label or settings):
+        raise SuiteError(f"{where}: label={label!r} is kept for the reference policy")
+    return AgentEntry(name, label, settings, _texts(table, "requires", where))
+
+
+# --- small checks ---------------------------------------------------------------------------------
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """``one of a, b; did you mean a?`` for an unknown name."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"one of {', '.join(known)}{hint}"
+
+
+def _only(table: Mapping[str, Any], where: str, *keys: str) -> None:
+    for key in table:
+        if key not in keys:
+            raise SuiteError(f"{where}: {key!r} is not {_near(str(key), keys)}")
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SuiteError(f"{where} must be a table, not {value!r}")
+    return dict(value)
+
+
+def _text(table: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str) or (not value and default is None):
+        raise SuiteError(f"{where}: {key}={value!r} must be a non-empty string")
+    return value
+
+
+def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise SuiteError(f"{where}: {key}={value!r} must be a list of strings")
+    return tuple(value)
+
+
+def _positive(table: Mapping[str, Any], key: str, where: str) -> int:
+    value = table.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SuiteError(f"{where}: {key}={value!r} must be a whole number of at least 1")
+    return value
+
+
+def _plain(table: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        canonical(table)
+    except (TypeError, ValueError) as error:
+        raise SuiteError(f"{where} must be JSON-plain (no dates, no nan): {error}") from error
+    return table
+
+
+def _unique(names: Iterable[str], message: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise SuiteError(f"{message} {name!r}; give one of them another name")
+        seen.add(name)
+
+
+# --- from a suite to cells ------------------------------------------------------------------------
+
+
+def make_plan(
+    suite: Suite,
+    *,
+    seeds: int | None = None,
+    tasks: Sequence[str] = (),
+    agents: Sequence[str] = (),
+    data: Mapping[str, str] | None = None,
+) -> Plan:
+    """Expand a suite into cells.
+
+    Parameters
+    ----------
+    suite : Suite
+        What to run.
+    seeds : int, optional
+        Number of seeds in place of the suite's own.
+    tasks : Sequence[str]
+        Names or patterns (``*``) of the tasks to keep; all when empty.
+    agents : Sequence[str]
+        Names or ``"module:Class"`` of agents that play every task besides the suite's own.
+    data : Mapping[str, str], optional
+        Data name -> path, before the ``LLMQUEUE_GYM_DATA`` folder is looked at.
+
+    Raises
+    ------
+    SuiteError
+        If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
+    """
+    chosen = _chosen_tasks(suite, tasks)
+    known_data = {name for task in suite.tasks for name in task.data}
+    for name in data or {}:
+        if name not in known_data:
+            raise SuiteError(f"data={name!r} is not {_near(name, known_data or {'(none)'})}")
+    added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
+    identities: dict[AgentEntry, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    cells: list[Cell] = []
+    for task in chosen:
+        paths, reason = _data_paths(task, data or {})
+        reason = reason or _missing_package(task.requires)
+        if reason is None:
+            kwargs = _fill(dict(task.kwargs), paths, (), f"task {task.name!r}")
+            content, reason = _fingerprint(task, kwargs)
+        if reason is not None:
+            skipped[task.name] = reason
+            continue
+        labels = {entry.label for entry in task.agents}
+        entries = [*(AgentEntry(name, name) for name in REFERENCES), *task.agents]
+        entries += [entry for entry in added if entry.label not in {*labels, *REFERENCES}]
+        for entry in entries:
+            if missing := _missing_package(entry.requires):
+                skipped[entry.label] = missing
+                continue
+            if entry not in identities:
+                identities[entry] = _agent_identity(entry)
+            for seed in range(seeds or suite.seeds):
+                cells.append(Cell(_spec(task, identities[entry], seed, content), kwargs))
+    cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
+    return Plan(suite.name, tuple(cells), skipped)
+
+
+def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
+    names = [task.name for task in suite.tasks]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SuiteError(f"task={pattern!r} matches no task: {_near(pattern, names)}")
+    keep = patterns or ["*"]
+    return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
+
+
+def _spec(task: Task, agent: dict[str, Any], seed: int, workload: str | None) -> dict[str, Any]:
+    """Everything that decides a cell's result, as plain JSON."""
+    import llmqueue_gym
+
+    return {
+        "task": {
+            "name": task.name,
+            "env": task.env,
+            "kwargs": dict(task.kwargs),
+            "horizon": task.horizon,
+            "tags": list(task.tags),
+            "headline": task.headline,
+        },
+        "agent": agent,
+        "seed": seed,
+        "protocol": PROTOCOL,
+        "version": llmqueue_gym.__version__,
+        "code": _code_hash(),
+        "workload": workload,
+    }
+
+
+@cache
+def _code_hash() -> str:
+    """SHA-256 of the code that decides a result: environments, agents and the runner.
+
+    Within a version the code changes in a checkout; a result of other code is never reused.
+    """
+    import baselines
+    import llmqueue_gym
+
+    digest = hashlib.sha256((Path(__file__).parent / "runner.py").read_bytes())
+    for package in (llmqueue_gym, baselines):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _agent_identity(entry: AgentEntry) -> dict[str, Any]:
+    """Name, label and settings; the code of agents from elsewhere counts as well."""
+    from baselines.agent import agent_spec
+
+    identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
+    if entry.name == "oracle":
+        return identity
+    try:
+        module = agent_spec(entry.name).target.partition(":")[0]
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
+    if module.split(".")[0] != "baselines":
+        identity["code"] = _module_hash(module, entry.name)
+    return identity
+
+
+def _module_hash(module: str, agent: str) -> str:
+    """SHA-256 of a module's source file."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise SuiteError(
+            f"agent={agent!r}: there is no module {module!r}; "
+            "install it or run from the folder that holds it"
+        )
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+
+
+def _data_paths(task: Task, given: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
+    """Where the task's data files are, or the reason why the task cannot run here."""
+    paths = {}
+    folder = os.environ.get(DATA_VARIABLE)
+    for name, default in task.data.items():
+        if name in given:
+            if not Path(given[name]).exists():
+                raise SuiteError(f"data {name}={given[name]!r}: there is no such file")
+            paths[name] = str(Path(given[name]).resolve())
+        elif folder and (Path(folder) / default).exists():
+            paths[name] = str((Path(folder) / default).resolve())
+        else:
+            return {}, (
+                f"data {name!r} not found: give --data {name}=PATH, or set {DATA_VARIABLE} "
+                f"to the folder that holds {default}"
+            )
+    return paths, None
+
+
+def _missing_package(names: Sequence[str]) -> str | None:
+    for name in names:
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            return (
+                f'needs the package {name}: pip install "llmqueue_gym[data]" or pip install {name}'
+            )
+    return None
+
+
+def _fingerprint(task: Task, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Content hash of the task's workload, or the reason why it is not to be had here."""
+    if "workload" not in kwargs:
+        return None, None
+    from llmqueue_gym import workloads
+
+    fingerprint: Callable[[Any], str] = workloads.fingerprint
+    try:
+        return fingerprint(kwargs["workload"]), None
+    except (ImportError, OSError) as error:
+        return None, str(error)
+    except ValueError as error:
+        raise SuiteError(f"task {task.name!r}: {error}") from error

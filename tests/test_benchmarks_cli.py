@@ -1,0 +1,222 @@
+"""The command: exit codes, one-line errors, and a page and picture from a third party's run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.report import board_markdown, board_tables, draw_figure
+from benchmarks.scoring import load_board
+from benchmarks.store import Store
+from benchmarks.suite import spec_key
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SUITE = """
+description = "tiny"
+seeds = 2
+agents = ["greedy", "Q-UCB"]
+[[task]]
+name = "tiny"
+env = "LLMQueue-v0"
+horizon = 80
+[task.kwargs]
+load = 0.8
+assortment_size = 1
+"""
+
+AGENTS = """
+import os
+import time
+from pathlib import Path
+
+from baselines.queueing.heuristics import RandomAgent
+
+class Fine(RandomAgent):
+    pass
+
+class Waits(RandomAgent):
+    def act(self, observation):
+        path = Path(__file__).with_name("worker.pid")
+        path.with_suffix(".part").write_text(str(os.getpid()))
+        path.with_suffix(".part").replace(path)
+        time.sleep(120)
+
+class Raises(RandomAgent):
+    def act(self, observation):
+        raise RuntimeError("out of ideas | today")
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An own folder with a suite and an agent module, as a third party has it."""
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    (tmp_path / "my_cli_agents.py").write_text(AGENTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def bench(monkeypatch, *arguments):
+    """Exit code of the command run in this process."""
+    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code or 0
+
+
+def test_run_and_report_with_a_third_party_agent(here, monkeypatch, capsys):
+    assert bench(monkeypatch, "run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
+    assert bench(monkeypatch, "report") == 0
+    printed = capsys.readouterr()
+    assert "10 cells computed, 0 taken" in printed.err
+    assert "my_cli_agents:Fine" in printed.out
+    page = (here / "leaderboard" / "leaderboard.md").read_text()
+    assert "llmqueue-bench run tiny.toml --agent my_cli_agents:Fine" in page
+    assert "![queue length and routing regret over time](leaderboard.png)" in page
+    for name in ("leaderboard.png", "leaderboard.svg"):
+        assert (here / "leaderboard" / name).stat().st_size > 10_000
+    assert bench(monkeypatch, "run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
+    assert "0 cells computed, 10 taken" in capsys.readouterr().err
+
+
+def test_a_failed_cell_is_exit_code_1_and_named_on_the_page(here, monkeypatch, capsys):
+    arguments = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Raises")
+    assert bench(monkeypatch, *arguments, "--results", "r") == 1
+    assert "tiny / my_cli_agents:Raises / seed 0: RuntimeError" in capsys.readouterr().err
+    assert bench(monkeypatch, "report", "r", "--out", "page") == 1
+    page = (here / "page" / "leaderboard.md").read_text()
+    assert "RuntimeError: out of ideas | today" in page
+
+
+def test_a_beaten_oracle_is_exit_code_1_and_names_task_agent_and_reason(here, monkeypatch, capsys):
+    assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
+    store = Store(Path("r"))
+    for spec in store.load_run()["cells"]:
+        if spec["agent"]["label"] == "greedy":
+            record = store.load(spec_key(spec))
+            record["metrics"]["luck"] = 9.0
+            del record["spec"]
+            store.save(spec, record)
+    capsys.readouterr()
+    assert bench(monkeypatch, "report", "r") == 1
+    err = capsys.readouterr().err
+    assert "ORACLE BEATEN: task tiny: greedy (seed 0)" in err
+    page = Path("leaderboard/leaderboard.md").read_text()
+    assert "**The oracle was beaten.**" in page
+
+
+def test_an_interrupted_run_is_reported_as_such(here, monkeypatch, capsys):
+    assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
+    next((here / "r" / "cells").iterdir()).unlink()
+    assert bench(monkeypatch, "report", "r") == 0
+    assert "1 cells were not run" in capsys.readouterr().out
+    assert "## Not run" in Path("leaderboard/leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no-such-suite"], "no-such-suite"),
+        (["run", "tiny.toml", "--agent", "gredy"], "did you mean 'greedy'"),
+        (["run", "tiny.toml", "--agent", "nowhere:Agent"], "no module 'nowhere'"),
+        (["run", "tiny.toml", "--task", "big"], "matches no task"),
+        (["run", "tiny.toml", "--data", "x"], "NAME=PATH"),
+        (["run", "tiny.toml", "--timeout", "-1"], "timeout"),
+        (["run", "tiny.toml", "--seeds", "0"], "seeds"),
+        (["report", "nothing-here"], "no results in nothing-here"),
+        (["report"], "llmqueue-bench run quick"),
+        (["runn"], "runn"),
+    ],
+)
+def test_user_errors_are_exit_code_2_without_a_traceback(
+    here, monkeypatch, capsys, arguments, message
+):
+    assert bench(monkeypatch, *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (here / "results").exists()
+
+
+def test_lists(monkeypatch, capsys):
+    assert bench(monkeypatch, "list") == 0
+    assert bench(monkeypatch, "agents") == 0
+    out = capsys.readouterr().out
+    for name in ("quick", "queueing", "oracle", "ACQB-OMD"):
+        assert name in out
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "polars", "matplotlib"])
+def test_a_missing_extra_is_one_line_that_says_what_to_install(missing):
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        f"u.find_spec = lambda name, *a: None if name == {missing!r} else find(name, *a)\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "from benchmarks.cli import main; sys.argv = ['llmqueue-bench', 'list']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2
+    assert done.stderr == (f'llmqueue-bench needs {missing}: pip install "llmqueue_gym[bench]"\n')
+
+
+def test_an_empty_board_is_still_a_page(here, monkeypatch, tmp_path):
+    assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
+    for file in (here / "r" / "cells").iterdir():
+        file.unlink()
+    board = load_board(Store(Path("r")))
+    assert len(board.missing) == 8
+    assert "## Not run" in board_markdown(board)
+    assert len(board_tables(board)) == 2
+    assert draw_figure(board, tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("end", ["interrupt", "kill"])
+def test_ending_the_runner_ends_its_workers_and_keeps_what_is_done(here, monkeypatch, end):
+    command = [sys.executable, "-m", "benchmarks.cli", "run", "tiny.toml", "--seeds", "1"]
+    runner = subprocess.Popen(
+        [*command, "--agent", "my_cli_agents:Waits", "--results", "r", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    pid, cells = here / "worker.pid", here / "r" / "cells"
+    wait_until(lambda: pid.exists() and len(list(cells.glob("*.json"))) == 4)
+    worker = int(pid.read_text())
+    runner.send_signal(signal.SIGINT if end == "interrupt" else signal.SIGKILL)
+    _, err = runner.communicate(timeout=30)
+    assert runner.returncode == (130 if end == "interrupt" else -signal.SIGKILL)
+    assert "Traceback" not in err
+    assert ("interrupted: finished cells are kept" in err) == (end == "interrupt")
+    wait_until(lambda: not alive(worker))
+    again = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Waits")
+    assert bench(monkeypatch, *again, "--results", "r", "--timeout", "1") == 1
+    assert len(list(cells.glob("*.json"))) == 4
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(process):
+    """Whether a process runs; one that has ended may wait to be collected for a moment."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

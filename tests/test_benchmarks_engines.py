@@ -1,0 +1,198 @@
+"""Workers that die, hang, raise or misbehave cost their own cell; nothing else depends on them."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from benchmarks.engines import LocalEngine, execute
+from benchmarks.store import Store
+from benchmarks.suite import make_plan, parse_suite, spec_key
+
+AGENTS = '''
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from baselines.queueing.heuristics import RandomAgent
+
+class Fine(RandomAgent):
+    pass
+
+class Raises(RandomAgent):
+    def act(self, observation):
+        print("about to divide")
+        return 1 / 0
+
+class Garbage(RandomAgent):
+    def act(self, observation):
+        return "no action"
+
+class Hangs(RandomAgent):
+    def act(self, observation):
+        while True:
+            time.sleep(0.01)
+
+class Waits(RandomAgent):
+    """Leaves its process id behind and waits to be killed."""
+    def act(self, observation):
+        path = Path(__file__).with_name("pid")
+        path.with_suffix(".part").write_text(str(os.getpid()))
+        path.with_suffix(".part").replace(path)
+        time.sleep(60)
+
+class Exits(RandomAgent):
+    def act(self, observation):
+        os._exit(3)
+
+class SysExits(RandomAgent):
+    def act(self, observation):
+        sys.exit("leaving")
+
+class Meddles(RandomAgent):
+    """Changes global state, prints and leaves a child behind."""
+    def __init__(self, problem, seed):
+        super().__init__(problem, seed)
+        np.random.seed(0)
+        print("x" * 100_000)
+        os.environ["OMP_NUM_THREADS"] = "7"
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+'''
+
+SUITE = {
+    "seeds": 2,
+    "agents": ["greedy"],
+    "task": [
+        {
+            "name": "tiny",
+            "env": "LLMQueue-v0",
+            "horizon": 60,
+            "kwargs": {"load": 0.8, "assortment_size": 1},
+        }
+    ],
+}
+
+
+@pytest.fixture
+def agents(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "odd_agents.py").write_text(AGENTS)
+    return tmp_path
+
+
+def plan(*labels, seeds=1):
+    suite = parse_suite("s", {**SUITE, "agents": []})
+    return make_plan(suite, seeds=seeds, agents=[f"odd_agents:{label}" for label in labels])
+
+
+def run(plan, store, engine, **callbacks):
+    return execute(plan, store, engine, {"command": "test"}, **callbacks)
+
+
+def failure(store, label):
+    run = store.load_run()
+    [spec] = [s for s in run["cells"] if s["agent"]["label"] == f"odd_agents:{label}"]
+    assert store.load(spec_key(spec)) is None
+    return store.load_failure(spec_key(spec))
+
+
+def test_bad_agents_fail_alone_with_their_error(agents, tmp_path):
+    store = Store(tmp_path / "r")
+    engine = LocalEngine(2, timeout=5)
+    tally = run(plan("Raises", "Garbage", "Exits", "SysExits", "Hangs", "Fine"), store, engine)
+    assert (tally.computed, tally.failed) == (3, 5)
+    raised = failure(store, "Raises")
+    assert raised["error"] == "ZeroDivisionError: division by zero"
+    assert "return 1 / 0" in raised["traceback"]
+    assert "about to divide" in raised["output"]
+    assert "'no action' in slot 0" in failure(store, "Garbage")["error"]
+    assert "exit code 3" in failure(store, "Exits")["error"]
+    assert "SystemExit: leaving" in failure(store, "SysExits")["error"]
+    assert "timeout of 5 s" in failure(store, "Hangs")["error"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+def test_a_killed_worker_costs_its_cell_only_and_is_run_again(agents, tmp_path):
+    mark = agents / "pid"
+
+    def kill():
+        deadline = time.monotonic() + 30
+        while not mark.exists():
+            if time.monotonic() > deadline:
+                return  # the worker never came that far: the assertions below say so
+            time.sleep(0.01)
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    store = Store(tmp_path / "r")
+    tally = run(plan("Waits", "Fine"), store, LocalEngine(2, timeout=30))
+    killer.join()
+    assert (tally.computed, tally.failed) == (3, 1)
+    assert "killed by SIGKILL" in failure(store, "Waits")["error"]
+    again = run(plan("Waits", "Fine"), store, LocalEngine(2, timeout=1))
+    assert (again.computed, again.reused, again.failed) == (0, 3, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+def test_a_meddling_agent_ends_and_changes_no_other_result(agents, tmp_path):
+    alone, beside = Store(tmp_path / "a"), Store(tmp_path / "b")
+    run(plan("Fine"), alone, LocalEngine(1))
+    started = time.monotonic()
+    tally = run(plan("Meddles", "Fine"), beside, LocalEngine(1))
+    assert tally.failed == 0
+    assert time.monotonic() - started < 30  # the child it left behind does not hold the run up
+    for cell in plan("Fine").cells:
+        first, second = alone.load(cell.key), beside.load(cell.key)
+        assert first["metrics"] == second["metrics"]
+
+
+def test_results_are_equal_for_any_number_of_workers(tmp_path):
+    work = make_plan(parse_suite("s", SUITE))
+    stores = {workers: Store(tmp_path / str(workers)) for workers in (1, 2)}
+    for workers, store in stores.items():
+        assert run(work, store, LocalEngine(workers)).computed == len(work.cells)
+    for cell in work.cells:
+        first, second = (store.load(cell.key) for store in stores.values())
+        assert (first["metrics"], first["curve"]) == (second["metrics"], second["curve"])
+
+
+def test_a_rerun_computes_only_what_is_missing_or_damaged(tmp_path):
+    store = Store(tmp_path)
+    few = make_plan(parse_suite("s", SUITE), seeds=1)
+    all_ = make_plan(parse_suite("s", SUITE))
+    run(few, store, LocalEngine(2))
+    tally = run(all_, store, LocalEngine(2))
+    assert (tally.computed, tally.reused) == (3, 3)
+    damaged = store.root / "cells" / f"{all_.cells[0].key}.json"
+    damaged.write_text(damaged.read_text()[:-20])
+    notes = []
+    tally = run(all_, store, LocalEngine(2), on_damage=notes.append)
+    assert (tally.computed, tally.reused) == (1, 5)
+    assert "truncated" in notes[0]
+    assert damaged.name in notes[0]
+
+
+def test_an_interrupt_keeps_what_is_done_and_stops_the_workers(agents, tmp_path):
+    store = Store(tmp_path / "r")
+    seen = []
+
+    def interrupt(outcome):
+        seen.append(outcome)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan("Hangs"), store, LocalEngine(2), on_outcome=interrupt)
+    assert store.load(seen[0].cell.key) is not None
+    again = run(plan("Hangs"), store, LocalEngine(2, timeout=1))
+    assert again.reused >= 1
+    assert again.failed == 1
+
+
+@pytest.mark.parametrize(("workers", "timeout"), [(0, None), (1, 0.0), (1, -1.0)])
+def test_impossible_settings_are_refused(workers, timeout):
+    with pytest.raises(ValueError, match="must be"):
+        LocalEngine(workers, timeout)

@@ -1,0 +1,330 @@
+"""Scores, intervals and exponents against closed forms and slow references; rule 8 both ways."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from benchmarks import scoring
+from benchmarks.runner import run_cell
+from benchmarks.scoring import (
+    bootstrap_iqm,
+    decay_exponent,
+    growth_exponent,
+    interquartile_mean,
+    make_board,
+    resampled_seeds,
+    t_interval,
+    tidy,
+    violations,
+)
+from benchmarks.suite import make_plan, parse_suite
+
+
+def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True):
+    t = [1, 2, 5, 10, 20, 50, 100]
+    return {
+        "spec": {
+            "task": {"name": task, "horizon": 100, "headline": headline},
+            "agent": {"label": agent},
+            "seed": seed,
+        },
+        "metrics": {
+            "mean_queue": mean_queue,
+            "tail_queue": mean_queue,
+            "wait_p95": 1.0,
+            "retrials_per_departed": 0.1,
+            "routing_regret": regret,
+            "luck": luck,
+            "arrival_rate": 0.5,
+            "capacity": 1.0,
+        },
+        "curve": {"t": t, "queue": [mean_queue * x for x in t], "regret": [x**0.5 for x in t]},
+        "timing": {"decision_us_median": 5.0},
+    }
+
+
+def cells_of(queues, **kwargs):
+    """Cells from {agent: [mean queue a seed]}."""
+    return [
+        cell(agent, seed, queue, **kwargs)
+        for agent, values in queues.items()
+        for seed, queue in enumerate(values)
+    ]
+
+
+def board_of(cells, failures=()):
+    specs = [c["spec"] for c in cells] + [spec for spec, _ in failures]
+    run = {"suite": "s", "cells": specs, "skipped": {}, "provenance": {}}
+    return make_board(run, cells, [(str(spec), record) for spec, record in failures], [])
+
+
+# --- the score ------------------------------------------------------------------------------------
+
+
+@given(
+    st.floats(0.1, 5.0),
+    st.floats(10.0, 5000.0),
+    st.floats(0.0, 1.0),
+)
+def test_score_is_0_for_random_1_for_the_oracle_and_linear_in_h(oracle, random, share):
+    h = share * np.log1p(oracle) + (1 - share) * np.log1p(random)
+    queues = {"oracle": [oracle], "random": [random], "a": [float(np.expm1(h))]}
+    table = tidy(cells_of(queues))
+    scores = dict(zip(table["agent"], table["score"], strict=True))
+    assert scores["oracle"] == 1.0
+    assert scores["random"] == 0.0
+    assert scores["a"] == pytest.approx(share, abs=1e-9)
+
+
+def test_no_score_without_references_or_where_they_tie():
+    tie = tidy(cells_of({"oracle": [2.0], "random": [2.0], "a": [3.0]}))
+    alone = tidy(cells_of({"random": [2.0], "a": [3.0]}))
+    assert tie["score"].null_count() == 3
+    assert alone["score"].null_count() == 2
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12))
+def test_t_interval_is_scipys(values):
+    interval = t_interval(values)
+    error = stats.sem(values)
+    if error > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+        assert interval == pytest.approx((np.mean(values), low, high))
+
+
+def test_a_single_seed_has_an_unbounded_interval():
+    assert t_interval([3.0]) == (3.0, -np.inf, np.inf)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40))
+def test_interquartile_mean_is_scipys_trimmed_mean(values):
+    expected = stats.trim_mean(values, 0.25)
+    assert interquartile_mean(np.array(values)) == pytest.approx(expected)
+
+
+def test_stratified_bootstrap_equals_a_slow_reference():
+    rng = np.random.default_rng(0)
+    strata = {"a": rng.normal(size=5), "b": rng.normal(3.0, size=4), "c": rng.normal(size=1)}
+    fast = bootstrap_iqm(strata, 200)
+    draws = {name: resampled_seeds(name, part.size, 200) for name, part in strata.items()}
+    for i in range(200):
+        sample = [part[j] for name, part in strata.items() for j in draws[name][i]]
+        assert fast[i] == pytest.approx(stats.trim_mean(sample, 0.25))
+
+
+def test_bootstrap_of_a_mean_has_the_textbook_standard_error():
+    """Three values a stratum cut nothing, so the IQM is the mean: se = sd / sqrt(n)."""
+    values = np.array([0.0, 1.0, 5.0])
+    assert bootstrap_iqm({"t": values}).std() == pytest.approx(values.std() / 3**0.5, rel=0.03)
+
+
+def test_draws_of_two_agents_on_the_same_cells_are_paired():
+    scores = np.random.default_rng(1).normal(size=6)
+    shift = bootstrap_iqm({"t": scores + 0.25}) - bootstrap_iqm({"t": scores})
+    np.testing.assert_allclose(shift, 0.25)
+
+
+# --- exponents ------------------------------------------------------------------------------------
+
+SLOTS = np.unique(np.rint(np.geomspace(1, 50_000, 200)))
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0])
+def test_growth_exponent_of_a_power_law(power):
+    curves = np.array([[2.0], [3.0], [5.0]]) * SLOTS**power
+    fitted = growth_exponent(SLOTS, curves)
+    np.testing.assert_allclose(fitted, power, atol=1e-9)
+
+
+def test_growth_exponents_interval_covers_the_truth_between_seeds():
+    curves = np.stack([SLOTS**power for power in (0.4, 0.5, 0.6)])
+    value, low, high = growth_exponent(SLOTS, curves)
+    assert 0.4 - 1e-9 <= low < value < high <= 0.6 + 1e-9
+    assert low < 0.5 < high
+
+
+@pytest.mark.parametrize("power", [-0.25, -0.5, 0.5])
+def test_decay_exponent_of_a_power_law(power):
+    """A gap of t^b a slot has the cumulative t^(1 + b) / (1 + b)."""
+    gap = np.array([[1.0], [2.0]]) * SLOTS ** (1 + power) / (1 + power)
+    fitted = decay_exponent(SLOTS, gap)
+    np.testing.assert_allclose(fitted, power, atol=0.01)
+
+
+def test_no_exponent_where_there_is_no_regret():
+    zero = np.zeros((3, SLOTS.size))
+    assert growth_exponent(SLOTS, zero) is None
+    assert decay_exponent(SLOTS, zero) is None
+    assert decay_exponent(SLOTS, -SLOTS[None]) is None
+
+
+def test_seeds_lost_in_noise_leave_the_decay_unbounded_below():
+    gap = np.stack([SLOTS**0.5, SLOTS**0.5, -0.5 * SLOTS**0.5])
+    value, low, high = decay_exponent(SLOTS, gap)
+    assert low == -np.inf
+    assert value == pytest.approx(-0.5, abs=0.01)
+    assert high == pytest.approx(-0.5, abs=0.01)
+
+
+# --- ranks and tasks that separate nothing --------------------------------------------------------
+
+REFERENCES = {"oracle": [1.0, 1.1, 0.9, 1.0, 1.2], "random": [90.0, 110.0, 100.0, 95.0, 105.0]}
+
+
+def test_ranks_are_shared_where_the_paired_interval_covers_0():
+    board = board_of(
+        cells_of(
+            {
+                **REFERENCES,
+                "good": [2.0, 2.2, 1.8, 2.0, 2.3],
+                "twin": [2.1, 2.1, 1.9, 1.9, 2.3],
+                "poor": [30.0, 33.0, 28.0, 31.0, 35.0],
+            }
+        )
+    )
+    ranks = {row.agent: row.rank for row in board.tasks[0].rows}
+    assert ranks == {"oracle": None, "good": 1, "twin": 1, "poor": 3, "random": None}
+    assert {row.agent: row.rank for row in board.overall} == ranks
+    assert board.tasks[0].separates
+
+
+def test_a_task_on_which_all_intervals_overlap_is_left_out_of_the_headline():
+    easy = cells_of(
+        {**REFERENCES, "a": [2.0, 2.5, 1.5, 2.1, 1.8], "b": [2.1, 2.4, 1.6, 2.0, 1.9]}, task="easy"
+    )
+    hard = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5}, task="hard")
+    board = board_of(easy + hard)
+    assert {t.task["name"]: t.separates for t in board.tasks} == {"easy": False, "hard": True}
+    assert {row.agent: row.cells for row in board.overall}["a"] == 5
+
+
+def test_an_agent_with_missing_cells_is_listed_last_without_a_rank():
+    cells = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5, "c": [1.5] * 5})
+    lost = cells.pop()
+    board = board_of(cells, [(lost["spec"], {"error": "boom"})])
+    row = board.overall[-1]
+    assert (row.agent, row.rank, row.cells, row.expected) == ("c", None, 4, 5)
+    assert board.failures[0][1]["error"] == "boom"
+
+
+def test_a_task_outside_the_headline_has_its_own_table_only():
+    side = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [9.0] * 5}, task="s", headline=False)
+    board = board_of(side)
+    assert board.overall[0].expected == 0
+    assert board.tasks[0].rows[1].rank == 1
+
+
+# --- rule 8 ---------------------------------------------------------------------------------------
+
+
+def test_one_lucky_seed_does_not_beat_the_oracle():
+    lucky = {**REFERENCES, "a": [0.2, 1.2, 1.0, 1.1, 1.3]}
+    assert violations(tidy(cells_of(lucky))) == []
+
+
+def test_beating_the_oracle_on_every_seed_is_named_with_its_interval():
+    found = violations(tidy(cells_of({**REFERENCES, "a": [0.5, 0.55, 0.45, 0.5, 0.6]})))
+    assert len(found) == 1
+    assert "task t: a beats the oracle" in found[0]
+    assert "[-" in found[0]
+
+
+def test_a_policy_as_good_as_the_oracle_is_seldom_accused():
+    """With 100 comparisons of policies that tie, a run fails in at most about 5% of the cases."""
+    rng = np.random.default_rng(0)
+    accused = 0
+    for _ in range(40):
+        queues = {"oracle": rng.gamma(4.0, 0.5, 5), "random": np.full(5, 50.0)}
+        queues |= {f"a{i}": rng.gamma(4.0, 0.5, 5) for i in range(20)}
+        accused += bool(violations(tidy(cells_of(queues))))
+    assert accused <= 6
+
+
+@pytest.mark.parametrize("luck", [7.0, -7.0])
+def test_departures_that_the_truth_does_not_explain_are_named(luck):
+    cells = cells_of(REFERENCES)
+    cells.append(cell("a", 0, 5.0, luck=luck))
+    [text] = violations(tidy(cells))
+    assert "a (seed 0)" in text
+    assert "outcome draws" in text
+
+
+def cheater_module(kind):
+    """An agent that finds the environment in memory; ``draws`` also reads the outcome stream."""
+    return f'''
+import copy, gc
+import numpy as np
+from llmqueue_gym.core.queue import QueueDynamics
+
+class Cheater:
+    """Serves only queries that the coming draw lets go."""
+    def __init__(self, problem, seed):
+        [self.dynamics] = [o for o in gc.get_objects() if isinstance(o, QueueDynamics)][-1:]
+        self.problem = problem
+    def act(self, observation):
+        waiting = int(min(self.dynamics.queue_length[0], self.problem.window))
+        if {kind == "draws"}:
+            for slot in range(waiting):
+                for llm in range(self.problem.num_llms):
+                    future = copy.deepcopy(self.dynamics)
+                    if future.step_single(slot, [llm])[2] >= 0:
+                        return np.array([slot, llm])
+            return np.array([self.problem.window - 1, 0])
+        slots, llms = self.dynamics.best_actions()
+        return np.array([slots[0], *llms[0]])
+    def update(self, *step):
+        pass
+'''
+
+
+SUITE = {
+    "seeds": 5,
+    "agents": [],
+    "task": [
+        {
+            "name": "cheat",
+            "env": "LLMQueue-v0",
+            "horizon": 300,
+            "kwargs": {
+                "load": 0.9,
+                "assortment_size": 1,
+                "workload": {"source": "synthetic", "num_llms": 3, "pool_size": 64},
+            },
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["draws", "rates"])
+def test_a_cheater_that_knows_the_draws_fails_and_one_that_equals_the_oracle_does_not(
+    kind, tmp_path, monkeypatch
+):
+    name = f"cheater_{kind}"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{name}.py").write_text(cheater_module(kind))
+    plan = make_plan(parse_suite("s", SUITE), agents=[f"{name}:Cheater"])
+    records = [{**run_cell(c.spec, c.kwargs), "spec": c.spec} for c in plan.cells]
+    found = violations(tidy(records))
+    if kind == "draws":
+        assert any("beats the oracle" in text and "task cheat" in text for text in found)
+        assert any("outcome draws" in text for text in found)
+    else:
+        assert found == []
+
+
+def test_the_level_is_corrected_for_the_number_of_comparisons(monkeypatch):
+    levels = []
+    original = scoring.t_interval
+
+    def spy(values, level=scoring.LEVEL):
+        levels.append(level)
+        return original(values, level)
+
+    monkeypatch.setattr(scoring, "t_interval", spy)
+    violations(tidy(cells_of({**REFERENCES, "a": [2.0] * 5, "b": [3.0] * 5})))
+    assert levels == [0.975, 0.975]

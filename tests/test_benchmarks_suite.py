@@ -1,0 +1,236 @@
+"""Suite files: what is accepted, what is refused and how, and what decides a cell's key."""
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import suite as suites
+from benchmarks.suite import SuiteError, built_in_suites, load_suite, make_plan, parse_suite
+
+TASK = {
+    "name": "{kind}-load{load}",
+    "env": "LLMQueue-v0",
+    "horizon": 50,
+    "tags": ["queueing"],
+    "matrix": {"kind": ["uniform", "lookalike"], "load": [0.6, 0.9]},
+    "kwargs": {
+        "load": "{load}",
+        "assortment_size": 1,
+        "workload": {"source": "synthetic", "kind": "{kind}"},
+    },
+}
+SUITE = {"seeds": 2, "agents": ["greedy"], "task": [TASK]}
+
+
+def changed(**changes):
+    document = copy.deepcopy(SUITE)
+    document["task"][0].update(changes)
+    return document
+
+
+def test_matrix_expands_to_every_combination_with_typed_values():
+    suite = parse_suite("s", SUITE)
+    assert [task.name for task in suite.tasks] == [
+        "uniform-load0.6",
+        "uniform-load0.9",
+        "lookalike-load0.6",
+        "lookalike-load0.9",
+    ]
+    assert suite.tasks[3].kwargs["load"] == 0.9
+    assert suite.tasks[3].kwargs["workload"]["kind"] == "lookalike"
+
+
+def test_plan_adds_the_references_first_and_covers_tasks_agents_seeds():
+    plan = make_plan(parse_suite("s", SUITE))
+    labels = [cell.spec["agent"]["label"] for cell in plan.cells]
+    assert len(labels) == 4 * 3 * 2
+    assert set(labels[:16]) == {"oracle", "random"}
+    assert set(labels[16:]) == {"greedy"}
+    assert len({cell.key for cell in plan.cells}) == len(plan.cells)
+
+
+def test_task_and_agent_choices():
+    plan = make_plan(parse_suite("s", SUITE), tasks=["*0.9"], agents=["Q-UCB"], seeds=1)
+    assert {cell.spec["task"]["name"] for cell in plan.cells} == {
+        "uniform-load0.9",
+        "lookalike-load0.9",
+    }
+    assert {c.spec["agent"]["label"] for c in plan.cells} == {"oracle", "random", "greedy", "Q-UCB"}
+    assert len(plan.cells) == 2 * 4
+
+
+def change_horizon(document):
+    document["task"][0]["horizon"] = 51
+
+
+def change_kwargs(document):
+    document["task"][0]["kwargs"]["window"] = 16
+
+
+def change_tags(document):
+    document["task"][0]["tags"] = []
+
+
+def change_settings(document):
+    document["agents"] = [{"name": "greedy", "settings": {"ridge": 2.0}}]
+
+
+def change_label(document):
+    document["agents"] = [{"name": "greedy", "label": "greedy-2"}]
+
+
+@pytest.mark.parametrize(
+    "change", [change_horizon, change_kwargs, change_tags, change_settings, change_label]
+)
+def test_any_change_of_a_cell_changes_its_key(change):
+    def learner_keys(document):
+        cells = make_plan(parse_suite("s", document)).cells
+        return {cell.key for cell in cells if cell.spec["agent"]["name"] == "greedy"}
+
+    document = copy.deepcopy(SUITE)
+    change(document)
+    assert learner_keys(SUITE).isdisjoint(learner_keys(document))
+
+
+def test_version_and_workload_content_change_the_key(monkeypatch):
+    before = {cell.key for cell in make_plan(parse_suite("s", SUITE)).cells}
+    monkeypatch.setattr("llmqueue_gym.workloads.fingerprint", lambda spec: "other data")
+    other_data = {cell.key for cell in make_plan(parse_suite("s", SUITE)).cells}
+    monkeypatch.undo()
+    monkeypatch.setattr("llmqueue_gym.__version__", "0.0.0.test")
+    other_version = {cell.key for cell in make_plan(parse_suite("s", SUITE)).cells}
+    assert before.isdisjoint(other_data)
+    assert before.isdisjoint(other_version)
+
+
+def test_code_of_a_third_party_agent_changes_the_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "key_agent_module.py"
+    source.write_text("class A:\n    def act(self, o): ...\n    def update(self, *a): ...\n")
+
+    def keys():
+        plan = make_plan(parse_suite("s", SUITE), agents=["key_agent_module:A"])
+        return {c.key for c in plan.cells if ":" in c.spec["agent"]["name"]}
+
+    before = keys()
+    assert keys() == before
+    source.write_text(source.read_text() + "# changed\n")
+    assert keys().isdisjoint(before)
+
+
+def test_missing_data_and_packages_skip_a_task_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.delenv(suites.DATA_VARIABLE, raising=False)
+    document = copy.deepcopy(SUITE)
+    workload = {"source": "table", "path": "{rows}", "text": "q", "quality": ["a", "b"]}
+    document["task"].append(
+        {
+            "name": "table",
+            "env": "LLMQueue-v0",
+            "horizon": 50,
+            "data": {"rows": "sub/rows.csv"},
+            "kwargs": {"load": 0.8, "workload": workload},
+        }
+    )
+    document["task"].append(
+        {"name": "absent", "env": "X-v0", "horizon": 5, "requires": ["no-such-distribution"]}
+    )
+    suite = parse_suite("s", document)
+    plan = make_plan(suite)
+    assert "--data rows=PATH" in plan.skipped["table"]
+    assert "no-such-distribution" in plan.skipped["absent"]
+
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "rows.csv").write_text("q,a,b\nhello,0.1,0.9\n")
+    monkeypatch.setenv(suites.DATA_VARIABLE, str(tmp_path))
+    from_folder = make_plan(suite, tasks=["table"])
+    given = make_plan(suite, tasks=["table"], data={"rows": str(tmp_path / "sub" / "rows.csv")})
+    assert [cell.key for cell in from_folder.cells] == [cell.key for cell in given.cells]
+    assert given.cells[0].kwargs["workload"]["path"] == str(tmp_path / "sub" / "rows.csv")
+    assert str(tmp_path) not in str(given.cells[0].spec)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({**SUITE, "seed": 3}, "did you mean 'seeds'"),
+        ({**SUITE, "seeds": 0}, "seeds=0"),
+        ({**SUITE, "agents": "greedy"}, "must be a list"),
+        ({**SUITE, "agents": ["greedy", "greedy"]}, "two agents are called 'greedy'"),
+        ({**SUITE, "task": []}, r"at least one \[\[task\]\]"),
+        (changed(horizon=True), "horizon=True"),
+        (changed(name="fixed"), "two tasks are called 'fixed'"),
+        (changed(name="a/b-{kind}-{load}"), "letters, digits"),
+        (changed(kwargs={"load": "{laod}"}), "{laod}"),
+        (changed(matrix={"kind": [], "load": [1]}), r"matrix.kind=\[\]"),
+        (changed(kwargs={"load": float("nan")}), "JSON-plain"),
+        (changed(headline="no"), "headline='no'"),
+    ],
+)
+def test_what_is_wrong_is_named(document, message):
+    with pytest.raises(SuiteError, match=message):
+        parse_suite("s", document)
+
+
+def test_wrong_choices_are_named(tmp_path):
+    suite = parse_suite("s", SUITE)
+    with pytest.raises(SuiteError, match=r"did you mean 'quick'"):
+        load_suite("quik")
+    with pytest.raises(SuiteError, match="matches no task"):
+        make_plan(suite, tasks=["nothing"])
+    with pytest.raises(SuiteError, match="did you mean 'greedy'"):
+        make_plan(suite, agents=["gredy"])
+    with pytest.raises(SuiteError, match="no module 'no_such_module_here'"):
+        make_plan(suite, agents=["no_such_module_here:A"])
+    broken = tmp_path / "broken.toml"
+    broken.write_text("seeds = ")
+    with pytest.raises(SuiteError, match="not valid TOML"):
+        load_suite(str(broken))
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    st.sampled_from(["seeds", "agents", "task", "description"]) | st.text(max_size=5),
+    st.sampled_from([None, *TASK, "data", "requires", "agents", "extra_agents", "headline"]),
+    plain,
+)
+def test_any_document_is_read_or_refused_with_a_suite_error(key, task_key, value):
+    document = copy.deepcopy(SUITE)
+    if task_key is None:
+        document[key] = value
+    else:
+        document["task"][0][task_key] = value
+    try:
+        suite = parse_suite("s", document)
+    except SuiteError:
+        return
+    assert all(task.name and task.horizon > 0 for task in suite.tasks)
+
+
+@pytest.mark.parametrize("name", sorted(built_in_suites()))
+def test_built_in_suites_are_valid_and_name_known_agents(name):
+    from baselines.agent import agent_spec
+
+    suite = load_suite(name)
+    for task in suite.tasks:
+        for entry in task.agents:
+            assert agent_spec(entry.name).target
+
+
+def test_queueing_suite_covers_every_level_named_in_its_issue():
+    tasks = load_suite("queueing").tasks
+    synthetic = [t for t in tasks if "synthetic" in t.tags]
+    assert {0.6, 0.8, 0.9, 0.95} <= {t.kwargs.get("load") for t in synthetic}
+    assert {1, 2} == {t.kwargs["assortment_size"] for t in synthetic}
+    assert {5, 10, 50} == {t.kwargs["workload"]["num_llms"] for t in synthetic}
+    assert {"uniform", "specialists", "lookalike"} == {
+        t.kwargs["workload"]["kind"] for t in synthetic
+    }
+    assert max(t.horizon for t in tasks) == 50_000
