@@ -7,11 +7,15 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: leaderboard test lint types format speed clean
+.PHONY: leaderboard readme test lint types format speed clean
 
 leaderboard: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
 	$(BIN)/llmqueue-bench report
+
+readme: $(VENV)/.bench
+	$(BIN)/llmqueue-bench run quick
+	$(BIN)/llmqueue-bench report results/quick --readme README.md
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

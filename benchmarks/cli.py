@@ -5,6 +5,7 @@ Typer and rich come with the ``bench`` extra; they are imported when the command
 
 import os
 import shlex
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,9 +93,12 @@ def build_app() -> "typer.Typer":
             Path | None, typer.Argument(help="Results folder; default: the last run.")
         ] = None,
         out: Annotated[Path, typer.Option(help="Where the page and picture go.")] = LEADERBOARD,
+        readme: Annotated[
+            Path | None, typer.Option(help="Page whose marked part takes the short tables.")
+        ] = None,
     ) -> None:
         """Print the leaderboard and write leaderboard.md with its picture."""
-        raise typer.Exit(report(Store(results or _last_results()), out))
+        raise typer.Exit(report(Store(results or _last_results()), out, readme))
 
     @app.command("list")
     def list_command() -> None:
@@ -178,7 +182,7 @@ def _progress(console: "Console") -> "Progress":
     )
 
 
-def report(store: Store, out: Path) -> int:
+def report(store: Store, out: Path, readme: Path | None = None) -> int:
     """Print the board of a store, write page and picture; return the exit code."""
     from rich.console import Console
 
@@ -202,6 +206,24 @@ def report(store: Store, out: Path) -> int:
         print(f"skipped {name}: {reason}")
     print("wrote " + ", ".join(str(path) for path in (page, *figures)))
     return _verdict(board)
+
+
+def _write_readme(readme: Path, board: "Board", figure: Path) -> None:
+    """Put the short tables between the leaderboard markers of a page, its picture beside it."""
+    from benchmarks.report import board_summary, insert_between_markers
+
+    picture = Path("docs", "images", f"{board.suite}.png")
+    summary = board_summary(board, picture.as_posix())
+    text = insert_between_markers(readme.read_text(encoding="utf-8"), "leaderboard", summary)
+    (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(figure, readme.parent / picture)
+    _write(readme, text)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def list_suites() -> None:

@@ -86,6 +86,27 @@ def test_run_and_report_with_a_third_party_agent(here, monkeypatch, capsys):
     assert "0 cells computed, 10 taken" in capsys.readouterr().err
 
 
+def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(
+    here, monkeypatch, capsys
+):
+    assert bench(monkeypatch, "run", "tiny.toml", "--workers", "1") == 0
+    page = here / "README.md"
+    page.write_text("# Mine\n<!-- leaderboard: begin -->\nold\n<!-- leaderboard: end -->\nend\n")
+    for _ in range(2):
+        assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 0
+        text = page.read_text()
+        assert text.startswith("# Mine\n<!-- leaderboard: begin -->\n| rank |")
+        assert text.endswith("<!-- leaderboard: end -->\nend\n")
+        assert "old" not in text
+        assert text.count("| greedy |") == 2
+        assert "(docs/images/tiny.png)" in text
+    assert (here / "docs/images/tiny.png").stat().st_size > 1000
+    page.write_text("no markers\n")
+    assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 2
+    assert "leaderboard: begin" in capsys.readouterr().err
+    assert page.read_text() == "no markers\n"
+
+
 def test_a_failed_cell_is_exit_code_1_and_named_on_the_page(here, monkeypatch, capsys):
     arguments = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Raises")
     assert bench(monkeypatch, *arguments, "--results", "r") == 1

@@ -1,6 +1,17 @@
 """Reports: the board as a table in the terminal, ``leaderboard.md`` and a figure."""
 
 from benchmarks.report.figure import draw_figure
-from benchmarks.report.tables import board_markdown, board_tables
+from benchmarks.report.tables import (
+    board_markdown,
+    board_summary,
+    board_tables,
+    insert_between_markers,
+)
 
-__all__ = ["board_markdown", "board_tables", "draw_figure"]
+__all__ = [
+    "board_markdown",
+    "board_summary",
+    "board_tables",
+    "draw_figure",
+    "insert_between_markers",
+]

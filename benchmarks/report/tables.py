@@ -84,6 +84,32 @@ def board_markdown(board: Board, figures: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
+def board_summary(board: Board, figure: str) -> str:
+    """Return the short tables in Markdown, as a README shows them; ``figure`` is a path."""
+    parts = [_markdown(_OVERALL_COLUMNS, _overall_lines(board)), f"{_overall_note(board)}\n"]
+    parts += [f"{_origin(board)}\n", f"![queue length and routing regret over time]({figure})\n"]
+    for task in board.tasks:
+        parts += [f"**{_task_title(task)}**, {_seeds(task)}\n"]
+        parts += [_markdown(("rank", *_SHORT_COLUMNS[1:]), [_short_line(row) for row in task.rows])]
+    return "\n".join(parts)
+
+
+def insert_between_markers(text: str, name: str, content: str) -> str:
+    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``.
+
+    Raises
+    ------
+    ValueError
+        If the markers are not there, once each and in this order.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in after or end in after:
+        raise ValueError(f"the page needs the lines {begin} and {end}, once each, in this order")
+    return f"{before}{begin}\n{content}{end}{after}"
+
+
 # --- lines ----------------------------------------------------------------------------------------
 
 
