@@ -195,6 +195,8 @@ def report(store: Store, out: Path, readme: Path | None = None) -> int:
     page = out / "leaderboard.md"
     pictures = [path.name for path in figures if path.suffix == ".png"]
     write_text(page, board_markdown(board, pictures))
+    if readme is not None:
+        _write_readme(readme, board, figures[0])
     console = Console()
     for table in board_tables(board):
         console.print(table)
@@ -217,13 +219,7 @@ def _write_readme(readme: Path, board: "Board", figure: Path) -> None:
     text = insert_between_markers(readme.read_text(encoding="utf-8"), "leaderboard", summary)
     (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(figure, readme.parent / picture)
-    _write(readme, text)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(readme, text)
 
 
 def list_suites() -> None:
