@@ -10,6 +10,14 @@ ENVIRONMENTS: dict[str, dict[str, object]] = {
         "vector_entry_point": "llmqueue_gym.envs.llm_queue:LLMQueueVectorEnv",
         "max_episode_steps": 5000,
     },
+    # The deployment environments truncate themselves after T queries.
+    "LLMDeploy-v0": {
+        "entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployEnv",
+        "vector_entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployVectorEnv",
+    },
+    "LLMDeployStage-v0": {
+        "entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployStageEnv",
+    },
 }
 
 

@@ -162,7 +162,7 @@ def check_coupling(
         history = []
         for _ in range(steps):
             *_, info = env.step(env.action_space.sample())
-            history.append([info[key] for key in keys])
+            history.append([np.asarray(info[key]).tolist() for key in keys])
         runs.append(history)
         env.close()
     assert runs[0] == runs[1], f"info entries {keys} depend on the actions"

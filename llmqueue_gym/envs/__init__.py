@@ -1,5 +1,12 @@
 """Gymnasium environments over the core dynamics, scalar and vector twin in one file."""
 
+from llmqueue_gym.envs.llm_deploy import LLMDeployEnv, LLMDeployStageEnv, LLMDeployVectorEnv
 from llmqueue_gym.envs.llm_queue import LLMQueueEnv, LLMQueueVectorEnv
 
-__all__ = ["LLMQueueEnv", "LLMQueueVectorEnv"]
+__all__ = [
+    "LLMDeployEnv",
+    "LLMDeployStageEnv",
+    "LLMDeployVectorEnv",
+    "LLMQueueEnv",
+    "LLMQueueVectorEnv",
+]

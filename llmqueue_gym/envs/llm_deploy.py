@@ -1,0 +1,798 @@
+"""LLMDeploy-v0 and LLMDeployStage-v0: deploy a few of the LLMs that stream in, within a budget.
+
+Query by query, batched, and stage by stage: thin shells over one DeploymentDynamics.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from llmqueue_gym.core.deployment import (
+    MAX_COUNT,
+    NUM_STREAMS,
+    DeploymentDynamics,
+    DeploymentInstance,
+    DeploymentRules,
+    LaneOutcome,
+    StageOutcome,
+    project_to_capped_simplex,
+    stage_schedule,
+)
+from llmqueue_gym.envs.llm_queue import _autoreset_mode, _check_float
+from llmqueue_gym.workloads.catalog import (
+    build_instance,
+    cost_range,
+    make_source,
+    read_price_changes,
+    read_retirements,
+    stage_verdicts,
+)
+from llmqueue_gym.workloads.pool import check_count
+
+Observation = dict[str, Any]
+
+BUDGETS = ("soft", "hard")
+THROUGHPUTS = ("soft", "hard")
+
+
+class _Task:
+    """Validated arguments of LLMDeploy-v0: the rules, the spaces, and how an instance is drawn."""
+
+    def __init__(
+        self,
+        instance: str | Mapping[str, Any] = "routerbench",
+        horizon: int | None = None,
+        num_stages: int | None = None,
+        max_deployed: int | None = None,
+        alpha: float | Sequence[float] | None = None,
+        budget_per_query: float | None = None,
+        budget: str = "soft",
+        throughput: str = "soft",
+        price_changes: str | Sequence[Mapping[str, Any]] | None = None,
+        retirements: Sequence[Mapping[str, Any]] | None = None,
+        switching_cost: float = 0.0,
+        reward_delay: int = 0,
+        drift: float = 0.0,
+        instance_seed: int | None = None,
+    ) -> None:
+        self.source = source = make_source(instance)
+        self.llms = source.llms
+        self.num_llms = len(source.llms)
+        self.hard_budget = _choice("budget", budget, BUDGETS) == "hard"
+        _choice("throughput", throughput, THROUGHPUTS)
+        if instance_seed is not None:
+            check_count("instance_seed", instance_seed, minimum=0)
+        usual = source.defaults
+        steps = check_count("horizon", usual.horizon if horizon is None else horizon)
+        if num_stages is None:
+            num_stages = min(usual.num_stages, steps)
+        stages = check_count("num_stages", num_stages)
+        if stages > steps:
+            raise ValueError(f"num_stages={stages} is more than the horizon of {steps} queries")
+        if max_deployed is None:
+            max_deployed = usual.max_deployed
+        slots = check_count("max_deployed", max_deployed)
+        if slots > self.num_llms:
+            raise ValueError(
+                f"max_deployed={slots} is more than the instance's {self.num_llms} LLMs; lower it"
+            )
+        self.rules = DeploymentRules(
+            steps,
+            stages,
+            slots,
+            self._read_alpha(usual.alpha if alpha is None else alpha),
+            self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
+            throughput,  # type: ignore[arg-type]  # checked above
+            _check_float("switching_cost", switching_cost, 0.0, 1e9, " (USD)"),
+            check_count("reward_delay", reward_delay, minimum=0),
+        )
+        self._drift = _check_float("drift", drift, 0.0, 1.0)
+        self._price_changes = read_price_changes(price_changes, source, steps)
+        self._retire_query = read_retirements(retirements, source, steps)
+        self.cost_low, self.cost_high = cost_range(source, self._price_changes)
+        self._fixed: DeploymentInstance | None = None
+        if instance_seed is not None or (source.fixed and not self._drift):
+            self._fixed = self._draw(np.random.default_rng(instance_seed or 0))
+        self._check_instance(
+            self._fixed or self._draw(np.random.default_rng(0)),
+            known=source.fixed or instance_seed is not None,
+        )
+
+    def _read_alpha(self, alpha: Any) -> tuple[float, ...]:
+        hint = "; 1 means no limit"
+        if isinstance(alpha, (list, tuple, np.ndarray)):
+            if len(alpha) != self.num_llms:
+                raise ValueError(
+                    f"alpha has {len(alpha)} entries for {self.num_llms} LLMs; give one each, "
+                    "or one number for all"
+                )
+            shares = [_check_float(f"alpha[{k}]", a, 0.0, 1.0, hint) for k, a in enumerate(alpha)]
+        else:
+            shares = [_check_float("alpha", alpha, 0.0, 1.0, hint)] * self.num_llms
+        if min(shares) <= 0.0:
+            raise ValueError(f"alpha={alpha!r} must be above 0{hint}")
+        return tuple(shares)
+
+    @staticmethod
+    def _read_budget(budget: Any) -> float:
+        value = _check_float("budget_per_query", budget, 0.0, 1e9, " (USD)")
+        if value <= 0.0:
+            raise ValueError(f"budget_per_query={budget!r} must be above 0 USD")
+        return value
+
+    def _check_instance(self, instance: DeploymentInstance, known: bool) -> None:
+        """Refuse what no policy can serve; warn where the budget cannot hold in single stages.
+
+        Of an instance that is redrawn at every reset only the capacity is known.
+        """
+        early = np.flatnonzero(self._retire_query <= instance.arrival_query)
+        if early.size and known:
+            name, arrival = self.llms[early[0]], instance.arrival_query[early[0]]
+            raise ValueError(
+                f"retirements: {name!r} retires at query {self._retire_query[early[0]]}, "
+                f"before it arrives at {arrival}; dates are out of order"
+            )
+        verdicts, rules = stage_verdicts(instance, self.rules), self.rules
+        if "under_capacity" in verdicts:
+            raise ValueError(
+                f"alpha: in stage {verdicts.index('under_capacity')} the {rules.max_deployed} "
+                "LLMs of largest alpha that can be deployed carry less than all traffic (their "
+                "alpha sum to less than 1); raise alpha or max_deployed"
+            )
+        dear = verdicts.count("over_budget") if known else 0
+        if dear == len(verdicts):
+            raise ValueError(
+                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of every "
+                "stage; raise it, alpha or max_deployed"
+            )
+        if dear:
+            warnings.warn(
+                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture in {dear} of "
+                f"{len(verdicts)} stages (first: {verdicts.index('over_budget')}): there every "
+                "policy overspends or refuses queries",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _draw(self, rng: np.random.Generator) -> DeploymentInstance:
+        return build_instance(
+            self.source,
+            self.rules,
+            rng,
+            price_changes=self._price_changes,
+            retire_query=self._retire_query,
+            drift=self._drift,
+        )
+
+    def start(
+        self, np_random: np.random.Generator
+    ) -> tuple[DeploymentInstance, list[np.random.Generator]]:
+        """Draw what one episode needs: the instance and the streams."""
+        instance, *streams = np_random.spawn(1 + NUM_STREAMS)
+        return self._fixed or self._draw(instance), streams
+
+    def dynamics(self, num_lanes: int) -> DeploymentDynamics:
+        return DeploymentDynamics(num_lanes, self.num_llms, self.rules, self.source.context_dim)
+
+    def problem(self) -> dict[str, Any]:
+        """Public parameters, JSON-plain: the fields of an agent's deployment problem."""
+        rules = self.rules
+        return {
+            "num_llms": self.num_llms,
+            "max_deployed": rules.max_deployed,
+            "horizon": rules.horizon,
+            "num_stages": rules.num_stages,
+            "budget": rules.budget,
+            "alpha": rules.alpha,
+            "cost_low": self.cost_low,
+            "cost_high": self.cost_high,
+            "context_dim": self.source.context_dim,
+            "has_prices": self.source.has_prices,
+        }
+
+    def observation_space(self) -> spaces.Dict:
+        n, largest = self.num_llms, float(np.finfo(np.float32).max)
+
+        def box(low: float, high: float, size: int = 1) -> spaces.Box:
+            return spaces.Box(low, high, (size,), np.float32)
+
+        space: dict[str, spaces.Space[Any]] = {
+            "arrived": spaces.MultiBinary(n),
+            "deployed": spaces.MultiBinary(n),
+            "cost_prior": box(0.0, largest, n),
+            "count": box(0.0, MAX_COUNT, n),
+            "mean_reward": box(0.0, 1.0, n),
+            "mean_cost": box(0.0, largest, n),
+            "throughput_left": box(0.0, 1.0, n),
+            "deploy_now": spaces.Discrete(2),
+            "stage_progress": box(0.0, 1.0),
+            "query_progress": box(0.0, 1.0),
+            "spent": box(0.0, largest),
+            "budget_left": box(-MAX_COUNT, MAX_COUNT),
+        }
+        if self.source.context_dim:
+            space["context"] = box(-largest, largest, self.source.context_dim)
+        return spaces.Dict(space)
+
+    def invalid_action(self, action: Any) -> ValueError:
+        n = self.num_llms
+        return ValueError(
+            f"action={action!r} is not in the action space: it takes integers [{n} deployment "
+            f"bits, 1 LLM] with bits 0 or 1 and the LLM in [0, {n})"
+        )
+
+
+def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        hint = "; the USD per query are budget_per_query" if name == "budget" else ""
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(known)}{hint}")
+    return str(value)
+
+
+class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
+    """One lane of the deployment problem, whatever a step is."""
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
+        "render_modes": [],
+        "render_fps": 10,
+    }
+
+    def __init__(
+        self,
+        instance: str | Mapping[str, Any] = "routerbench",
+        horizon: int | None = None,
+        num_stages: int | None = None,
+        max_deployed: int | None = None,
+        alpha: float | Sequence[float] | None = None,
+        budget_per_query: float | None = None,
+        budget: str = "soft",
+        throughput: str = "soft",
+        price_changes: str | Sequence[Mapping[str, Any]] | None = None,
+        retirements: Sequence[Mapping[str, Any]] | None = None,
+        switching_cost: float = 0.0,
+        reward_delay: int = 0,
+        drift: float = 0.0,
+        instance_seed: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self._task = task = _Task(
+            instance,
+            horizon,
+            num_stages,
+            max_deployed,
+            alpha,
+            budget_per_query,
+            budget,
+            throughput,
+            price_changes,
+            retirements,
+            switching_cost,
+            reward_delay,
+            drift,
+            instance_seed,
+        )
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            modes = ", ".join([*self.metadata["render_modes"], "None"])
+            raise ValueError(f"render_mode={render_mode!r} is not supported; choose one of {modes}")
+        self.render_mode = render_mode
+        self.dynamics = task.dynamics(1)
+        self._define_spaces()
+
+    def _define_spaces(self) -> None:
+        raise NotImplementedError
+
+    def _observe(self) -> Observation:
+        raise NotImplementedError
+
+    def _state_info(self) -> dict[str, Any]:
+        """Return what ``info`` says after a reset as well as after a step."""
+        return {"spend": self.dynamics.spend.item()}
+
+    @property
+    def llms(self) -> tuple[str, ...]:
+        """Names of the LLMs, in the order of the action space."""
+        return self._task.llms
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """Public parameters, JSON-plain; ``DeployProblem(**env.unwrapped.problem)``."""
+        return self._task.problem()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode: nothing deployed, nothing spent."""
+        super().reset(seed=seed)
+        instance, streams = self._task.start(self.np_random)
+        self.dynamics.reset([0], [instance], [streams])
+        return self._observe(), self._state_info()
+
+    def _result(
+        self, outcome: LaneOutcome | StageOutcome, **more: Any
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Return what a step returns."""
+        info = outcome._asdict() | more | self._state_info()
+        reward = outcome.ledger_reward if self._task.hard_budget else outcome.reward
+        return self._observe(), reward, False, bool(self.dynamics.ended[0]), info
+
+    def _check_running(self) -> None:
+        if self.dynamics.ended[0]:
+            raise ValueError(
+                f"the episode has ended after {self._task.rules.horizon} queries; call reset()"
+            )
+
+
+class LLMDeployEnv(_DeployEnv):
+    """Deploy a few of the LLMs that stream in, and route every query to one, within a budget.
+
+    ## Description
+
+    LLMs are released over time. T queries come in K stages; at the start of a stage the policy
+    chooses at most M_max of the LLMs released so far and keeps them deployed for the stage. Every
+    query goes to one deployed LLM; its reward (quality of the answer, 0 to 1) and its cost (USD)
+    are seen, those of the other LLMs are not. The cost may average b per query, and an LLM takes at
+    most a share alpha of a stage's queries. This is the streaming deployment problem of Li and Li
+    (ICLR 2026, arXiv 2506.17254).
+
+    Outcome draws depend on the seed, the query and the LLM only, so policies run on one seed are
+    coupled: those that choose the same LLM for a query get the same reward and cost.
+
+    Reward alone can be gamed by overspending. The ledger is the score that cannot: a hard budget
+    B = b T; the query that would exceed it, and every later one, earns 0.
+
+    ## Action Space
+
+    ``MultiDiscrete([2] * N + [N])``:
+
+    | Num | Action | Min | Max |
+    |-----|--------|-----|-----|
+    | 0..N-1 | deploy LLM j? Read only when ``deploy_now`` is 1 | 0 | 1 |
+    | N | LLM that answers this query, after the deployment | 0 | N - 1 |
+
+    Bits of LLMs that are not there are dropped, then all beyond the first M_max by index:
+    ``info["projected"]``. A query sent to an LLM that is not deployed is refused, with reward 0 and
+    cost 0: ``info["refused"]``. ``action_masks()`` (bool) and ``info["action_mask"]`` (int8) are
+    flat, of length 2N + N (two entries a bit), and rule out LLMs that are not there, and between
+    update points LLMs that are not deployed.
+
+    ## Observation Space
+
+    ``Dict``; entries of LLMs still to come are 0:
+
+    | Key | Shape | Type | Meaning | Min | Max |
+    |-----|-------|------|---------|-----|-----|
+    | arrived | (N,) | int8 | 1 where an LLM can be deployed: released, not retired | 0 | 1 |
+    | deployed | (N,) | int8 | current deployment | 0 | 1 |
+    | cost_prior | (N,) | float32 | list price of a query in USD, 0 where none is published | 0 | 3.4e38 |
+    | count | (N,) | float32 | queries answered | 0 | 2^24 |
+    | mean_reward | (N,) | float32 | mean reward seen | 0 | 1 |
+    | mean_cost | (N,) | float32 | mean cost paid, USD | 0 | 3.4e38 |
+    | throughput_left | (N,) | float32 | queries an LLM may still take in the stage, share of its length | 0 | 1 |
+    | deploy_now | () | int64 | 1: the deployment bits are read now | 0 | 1 |
+    | stage_progress | (1,) | float32 | share of the stage's queries done | 0 | 1 |
+    | query_progress | (1,) | float32 | t / T | 0 | 1 |
+    | spent | (1,) | float32 | money spent, share of B = b T | 0 | 3.4e38 |
+    | budget_left | (1,) | float32 | remaining budget per remaining query, in units of b | -2^24 | 2^24 |
+    | context | (d,) | float32 | context of this query, only where the instance has them | -3.4e38 | 3.4e38 |
+
+    ## Rewards
+
+    The query's reward. With ``budget="hard"`` the ledger's: 0 once the budget is gone.
+
+    ## Starting State
+
+    No LLM is deployed, the first query is an update point. ``synthetic`` instances, and drift, are
+    redrawn at every reset unless ``instance_seed`` is given.
+
+    ## Episode End
+
+    Truncated after T queries; never terminates.
+
+    ## Information
+
+    Only what a provider sees: ``llm`` (that answered, -1: none), ``reward``, ``ledger_reward``,
+    ``rated_llm`` (whose reward it is: ``llm``, or under a delay that of an earlier query, -1: none
+    yet), ``cost`` and ``switching_cost`` (USD), ``refused``, ``throttled`` (above ceil(alpha * stage
+    length)), ``projected``, ``over_budget`` (the ledger is exhausted), ``arrived_now`` (bool (N,):
+    LLMs that arrived before the next query), ``spend`` (USD, total), ``action_mask``. After a
+    reset: ``spend`` and ``action_mask``.
+
+    ## Arguments
+
+    All JSON-plain; a bad one raises ``ValueError`` with the fix. Defaults in brackets are those of
+    ``routerbench`` / ``catalog`` / ``synthetic`` / ``table``.
+
+    | Name | Default | Meaning |
+    |------|---------|---------|
+    | instance | "routerbench" | where the LLMs come from: a name ("routerbench", "catalog", "synthetic", "table", "paretobandit"), or a dict with a "source" and options |
+    | horizon | None | T [36497 / 36000 / 10000 / 10000] |
+    | num_stages | None | K [33 / 33 / 20 / 20] |
+    | max_deployed | None | M_max [5 / 5 / 4 / half of the LLMs] |
+    | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" / 1] |
+    | budget_per_query | None | b in USD [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
+    | budget | "soft" | "hard": the reward is the ledger's |
+    | throughput | "soft" | "soft" serves and counts queries above ceil(alpha * stage length), "hard" does not serve them: reward 0, cost 0 |
+    | price_changes | None | "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
+    | retirements | None | list of {"llm", "query" or "date"}; a deployed LLM stays to the end of the stage |
+    | switching_cost | 0.0 | USD per LLM that joins the deployment, after the first stage |
+    | reward_delay | 0 | queries until a reward is seen; the last ones are never seen |
+    | drift | 0.0 | sd over the horizon of the random walk of every mean reward, a step per stage |
+    | instance_seed | None | fixes the instance |
+
+    A budget below the cheapest mixture is an error if it is so in every stage, else a warning
+    (``catalog`` at b = 3e-4: the first LLMs are too dear); checked on instances that are the same
+    at every reset. Alphas that cannot carry all traffic are an error.
+
+    ```python
+    >>> import gymnasium as gym
+    >>> env = gym.make("llmqueue_gym:LLMDeploy-v0", horizon=1000, num_stages=10)
+    >>> observation, info = env.reset(seed=0)
+    >>> int(observation["deploy_now"]), int(observation["arrived"].sum())
+    (1, 5)
+    >>> observation, reward, terminated, truncated, info = env.step([1, 1, 1, 0, 0] + [0] * 6 + [2])
+    >>> info["llm"], info["refused"], int(observation["deployed"].sum())
+    (2, False, 3)
+
+    ```
+
+    ## Version History
+
+    * v0: initial version
+    """  # noqa: E501 - tables
+
+    def _define_spaces(self) -> None:
+        n = self._task.num_llms
+        self.observation_space = self._task.observation_space()
+        self.action_space = spaces.MultiDiscrete([2] * n + [n])
+
+    def step(
+        self, action: NDArray[np.int64]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Deploy at an update point, then answer one query.
+
+        Raises
+        ------
+        ValueError
+            If the action is not in the action space, or the episode has ended.
+        """
+        task = self._task
+        values = np.asarray(action)
+        if values.shape != (task.num_llms + 1,) or values.dtype.kind not in "iu":
+            raise task.invalid_action(action)
+        *bits, llm = values.tolist()
+        if not 0 <= llm < task.num_llms or min(bits) < 0 or max(bits) > 1:
+            raise task.invalid_action(action)
+        self._check_running()
+        return self._result(self.dynamics.step_single(bits, llm))
+
+    def _observe(self) -> Observation:
+        return self.dynamics.observe_single()
+
+    def _state_info(self) -> dict[str, Any]:
+        return super()._state_info() | {"action_mask": self.dynamics.action_masks()[0]}
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return the legal actions now, flat bool of length 2N + N (MaskablePPO's method)."""
+        return np.array(self.dynamics.action_masks()[0], dtype=np.bool_)
+
+
+class LLMDeployStageEnv(_DeployEnv):
+    """LLMDeploy-v0 with one step per stage and a continuous action, for RL.
+
+    ## Description
+
+    The problem, the arguments, the draws and the totals are those of `LLMDeployEnv`; only the
+    interface differs. The queries of a stage run vectorised.
+
+    ## Action Space
+
+    ``Box(0, 1, (2N,))``:
+
+    | Num | Action | Min | Max |
+    |-----|--------|-----|-----|
+    | 0..N-1 | deployment scores: the M_max best of the LLMs that are there are deployed, ties to the lowest index | 0 | 1 |
+    | N..2N-1 | routing weights, projected (Euclidean) onto the shares p of the deployed LLMs with 0 <= p <= alpha and sum 1 | 0 | 1 |
+
+    If the alphas of the deployed LLMs sum to less than 1, p = alpha / sum(alpha). LLM m answers
+    p_m L of the stage's L queries, evenly interleaved (`llmqueue_gym.core.deployment.
+    stage_schedule`); the same schedule played in LLMDeploy-v0 gives the same totals.
+
+    ## Observation Space
+
+    ``Dict`` as in LLMDeploy-v0 without ``deploy_now``, ``stage_progress`` and ``context``.
+
+    ## Rewards
+
+    The sum of the rewards of the stage's queries.
+
+    ## Episode End
+
+    Truncated after K stages.
+
+    ## Information
+
+    Of the stage: ``reward``, ``ledger_reward``, ``cost``, ``switching_cost`` (sums), ``served``
+    ((N,) queries answered), ``refused``, ``throttled`` (numbers of queries), ``projected``,
+    ``over_budget``, ``arrived_now``, ``shares`` ((N,) the projected weights), ``spend``. After a
+    reset: ``spend``.
+
+    ```python
+    >>> import gymnasium as gym, numpy as np
+    >>> env = gym.make("llmqueue_gym:LLMDeployStage-v0", horizon=1000, num_stages=10)
+    >>> observation, info = env.reset(seed=0)
+    >>> observation, reward, terminated, truncated, info = env.step(np.ones(22, dtype=np.float32))
+    >>> info["served"].tolist()
+    [20, 20, 20, 20, 20, 0, 0, 0, 0, 0, 0]
+
+    ```
+
+    ## Version History
+
+    * v0: initial version
+    """  # noqa: E501 - tables
+
+    def _define_spaces(self) -> None:
+        task = self._task
+        shown = dict(task.observation_space())
+        for key in ("deploy_now", "stage_progress", "context"):
+            shown.pop(key, None)
+        self.observation_space = spaces.Dict(shown)
+        self.action_space = spaces.Box(0.0, 1.0, (2 * task.num_llms,), np.float32)
+
+    def step(self, action: NDArray[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Deploy, then answer all queries of a stage.
+
+        Raises
+        ------
+        ValueError
+            If the action is not in the action space, or the episode has ended.
+        """
+        task, dynamics = self._task, self.dynamics
+        values = np.asarray(action)
+        if values.shape != (2 * task.num_llms,) or values.dtype.kind not in "fiu":
+            raise self._invalid_stage_action(action)
+        values = values.astype(np.float64)
+        if not ((values >= 0.0) & (values <= 1.0)).all():
+            raise self._invalid_stage_action(action)
+        self._check_running()
+        bits, shares = self.plan(values)
+        length = int(task.rules.stage_lengths[dynamics.stage[0]])
+        outcome = dynamics.run_stage(bits, stage_schedule(shares, length))
+        return self._result(outcome, shares=shares)
+
+    def plan(self, action: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return what an action means now: deployment bits and traffic shares, both (N,).
+
+        With no LLM to deploy all queries go to LLM 0 and are refused.
+        """
+        n, rules = self._task.num_llms, self._task.rules
+        there = self.dynamics.available[0]
+        rank = np.argsort(np.where(there, -action[:n], 1.0), kind="stable")
+        chosen = np.sort(rank[: min(rules.max_deployed, int(there.sum()))])
+        bits, shares = np.zeros(n, dtype=np.bool_), np.zeros(n)
+        if not chosen.size:
+            shares[0] = 1.0
+            return bits, shares
+        bits[chosen] = True
+        caps = np.array(rules.alpha)[chosen]
+        shares[chosen] = project_to_capped_simplex(action[n:][chosen], caps)
+        return bits, shares
+
+    def _invalid_stage_action(self, action: Any) -> ValueError:
+        n = self._task.num_llms
+        return ValueError(
+            f"action={action!r} is not in the action space: it takes {2 * n} numbers in [0, 1], "
+            f"{n} deployment scores and {n} routing weights"
+        )
+
+    def _observe(self) -> Observation:
+        observation = self.dynamics.observe_single()
+        for key in ("deploy_now", "stage_progress", "context"):
+            observation.pop(key, None)
+        return observation
+
+
+class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+    """B copies of LLMDeploy-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
+
+    A step costs O(B N), mostly writing the observation; at the start of a stage a lane also draws
+    the randomness of its queries.
+
+    Parameters
+    ----------
+    num_envs : int
+        Lanes, B.
+    max_episode_steps : int, optional
+        Truncates earlier than after T queries.
+    autoreset_mode : AutoresetMode or str
+        ``NEXT_STEP`` (the step after a truncation resets and ignores the action), ``SAME_STEP``
+        (the truncating step returns the reset observation; ``info["final_obs"]`` and
+        ``info["final_info"]`` hold the last ones) or ``DISABLED`` (reset by
+        ``reset(options={"reset_mask": mask})``).
+    **kwargs
+        Arguments of :class:`LLMDeployEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("render_mode") is not None:
+            raise ValueError(
+                f"render_mode={kwargs['render_mode']!r}: the vector environment does not render; "
+                'watch one copy with gym.make("LLMDeploy-v0", render_mode=...)'
+            )
+        self.num_envs = check_count("num_envs", num_envs)
+        self._autoreset = _autoreset_mode(autoreset_mode)
+        single = LLMDeployEnv(**kwargs)
+        self._task = task = single._task
+        self._last = task.rules.horizon
+        if max_episode_steps is not None:
+            self._last = min(self._last, check_count("max_episode_steps", max_episode_steps))
+        self.metadata = {"render_modes": [], "autoreset_mode": self._autoreset}
+        self.render_mode = None
+        self.single_observation_space = single.observation_space
+        self.single_action_space = single.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.dynamics = task.dynamics(num_envs)
+        self._upper = np.array([2] * task.num_llms + [task.num_llms])
+        self._generators: list[np.random.Generator] = []
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
+
+    @property
+    def llms(self) -> tuple[str, ...]:
+        """Names of the LLMs, in the order of the action space."""
+        return self._task.llms
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """Public parameters, JSON-plain; ``DeployProblem(**env.unwrapped.problem)``."""
+        return self._task.problem()
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Reset all lanes, or those of ``options["reset_mask"]`` (bool, shape (B,)).
+
+        Lane i takes ``seed + i``, or the i-th entry of a list of seeds.
+        """
+        mask = np.ones(self.num_envs, dtype=np.bool_)
+        if options is not None and "reset_mask" in options:
+            mask = np.asarray(options["reset_mask"])
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+                raise ValueError(
+                    f"options['reset_mask']={mask!r} must be a bool array of shape "
+                    f"({self.num_envs},) with at least one True"
+                )
+        self._seed_lanes(seed, mask)
+        self._reset_lanes(np.flatnonzero(mask))
+        return self.dynamics.observe(), self._state_info(mask)
+
+    def _seed_lanes(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_]) -> None:
+        first = not self._generators
+        if first and not mask.all():
+            raise ValueError("options['reset_mask']: the first reset must name every lane")
+        if seed is None:
+            seeds: list[int | None] = [None] * self.num_envs
+        elif isinstance(seed, (int, np.integer)):
+            seeds = [int(seed) + lane for lane in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
+        if first:
+            self._generators = [np.random.default_rng() for _ in seeds]
+        for lane in np.flatnonzero(mask):
+            if seeds[lane] is not None:
+                self._generators[lane] = gym.utils.seeding.np_random(seeds[lane])[0]
+
+    def _reset_lanes(self, lanes: NDArray[np.int64]) -> None:
+        starts = [self._task.start(self._generators[lane]) for lane in lanes]
+        instances, streams = zip(*starts, strict=True)
+        self.dynamics.reset(lanes.tolist(), instances, streams)
+        self._ended[lanes] = False
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[
+        Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
+        """Answer one query in every lane; ``actions`` has shape (B, N + 1).
+
+        Raises
+        ------
+        ValueError
+            If an action is not in the action space.
+        """
+        task, dynamics = self._task, self.dynamics
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs, len(self._upper)) or actions.dtype.kind not in "iu":
+            raise task.invalid_action(actions)
+        if actions.min() < 0 or (actions >= self._upper).any():
+            raise task.invalid_action(actions)
+        running, truncated = ~self._ended, np.zeros(self.num_envs, dtype=np.bool_)
+        if not running.all():
+            if self._autoreset is AutoresetMode.DISABLED:
+                raise ValueError(
+                    "lanes have ended and autoreset_mode is DISABLED; "
+                    "reset them with reset(options={'reset_mask': mask})"
+                )
+            self._reset_lanes(np.flatnonzero(self._ended))
+        lanes = np.flatnonzero(running)
+        rewards = np.zeros(self.num_envs)
+        if not lanes.size:
+            info = self._state_info(~running)
+        else:
+            outcome = dynamics.step(actions[lanes, :-1] == 1, actions[lanes, -1], lanes)
+            rewards[lanes] = outcome.ledger_reward if task.hard_budget else outcome.reward
+            truncated = running & (dynamics.query >= self._last)
+            info = self._step_info(outcome._asdict(), lanes, running)
+        observation: Observation = dynamics.observe()
+        if truncated.any():
+            if self._autoreset is AutoresetMode.SAME_STEP:
+                observation, info = self._same_step_reset(observation, truncated, info)
+            else:
+                self._ended = truncated.copy()
+        return observation, rewards, np.zeros_like(truncated), truncated, info
+
+    def _step_info(
+        self, outcome: dict[str, NDArray[Any]], lanes: NDArray[np.int64], mask: NDArray[np.bool_]
+    ) -> dict[str, Any]:
+        """Spread the outcome of the stepped lanes over all lanes, with Gymnasium's key masks."""
+        info: dict[str, Any] = {}
+        for key, value in outcome.items():
+            if len(lanes) == self.num_envs:
+                info[key] = value
+            else:
+                info[key] = np.zeros((self.num_envs, *value.shape[1:]), dtype=value.dtype)
+                info[key][lanes] = value
+            info[f"_{key}"] = mask
+        return info | self._state_info(np.ones(self.num_envs, dtype=np.bool_))
+
+    def _same_step_reset(
+        self, last: Observation, truncated: NDArray[np.bool_], info: dict[str, Any]
+    ) -> tuple[Observation, dict[str, Any]]:
+        final = np.full(self.num_envs, None, dtype=object)
+        lanes = np.flatnonzero(truncated)
+        for lane in lanes:
+            final[lane] = {key: value[lane] for key, value in last.items()}
+        final_info = {
+            key: truncated.copy() if key.startswith("_") else value for key, value in info.items()
+        }
+        self._reset_lanes(lanes)
+        running = ~truncated
+        after: dict[str, Any] = {}
+        for key, value in info.items():
+            if not key.startswith("_"):
+                after[key], after[f"_{key}"] = value.copy(), running
+        after |= self._state_info(np.ones(self.num_envs, dtype=np.bool_))
+        for key in ("final_obs", "final_info"):
+            after[f"_{key}"] = truncated.copy()
+        after["final_obs"], after["final_info"] = final, final_info
+        return self.dynamics.observe(), after
+
+    def _state_info(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
+        """Return the money spent and the action masks of all lanes, with Gymnasium's key masks."""
+        spend = np.atleast_1d(self.dynamics.spend)
+        masks = self.dynamics.action_masks()
+        return {"spend": spend, "_spend": mask, "action_mask": masks, "_action_mask": mask}
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return the legal actions of every lane, bool of shape (B, 2N + N)."""
+        return self.dynamics.action_masks().astype(np.bool_)

@@ -1,0 +1,380 @@
+"""LLMDeploy-v0 and LLMDeployStage-v0: the Gymnasium contract, lane equality, totals, errors."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+from llmqueue_gym.core.deployment import stage_schedule
+from llmqueue_gym.envs import LLMDeployEnv, LLMDeployStageEnv, LLMDeployVectorEnv
+from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
+
+SHORT = {"horizon": 90, "num_stages": 7}
+VARIANTS = [
+    SHORT,
+    SHORT | {"instance": "catalog", "throughput": "hard", "price_changes": "recorded"},
+    SHORT
+    | {
+        "instance": {"source": "synthetic", "num_llms": 6},
+        "alpha": [0.5, 0.5, 0.5, 1.0, 0.1, 0.2],
+        "drift": 0.3,
+        "reward_delay": 4,
+        "budget": "hard",
+        "switching_cost": 1e-3,
+    },
+    SHORT
+    | {
+        "instance": {"source": "synthetic", "kind": "late_arrival"},
+        "instance_seed": 3,
+        "retirements": [{"llm": "llm_0", "query": 30}],
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """An instance of recorded queries: LLM a is good at even contexts, b at odd ones."""
+    path = tmp_path_factory.mktemp("table") / "queries.jsonl"
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        for row in range(50):
+            scores = {"a": 1.0 - row % 2, "b": float(row % 2), "c": 0.5}
+            costs = {"a": 1e-3, "b": 2e-3, "c": float(rng.uniform(1e-4, 2e-4))}
+            json.dump({"x": [row % 2, row], "quality": scores, "cost": costs}, file)
+            file.write("\n")
+    return {
+        "source": "table",
+        "path": str(path),
+        "quality": "quality",
+        "cost": "cost",
+        "embedding": "x",
+    }
+
+
+def checked(env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env, skip_render_check=True)
+
+
+@pytest.mark.parametrize("cls", [LLMDeployEnv, LLMDeployStageEnv])
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_variants_pass_gymnasiums_checker(cls, kwargs):
+    checked(cls(**kwargs))
+
+
+def test_table_instances_pass_gymnasiums_checker_and_show_the_context(table):
+    checked(LLMDeployStageEnv(table))
+    checked(env := LLMDeployEnv(table, horizon=40, num_stages=1, max_deployed=3))
+    observation, _ = env.reset(seed=0)
+    assert env.problem["context_dim"] == 2
+    for _ in range(40):
+        parity, row = observation["context"].astype(int)
+        assert row == env.dynamics.table_row
+        observation, reward, _, truncated, info = env.step([1, 1, 0, parity])
+        assert (reward, info["cost"]) == (1.0, [1e-3, 2e-3][parity])
+    assert truncated
+    assert not observation["context"].any()
+
+
+def test_stable_baselines3_checker_has_no_warning():
+    checker = pytest.importorskip(
+        "stable_baselines3.common.env_checker", reason="needs the rl extra"
+    )
+    checker.check_env(LLMDeployEnv(), warn=True)
+    checker.check_env(gym.wrappers.FlattenObservation(LLMDeployEnv()), warn=True)
+    with warnings.catch_warnings():
+        # Scores and weights live in [0, 1]; RescaleAction makes them symmetric.
+        warnings.filterwarnings("ignore", "We recommend you to use a symmetric")
+        checker.check_env(LLMDeployStageEnv(), warn=True)
+    rescaled = gym.wrappers.RescaleAction(LLMDeployStageEnv(), np.float32(-1.0), np.float32(1.0))
+    checker.check_env(rescaled, warn=True)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_vector_lanes_equal_scalar_environments(kwargs, mode):
+    check_lane_equality("LLMDeploy-v0", autoreset_mode=mode, **kwargs)
+
+
+def test_vector_lanes_of_tables_and_of_cut_episodes_equal_scalar_environments(table):
+    check_lane_equality("LLMDeploy-v0", instance=table, **SHORT)
+    check_lane_equality("LLMDeploy-v0", max_episode_steps=50, **SHORT)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_masks_and_coupling(kwargs):
+    env = gym.make("LLMDeploy-v0", **kwargs)
+    check_masks(env)
+    check_coupling(lambda: gym.make("LLMDeploy-v0", **kwargs), ("arrived_now",), steps=90)
+    # Between update points a masked routing is never refused.
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    n, info = len(env.unwrapped.llms), env.reset(seed=0)[1]
+    for _ in range(90):
+        start = env.unwrapped.dynamics.deploy_now[0]
+        parts = np.split(info["action_mask"], np.arange(2, 2 * n + 1, 2))
+        action = env.action_space.sample(mask=tuple(parts))
+        there = env.unwrapped.dynamics.available[0].copy()
+        deployed = env.unwrapped.dynamics.deployed[0].any()
+        info = env.step(action)[-1]
+        assert not (action[:-1] > there).any()
+        assert start or not deployed or not info["refused"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), kwargs=st.sampled_from(VARIANTS))
+def test_a_policy_has_the_same_totals_by_stage_and_by_query(seed, kwargs):
+    stages, queries = LLMDeployStageEnv(**kwargs), LLMDeployEnv(**kwargs)
+    stages.reset(seed=seed)
+    observation, _ = queries.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    n, truncated = len(stages.llms), False
+    while not truncated:
+        action = rng.random(2 * n).astype(np.float32)
+        bits, shares = stages.plan(action.astype(np.float64))
+        length = int(stages.dynamics.rules.stage_lengths[stages.dynamics.stage[0]])
+        by_stage, total, _, truncated, info = stages.step(action)
+        np.testing.assert_array_equal(shares, info["shares"])
+        assert observation["deploy_now"] == 1
+        reward = 0.0
+        for llm in stage_schedule(shares, length):
+            observation, one, _, ended, last = queries.step([*bits.astype(int), llm])
+            reward += one
+        assert ended == truncated
+        assert (reward, last["spend"]) == (total, info["spend"])
+        for key, value in by_stage.items():
+            np.testing.assert_array_equal(value, observation[key], err_msg=key)
+    for name in ("spend", "ledger_spend", "ledger_score", "total_reward", "refused", "throttled"):
+        assert getattr(stages.dynamics, name) == getattr(queries.dynamics, name)
+
+
+def test_a_stage_deploys_the_best_scores_that_are_there_and_routes_by_weight():
+    env = LLMDeployStageEnv(horizon=1000, num_stages=10, max_deployed=3, throughput="hard")
+    env.reset(seed=0)
+    action = np.zeros(22)
+    action[:11] = [0.5, 0.9, 0.5, 0.1, 0.5, 1, 1, 1, 1, 1, 1]  # the last six are still to come
+    action[11:] = 1.0
+    action[13] = 0.4  # theta = 0.6: (1, 1, .4) -> (.4, .4, .2) after the caps of 0.4
+    observation, _, _, _, info = env.step(action)
+    assert np.flatnonzero(observation["deployed"]).tolist() == [0, 1, 2]
+    assert info["served"].tolist() == [40, 40, 20, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert (info["refused"], info["throttled"]) == (0, 0)
+    assert (info["served"] <= np.ceil(0.4 * 100)).all()
+
+
+def test_info_adds_up_to_the_observation_and_the_truth():
+    env = LLMDeployEnv(horizon=600, num_stages=6, budget_per_query=4e-4)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    n, spend = 11, 0.0
+    count, reward_sum, cost_sum = np.zeros(n), np.zeros(n), np.zeros(n)
+    for query in range(600):
+        action = env.action_space.sample()
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert observation in env.observation_space
+        assert reward == info["reward"]
+        spend += info["cost"] + info["switching_cost"]
+        assert info["spend"] == spend == env.dynamics.spend
+        llm = info["llm"]
+        if llm >= 0:
+            count[llm] += 1
+            reward_sum[llm] += info["reward"]
+            cost_sum[llm] += info["cost"]
+        assert not terminated
+        assert truncated == (query == 599)
+    np.testing.assert_array_equal(observation["count"], count)
+    np.testing.assert_allclose(observation["mean_reward"], reward_sum / np.maximum(count, 1))
+    np.testing.assert_allclose(observation["mean_cost"], cost_sum / np.maximum(count, 1), rtol=1e-6)
+    assert observation["spent"] == pytest.approx(spend / (600 * 4e-4))
+    assert observation["query_progress"] == observation["stage_progress"] == 1.0
+    with pytest.raises(ValueError, match=r"call reset\(\)"):
+        env.step(action)
+
+
+def test_a_hard_budget_pays_the_ledgers_reward():
+    kwargs = {"horizon": 500, "num_stages": 5, "budget_per_query": 2e-4}
+    totals = {}
+    for budget in ("soft", "hard"):
+        env = LLMDeployEnv(budget=budget, **kwargs)
+        env.reset(seed=1)
+        totals[budget] = sum(env.step([1, 1, 1, 0, 0] + [0] * 6 + [t % 3])[1] for t in range(500))
+        assert env.dynamics.ledger_spend <= 500 * 2e-4 < env.dynamics.spend
+    assert totals["hard"] == env.dynamics.ledger_score < totals["soft"]
+    assert totals["soft"] == env.dynamics.total_reward
+
+
+def test_prices_are_shown_from_the_release_on_and_only_if_published():
+    env = LLMDeployEnv("catalog", horizon=1000, num_stages=10)
+    observation, _ = env.reset(seed=0)
+    there = observation["arrived"] == 1
+    assert there.sum() == 7
+    assert (observation["cost_prior"][there] > 0).all()
+    assert not observation["cost_prior"][~there].any()
+    assert env.problem["has_prices"]
+    bare = LLMDeployEnv()
+    assert not bare.reset(seed=0)[0]["cost_prior"].any()
+    assert not bare.problem["has_prices"]
+    json.dumps(bare.problem)
+
+
+def test_an_infeasible_budget_warns_where_it_binds_in_early_stages_only():
+    with pytest.warns(UserWarning, match="cheapest mixture in .* of 33 stages"):
+        LLMDeployEnv("catalog", budget_per_query=3e-4)
+
+
+def test_registration_kwargs_are_json_plain_and_the_spec_round_trips():
+    kwargs = SHORT | {
+        "instance": {"source": "synthetic", "num_llms": 8},
+        "retirements": [{"llm": "llm_3", "query": 50}],
+        "price_changes": [{"llm": "llm_1", "query": 20, "factor": 0.5}],
+    }
+    for env_id in ("LLMDeploy-v0", "LLMDeployStage-v0"):
+        env = gym.make(env_id, **kwargs)
+        spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
+        again = gym.make(spec)
+        env.reset(seed=1)
+        again.reset(seed=1)
+        assert json.dumps(env.spec.kwargs) == json.dumps(again.spec.kwargs)
+        np.testing.assert_array_equal(
+            env.unwrapped.dynamics.mean_cost, again.unwrapped.dynamics.mean_cost
+        )
+
+
+def test_core_dependencies_suffice():
+    code = (
+        "import sys, gymnasium as gym\n"
+        "for env_id in ('LLMDeploy-v0', 'LLMDeployStage-v0'):\n"
+        "    env = gym.make('llmqueue_gym:' + env_id, instance='catalog')\n"
+        "    env.reset(seed=0); env.step(env.action_space.sample())\n"
+        "vec = gym.make_vec('LLMDeploy-v0', num_envs=2)\n"
+        "extras = 'polars sklearn platformdirs pareto_bandit matplotlib rich typer torch pygame'\n"
+        "print(type(vec.unwrapped).__name__, [x for x in extras.split() if x in sys.modules])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "LLMDeployVectorEnv []"
+
+
+def test_disabled_autoreset_resets_by_mask_only():
+    env = gym.make_vec("LLMDeploy-v0", 3, horizon=5, num_stages=2, autoreset_mode="DISABLED")
+    env.reset(seed=0)
+    actions = np.zeros((3, 12), dtype=np.int64)
+    for _ in range(5):
+        *_, truncated, _ = env.step(actions)
+    assert truncated.all()
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.step(actions)
+    env.reset(options={"reset_mask": np.array([True, False, True])})
+    np.testing.assert_array_equal(env.unwrapped.dynamics.query, [0, 5, 0])
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.reset(options={"reset_mask": np.zeros(3, dtype=bool)})
+
+
+LLM = "claude-v1"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"instance": "routerbensh"}, "did you mean 'routerbench'"),
+        ({"instance": {"source": "catalog", "start": 3}}, "start_day"),
+        ({"instance": {"source": "catalog", "start_day": 900}}, "start_day=900"),
+        ({"instance": {"source": "catalog", "token_cv": [0.5]}}, "two numbers"),
+        ({"instance": {"source": "synthetic", "kind": "randm"}}, "random"),
+        ({"instance": {"source": "synthetic", "initial": 30}}, "initial=30"),
+        ({"instance": {"source": "table", "path": "x"}}, "needs the option 'quality'"),
+        ({"instance": 3}, "instance=3"),
+        ({"horizon": 0}, "horizon=0"),
+        ({"horizon": 10, "num_stages": 11}, "num_stages=11"),
+        ({"max_deployed": 12}, "max_deployed=12"),
+        ({"max_deployed": 2}, "alpha sum to less than 1"),
+        ({"alpha": 0.1}, "alpha sum to less than 1"),
+        ({"instance": "synthetic", "alpha": 0.2}, "alpha sum to less than 1"),
+        ({"alpha": 1.5}, "alpha=1.5"),
+        ({"alpha": 0}, "alpha=0"),
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"alpha": [0.5, 0.5]}, "2 entries for 11 LLMs"),
+        ({"budget_per_query": float("nan")}, "budget_per_query=nan"),
+        ({"budget_per_query": 0}, "above 0 USD"),
+        ({"budget_per_query": 1e-5}, "cheapest mixture of every stage"),
+        ({"instance": "synthetic", "budget_per_query": 1e-5}, "cheapest mixture"),
+        ({"budget": 1e-3}, "budget_per_query"),
+        ({"throughput": "firm"}, "soft, hard"),
+        ({"price_changes": "recorded"}, "only the instance 'catalog'"),
+        ({"price_changes": [{"llm": LLM, "query": 5}]}, "factor"),
+        ({"price_changes": [{"llm": LLM, "query": 5, "factor": float("nan")}]}, "factor"),
+        ({"price_changes": [{"llm": "claude-v7", "query": 5, "factor": 1}]}, LLM),
+        ({"price_changes": [{"llm": LLM, "date": "2024-01-01", "factor": 1}]}, "calendar"),
+        (
+            {"price_changes": [{"llm": LLM, "query": q, "factor": 0.5} for q in (9, 5)]},
+            "out of order",
+        ),
+        ({"retirements": [{"llm": LLM, "query": 10**6}]}, "outside the run"),
+        ({"retirements": [{"llm": LLM, "query": 0}]}, "before it arrives"),
+        ({"retirements": [{"llm": LLM, "query": 5}] * 2}, "more than once"),
+        ({"retirements": "soon"}, "must be a list"),
+        (
+            {"instance": "catalog", "retirements": [{"llm": "gpt-4-0613", "date": "soon"}]},
+            "date='soon'",
+        ),
+        ({"switching_cost": -1}, "switching_cost=-1"),
+        ({"reward_delay": 1.5}, "reward_delay=1.5"),
+        ({"drift": float("nan")}, "drift=nan"),
+        ({"instance_seed": -1}, "instance_seed=-1"),
+        ({"render_mode": "human"}, "render_mode='human'"),
+    ],
+)
+def test_bad_arguments_are_named_with_their_value_and_the_fix(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LLMDeployEnv(**kwargs)
+
+
+def test_a_table_without_costs_is_refused(table):
+    with pytest.raises(ValueError, match="needs the option 'cost'"):
+        LLMDeployEnv({key: value for key, value in table.items() if key != "cost"})
+    with pytest.raises(ValueError, match=r"arrivals: LLM 'd'"):
+        LLMDeployEnv(table | {"arrivals": {"d": 3}})
+
+
+@pytest.mark.parametrize(
+    "action",
+    [[0] * 11, [2] + [0] * 11, [0] * 11 + [11], [0] * 11 + [-1], [0.5] * 12, None, "go", [[0]]],
+)
+def test_bad_actions_are_refused_and_change_nothing(action):
+    env = LLMDeployEnv()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action="):
+        env.step(action)
+    assert env.dynamics.query[0] == 0
+    vector = LLMDeployVectorEnv(2)
+    vector.reset(seed=0)
+    with pytest.raises(ValueError, match="action="):
+        vector.step([action, action])
+    assert vector.dynamics.query[0] == 0
+
+
+@pytest.mark.parametrize("action", [[0.5] * 21, [1.5] * 22, [np.nan] * 22, None, "go"])
+def test_bad_stage_actions_are_refused_and_change_nothing(action):
+    env = LLMDeployStageEnv()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="action="):
+        env.step(action)
+    assert env.dynamics.query[0] == 0
+
+
+def test_vector_environment_names_bad_arguments():
+    with pytest.raises(ValueError, match="NEXT_STEP"):
+        LLMDeployVectorEnv(2, autoreset_mode="sometimes")
+    with pytest.raises(ValueError, match="does not render"):
+        LLMDeployVectorEnv(2, render_mode="ansi")
+    with pytest.raises(ValueError, match="2 entries for 3 lanes"):
+        LLMDeployVectorEnv(3).reset(seed=[1, 2])
