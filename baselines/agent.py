@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class QueueProblem:
     arrival_rate : float
         Probability that a query arrives in a slot, lambda.
     horizon : int
-        Number of slots of the run, T. Anytime agents ignore it.
+        Number of slots of the run, T. Anytime policies only set constants from it.
     """
 
     num_llms: int
@@ -257,8 +258,10 @@ def make_agent(
     kind = "deployment" if isinstance(problem, DeployProblem) else "queueing"
     if getattr(cls, "kind", kind) != kind:
         raise ValueError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
+    arguments = {**spec.settings, **settings}
     try:
-        agent: Agent = cls(problem, seed, **{**spec.settings, **settings})
+        inspect.signature(cls).bind(problem, seed, **arguments)
     except TypeError as error:
         raise ValueError(f"agent={name!r}: {error}") from error
+    agent: Agent = cls(problem, seed, **arguments)
     return agent

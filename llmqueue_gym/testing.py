@@ -100,6 +100,8 @@ def check_lane_equality(
             _assert_equal(truncated, truncations[lane], f"truncation {where}")
             _assert_equal(expected, _lane(observation, lane), f"observation {where}")
             _assert_equal(expected_info, _lane(info, lane), f"info {where}")
+            present = {key for key in expected_info if info[f"_{key}"][lane]}
+            _assert_equal(len(expected_info), len(present), f"number of masked info keys {where}")
     vector.close()
     for env in scalars:
         env.close()

@@ -1,5 +1,8 @@
 """Laws of the retrial queue: choice probabilities, streams, work conservation, Little's law."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llmqueue_gym.core.choice import best_assortment, choice_probabilities, departure_rate
-from llmqueue_gym.core.queue import Population, QueueDynamics
+from llmqueue_gym.core.queue import MAX_SLOTS, Population, QueueDynamics
 from llmqueue_gym.core.streams import BLOCK, UniformStreams
 
 
@@ -206,3 +209,55 @@ def test_truth_seen_by_the_oracle_matches_the_tables():
         queue.step(rng.integers(0, 5, 6), rng.integers(0, 5, (6, 2)))
     assert pop.capacity == pytest.approx(1 / np.mean(1 / pop.best[1]))
     np.testing.assert_allclose(queue.load, 0.9 / pop.capacity)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_steps_like_the_original_and_apart_from_it(lanes, duplicate):
+    rng = np.random.default_rng(0)
+    queue = dynamics(population(), 0.9, lanes, window=4, seed=1)
+    actions = [(rng.integers(0, 4, lanes), rng.integers(0, 5, (lanes, 2))) for _ in range(120)]
+    for slots, llms in actions[:60]:
+        queue.step(slots, llms)
+    twin = duplicate(queue)
+    before = {key: value.copy() for key, value in queue.observe().items()}
+    seen = []
+    for slots, llms in actions[60:]:
+        twin.step(slots, llms)
+        seen.append(twin.observe())
+    for key, value in queue.observe().items():
+        np.testing.assert_array_equal(value, before[key])
+    for (slots, llms), expected in zip(actions[60:], seen, strict=True):
+        queue.step(slots, llms)
+        for key, value in queue.observe().items():
+            np.testing.assert_array_equal(value, expected[key], err_msg=key)
+
+
+def test_lanes_may_leave_a_shared_population_one_by_one():
+    one, other = population(seed=1), population(seed=2)
+    queue = dynamics(one, 0.5, lanes=3)
+    assert len(queue.contexts) == 65
+    queue.reset([1], [other], [0.5], [np.random.default_rng(0).spawn(3)])
+    for lane, pop in enumerate((one, other, one)):
+        rows = slice(64 * lane, 64 * (lane + 1))
+        np.testing.assert_array_equal(queue.contexts[rows], pop.contexts)
+        np.testing.assert_array_equal(queue.odds[rows], pop.odds)
+        np.testing.assert_array_equal(queue.best_rate[rows], pop.best[1])
+    assert not queue.contexts[-1].any()
+    queue.reset([0, 1, 2], [one] * 3, [0.5] * 3, [np.random.default_rng(0).spawn(3)] * 3)
+    assert len(queue.contexts) == 65
+
+
+def test_odds_that_overflow_are_refused():
+    with pytest.raises(ValueError, match="utilities"):
+        Population(np.zeros((1, 1), dtype=np.float32), np.array([[800.0]]), 1)
+    with pytest.raises(ValueError, match="utilities"):
+        Population(np.zeros((1, 1), dtype=np.float32), np.array([[np.nan]]), 1)
+
+
+def test_an_episode_ends_before_stamps_lose_their_exactness():
+    queue = dynamics(population(), 1.0)
+    queue.slot[0] = MAX_SLOTS - 1
+    queue.step_single(0, [0, 1])
+    with pytest.raises(OverflowError, match="reset"):
+        queue.step_single(0, [0, 1])

@@ -238,3 +238,20 @@ def test_mirror_descent_learns(size: int) -> None:
 def test_choice_probabilities_survive_large_utilities() -> None:
     assert choice_probabilities([800.0, -800.0]) == pytest.approx([1.0, 0.0])
     assert choice_probabilities([0.0, 0.0]) == pytest.approx([1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    "contexts",
+    [
+        np.full((400, 3), 1e4),
+        1000.0 + np.random.default_rng(0).standard_normal((400, 8)),
+        1e4 + np.random.default_rng(1).standard_normal((400, 8)),
+    ],
+)
+def test_large_collinear_contexts_do_not_break_single_precision(contexts):
+    estimator = RidgeMNL(3, contexts.shape[1], 2, dtype="float32")
+    rng = np.random.default_rng(2)
+    for context in contexts.astype(np.float32):
+        shown = rng.permutation(3)[:2].tolist()
+        estimator.update(context, shown, shown[0] if rng.random() < 0.5 else -1)
+    assert np.isfinite(estimator.theta).all()

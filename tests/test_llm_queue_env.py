@@ -1,5 +1,6 @@
 """LLMQueue-v0: the Gymnasium contract, lane equality, masks, coupling and its errors."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -181,6 +182,8 @@ def test_disabled_autoreset_resets_by_mask_only():
     [
         ({"load": 1.0}, "arrival_rate instead"),
         ({"load": 1.3}, "overload"),
+        ({"load": np.float32(1.0)}, "overload"),
+        ({"load": np.int64(1)}, "overload"),
         ({"load": float("nan")}, "load=nan"),
         ({"load": "high"}, "load='high'"),
         ({"load": 0.5, "arrival_rate": 0.5}, "only one"),
@@ -235,3 +238,38 @@ def test_vector_environment_names_bad_arguments():
         LLMQueueVectorEnv(2, render_mode="ansi")
     with pytest.raises(ValueError, match="2 entries for 3 lanes"):
         LLMQueueVectorEnv(3).reset(seed=[1, 2])
+
+
+def test_a_copied_environment_steps_like_the_original():
+    env = LLMQueueEnv(window=4)
+    env.reset(seed=0)
+    twin = copy.deepcopy(env)
+    for _ in range(100):
+        first, reward, *_ = env.step([0, 0, 1])
+        second, other, *_ = twin.step([0, 0, 1])
+        assert reward == other
+        for key, value in first.items():
+            np.testing.assert_array_equal(value, second[key])
+
+
+def test_the_instance_does_not_share_its_stream_with_an_agent_of_the_same_seed():
+    env = LLMQueueEnv(
+        workload={"source": "synthetic", "kind": "lookalike"}, load=0.9, instance_seed=0
+    )
+    env.reset(seed=0)
+    contexts = env.dynamics.contexts[:-1].astype(float)
+    normals = np.random.default_rng(0).standard_normal((6, 5))
+    guess = contexts @ (normals[0] + 1.2 * normals[1:]).T
+    assert not np.allclose(np.log(env.dynamics.odds[:-1]), guess)
+
+
+def test_step_before_reset_is_refused():
+    for env in (LLMQueueEnv(), LLMQueueVectorEnv(2)):
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step(env.action_space.sample())
+
+
+def test_slack_zero_still_asks_for_the_arrival_rate():
+    env = LLMQueueEnv(arrival_rate=0.7, slack=0.0, assortment_size=1)
+    env.reset(seed=0)
+    assert env.dynamics.best_rate[:-1].min() >= 0.7

@@ -52,6 +52,11 @@ def test_optimum_serves_the_largest_rate_first():
         ({"rates": [0.0], "probabilities": [1.0], "arrival_rate": 0.1}, "rates="),
         ({"rates": [0.5], "probabilities": [0.7], "arrival_rate": 0.1}, "sum to 1"),
         ({"rates": [0.5] * 8, "probabilities": [0.125] * 8, "arrival_rate": 0.1}, "states"),
+        ({"rates": [0.5] * 900, "probabilities": [1 / 900] * 900, "arrival_rate": 0.1}, "fewer"),
+        (
+            {"rates": [0.5], "probabilities": [1.0], "arrival_rate": 0.1, "max_queue": 0},
+            "max_queue",
+        ),
         ({"rates": [0.5], "probabilities": [0.5, 0.5], "arrival_rate": 0.1}, "one length"),
     ],
 )

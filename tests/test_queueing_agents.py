@@ -25,7 +25,7 @@ from baselines.queueing.acqb import (
     exploration_constant,
     optimistic_samples,
 )
-from baselines.queueing.base import AssortmentCycle, best_pairing, newest
+from baselines.queueing.base import AssortmentCycle, best_pairing, newest, top_llms
 from baselines.queueing.qucb import exploration_probability
 
 NAMES = [spec.name for spec in registered_agents() if spec.target.startswith("baselines.queueing")]
@@ -344,3 +344,10 @@ def random_queue() -> float:
 def test_learners_beat_random_on_an_easy_task(name: str, random_queue: float) -> None:
     skip_without_package(name)
     assert np.mean([mean_queue(name, seed) for seed in range(3)]) < random_queue
+
+
+def test_qucb_fills_up_with_the_best_index_while_an_llm_is_unseen():
+    agent = make_agent("Q-UCB", QueueProblem(4, 2, 3, WINDOW, 0.5, 1000), 0)
+    agent._shown[:] = [10, 10, 10, 0]
+    agent._kept[:] = [0, 5, 9, 0]
+    assert top_llms(agent._indices(100), 2) == [3, 2]

@@ -27,7 +27,8 @@ class OnlineMirrorDescentMNL:
     block-diagonal with the blocks p_j (1 - p_j) x x^T of the Hessian, so that the step has the
     closed form theta_j -= eta (p_j - y_j) H_j^{-1} x / (1 + eta w ||x||^2_{H_j^{-1}}),
     w = p_j (1 - p_j). (R) The projection onto a ball of known radius is left out: no bound on
-    |theta| is public here. An update is O(K d^2), flat in time.
+    |theta| is public here; eta's "+ 2" is the paper's B + 1 for a bound B = 1 (R). An update is
+    O(K d^2), flat in time.
 
     Parameters
     ----------

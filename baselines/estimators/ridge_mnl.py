@@ -172,6 +172,10 @@ class RidgeMNL:
         gradient = (probability - history.kept[:size]) @ contexts + self.ridge * self.theta[llm]
         direction = history.inverse_hessian @ gradient
         decrement = float(gradient @ direction)
+        if decrement < 0.0:  # rounding has cost the inverse its definiteness
+            self._recompute(llm)
+            direction = history.inverse_hessian @ gradient
+            decrement = float(gradient @ direction)
         if decrement <= tolerance:
             return decrement
         slope = contexts @ direction  # change of the rows' utilities along the step
@@ -204,9 +208,10 @@ class RidgeMNL:
         self._set_odds(history, odds)
         probability = odds / self._totals(history)
         weight = probability * (1.0 - probability)
-        identity = np.eye(contexts.shape[1], dtype=self._dtype)
-        hessian = (contexts * weight[:, None]).T @ contexts
-        hessian += self._dtype.type(self.ridge) * identity
+        # In double precision: large collinear contexts lose the ridge in single precision.
+        rows = contexts.astype(np.float64)
+        identity = np.eye(rows.shape[1])
+        hessian = (rows * weight[:, None].astype(np.float64)).T @ rows + self.ridge * identity
         inverse = cho_solve(cho_factor(hessian, overwrite_a=True), identity, overwrite_b=True)
-        history.inverse_hessian = np.asfortranarray(inverse)
+        history.inverse_hessian = np.asfortranarray(inverse.astype(self._dtype))
         history.recompute_at = max(2 * size, FIRST_RECOMPUTATION)

@@ -54,9 +54,10 @@ class QUCB(QueueAgent):
             self._kept[served.kept] += 1
 
     def _indices(self, t: int) -> NDArray[np.float64]:
-        if not self._shown.all():
-            return np.where(self._shown == 0, np.inf, 0.0)
-        return self._kept / self._shown + math.log(t) / np.sqrt(2.0 * self._shown)
+        shown = np.maximum(self._shown, 1.0)
+        indices = self._kept / shown + math.log(t) / np.sqrt(2.0 * shown)
+        indices[self._shown == 0] = np.inf
+        return np.asarray(indices)
 
 
 class QThS(QUCB):

@@ -29,7 +29,11 @@ NUM_STREAMS = 3
 """Arrivals, contexts and outcomes each have a stream of their own."""
 
 
-# One waiting query; stamps are slots, which float32 holds exactly up to 2^24.
+MAX_UTILITY = 600.0
+MAX_SLOTS = 2**24
+"""Slots an episode may last: float32 holds stamps and counts exactly up to here."""
+
+# One waiting query; stamps are slots.
 _RECORD = np.dtype([("query", "i4"), ("retrials", "f4"), ("arrived", "f4"), ("joined", "f4")])
 _EMPTY = np.array((-1, 0.0, 0.0, 0.0), dtype=_RECORD)
 # NumPy moves opaque items whole, structured ones field by field.
@@ -54,6 +58,12 @@ class Population:
     contexts: NDArray[np.float32]
     utilities: Floats
     assortment_size: int
+
+    def __post_init__(self) -> None:
+        if not np.all(np.abs(self.utilities) <= MAX_UTILITY):  # also false for NaN
+            raise ValueError(
+                f"utilities must be finite and within +-{MAX_UTILITY:g}, or their odds overflow"
+            )
 
     @cached_property
     def odds(self) -> Floats:
@@ -135,7 +145,7 @@ class QueueDynamics:
         self.capacity = np.zeros(num_lanes)
         self._lanes = np.arange(num_lanes)
         self._streams = UniformStreams(NUM_STREAMS, num_lanes)
-        self._populations: list[Population | None] = [None] * num_lanes
+        self._shared: Population | None = None  # what all lanes hold, if it is one object
         self._first_row = np.zeros(num_lanes, dtype=np.int64)
         self._rows = 0  # population size P; 0 before the first reset
         self.contexts = np.zeros((1, context_dim), dtype=np.float32)
@@ -144,25 +154,54 @@ class QueueDynamics:
         self.best_llms = np.zeros((1, assortment_size), dtype=np.int64)
         # Column W is scratch: what moves into the window when a slot frees.
         self._slots = np.full((num_lanes, window + 1), _EMPTY)
-        self._items = self._slots.view(_ITEM)
-        self._query = self._slots["query"][:, :window]
-        self._retrials = self._slots["retrials"][:, :window]
-        self._arrived = self._slots["arrived"][:, :window]
-        self._joined = self._slots["joined"][:, :window]
         # Contexts move with their queries: gathering them from a large table misses the cache.
         self._context = np.zeros((num_lanes, window + 1, context_dim), dtype=np.float32)
-        self._context_item = np.dtype((np.void, 4 * context_dim))
-        self._context_items = self._context.view(self._context_item)[..., 0]
-        self._lane = self._slots[0], self._items[0], self._context_items[0]
         self._waiting = np.tri(window + 1, window, -1, dtype=np.int8)  # by visible queries
         self._occupied = self._waiting.astype(np.float32)
         self._keep = np.ones((num_lanes, window + 1), dtype=np.bool_)
         self._first_slot = self._lanes * (window + 1)
+        self._backlog = np.zeros((num_lanes, 16), dtype=_ITEM)  # rings, a power of two long
+        self._backlog_head = np.zeros(num_lanes, dtype=np.int64)
+        self._bind_views()
+
+    def _bind_views(self) -> None:
+        """Name the views of the state; copies and pickles bind them to their own arrays."""
+        slots, window = self._slots, self.window
+        context_item = np.dtype((np.void, 4 * self.context_dim))
+        self._items = slots.view(_ITEM)
+        self._query = slots["query"][:, :window]
+        self._retrials = slots["retrials"][:, :window]
+        self._arrived = slots["arrived"][:, :window]
+        self._joined = slots["joined"][:, :window]
+        self._context_items = self._context.view(context_item)[..., 0]
+        self._table_items = self.contexts.view(context_item)[:, 0]
         self._flat_items = self._items.reshape(-1)
         self._flat_contexts = self._context_items.reshape(-1)
         self._flat_keep = self._keep.reshape(-1)
-        self._backlog = np.zeros((num_lanes, 16), dtype=_ITEM)  # rings, a power of two long
-        self._backlog_head = np.zeros(num_lanes, dtype=np.int64)
+        self._lane = slots[0], self._items[0], self._context_items[0]
+
+    _VIEWS = frozenset(
+        {
+            "_items",
+            "_query",
+            "_retrials",
+            "_arrived",
+            "_joined",
+            "_context_items",
+            "_table_items",
+            "_flat_items",
+            "_flat_contexts",
+            "_flat_keep",
+            "_lane",
+        }
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in self._VIEWS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind_views()
 
     # ------------------------------------------------------------------ reset
 
@@ -189,7 +228,6 @@ class QueueDynamics:
         for lane, population, rate, streams in zip(
             lanes, populations, arrival_rates, generators, strict=True
         ):
-            self._populations[lane] = population
             self._streams.reset(lane, streams)
             self.arrival_rate[lane] = rate
             self.capacity[lane] = population.capacity
@@ -200,31 +238,48 @@ class QueueDynamics:
         self._slots[index] = _EMPTY
         self._context[index] = 0.0
         self._backlog_head[index] = 0
-        self._load_tables(index)
+        self._load_tables(index, populations)
 
-    def _load_tables(self, lanes: Ints) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether the lanes have been reset."""
+        return self._rows > 0
+
+    def _load_tables(self, lanes: Ints, populations: Sequence[Population]) -> None:
         """Lay the populations of the lanes behind each other, or share one table."""
-        first = self._populations[0]
-        assert first is not None, "the first reset must name every lane"
-        size, dim = len(first.contexts), self.context_dim
-        shared = all(population is first for population in self._populations)
-        rows = size if shared else size * self.num_lanes
-        if self._rows == 0 or self.contexts.shape != (rows + 1, dim):
-            self.contexts = np.zeros((rows + 1, dim), dtype=np.float32)
-            self._table_items = self.contexts.view(self._context_item)[:, 0]
-            self.odds = np.zeros((rows + 1, first.odds.shape[1]))
-            self.best_rate = np.zeros(rows + 1)
-            self.best_llms = np.zeros((rows + 1, self.assortment_size), dtype=np.int64)
-            lanes = self._lanes
-        self._rows = size
-        self._first_row[:] = 0 if shared else self._lanes * size
-        for lane in lanes[:1] if shared else lanes:
-            population = self._populations[lane]
-            assert population is not None
-            block = slice(self._first_row[lane], self._first_row[lane] + size)
-            self.contexts[block] = population.contexts
-            self.odds[block] = population.odds
-            self.best_llms[block], self.best_rate[block] = population.best
+        first = populations[0]
+        if self._shared is not None and all(p is self._shared for p in populations):
+            return
+        everywhere = lanes.size == self.num_lanes
+        assert everywhere or self.ready, "the first reset must name every lane"
+        if everywhere and all(p is first for p in populations):
+            self._allocate(first, 1)
+            self._store(0, first)
+            self._shared, self._first_row[:] = first, 0
+            return
+        shared, self._shared = self._shared, None
+        if shared is not None or len(self.contexts) != len(first.contexts) * self.num_lanes + 1:
+            self._allocate(first, self.num_lanes)
+            self._first_row[:] = self._lanes * self._rows
+            for lane in self._lanes if shared is not None else ():
+                self._store(self._first_row[lane], shared)
+        for lane, population in zip(lanes, populations, strict=True):
+            self._store(self._first_row[lane], population)
+
+    def _allocate(self, like: Population, copies: int) -> None:
+        self._rows = len(like.contexts)
+        rows = self._rows * copies + 1
+        self.contexts = np.zeros((rows, self.context_dim), dtype=np.float32)
+        self.odds = np.zeros((rows, like.utilities.shape[1]))
+        self.best_rate = np.zeros(rows)
+        self.best_llms = np.zeros((rows, self.assortment_size), dtype=np.int64)
+        self._bind_views()
+
+    def _store(self, row: int, population: Population) -> None:
+        block = slice(row, row + self._rows)
+        self.contexts[block] = population.contexts
+        self.odds[block] = population.odds
+        self.best_llms[block], self.best_rate[block] = population.best
 
     # ------------------------------------------------------------------- step
 
@@ -363,6 +418,8 @@ class QueueDynamics:
         arrival_draw, context_draw, outcome_draw = self._streams.draw_single()
         slots, items, contexts = self._lane  # views of lane 0
         length, now = self.queue_length.item(0), self.slot.item(0) + 1
+        if now > MAX_SLOTS:
+            raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
         self.slot[0] = now
         kept_llm, feedback = -1, NOTHING_SERVED
         served = slot < length

@@ -15,15 +15,21 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.queue import FIRST_LLM, NUM_STREAMS, Population, QueueDynamics
+from llmqueue_gym.core.queue import (
+    FIRST_LLM,
+    MAX_SLOTS,
+    NUM_STREAMS,
+    Population,
+    QueueDynamics,
+)
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.pool import check_count
 
 Observation = dict[str, Any]
 
 REWARDS = ("queue_length", "departures")
-MAX_COUNT = 2.0**24
-"""Bound of counts and slots in observations: float32 holds integers exactly up to here."""
+MAX_COUNT = float(MAX_SLOTS)
+_INSTANCE_TAG = 0x1A57
 DEFAULT_ARRIVAL_RATE = 0.7
 DEFAULT_SLACK = 0.1
 
@@ -68,7 +74,8 @@ class _Task:
         self.num_llms = len(self.workload.llms)
         self._fixed: tuple[Population, float] | None = None
         if instance_seed is not None:
-            self._fixed = self._draw(np.random.default_rng(instance_seed))
+            # The tag keeps the instance apart from everything else that is seeded with a number.
+            self._fixed = self._draw(np.random.default_rng([instance_seed, _INSTANCE_TAG]))
 
     @staticmethod
     def _check_rates(
@@ -84,12 +91,12 @@ class _Task:
                 raise ValueError(
                     f"slack={slack!r} is measured from arrival_rate; give arrival_rate, not load"
                 )
-            if isinstance(load, (int, float)) and not isinstance(load, bool) and load >= 1:
+            if _check_float("load", load, 0.0, np.inf) >= 1.0:
                 raise ValueError(
                     f"load={load!r} must be below 1, else no policy is stable; to overload the "
                     "queue on purpose set arrival_rate instead, which is not limited by capacity"
                 )
-            return None, _check_float("load", load, 0.0, 1.0), None
+            return None, float(load), None
         if arrival_rate is None and slack is None:
             return DEFAULT_ARRIVAL_RATE, None, DEFAULT_SLACK
         rate = DEFAULT_ARRIVAL_RATE if arrival_rate is None else arrival_rate
@@ -105,7 +112,7 @@ class _Task:
 
     def _draw(self, rng: np.random.Generator) -> tuple[Population, float]:
         size = self.assortment_size
-        if self.slack:
+        if self.slack is not None:
             least = (self.arrival_rate or 0.0) + self.slack
 
             def accept(utilities: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -343,6 +350,8 @@ class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
             If the action is not in the action space.
         """
         task, dynamics = self._task, self.dynamics
+        if not dynamics.ready:
+            raise gym.error.ResetNeeded("call reset() before step()")
         values = np.asarray(action)
         if values.shape != self._action_shape or values.dtype.kind not in "iu":
             raise task.invalid_action(action)
@@ -416,7 +425,7 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
     max_episode_steps : int
         Slots after which a lane is truncated.
     autoreset_mode : AutoresetMode or str
-        ``NEXT_STEP`` (the step after a truncation resets and ignores the action), ``SAME_STEP``
+        ``NEXT_STEP`` (the step after a truncation resets; its action must be legal but is ignored), ``SAME_STEP``
         (the truncating step returns the reset observation; ``info["final_obs"]`` and
         ``info["final_info"]`` hold the last ones) or ``DISABLED`` (reset by
         ``reset(options={"reset_mask": mask})``).
@@ -438,6 +447,8 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
             )
         self.num_envs = check_count("num_envs", num_envs)
         self._max_episode_steps = check_count("max_episode_steps", max_episode_steps)
+        if max_episode_steps > MAX_SLOTS:
+            raise ValueError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
         self._autoreset = _autoreset_mode(autoreset_mode)
         self._task = task = LLMQueueEnv(**kwargs)._task
         self.metadata = {"render_modes": [], "autoreset_mode": self._autoreset}
@@ -520,6 +531,8 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
             If an action is not in the action space.
         """
         task, dynamics = self._task, self.dynamics
+        if not dynamics.ready:
+            raise gym.error.ResetNeeded("call reset() before step()")
         actions = np.asarray(actions)
         if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
             raise task.invalid_action(actions)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from llmqueue_gym.core.choice import best_assortment
 from llmqueue_gym.core.queue import QueueDynamics
 
+MAX_STATES = 20_000_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -127,10 +128,12 @@ class ExactOptimum:
             raise ValueError(
                 f"arrival_rate={self.arrival_rate} gives load {load:.3f}; it must be below 1"
             )
-        states = (self.max_queue + 1) ** n
-        if states > 20_000_000:
+        if self.max_queue < 1:
+            raise ValueError(f"max_queue={self.max_queue} must be at least 1")
+        if n * np.log(self.max_queue + 1.0) > np.log(MAX_STATES):
             raise ValueError(
-                f"max_queue={self.max_queue} with {n} types has {states:.2g} states; lower it"
+                f"max_queue={self.max_queue} with {n} query types has ({self.max_queue} + 1)^{n} "
+                f"states, more than {MAX_STATES}; lower it or take fewer types"
             )
 
     def _prepare(self) -> None:
