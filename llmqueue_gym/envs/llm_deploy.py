@@ -242,7 +242,7 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
     """One lane of the deployment problem, whatever a step is."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
-        "render_modes": [],
+        "render_modes": ["ansi", "rgb_array"],
         "render_fps": 10,
     }
 
@@ -285,6 +285,7 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
             raise ValueError(f"render_mode={render_mode!r} is not supported; choose one of {modes}")
         self.render_mode = render_mode
         self.dynamics = task.dynamics(1)
+        self._renderer: Any = None
         self._define_spaces()
 
     def _define_spaces(self) -> None:
@@ -314,6 +315,8 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
         super().reset(seed=seed)
         instance, streams = self._task.start(self.np_random)
         self.dynamics.reset([0], [instance], [streams])
+        if self.render_mode is not None:
+            self._start_rendering()
         return self._observe(), self._state_info()
 
     def _result(
@@ -322,6 +325,8 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
         """Return what a step returns."""
         info = outcome._asdict() | more | self._state_info()
         reward = outcome.ledger_reward if self._task.hard_budget else outcome.reward
+        if self._renderer is not None:
+            self._renderer.record(info)
         return self._observe(), reward, False, bool(self.dynamics.ended[0]), info
 
     def _check_running(self) -> None:
@@ -329,6 +334,31 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
             raise ValueError(
                 f"the episode has ended after {self._task.rules.horizon} queries; call reset()"
             )
+
+    def _start_rendering(self) -> None:
+        from llmqueue_gym.envs.deploy_rendering import DeployRenderer
+
+        if self._renderer is None:
+            self._renderer = DeployRenderer(self.dynamics, self.llms)
+        self._renderer.start()
+
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """Draw the timeline: text for ``ansi``, an (H, W, 3) picture for ``rgb_array``."""
+        if self.render_mode is None or self._renderer is None:
+            gym.logger.warn(
+                "render() draws nothing without a render mode and a reset; "
+                'use gym.make(..., render_mode="rgb_array") and reset first'
+            )
+            return None
+        if self.render_mode == "ansi":
+            text: str = self._renderer.text()
+            return text
+        picture: NDArray[np.uint8] = self._renderer.picture()
+        return picture
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._renderer = None
 
 
 class LLMDeployEnv(_DeployEnv):

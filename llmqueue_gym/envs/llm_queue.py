@@ -425,10 +425,10 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
     max_episode_steps : int
         Slots after which a lane is truncated.
     autoreset_mode : AutoresetMode or str
-        ``NEXT_STEP`` (the step after a truncation resets; its action must be legal but is ignored), ``SAME_STEP``
-        (the truncating step returns the reset observation; ``info["final_obs"]`` and
-        ``info["final_info"]`` hold the last ones) or ``DISABLED`` (reset by
-        ``reset(options={"reset_mask": mask})``).
+        ``NEXT_STEP`` (the step after a truncation resets; its action must be in the action space
+        but is ignored), ``SAME_STEP`` (the truncating step returns the reset observation;
+        ``info["final_obs"]`` and ``info["final_info"]`` hold the last ones) or ``DISABLED``
+        (reset by ``reset(options={"reset_mask": mask})``).
     **kwargs
         Arguments of :class:`LLMQueueEnv`.
     """

@@ -1,6 +1,7 @@
 """Text and pictures of LLMQueue-v0: what a provider sees, and nothing of the hidden truth.
 
-The text needs no dependency; the picture is drawn by pygame-ce on a surface without a display.
+The text needs no dependency; the picture is drawn by pygame-ce on a surface without a display,
+which `deploy_rendering` shares.
 """
 
 from __future__ import annotations
@@ -369,9 +370,19 @@ class _Canvas:
         self._surface.blit(image, (left * _OVERSAMPLING, top))
         return left if align == "right" else left + width
 
-    def line(self, start: Point, end: Point, colour: Colour) -> None:
+    def shorten(self, name: str, widest: int) -> str:
+        """Make a name fit a width: drop the provider, then the middle."""
+        if self.text_width(name) > widest:
+            name = name.rsplit("/", 1)[-1]
+        short, keep = name, len(name)
+        while self.text_width(short) > widest and keep > 2:
+            keep -= 1
+            short = name[: (keep + 1) // 2] + "…" + name[-(keep // 2) :]
+        return short
+
+    def line(self, start: Point, end: Point, colour: Colour, width: int = 1) -> None:
         self._pygame.draw.line(
-            self._surface, colour, _enlarged(start), _enlarged(end), _OVERSAMPLING
+            self._surface, colour, _enlarged(start), _enlarged(end), width * _OVERSAMPLING
         )
 
     def box(self, box: Box, colour: Colour) -> None:
@@ -404,7 +415,7 @@ class _Canvas:
         self, name: str, corner: tuple[int, int], fill: Colour | None, widest: int = WIDTH
     ) -> int:
         """Draw a name in a box, filled if it is what the user chose; return its right end."""
-        name = self._shorten(name, widest)
+        name = self.shorten(name, widest - 2 * _CHIP_PADDING)
         x, y = corner
         width = self.chip_width(name)
         self.outline((x, y, width, _CHIP_HEIGHT), fill or _FAINT, 0 if fill else 1)
@@ -420,11 +431,11 @@ class _Canvas:
         x, y = tip
         self._polygon([(x, y), (x - 5, y + 7), (x + 5, y + 7)], colour)
 
-    def dot(self, centre: Point, colour: Colour) -> None:
-        self._pygame.draw.circle(self._surface, colour, _enlarged(centre), 4 * _OVERSAMPLING)
+    def dot(self, centre: Point, colour: Colour, radius: int = 4) -> None:
+        self._pygame.draw.circle(self._surface, colour, _enlarged(centre), radius * _OVERSAMPLING)
 
     def curve(self, points: list[Point], bottom: int) -> None:
-        """Draw a step curve and shade the area under it."""
+        """Draw a curve and shade the area under it."""
         if len(points) < 2:
             return
         self._polygon([(points[0][0], bottom), *points, (points[-1][0], bottom)], _TRACE_FILL)
@@ -438,16 +449,6 @@ class _Canvas:
         if size not in self._fonts:
             self._fonts[size] = self._pygame.font.Font(None, size * _OVERSAMPLING)
         return self._fonts[size]
-
-    def _shorten(self, name: str, widest: int) -> str:
-        """Make a name fit its chip: drop the provider, then the middle."""
-        if self.chip_width(name) > widest:
-            name = name.rsplit("/", 1)[-1]
-        short, keep = name, len(name)
-        while self.chip_width(short) > widest and keep > 2:
-            keep -= 1
-            short = name[: (keep + 1) // 2] + "…" + name[-(keep // 2) :]
-        return short
 
 
 def _enlarged(position: tuple[float, ...]) -> tuple[int, ...]:
