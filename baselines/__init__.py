@@ -6,6 +6,8 @@ Importing this package registers the names; an agent's module is imported when i
 from baselines.agent import (
     Agent,
     AgentSpec,
+    DeployAgent,
+    DeployProblem,
     QueueProblem,
     agent_spec,
     make_agent,
@@ -16,6 +18,8 @@ from baselines.agent import (
 __all__ = [
     "Agent",
     "AgentSpec",
+    "DeployAgent",
+    "DeployProblem",
     "QueueProblem",
     "agent_spec",
     "make_agent",
@@ -55,3 +59,39 @@ register("OFU-MNL+", f"{_QUEUE}.ofu_mnl:OFUMNLPlus", "Lee, Oh: NeurIPS 2024")
 register("ACQB", f"{_QUEUE}.acqb:ACQB", _ACQB)
 register("ACQB-OMD", f"{_QUEUE}.acqb:ACQB", _ACQB, estimator="omd")
 register("paretobandit", f"{_QUEUE}.paretobandit:ParetoBanditRouter", "PyPI package paretobandit")
+
+# Deployment agents -----------------------------------------------------------------------------
+_DEPLOY = "baselines.deployment"
+_STAGEROUTE = "Li, Li: ICLR 2026, arXiv 2506.17254"
+_STAGEROUTE_OURS = f"ours, after {_STAGEROUTE}"
+
+register("StageRoute", f"{_DEPLOY}.stageroute:StageRoute", _STAGEROUTE)
+register("StageRoute-theory", f"{_DEPLOY}.stageroute:StageRoute", _STAGEROUTE, gamma=None)
+register("StageRoute-stage-counts", f"{_DEPLOY}.stageroute:StageRoute", _STAGEROUTE, counts="stage")
+register("StageRoute-paced", f"{_DEPLOY}.stageroute:StageRoute", _STAGEROUTE_OURS, paced=True)
+register("price-aware", f"{_DEPLOY}.price_aware:PriceAware", _STAGEROUTE_OURS)
+register("price-aware-paced", f"{_DEPLOY}.price_aware:PriceAware", _STAGEROUTE_OURS, paced=True)
+register("contextual-StageRoute", f"{_DEPLOY}.contextual:ContextualStageRoute", _STAGEROUTE_OURS)
+register("top-UCB", f"{_DEPLOY}.stageroute:TopUCB", "heuristic")
+register("ratio", f"{_DEPLOY}.stageroute:Ratio", "heuristic")
+register("uniform", f"{_DEPLOY}.simple:Uniform", "lower bound of every table")
+register("static", f"{_DEPLOY}.simple:Static", "heuristic")
+register("epsilon-first", f"{_DEPLOY}.simple:EpsilonFirst", "heuristic")
+register("TS", f"{_DEPLOY}.simple:ThompsonSampling", "Agrawal, Goyal: COLT 2012")
+register(
+    "PrimalDualBwK",
+    f"{_DEPLOY}.knapsacks:PrimalDualBwK",
+    "Badanidiyuru, Kleinberg, Slivkins: JACM 2018",
+)
+register("UCB-BwK", f"{_DEPLOY}.knapsacks:UCBBwK", "Agrawal, Devanur: EC 2014")
+register(
+    "LagrangeBwK",
+    f"{_DEPLOY}.knapsacks:LagrangeBwK",
+    "Immorlica, Sankararaman, Schapire, Slivkins: JACM 2022",
+)
+register("ParetoBandit", f"{_DEPLOY}.paretobandit:ParetoBandit", "arXiv 2604.00136")
+register(
+    "paretobandit-router",
+    f"{_DEPLOY}.paretobandit:ParetoBanditPackage",
+    "PyPI package paretobandit",
+)

@@ -261,8 +261,9 @@ class QueueDynamics:
         if shared is not None or len(self.contexts) != len(first.contexts) * self.num_lanes + 1:
             self._allocate(first, self.num_lanes)
             self._first_row[:] = self._lanes * self._rows
-            for lane in self._lanes if shared is not None else ():
-                self._store(self._first_row[lane], shared)
+            if shared is not None:
+                for row in self._first_row.tolist():
+                    self._store(row, shared)
         for lane, population in zip(lanes, populations, strict=True):
             self._store(self._first_row[lane], population)
 

@@ -9,11 +9,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.deployment import (
@@ -27,7 +25,13 @@ from llmqueue_gym.core.deployment import (
     project_to_capped_simplex,
     stage_schedule,
 )
-from llmqueue_gym.envs.llm_queue import _autoreset_mode, _check_float
+from llmqueue_gym.envs.base import (
+    LaneVectorEnv,
+    Observation,
+    RenderedEnv,
+    VectorStep,
+    check_float,
+)
 from llmqueue_gym.workloads.catalog import (
     build_instance,
     cost_range,
@@ -37,8 +41,6 @@ from llmqueue_gym.workloads.catalog import (
     stage_verdicts,
 )
 from llmqueue_gym.workloads.pool import check_count
-
-Observation = dict[str, Any]
 
 BUDGETS = ("soft", "hard")
 THROUGHPUTS = ("soft", "hard")
@@ -92,10 +94,10 @@ class _Task:
             self._read_alpha(usual.alpha if alpha is None else alpha),
             self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
             throughput,  # type: ignore[arg-type]  # checked above
-            _check_float("switching_cost", switching_cost, 0.0, 1e9, " (USD)"),
+            check_float("switching_cost", switching_cost, 0.0, 1e9, " (USD)"),
             check_count("reward_delay", reward_delay, minimum=0),
         )
-        self._drift = _check_float("drift", drift, 0.0, 1.0)
+        self._drift = check_float("drift", drift, 0.0, 1.0)
         self._price_changes = read_price_changes(price_changes, source, steps)
         self._retire_query = read_retirements(retirements, source, steps)
         self.cost_low, self.cost_high = cost_range(source, self._price_changes)
@@ -115,16 +117,16 @@ class _Task:
                     f"alpha has {len(alpha)} entries for {self.num_llms} LLMs; give one each, "
                     "or one number for all"
                 )
-            shares = [_check_float(f"alpha[{k}]", a, 0.0, 1.0, hint) for k, a in enumerate(alpha)]
+            shares = [check_float(f"alpha[{k}]", a, 0.0, 1.0, hint) for k, a in enumerate(alpha)]
         else:
-            shares = [_check_float("alpha", alpha, 0.0, 1.0, hint)] * self.num_llms
+            shares = [check_float("alpha", alpha, 0.0, 1.0, hint)] * self.num_llms
         if min(shares) <= 0.0:
             raise ValueError(f"alpha={alpha!r} must be above 0{hint}")
         return tuple(shares)
 
     @staticmethod
     def _read_budget(budget: Any) -> float:
-        value = _check_float("budget_per_query", budget, 0.0, 1e9, " (USD)")
+        value = check_float("budget_per_query", budget, 0.0, 1e9, " (USD)")
         if value <= 0.0:
             raise ValueError(f"budget_per_query={budget!r} must be above 0 USD")
         return value
@@ -238,13 +240,8 @@ def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
     return str(value)
 
 
-class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
+class _DeployEnv(RenderedEnv):
     """One lane of the deployment problem, whatever a step is."""
-
-    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
-        "render_modes": ["ansi", "rgb_array"],
-        "render_fps": 10,
-    }
 
     def __init__(
         self,
@@ -280,12 +277,8 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
             drift,
             instance_seed,
         )
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            modes = ", ".join([*self.metadata["render_modes"], "None"])
-            raise ValueError(f"render_mode={render_mode!r} is not supported; choose one of {modes}")
-        self.render_mode = render_mode
+        self._set_render_mode(render_mode)
         self.dynamics = task.dynamics(1)
-        self._renderer: Any = None
         self._define_spaces()
 
     def _define_spaces(self) -> None:
@@ -315,8 +308,7 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
         super().reset(seed=seed)
         instance, streams = self._task.start(self.np_random)
         self.dynamics.reset([0], [instance], [streams])
-        if self.render_mode is not None:
-            self._start_rendering()
+        self._start_rendering()
         return self._observe(), self._state_info()
 
     def _result(
@@ -335,30 +327,10 @@ class _DeployEnv(gym.Env[Observation, NDArray[Any]]):
                 f"the episode has ended after {self._task.rules.horizon} queries; call reset()"
             )
 
-    def _start_rendering(self) -> None:
+    def _make_renderer(self) -> Any:
         from llmqueue_gym.envs.deploy_rendering import DeployRenderer
 
-        if self._renderer is None:
-            self._renderer = DeployRenderer(self.dynamics, self.llms)
-        self._renderer.start()
-
-    def render(self) -> str | NDArray[np.uint8] | None:
-        """Draw the timeline: text for ``ansi``, an (H, W, 3) picture for ``rgb_array``."""
-        if self.render_mode is None or self._renderer is None:
-            gym.logger.warn(
-                "render() draws nothing without a render mode and a reset; "
-                'use gym.make(..., render_mode="rgb_array") and reset first'
-            )
-            return None
-        if self.render_mode == "ansi":
-            text: str = self._renderer.text()
-            return text
-        picture: NDArray[np.uint8] = self._renderer.picture()
-        return picture
-
-    def close(self) -> None:
-        """Free the renderer."""
-        self._renderer = None
+        return DeployRenderer(self.dynamics, self.llms)
 
 
 class LLMDeployEnv(_DeployEnv):
@@ -631,7 +603,7 @@ class LLMDeployStageEnv(_DeployEnv):
         return observation
 
 
-class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+class LLMDeployVectorEnv(LaneVectorEnv):
     """B copies of LLMDeploy-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
     A step costs O(B N), mostly writing the observation; at the start of a stage a lane also draws
@@ -644,10 +616,7 @@ class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
     max_episode_steps : int, optional
         Truncates earlier than after T queries.
     autoreset_mode : AutoresetMode or str
-        ``NEXT_STEP`` (the step after a truncation resets and ignores the action), ``SAME_STEP``
-        (the truncating step returns the reset observation; ``info["final_obs"]`` and
-        ``info["final_info"]`` hold the last ones) or ``DISABLED`` (reset by
-        ``reset(options={"reset_mask": mask})``).
+        ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see :class:`LaneVectorEnv`.
     **kwargs
         Arguments of :class:`LLMDeployEnv`.
     """
@@ -659,28 +628,13 @@ class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("render_mode") is not None:
-            raise ValueError(
-                f"render_mode={kwargs['render_mode']!r}: the vector environment does not render; "
-                'watch one copy with gym.make("LLMDeploy-v0", render_mode=...)'
-            )
-        self.num_envs = check_count("num_envs", num_envs)
-        self._autoreset = _autoreset_mode(autoreset_mode)
         single = LLMDeployEnv(**kwargs)
+        super().__init__(single, num_envs, autoreset_mode)
         self._task = task = single._task
         self._last = task.rules.horizon
         if max_episode_steps is not None:
             self._last = min(self._last, check_count("max_episode_steps", max_episode_steps))
-        self.metadata = {"render_modes": [], "autoreset_mode": self._autoreset}
-        self.render_mode = None
-        self.single_observation_space = single.observation_space
-        self.single_action_space = single.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
         self.dynamics = task.dynamics(num_envs)
-        self._upper = np.array([2] * task.num_llms + [task.num_llms])
-        self._generators: list[np.random.Generator] = []
-        self._ended = np.zeros(num_envs, dtype=np.bool_)
 
     @property
     def llms(self) -> tuple[str, ...]:
@@ -692,57 +646,15 @@ class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
         """Public parameters, JSON-plain; ``DeployProblem(**env.unwrapped.problem)``."""
         return self._task.problem()
 
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Reset all lanes, or those of ``options["reset_mask"]`` (bool, shape (B,)).
-
-        Lane i takes ``seed + i``, or the i-th entry of a list of seeds.
-        """
-        mask = np.ones(self.num_envs, dtype=np.bool_)
-        if options is not None and "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"])
-            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-                raise ValueError(
-                    f"options['reset_mask']={mask!r} must be a bool array of shape "
-                    f"({self.num_envs},) with at least one True"
-                )
-        self._seed_lanes(seed, mask)
-        self._reset_lanes(np.flatnonzero(mask))
-        return self.dynamics.observe(), self._state_info(mask)
-
-    def _seed_lanes(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_]) -> None:
-        first = not self._generators
-        if first and not mask.all():
-            raise ValueError("options['reset_mask']: the first reset must name every lane")
-        if seed is None:
-            seeds: list[int | None] = [None] * self.num_envs
-        elif isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + lane for lane in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
-        if first:
-            self._generators = [np.random.default_rng() for _ in seeds]
-        for lane in np.flatnonzero(mask):
-            if seeds[lane] is not None:
-                self._generators[lane] = gym.utils.seeding.np_random(seeds[lane])[0]
-
-    def _reset_lanes(self, lanes: NDArray[np.int64]) -> None:
-        starts = [self._task.start(self._generators[lane]) for lane in lanes]
+    def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
+        starts = [self._task.start(generator) for generator in generators]
         instances, streams = zip(*starts, strict=True)
         self.dynamics.reset(lanes.tolist(), instances, streams)
-        self._ended[lanes] = False
 
-    def step(
-        self, actions: NDArray[np.int64]
-    ) -> tuple[
-        Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
-    ]:
+    def _observe(self) -> Observation:
+        return self.dynamics.observe()
+
+    def step(self, actions: NDArray[np.int64]) -> VectorStep:
         """Answer one query in every lane; ``actions`` has shape (B, N + 1).
 
         Raises
@@ -751,35 +663,22 @@ class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
             If an action is not in the action space.
         """
         task, dynamics = self._task, self.dynamics
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs, len(self._upper)) or actions.dtype.kind not in "iu":
-            raise task.invalid_action(actions)
-        if actions.min() < 0 or (actions >= self._upper).any():
+        checked = self._checked_actions(actions)
+        if checked is None:
             raise task.invalid_action(actions)
         running, truncated = ~self._ended, np.zeros(self.num_envs, dtype=np.bool_)
         if not running.all():
-            if self._autoreset is AutoresetMode.DISABLED:
-                raise ValueError(
-                    "lanes have ended and autoreset_mode is DISABLED; "
-                    "reset them with reset(options={'reset_mask': mask})"
-                )
             self._reset_lanes(np.flatnonzero(self._ended))
         lanes = np.flatnonzero(running)
         rewards = np.zeros(self.num_envs)
         if not lanes.size:
             info = self._state_info(~running)
         else:
-            outcome = dynamics.step(actions[lanes, :-1] == 1, actions[lanes, -1], lanes)
+            outcome = dynamics.step(checked[lanes, :-1] == 1, checked[lanes, -1], lanes)
             rewards[lanes] = outcome.ledger_reward if task.hard_budget else outcome.reward
             truncated = running & (dynamics.query >= self._last)
             info = self._step_info(outcome._asdict(), lanes, running)
-        observation: Observation = dynamics.observe()
-        if truncated.any():
-            if self._autoreset is AutoresetMode.SAME_STEP:
-                observation, info = self._same_step_reset(observation, truncated, info)
-            else:
-                self._ended = truncated.copy()
-        return observation, rewards, np.zeros_like(truncated), truncated, info
+        return self._end_step(rewards, truncated, info)
 
     def _step_info(
         self, outcome: dict[str, NDArray[Any]], lanes: NDArray[np.int64], mask: NDArray[np.bool_]
@@ -794,28 +693,6 @@ class LLMDeployVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
                 info[key][lanes] = value
             info[f"_{key}"] = mask
         return info | self._state_info(np.ones(self.num_envs, dtype=np.bool_))
-
-    def _same_step_reset(
-        self, last: Observation, truncated: NDArray[np.bool_], info: dict[str, Any]
-    ) -> tuple[Observation, dict[str, Any]]:
-        final = np.full(self.num_envs, None, dtype=object)
-        lanes = np.flatnonzero(truncated)
-        for lane in lanes:
-            final[lane] = {key: value[lane] for key, value in last.items()}
-        final_info = {
-            key: truncated.copy() if key.startswith("_") else value for key, value in info.items()
-        }
-        self._reset_lanes(lanes)
-        running = ~truncated
-        after: dict[str, Any] = {}
-        for key, value in info.items():
-            if not key.startswith("_"):
-                after[key], after[f"_{key}"] = value.copy(), running
-        after |= self._state_info(np.ones(self.num_envs, dtype=np.bool_))
-        for key in ("final_obs", "final_info"):
-            after[f"_{key}"] = truncated.copy()
-        after["final_obs"], after["final_info"] = final, final_info
-        return self.dynamics.observe(), after
 
     def _state_info(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
         """Return the money spent and the action masks of all lanes, with Gymnasium's key masks."""

@@ -5,14 +5,13 @@ The scalar and the vector environment are thin shells over one QueueDynamics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.queue import (
@@ -22,23 +21,21 @@ from llmqueue_gym.core.queue import (
     Population,
     QueueDynamics,
 )
+from llmqueue_gym.envs.base import (
+    LaneVectorEnv,
+    Observation,
+    RenderedEnv,
+    VectorStep,
+    check_float,
+)
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.pool import check_count
-
-Observation = dict[str, Any]
 
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
 _INSTANCE_TAG = 0x1A57
 DEFAULT_ARRIVAL_RATE = 0.7
 DEFAULT_SLACK = 0.1
-
-
-def _check_float(name: str, value: Any, low: float, high: float, hint: str = "") -> float:
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    if isinstance(value, bool) or not number or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a number in [{low:g}, {high:g}]{hint}")
-    return float(value)
 
 
 class _Task:
@@ -91,7 +88,7 @@ class _Task:
                 raise ValueError(
                     f"slack={slack!r} is measured from arrival_rate; give arrival_rate, not load"
                 )
-            if _check_float("load", load, 0.0, np.inf) >= 1.0:
+            if check_float("load", load, 0.0, np.inf) >= 1.0:
                 raise ValueError(
                     f"load={load!r} must be below 1, else no policy is stable; to overload the "
                     "queue on purpose set arrival_rate instead, which is not limited by capacity"
@@ -100,9 +97,9 @@ class _Task:
         if arrival_rate is None and slack is None:
             return DEFAULT_ARRIVAL_RATE, None, DEFAULT_SLACK
         rate = DEFAULT_ARRIVAL_RATE if arrival_rate is None else arrival_rate
-        rate = _check_float("arrival_rate", rate, 0.0, 1.0, " (queries per slot)")
+        rate = check_float("arrival_rate", rate, 0.0, 1.0, " (queries per slot)")
         if slack is not None:
-            slack = _check_float("slack", slack, 0.0, 1.0)
+            slack = check_float("slack", slack, 0.0, 1.0)
             if rate + slack >= 1.0:
                 raise ValueError(
                     f"slack={slack!r} with arrival_rate={rate!r} asks for departure rates of at "
@@ -176,7 +173,7 @@ class _Task:
         )
 
 
-class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
+class LLMQueueEnv(RenderedEnv):
     """Route and schedule queries to LLMs when unsatisfied users retry.
 
     ## Description
@@ -277,11 +274,6 @@ class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
     * v0: initial version
     """  # noqa: E501 - tables
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
-        "render_modes": ["ansi", "rgb_array"],
-        "render_fps": 10,
-    }
-
     def __init__(
         self,
         workload: str | Mapping[str, Any] = "synthetic",
@@ -308,12 +300,7 @@ class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
             reward,
             instance_seed,
         )
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(
-                f"render_mode={render_mode!r} is not supported; "
-                f"choose one of {', '.join(self.metadata['render_modes'])} or None"
-            )
-        self.render_mode = render_mode
+        self._set_render_mode(render_mode)
         self.observation_space = task.observation_space()
         self.action_space = task.action_space()
         self._action_shape = self.action_space.shape
@@ -321,7 +308,6 @@ class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.dynamics = task.dynamics(1)
         self._masks = task.mask_table()
         self._info_masks = self._masks.astype(np.int8)
-        self._renderer: Any = None
 
     @property
     def llms(self) -> tuple[str, ...]:
@@ -335,8 +321,7 @@ class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
         super().reset(seed=seed)
         population, rate, streams = self._task.start(self.np_random)
         self.dynamics.reset([0], [population], [rate], [streams])
-        if self.render_mode is not None:
-            self._start_rendering()
+        self._start_rendering()
         return self._observe(), {"queue_length": 0, "action_mask": self._info_masks[0].copy()}
 
     def step(
@@ -383,35 +368,13 @@ class LLMQueueEnv(gym.Env[Observation, NDArray[np.int64]]):
         visible = min(int(self.dynamics.queue_length[0]), self._task.window)
         return np.array(self._masks[visible])
 
-    def _start_rendering(self) -> None:
+    def _make_renderer(self) -> Any:
         from llmqueue_gym.envs.rendering import QueueRenderer
 
-        if self._renderer is None:
-            self._renderer = QueueRenderer(self.dynamics, self.llms)
-        self._renderer.start()
-
-    def render(self) -> str | NDArray[np.uint8] | None:
-        """Draw the queue: text for ``ansi``, an (H, W, 3) picture for ``rgb_array``."""
-        if self.render_mode is None or self._renderer is None:
-            gym.logger.warn(
-                "render() draws nothing without a render mode and a reset; "
-                'use gym.make(..., render_mode="rgb_array") and reset first'
-            )
-            return None
-        if self.render_mode == "ansi":
-            text: str = self._renderer.text()
-            return text
-        picture: NDArray[np.uint8] = self._renderer.picture()
-        return picture
-
-    def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        return QueueRenderer(self.dynamics, self.llms)
 
 
-class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+class LLMQueueVectorEnv(LaneVectorEnv):
     """B copies of LLMQueue-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
     A step costs O(B (W d + N K)): mostly writing the observation, whatever the backlog and the
@@ -425,10 +388,7 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
     max_episode_steps : int
         Slots after which a lane is truncated.
     autoreset_mode : AutoresetMode or str
-        ``NEXT_STEP`` (the step after a truncation resets; its action must be in the action space
-        but is ignored), ``SAME_STEP`` (the truncating step returns the reset observation;
-        ``info["final_obs"]`` and ``info["final_info"]`` hold the last ones) or ``DISABLED``
-        (reset by ``reset(options={"reset_mask": mask})``).
+        ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see :class:`LaneVectorEnv`.
     **kwargs
         Arguments of :class:`LLMQueueEnv`.
     """
@@ -440,89 +400,27 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("render_mode") is not None:
-            raise ValueError(
-                f"render_mode={kwargs['render_mode']!r}: the vector environment does not render; "
-                'watch one copy with gym.make("LLMQueue-v0", render_mode=...)'
-            )
-        self.num_envs = check_count("num_envs", num_envs)
+        single = LLMQueueEnv(**kwargs)
+        super().__init__(single, num_envs, autoreset_mode)
         self._max_episode_steps = check_count("max_episode_steps", max_episode_steps)
         if max_episode_steps > MAX_SLOTS:
             raise ValueError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
-        self._autoreset = _autoreset_mode(autoreset_mode)
-        self._task = task = LLMQueueEnv(**kwargs)._task
-        self.metadata = {"render_modes": [], "autoreset_mode": self._autoreset}
-        self.render_mode = None
-        self.single_observation_space = task.observation_space()
-        self.single_action_space = task.action_space()
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        # Not batch_space: its Box samples five times slower and takes no mask.
-        self.action_space = spaces.MultiDiscrete(
-            np.tile(self.single_action_space.nvec, (num_envs, 1))
-        )
+        self._task = task = single._task
         self.dynamics = task.dynamics(num_envs)
-        self._upper = np.tile(self.single_action_space.nvec.astype(np.uint64), (num_envs, 1))
         self._masks = task.mask_table()
         self._info_masks = self._masks.astype(np.int8)
-        self._generators: list[np.random.Generator] = []
-        self._ended = np.zeros(num_envs, dtype=np.bool_)
 
     @property
     def llms(self) -> tuple[str, ...]:
         """Names of the LLMs, in the order of the action space."""
         return self._task.workload.llms
 
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Reset all lanes, or those of ``options["reset_mask"]`` (bool, shape (B,)).
-
-        Lane i takes ``seed + i``, or the i-th entry of a list of seeds.
-        """
-        mask = np.ones(self.num_envs, dtype=np.bool_)
-        if options is not None and "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"])
-            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-                raise ValueError(
-                    f"options['reset_mask']={mask!r} must be a bool array of shape "
-                    f"({self.num_envs},) with at least one True"
-                )
-        self._seed_lanes(seed, mask)
-        self._reset_lanes(np.flatnonzero(mask))
-        return self._observe(), self._state_info(mask)
-
-    def _seed_lanes(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_]) -> None:
-        first = not self._generators
-        if first and not mask.all():
-            raise ValueError("options['reset_mask']: the first reset must name every lane")
-        if seed is None:
-            seeds: list[int | None] = [None] * self.num_envs
-        elif isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + lane for lane in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
-        if first:
-            self._generators = [np.random.default_rng() for _ in seeds]
-        for lane in np.flatnonzero(mask):
-            if seeds[lane] is not None:
-                self._generators[lane] = gym.utils.seeding.np_random(seeds[lane])[0]
-
-    def _reset_lanes(self, lanes: NDArray[np.int64]) -> None:
-        starts = [self._task.start(self._generators[lane]) for lane in lanes]
+    def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
+        starts = [self._task.start(generator) for generator in generators]
         populations, rates, streams = zip(*starts, strict=True)
         self.dynamics.reset(lanes.tolist(), populations, rates, streams)
-        self._ended[lanes] = False
 
-    def step(
-        self, actions: NDArray[np.int64]
-    ) -> tuple[
-        Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
-    ]:
+    def step(self, actions: NDArray[np.int64]) -> VectorStep:
         """Run one slot in every lane; ``actions`` has shape (B, 1 + K).
 
         Raises
@@ -531,23 +429,11 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
             If an action is not in the action space.
         """
         task, dynamics = self._task, self.dynamics
-        if not dynamics.ready:
-            raise gym.error.ResetNeeded("call reset() before step()")
-        actions = np.asarray(actions)
-        if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
+        checked = self._checked_actions(actions)
+        if checked is None:
             raise task.invalid_action(actions)
-        # As unsigned numbers, negative ones are too large as well.
-        if (actions.astype(np.uint64) >= self._upper).any():
-            raise task.invalid_action(actions)
-        resetting = None
-        if self._ended.any():
-            if self._autoreset is AutoresetMode.DISABLED:
-                raise ValueError(
-                    "lanes have ended and autoreset_mode is DISABLED; "
-                    "reset them with reset(options={'reset_mask': mask})"
-                )
-            resetting = self._ended.copy()
-        outcome = dynamics.step(actions[:, 0], actions[:, 1:])
+        outcome = dynamics.step(checked[:, 0], checked[:, 1:])
+        resetting = self._ended.copy() if self._ended.any() else None
         if resetting is not None:
             self._reset_lanes(np.flatnonzero(resetting))
         truncated = dynamics.slot >= self._max_episode_steps
@@ -566,36 +452,7 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
         for key in tuple(info):
             info[f"_{key}"] = stepped
         info |= self._state_info(np.ones(self.num_envs, dtype=np.bool_))
-        observation = self._observe()
-        if not truncated.any():
-            return observation, rewards, np.zeros_like(truncated), truncated, info
-        if self._autoreset is AutoresetMode.SAME_STEP:
-            observation, info = self._same_step_reset(observation, truncated, info)
-        else:
-            self._ended = truncated.copy()
-        return observation, rewards, np.zeros_like(truncated), truncated, info
-
-    def _same_step_reset(
-        self, last: Observation, truncated: NDArray[np.bool_], info: dict[str, Any]
-    ) -> tuple[Observation, dict[str, Any]]:
-        final = np.full(self.num_envs, None, dtype=object)
-        lanes = np.flatnonzero(truncated)
-        for lane in lanes:
-            final[lane] = {key: value[lane] for key, value in last.items()}
-        final_info = {
-            key: truncated.copy() if key.startswith("_") else value for key, value in info.items()
-        }
-        self._reset_lanes(lanes)
-        kept = {key: value for key, value in info.items() if not key.startswith("_")}
-        running = ~truncated
-        after: dict[str, Any] = {}
-        for key, value in kept.items():
-            after[key], after[f"_{key}"] = value.copy(), running
-        after |= self._state_info(np.ones(self.num_envs, dtype=np.bool_))
-        for key in ("final_obs", "final_info"):
-            after[f"_{key}"] = truncated.copy()
-        after["final_obs"], after["final_info"] = final, final_info
-        return self._observe(), after
+        return self._end_step(rewards, truncated, info)
 
     def _state_info(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
         """Return the queue lengths and action masks of all lanes, with Gymnasium's key masks."""
@@ -614,13 +471,3 @@ class LLMQueueVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]])
         """Return the legal actions of every lane, bool of shape (B, W + N K)."""
         visible = np.minimum(self.dynamics.queue_length, self._task.window)
         return self._masks.take(visible, axis=0)
-
-
-def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    if isinstance(mode, AutoresetMode):
-        return mode
-    for known in AutoresetMode:
-        if mode in (known.name, known.value):
-            return known
-    names = ", ".join(known.name for known in AutoresetMode)
-    raise ValueError(f"autoreset_mode={mode!r} is not known; choose one of {names}")

@@ -126,9 +126,6 @@ class QueueRenderer:
         self._lengths.append(int(info["queue_length"]))
         self._retrials = self._visible_retrials()
 
-    def close(self) -> None:
-        """Free what the renderer holds: nothing outlives a picture."""
-
     def _visible_retrials(self) -> list[int]:
         """Retrials of the visible queries, head first."""
         visible = min(int(self._dynamics.queue_length[0]), self._dynamics.window)

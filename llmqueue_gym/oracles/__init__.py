@@ -1,5 +1,28 @@
 """Policies and bounds that know the truth; agents never see what is used here."""
 
+from llmqueue_gym.oracles.deployment import (
+    LedgerBound,
+    LedgerOracle,
+    PerQueryOracle,
+    StagedOracle,
+    fluid_values,
+    ledger_bound,
+    staged_value,
+    static_value,
+)
 from llmqueue_gym.oracles.queueing import ExactOptimum, MyopicOracle, OptimalPolicy, capacity
 
-__all__ = ["ExactOptimum", "MyopicOracle", "OptimalPolicy", "capacity"]
+__all__ = [
+    "ExactOptimum",
+    "LedgerBound",
+    "LedgerOracle",
+    "MyopicOracle",
+    "OptimalPolicy",
+    "PerQueryOracle",
+    "StagedOracle",
+    "capacity",
+    "fluid_values",
+    "ledger_bound",
+    "staged_value",
+    "static_value",
+]

@@ -1,0 +1,234 @@
+"""ParetoBandit: LinUCB with forgetting, a price penalty and a budget pacer, under a stage filter.
+
+arXiv 2604.00136; the rule written out, and the router of the authors' package
+(https://pypi.org/project/paretobandit) as a peer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.agent import Action, DeployProblem, Observation
+from baselines.deployment.base import StageAgent
+
+Floats = NDArray[np.float64]
+
+
+class ParetoBandit(StageAgent):
+    """The ParetoBandit rule: a disjoint LinUCB per LLM, cheaper LLMs preferred as money gets short.
+
+    With z = (x, 1) for a query's context x (z = 1 without contexts), for t = 1, 2, ...:
+      1. a newcomer with fewer than 20 plays answers (forced pulls);
+      2. else argmax_m theta_m . z + alpha sqrt(z A_m^-1 z) - (lambda_c + lambda) c~_m, where
+         c~_m is the price on a log scale from c1 (0) to c2 (1);
+      3. forget, then learn: A <- f^dt A + z z^T, b <- f^dt b + r z, with f = 0.997 and dt the
+         queries since m last learned; theta = A^-1 b;
+      4. ema <- 0.95 ema + 0.05 cost;  lambda <- clip(lambda + 0.05 (ema / b - 1), 0, 5).
+    (R) tau_k: deploy LLMs that still have forced pulls to come, in the order of arrival, then the
+    M_max largest indices at the mean context. (R) The price is the list price, or where none is
+    published the mean cost paid (c1 before the first play). (R) lambda_c = 0: the pacer alone
+    prices money.
+
+    A step costs O(M d^2).
+
+    Parameters
+    ----------
+    problem : DeployProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent; the rule itself draws nothing.
+    exploration : float
+        Width of the confidence interval, alpha.
+    forgetting : float
+        Forgetting per query, f in (0, 1].
+    forced_pulls : int
+        Plays every newcomer gets.
+
+    Raises
+    ------
+    ValueError
+        If ``forgetting`` is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        problem: DeployProblem,
+        seed: int,
+        exploration: float = 0.1,
+        forgetting: float = 0.997,
+        forced_pulls: int = 20,
+    ) -> None:
+        super().__init__(problem, seed)
+        if not 0.0 < forgetting <= 1.0:
+            raise ValueError(f"forgetting={forgetting!r} must lie in (0, 1]; 1 never forgets")
+        self.exploration, self.forgetting = exploration, forgetting
+        self.forced_pulls = forced_pulls
+        size, dim = problem.num_llms, problem.context_dim + 1
+        self._gram = np.tile(np.eye(dim), (size, 1, 1))  # A_m
+        self._inverse = self._gram.copy()
+        self._moment = np.zeros((size, dim))  # b_m
+        self._weights = np.zeros((size, dim))  # theta_m
+        self._last = [0] * size
+        self._price = [0.0] * size
+        self._context_sum = np.zeros(dim)
+        self._ema = problem.budget
+        self.price_of_money = 0.0  # lambda
+
+    def deploy(self, observation: Observation, arrived: list[int]) -> Sequence[int]:
+        """Take the newcomers, then the largest indices."""
+        self._price = observation["cost_prior"].tolist()
+        mean = self._context_sum / max(1, self.query) if self.query else _features(observation)
+        indices = dict(zip(arrived, self._indices(mean, arrived), strict=True))
+        ranked = sorted(arrived, key=lambda llm: (self._known(llm), -indices[llm], llm))
+        return ranked[: self.problem.max_deployed]
+
+    def _known(self, llm: int) -> bool:
+        return self.plays[llm] >= self.forced_pulls
+
+    def route(self, observation: Observation) -> int:
+        """Finish the forced pulls, then take the largest index."""
+        llms = self.open_llms(observation)
+        for llm in llms:
+            if not self._known(llm):
+                return llm
+        return llms[int(np.argmax(self._indices(_features(observation), llms)))]
+
+    def _indices(self, z: Floats, llms: list[int]) -> list[float]:
+        width = np.sqrt(np.einsum("d,mde,e->m", z, self._inverse[llms], z))
+        means = self._weights[llms] @ z
+        penalty = self.price_of_money * np.array([self._scaled_cost(llm) for llm in llms])
+        return (means + self.exploration * width - penalty).tolist()  # type: ignore[no-any-return]
+
+    def _scaled_cost(self, llm: int) -> float:
+        low, high = self.problem.cost_low, self.problem.cost_high
+        cost = min(max(self._price[llm] or self.cost[llm], low), high)
+        return math.log(cost / low) / math.log(high / low)
+
+    def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
+        """Forget, learn, and move the price of money."""
+        z = _features(observation)
+        self._context_sum += z
+        kept = self.forgetting ** (self.query - self._last[llm])
+        self._last[llm] = self.query
+        # A unit ridge is kept, so that an LLM long unused stays invertible (R).
+        eye = np.eye(z.size)
+        self._gram[llm] = eye + kept * (self._gram[llm] - eye) + np.outer(z, z)
+        self._moment[llm] = kept * self._moment[llm] + reward * z
+        self._inverse[llm] = np.linalg.inv(self._gram[llm])
+        self._weights[llm] = self._inverse[llm] @ self._moment[llm]
+        self._ema += 0.05 * (cost - self._ema)
+        step = 0.05 * (self._ema / self.problem.budget - 1.0)
+        self.price_of_money = min(5.0, max(0.0, self.price_of_money + step))
+
+
+class ParetoBanditPackage(StageAgent):
+    """``pareto_bandit.BanditRouter`` with its ``BudgetPacer``, cold start, under a stage filter.
+
+    The router is the package's own with its default settings, no prior (``priors="none"``) and
+    precomputed features (x, 1); the pacer's target is b and it sees what was really paid.
+
+    (R) An LLM is registered when it is first seen at an update point. Its price per million tokens
+    is taken as its list price for a query of 1000 tokens; where none is published, the mean cost
+    paid so far, and 1 USD before the first play.
+    (R) tau_k: deploy the least played newcomers (fewer than 20 plays), then the largest of the
+    router's expected reward minus its price penalty. Only deployed LLMs with throughput left are
+    shown to the router.
+
+    Raises
+    ------
+    ImportError
+        If the package is not installed.
+    """
+
+    def __init__(self, problem: DeployProblem, seed: int) -> None:
+        super().__init__(problem, seed)
+        try:
+            from pareto_bandit import BanditRouter, FeatureService
+            from pareto_bandit.budget_pacer import BudgetPacer
+        except ImportError as error:
+            raise ImportError(
+                'agent "paretobandit-router" needs the paretobandit package: '
+                'pip install "llmqueue_gym[data]"'
+            ) from error
+        logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
+        self._router: Any = BanditRouter.create(
+            model_registry={},
+            priors="none",
+            feature_service=FeatureService.for_precomputed(problem.context_dim + 1),
+            bandit_seed=seed,
+            budget_pacer=BudgetPacer(problem.budget),
+        )
+        self._entries: dict[int, Any] = {}  # the registry entry of every LLM seen
+        self._shown: list[int] = []
+        self._logs: deque[Any] = deque()  # of the answers not rated yet
+
+    def deploy(self, observation: Observation, arrived: list[int]) -> Sequence[int]:
+        """Register newcomers and rank by the router's own estimates."""
+        prices = observation["cost_prior"].tolist()
+        for llm in arrived:
+            self._register(llm, 1e3 * (prices[llm] or self.cost[llm]) or 1.0)
+        self._shown = []
+        z = _features(observation)
+        ranked = sorted(arrived, key=lambda llm: (self.plays[llm] >= 20, -self._worth(llm, z), llm))
+        return ranked[: self.problem.max_deployed]
+
+    def _register(self, llm: int, price: float) -> None:
+        name = str(llm)
+        if llm not in self._entries:
+            self._router.register_model(name, input_cost_per_m=price, output_cost_per_m=price)
+            self._entries[llm] = self._router.registry[name]
+        elif self._entries[llm]["input_cost_per_m"] != price:
+            self._router.registry[name] = self._entries[llm]
+            self._router.update_model_pricing(name, input_cost_per_m=price, output_cost_per_m=price)
+
+    def _worth(self, llm: int, z: Floats) -> float:
+        router = self._router
+        router.registry[str(llm)] = self._entries[llm]
+        price = router.cost_penalty + router.budget_pacer.lambda_t
+        reward = float(router.bandit.get_expected_reward(str(llm), z))
+        penalty: float = price * router._get_normalized_cost(str(llm))
+        return reward - penalty
+
+    def route(self, observation: Observation) -> int:
+        """Show the router the deployed LLMs that may still answer."""
+        llms = self.open_llms(observation)
+        if llms != self._shown:
+            self._shown = llms
+            self._router.registry.clear()
+            self._router.registry.update({str(llm): self._entries[llm] for llm in llms})
+        name, log = self._router.route(_features(observation))
+        self._logs.append(log)
+        return int(name)
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn from the step; a refused query has no answer to report."""
+        if info["llm"] < 0:
+            self._logs.pop()
+        super().update(observation, action, reward, next_observation, info)
+
+    def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
+        """Report the answer and what was paid to the router."""
+        log = self._logs.popleft()
+        log.cost_usd = cost
+        self._router.process_feedback(log.request_id, reward)
+
+
+def _features(observation: Observation) -> Floats:
+    """Return z = (x, 1), or 1 without contexts."""
+    if "context" not in observation:
+        return np.ones(1)
+    return np.append(observation["context"].astype(np.float64), 1.0)

@@ -1,0 +1,131 @@
+"""StageRoute, its repairs, and the two greedy deployments it is compared with.
+
+Li, Li, "Near-Optimal Online Deployment and Routing for Streaming LLMs", ICLR 2026,
+arXiv 2506.17254; confidence radius of Agrawal, Devanur, "Bandits with concave rewards and convex
+knapsacks", EC 2014.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from baselines.agent import DeployProblem, Observation
+from baselines.deployment.base import LPAgent
+
+
+def confidence_radius(mean: float, plays: int, gamma: float) -> float:
+    """Return f_rad(v, n) = sqrt(gamma v / n) + gamma / n of a mean in [0, 1] of n >= 1 plays."""
+    return math.sqrt(gamma * mean / plays) + gamma / plays
+
+
+def theory_gamma(problem: DeployProblem, delta: float = 0.05) -> float:
+    """Return gamma = log(N T / delta), the size of the radius for which regret is proved."""
+    return math.log(problem.num_llms * problem.horizon / delta)
+
+
+class StageRoute(LPAgent):
+    """StageRoute: optimistic deployment at update points, optimistic routing in between.
+
+    Estimates of an LLM with n plays (values scaled to [0, 1], costs by c2):
+        mu^U = clip(mean + 2 f_rad(mean, n), 0, 1)        (1 if n = 0)
+        c^L  = clip(cost - 2 f_rad(cost, n), c1, c2)      (c1 if n = 0)
+    in DeployOPT at tau_k and in RouteOPT at every query; see `LPAgent` for the loop.
+
+    Parameters
+    ----------
+    problem : DeployProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the draws m ~ p*.
+    gamma : float or None
+        Size of the radius. 0.1 in practice (R); None takes log(N T / delta), delta = 0.05.
+    counts : {"all", "stage"}
+        (R) Which plays the bounds of stage k use: ``"all"`` plays so far, refreshed after every
+        query; ``"stage"`` the plays of the stages before k, frozen at tau_k, so that the bounds
+        and hence p* change at update points only and a newcomer stays fully optimistic for its
+        first stage. Both persist when an LLM leaves and returns.
+    paced : bool
+        Repair of the budget (R): replace b by (1 - eps) (bT - spent) / (T - t), with the shrink
+        eps = sqrt(gamma c2 / (bT)) of bandits with knapsacks, at most 1/2.
+
+    Raises
+    ------
+    ValueError
+        If ``gamma`` is negative or ``counts`` unknown.
+    """
+
+    def __init__(
+        self,
+        problem: DeployProblem,
+        seed: int,
+        gamma: float | None = 0.1,
+        counts: str = "all",
+        paced: bool = False,
+    ) -> None:
+        super().__init__(problem, seed)
+        if gamma is not None and not gamma >= 0.0:
+            raise ValueError(f"gamma={gamma!r} must be >= 0, or None for log(N T / delta)")
+        if counts not in ("all", "stage"):
+            raise ValueError(f"counts={counts!r} is not known; use 'all' or 'stage'")
+        self.gamma = theory_gamma(problem) if gamma is None else gamma
+        self.paced = paced
+        total = problem.budget * problem.horizon
+        self.shrink = min(0.5, math.sqrt(self.gamma * problem.cost_high / total))
+        self._frozen = counts == "stage"
+
+    def estimates(self, llm: int) -> tuple[float, float]:
+        """Return mu^U and c^L."""
+        return self.reward_bound(llm), self.cost_bound(llm)
+
+    def reward_bound(self, llm: int) -> float:
+        """Return the upper confidence bound mu^U."""
+        plays, mean = self.plays[llm], self.reward[llm]
+        if plays == 0:
+            return 1.0
+        return min(1.0, mean + 2.0 * confidence_radius(mean, plays, self.gamma))
+
+    def cost_bound(self, llm: int) -> float:
+        """Return the lower confidence bound c^L, USD."""
+        low, high = self.problem.cost_low, self.problem.cost_high
+        plays, cost = self.plays[llm], self.cost[llm]
+        if plays == 0:
+            return low
+        bound = cost - 2.0 * high * confidence_radius(cost / high, plays, self.gamma)
+        return min(max(bound, low), high)
+
+    def budget(self) -> float:
+        """Return b, or the shrunk money left per query left."""
+        return (1.0 - self.shrink) * self.pace if self.paced else self.problem.budget
+
+    def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
+        """Refresh the bounds of the LLM that answered, unless they are frozen for the stage."""
+        if not self._frozen:
+            super().learn(observation, llm, reward, cost)
+
+
+class TopUCB(StageRoute):
+    """Deploy the M_max largest mu^U whatever they cost; route by RouteOPT. Settings: StageRoute."""
+
+    def select(
+        self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]
+    ) -> list[int]:
+        """Take the largest mu^U, the least played among equals."""
+        ranked = sorted(
+            range(len(arrived)), key=lambda i: (-rewards[i], self.plays[arrived[i]], arrived[i])
+        )
+        return [arrived[i] for i in ranked[: self.problem.max_deployed]]
+
+
+class Ratio(StageRoute):
+    """Deploy the M_max largest mu^U / c^L; route by RouteOPT. Settings: StageRoute."""
+
+    def select(
+        self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]
+    ) -> list[int]:
+        """Take the largest ratios, the least played among equals."""
+        ranked = sorted(
+            range(len(arrived)),
+            key=lambda i: (-rewards[i] / costs[i], self.plays[arrived[i]], arrived[i]),
+        )
+        return [arrived[i] for i in ranked[: self.problem.max_deployed]]

@@ -1,0 +1,395 @@
+"""Deployment oracles: policies that know the true means, and the values they are measured by.
+
+They act through the same interface as every agent: deployment bits and one LLM per query.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.core.deployment import (
+    DeploymentDynamics,
+    DeploymentInstance,
+    DeploymentRules,
+    stage_schedule,
+)
+from llmqueue_gym.core.routing_lp import deploy_opt, route_opt
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_ROUNDING = 1e-12  # relative gain below which a step of the dual is only noise
+
+
+class LedgerBound(NamedTuple):
+    """The best ledger score that any policy can expect.
+
+    Attributes
+    ----------
+    value : float
+        Mean reward per query, an upper bound.
+    price : float
+        Lagrange multiplier lambda of the budget: reward lost per USD less per query.
+    stage_budget : ndarray, shape (K,)
+        Mean USD per query that the optimum spends in every stage.
+    """
+
+    value: float
+    price: float
+    stage_budget: Floats
+
+
+def fluid_values(instance: DeploymentInstance, rules: DeploymentRules) -> Floats:
+    """Return the published benchmark V(b, A_t) of every query, shape (T,).
+
+    V(b, A) is the best mean reward of a query with at most M_max of the LLMs A, throughput alpha
+    and an average cost of b in every query; A_t are the LLMs there at query t. It needs no stages
+    and saves no money for later, so a policy that shifts money between stages can exceed it:
+    `ledger_bound` is the one that holds. 0 where no LLM is there.
+    """
+    values = np.zeros(rules.horizon)
+    events = np.concatenate([instance.arrival_query, instance.retire_query, instance.change_query])
+    starts = np.unique(np.append(events[(events >= 0) & (events < rules.horizon)], 0))
+    for start, end in zip(starts, np.append(starts[1:], rules.horizon), strict=True):
+        mu, cost = _means(instance, int(start))
+        there = np.flatnonzero(instance.available(int(start)))
+        if there.size:
+            values[start:end] = deploy_opt(
+                mu[there],
+                cost[there],
+                np.array(rules.alpha)[there],
+                rules.budget,
+                rules.max_deployed,
+            ).value
+    return values
+
+
+def staged_value(instance: DeploymentInstance, rules: DeploymentRules) -> float:
+    """Return the expected reward per query of `StagedOracle` without a ledger.
+
+    The deployment is optimal at every tau_k with budget b in every query, and fixed in between.
+    """
+    total = 0.0
+    for k, length in enumerate(rules.stage_lengths.tolist()):
+        mu, cost = _stage_means(instance, rules, k)
+        there = np.flatnonzero(instance.available(int(rules.stage_starts[k])))
+        if there.size:
+            alpha = np.array(rules.alpha)[there]
+            best = deploy_opt(mu[there], cost[there], alpha, rules.budget, rules.max_deployed)
+            total += length * best.value
+    return total / rules.horizon
+
+
+def static_value(instance: DeploymentInstance, rules: DeploymentRules) -> tuple[float, Ints]:
+    """Return the reward per query of a good fixed set of M_max LLMs, and the set.
+
+    In hindsight: each LLM of the set serves from the first update point after its arrival, with
+    budget b in every query; what the budget does not cover is refused. (R) The set is found
+    greedily and improved by swaps, so the value is a yardstick and may be a little below the best
+    set's.
+    """
+    stages = [
+        (length, instance.available(int(start)), *_stage_means(instance, rules, k))
+        for k, (start, length) in enumerate(
+            zip(rules.stage_starts, rules.stage_lengths.tolist(), strict=True)
+        )
+    ]
+    alpha = np.array(rules.alpha)
+
+    @cache
+    def value(chosen: frozenset[int]) -> float:
+        total = 0.0
+        for length, available, mu, cost in stages:
+            llms = [llm for llm in sorted(chosen) if available[llm]]
+            if llms:
+                # A null LLM refuses what the budget or the throughput does not cover.
+                best = route_opt(
+                    np.append(mu[llms], 0.0),
+                    np.append(cost[llms], 0.0),
+                    np.append(alpha[llms], 1.0),
+                    rules.budget,
+                )
+                total += length * best.value
+        return total / rules.horizon
+
+    llms = range(len(alpha))
+    best: frozenset[int] = frozenset()
+    for _ in range(min(rules.max_deployed, len(alpha))):
+        best = max((best | {llm} for llm in llms if llm not in best), key=value)
+    while True:
+        swaps = (best - {out} | {llm} for out in best for llm in llms if llm not in best)
+        better = max(swaps, key=value, default=best)
+        if value(better) <= value(best) + 1e-12:
+            return value(best), np.array(sorted(best), dtype=np.int64)
+        best = better
+
+
+def ledger_bound(instance: DeploymentInstance, rules: DeploymentRules) -> LedgerBound:
+    """Return the reference of the leaderboard: no policy expects a larger ledger score.
+
+    The hard budget bT may be spread over the stages at will, and refusing a query saves its cost.
+    Weak duality over all policies, adaptive ones included: for every price lambda >= 0 the value
+    is at most
+
+        lambda b + 1/T sum_k L_k max_{S, p} sum_{m in S} (mu_m - lambda c_m)^+ p_m,
+
+    |S| <= M_max of the LLMs there at tau_k, p_m <= ceil(alpha_m L_k) / L_k, sum p <= 1; and the
+    smallest over lambda is returned. It is attained up to the budget of one stage and rounding.
+    (With unequal alpha the maximum may use one LLM more than M_max where nothing is refused.)
+    With a table, a policy may see the query: then each query goes to the LLM best for it at price
+    lambda, and neither M_max nor throughput binds, which makes the bound looser.
+
+    The bound is for policies that keep the throughput (always with hard throughput; with soft
+    throughput those without violations).
+    """
+    fill = _mean_fill if instance.table is None else _table_fill
+    return _spread_budget(instance, rules, fill, 0, 0.0)
+
+
+def _spread_budget(
+    instance: DeploymentInstance, rules: DeploymentRules, fill: _Fill, stage: int, spent: float
+) -> LedgerBound:
+    """Spread the money left after ``spent`` USD over the stages from ``stage`` on.
+
+    The optimum mixes two plans that are both best at one price lambda of money, one above and one
+    below the money left; secant steps reach it exactly. The value is per query left.
+    """
+    segments = [part for part in _segments(instance, rules) if part.stage >= stage]
+    queries = sum(part.length for part in segments)
+    total = max(0.0, rules.budget * rules.horizon - spent)
+
+    def solve(price: float) -> tuple[float, Floats]:
+        """Reward and spend per stage of the Lagrangian's optimum, summed over queries."""
+        reward, spend = 0.0, np.zeros(rules.num_stages)
+        for part in segments:
+            gained, paid = fill(instance, rules, part, price)
+            reward += part.length * gained
+            spend[part.stage] += part.length * paid
+        return reward, spend
+
+    price, most, least = 0.0, solve(0.0), (0.0, np.zeros(rules.num_stages))
+    if most[1].sum() <= total:
+        return LedgerBound(most[0] / queries, 0.0, most[1] / rules.stage_lengths)
+    while True:
+        # The price at which both ends of the mixture are worth the same; a better plan there
+        # replaces one of them.
+        price = (most[0] - least[0]) / float(most[1].sum() - least[1].sum())
+        trial = solve(price)
+        gain = trial[0] - least[0] - price * float(trial[1].sum() - least[1].sum())
+        if gain <= _ROUNDING * most[0]:
+            break
+        if trial[1].sum() > total:
+            most = trial
+        else:
+            least = trial
+    room = total - float(least[1].sum())
+    spend = least[1] + room / float(most[1].sum() - least[1].sum()) * (most[1] - least[1])
+    value = (least[0] + price * room) / queries
+    return LedgerBound(value, price, spend / rules.stage_lengths)
+
+
+class _Segment(NamedTuple):
+    """Queries of one stage and one regime."""
+
+    stage: int
+    query: int  # the first of them
+    length: int
+
+
+_Fill = Callable[[DeploymentInstance, DeploymentRules, _Segment, float], tuple[float, float]]
+"""Reward and cost per query of a segment's optimum at a price of money."""
+
+
+def _segments(instance: DeploymentInstance, rules: DeploymentRules) -> Iterator[_Segment]:
+    ends = np.append(rules.stage_starts[1:], rules.horizon).tolist()
+    for k, (start, end) in enumerate(zip(rules.stage_starts.tolist(), ends, strict=True)):
+        changes = instance.change_query
+        cuts = [start, *changes[(changes > start) & (changes < end)].tolist(), end]
+        for first, last in pairwise(cuts):
+            yield _Segment(k, first, last - first)
+
+
+def _mean_fill(
+    instance: DeploymentInstance, rules: DeploymentRules, segment: _Segment, price: float
+) -> tuple[float, float]:
+    """Reward and cost per query of the best deployment and shares at a price of money."""
+    mu, cost = _means(instance, segment.query)
+    worth = mu - price * cost
+    there = np.flatnonzero(instance.available(int(rules.stage_starts[segment.stage])))
+    there = there[worth[there] > 0.0]
+    if not there.size:
+        return 0.0, 0.0
+    cap = np.minimum(1.0, rules.caps[segment.stage, there] / segment.length)
+    # A null LLM with a slot of its own stands for refused queries.
+    worths, caps = np.append(worth[there], 0.0), np.append(cap, 1.0)
+    best = deploy_opt(worths, np.zeros(caps.size), caps, 0.0, rules.max_deployed + 1)
+    shares = best.d[:-1]
+    return float(mu[there] @ shares), float(cost[there] @ shares)
+
+
+def _table_fill(
+    instance: DeploymentInstance, rules: DeploymentRules, segment: _Segment, price: float
+) -> tuple[float, float]:
+    """Reward and cost per query if every row of the table goes to its best LLM at a price."""
+    table = instance.table
+    assert table is not None
+    there = np.flatnonzero(instance.available(int(rules.stage_starts[segment.stage])))
+    if not there.size:
+        return 0.0, 0.0
+    cost = table.cost[:, there] * instance.input_cost[_regime(instance, segment.query), there]
+    worth = table.quality[:, there] - price * cost
+    rows, best = np.arange(len(worth)), worth.argmax(axis=1)
+    served = worth[rows, best] > 0.0
+    reward = np.where(served, table.quality[:, there][rows, best], 0.0)
+    paid = np.where(served, cost[rows, best], 0.0)
+    return float(reward.mean()), float(paid.mean())
+
+
+def _regime(instance: DeploymentInstance, query: int) -> int:
+    return int(np.searchsorted(instance.change_query, query, side="right")) - 1
+
+
+def _means(instance: DeploymentInstance, query: int) -> tuple[Floats, Floats]:
+    """Return the true mean reward and cost of every LLM at a query, (N,) each."""
+    regime = _regime(instance, query)
+    return instance.mean_reward[regime], instance.mean_cost[regime]
+
+
+def _stage_means(
+    instance: DeploymentInstance, rules: DeploymentRules, stage: int
+) -> tuple[Floats, Floats]:
+    """Return the true mean reward and cost of every LLM over a stage, (N,) each."""
+    parts = [part for part in _segments(instance, rules) if part.stage == stage]
+    weights = np.array([part.length for part in parts]) / sum(part.length for part in parts)
+    means = np.array([_means(instance, part.query) for part in parts])  # (parts, 2, N)
+    mu, cost = np.tensordot(weights, means, axes=1)
+    return mu, cost
+
+
+class _StagePlanner(ABC):
+    """A policy that fixes the deployment and the traffic shares of a stage at its first query.
+
+    Shares become one LLM per query, evenly interleaved, so throughput is kept to the query.
+
+    Parameters
+    ----------
+    env : gymnasium.Env
+        The ``LLMDeploy-v0`` it acts in, which has been reset; it reads the truth there.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        dynamics = getattr(env.unwrapped, "dynamics", None)
+        if not isinstance(dynamics, DeploymentDynamics):
+            raise ValueError(f"env={env}: the deployment oracles need LLMDeploy-v0")
+        self._dynamics = dynamics
+        self._bits = np.zeros(dynamics.num_llms + 1, dtype=np.int64)
+        self._schedule: list[int] = []
+
+    @property
+    def instance(self) -> DeploymentInstance:
+        """The truth of the episode that runs."""
+        return self._dynamics.instance()
+
+    def act(self, observation: Mapping[str, Any]) -> Ints:
+        """Return the action; of the observation only ``deploy_now`` is needed."""
+        if observation["deploy_now"]:
+            self._plan_stage(int(self._dynamics.stage[0]))
+        action = self._bits.copy()
+        action[-1] = self._schedule.pop() if self._schedule else 0
+        return action
+
+    def _plan_stage(self, stage: int) -> None:
+        rules = self._dynamics.rules
+        self._bits[:] = 0
+        there = np.flatnonzero(self.instance.available(int(rules.stage_starts[stage])))
+        if not there.size:
+            return
+        mu, cost = _stage_means(self.instance, rules, stage)
+        alpha = np.array(rules.alpha)[there]
+        budget = self.budget(stage)
+        best = deploy_opt(mu[there], cost[there], alpha, budget, rules.max_deployed)
+        self._bits[there] = best.deployed
+        llms = there[stage_schedule(best.d, int(rules.stage_lengths[stage]))]
+        self._schedule = llms[::-1].tolist()
+
+    @abstractmethod
+    def budget(self, stage: int) -> float:
+        """Return the mean USD per query of the stage that starts now."""
+
+
+class StagedOracle(_StagePlanner):
+    """True means, DeployOPT at every tau_k, RouteOPT's shares per query: budget b in every stage.
+
+    The published comparator (R). `LedgerOracle` does better by moving money between stages.
+    """
+
+    def budget(self, stage: int) -> float:
+        """Return b."""
+        return self._dynamics.rules.budget
+
+
+class LedgerOracle(_StagePlanner):
+    """True means and arrivals: the whole budget spread over the stages, planned at every tau_k.
+
+    Without a table it is the acting counterpart of `ledger_bound`, short of it by rounding and by
+    the noise of costs. With a table it routes blindly; `PerQueryOracle` sees the query.
+    """
+
+    def budget(self, stage: int) -> float:
+        """Return the stage's part of the money left."""
+        rules, spent = self._dynamics.rules, float(self._dynamics.spend)
+        plan = _spread_budget(self.instance, rules, _mean_fill, stage, spent)
+        return float(plan.stage_budget[stage])
+
+
+class PerQueryOracle(LedgerOracle):
+    """For instances with a table: each query goes to the deployed LLM that is best for it.
+
+    Best by reward minus lambda times cost on the query's own row, at the price lambda of money of
+    `ledger_bound`, planned again at every tau_k; an LLM at its throughput cap is passed over. (R)
+    The deployment is chosen greedily by that value over the table.
+
+    Raises
+    ------
+    ValueError
+        If the instance has no table.
+    """
+
+    def act(self, observation: Mapping[str, Any]) -> Ints:
+        """Return the action for the query that comes now."""
+        if observation["deploy_now"]:
+            self._plan_stage(int(self._dynamics.stage[0]))
+        action = self._bits.copy()
+        dynamics, deployed = self._dynamics, self._bits[:-1] == 1
+        worth = self._worth[int(dynamics.table_row)]
+        spare = deployed & (dynamics.used[0] < dynamics.rules.caps[dynamics.stage[0]])
+        # A query that costs more than it is worth goes to an LLM outside, that is, is refused.
+        action[-1] = np.where(spare, worth, np.where(deployed, -np.inf, 0.0)).argmax()
+        return action
+
+    def _plan_stage(self, stage: int) -> None:
+        instance, rules = self.instance, self._dynamics.rules
+        table, start = instance.table, int(rules.stage_starts[stage])
+        if table is None:
+            raise ValueError("PerQueryOracle needs an instance with a table; use LedgerOracle")
+        plan = _spread_budget(instance, rules, _table_fill, stage, float(self._dynamics.spend))
+        cost = table.cost * instance.input_cost[_regime(instance, start)]
+        self._worth = table.quality - plan.price * cost
+        self._bits[:] = 0
+        best = np.zeros(len(cost))
+        there = np.flatnonzero(instance.available(start)).tolist()
+        for _ in range(min(rules.max_deployed, len(there))):
+            gains = {llm: float(np.maximum(best, self._worth[:, llm]).mean()) for llm in there}
+            llm = max(there, key=gains.__getitem__)
+            there.remove(llm)
+            best = np.maximum(best, self._worth[:, llm])
+            self._bits[llm] = 1
