@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from benchmarks.engines import Outcome
+    from benchmarks.report import Picture
     from benchmarks.scoring import Board
 
 _EXTRA = ("typer", "rich", "polars", "matplotlib")
@@ -191,12 +192,12 @@ def report(store: Store, out: Path, readme: Path | None = None) -> int:
 
     board = load_board(store)
     out.mkdir(parents=True, exist_ok=True)
-    figures = draw_figure(board, out)
+    pictures = draw_figure(board, out)
     page = out / "leaderboard.md"
-    pictures = [path.name for path in figures if path.suffix == ".png"]
-    write_text(page, board_markdown(board, pictures))
+    beside = [picture._replace(path=Path(picture.path.name)) for picture in pictures]
+    write_text(page, board_markdown(board, beside))
     if readme is not None:
-        _write_readme(readme, board, figures[0])
+        _write_readme(readme, board, pictures)
     console = Console()
     for table in board_tables(board):
         console.print(table)
@@ -206,19 +207,25 @@ def report(store: Store, out: Path, readme: Path | None = None) -> int:
         print(f"{len(board.missing)} cells were not run; the same command computes them")
     for name, reason in board.skipped.items():
         print(f"skipped {name}: {reason}")
-    print("wrote " + ", ".join(str(path) for path in (page, *figures)))
+    print("wrote " + ", ".join(str(path) for path in (page, *(p.path for p in pictures))))
     return _verdict(board)
 
 
-def _write_readme(readme: Path, board: "Board", figure: Path) -> None:
-    """Put the short tables between the leaderboard markers of a page, its picture beside it."""
+def _write_readme(readme: Path, board: "Board", pictures: "list[Picture]") -> None:
+    """Put the short tables between the leaderboard markers of a page, with a picture a kind."""
     from benchmarks.report import board_summary, insert_between_markers
 
-    picture = Path("docs", "images", f"{board.suite}.png")
-    summary = board_summary(board, picture.as_posix())
+    first = {picture.kind.name: picture for picture in reversed(pictures)}
+    shown = []
+    for number, picture in enumerate(first[kind.name] for kind in board.kinds):
+        name = f"{board.suite}-{picture.kind.name}" if number else board.suite
+        shown.append(picture._replace(path=Path("docs", "images", f"{name}.png")))
+    summary = board_summary(board, shown)
     text = insert_between_markers(readme.read_text(encoding="utf-8"), "leaderboard", summary)
-    (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(figure, readme.parent / picture)
+    for picture in shown:
+        copy = readme.parent / picture.path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(first[picture.kind.name].path, copy)
     write_text(readme, text)
 
 
@@ -247,7 +254,7 @@ def list_agents() -> None:
     from baselines.agent import registered_agents
 
     table = Table("agent", "settings", "source")
-    table.add_row("oracle", "", "the myopic oracle: it knows the truth")
+    table.add_row("oracle", "", "knows the truth: myopic (queueing), whole budget (deployment)")
     for spec in registered_agents():
         settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
         table.add_row(spec.name, settings, spec.source)

@@ -1,6 +1,6 @@
-"""Plays one cell: an agent on a queueing task under one seed, scored with the hidden truth.
+"""Plays one cell: an agent on a task under one seed, watched by the recorder of the task's kind.
 
-Everything in ``metrics`` and ``curve`` depends on the cell alone; clocks and machines stand apart.
+All of a result but its ``timing`` depends on the cell alone.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 import llmqueue_gym
-from baselines.agent import Action, QueueProblem, make_agent
+from baselines.agent import Action, DeployProblem, Observation, QueueProblem, make_agent
+from benchmarks import deployment, queueing
+from benchmarks.suite import kind_of
 
 CURVE_POINTS = 200
-"""Log-spaced slots at which the learning curve is stored."""
-
-TAIL_SHARE = 0.2
-"""Last share of the horizon that the tail of a metric is taken over."""
+"""Log-spaced steps at which the learning curve is stored."""
 
 _AGENT_STREAM = 0xA6E47
 """Keeps an agent's seed apart from the environment's streams of the same seed."""
@@ -38,39 +36,46 @@ class InvalidActionError(ValueError):
     """An agent returned something outside the action space."""
 
 
-@dataclass
-class Trace:
-    """What happened in every slot of a run; arrays of shape (T,).
+class Recorder(Protocol):
+    """Watches a run from outside, with the hidden truth."""
 
-    Attributes
-    ----------
-    queue_length : ndarray
-        Waiting queries at the end of the slot, Q_t.
-    best_rate, departure_rate : ndarray
-        Largest departure rate in the learner's queue and that of its choice, p(x_t, S_t).
-    departed, retried : ndarray of bool
-        What the served user did.
-    sojourn : ndarray
-        Slots the departed query spent in the system; 0 where none departed.
-    decision_ns : ndarray
-        Time of act and update; -1 where no query waited and there was nothing to decide.
-    """
+    def see(self, observation: Observation) -> bool:
+        """Look before the agent does; return whether there is anything to decide."""
+        ...
 
-    queue_length: NDArray[np.int64]
-    best_rate: NDArray[np.float64]
-    departure_rate: NDArray[np.float64]
-    departed: NDArray[np.bool_]
-    retried: NDArray[np.bool_]
-    sojourn: NDArray[np.int64]
-    decision_ns: NDArray[np.int64]
+    def choose(self, t: int, action: Action) -> None:
+        """Rate the action of step t before it is played."""
+        ...
 
-    @classmethod
-    def empty(cls, horizon: int) -> Trace:
-        """Return a trace of ``horizon`` slots to be filled in."""
-        ints = [np.zeros(horizon, dtype=np.int64) for _ in range(3)]
-        floats = [np.zeros(horizon) for _ in range(2)]
-        flags = [np.zeros(horizon, dtype=np.bool_) for _ in range(2)]
-        return cls(ints[0], floats[0], floats[1], flags[0], flags[1], ints[1], ints[2])
+    def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
+        """Note what came of it, before the agent is told."""
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """Return ``metrics``, and ``curve``: cumulative sums of shape (T,) by name."""
+        ...
+
+
+class Problem(Protocol):
+    """What the runner must know of a kind of task; a module each."""
+
+    HORIZON_ARGUMENT: str
+    ACTION_LAYOUT: str
+
+    def public_problem(self, env: gym.Env[Any, Any], horizon: int) -> QueueProblem | DeployProblem:
+        """Return what an agent is told of the task."""
+        ...
+
+    def make_oracle(self, env: gym.Env[Any, Any]) -> Any:
+        """Return the policy that scores 1."""
+        ...
+
+    def Recorder(self, env: gym.Env[Any, Any], horizon: int) -> Recorder:  # noqa: N802
+        """Return the recorder of a run."""
+        ...
+
+
+PROBLEMS: Mapping[str, Problem] = {"queueing": queueing, "deployment": deployment}
 
 
 def run_cell(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,33 +91,35 @@ def run_cell(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, An
     Returns
     -------
     dict
-        JSON-plain ``metrics``, ``curve``, ``timing``.
+        JSON-plain ``metrics``, ``curve``, ``timing``, and what else the task's kind records.
 
     Raises
     ------
     InvalidActionError
         If the agent leaves the action space.
     """
-    task, agent = spec["task"], spec["agent"]
+    task, agent, seed = spec["task"], spec["agent"], spec["seed"]
+    problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
     started = perf_counter()
-    env = gym.make(
-        task["env"], max_episode_steps=task["horizon"], disable_env_checker=True, **kwargs
-    )
+    arguments = {**kwargs, problem.HORIZON_ARGUMENT: horizon}
+    env = gym.make(task["env"], disable_env_checker=True, **arguments)
     try:
-        observation, _ = env.reset(seed=spec["seed"])
-        policy = make_policy(agent, env, spec["seed"], task["horizon"])
-        trace = play(env, policy, observation, task["horizon"], agent["label"])
-        dynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
-        instance = {
-            "arrival_rate": float(dynamics.arrival_rate[0]),
-            "capacity": float(dynamics.capacity[0]),
-        }
+        observation, _ = env.reset(seed=seed)
+        if agent["name"] == "oracle":
+            policy = problem.make_oracle(env)
+        else:
+            public = problem.public_problem(env, horizon)
+            policy = make_agent(agent["name"], public, agent_seed(seed), **agent["settings"])
+        recorder = problem.Recorder(env, horizon)
+        label, layout = agent["label"], problem.ACTION_LAYOUT
+        clock = play(env, policy, observation, horizon, recorder, label, layout)
+        result = recorder.result()
     finally:
         env.close()
-    decisions = trace.decision_ns[trace.decision_ns >= 0]
+    decisions = clock[clock >= 0]
     return {
-        "metrics": {**instance, **queue_metrics(trace)},
-        "curve": learning_curve(trace),
+        **result,
+        "curve": learning_curve(result["curve"]),
         "timing": {
             "decision_us_median": float(np.median(decisions)) / 1e3 if decisions.size else None,
             "decision_us_mean": float(np.mean(decisions)) / 1e3 if decisions.size else None,
@@ -122,66 +129,54 @@ def run_cell(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def queue_problem(env: gym.Env[Any, Any], horizon: int) -> QueueProblem:
-    """Public parameters of a queueing environment that has been reset."""
-    choices = np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
-    contexts = env.observation_space["contexts"]  # type: ignore[index]
-    return QueueProblem(
-        num_llms=int(choices[1]),
-        assortment_size=len(choices) - 1,
-        context_dim=int(contexts.shape[1]),
-        window=int(choices[0]),
-        arrival_rate=float(env.unwrapped.dynamics.arrival_rate[0]),  # type: ignore[attr-defined]
-        horizon=horizon,
-    )
-
-
 def agent_seed(seed: int) -> int:
     """Seed of an agent's own randomness on the task seed ``seed``."""
     return int(np.random.SeedSequence([seed, _AGENT_STREAM]).generate_state(1)[0])
 
 
-def make_policy(agent: Mapping[str, Any], env: gym.Env[Any, Any], seed: int, horizon: int) -> Any:
-    """Build the cell's policy: the myopic oracle sees the environment, an agent the problem."""
-    if agent["name"] == "oracle":
-        from llmqueue_gym.oracles import MyopicOracle
+def play(
+    env: gym.Env[Any, Any],
+    policy: Any,
+    observation: Any,
+    horizon: int,
+    recorder: Recorder,
+    label: str = "policy",
+    layout: str = "",
+) -> NDArray[np.int64]:
+    """Run the policy for ``horizon`` steps.
 
-        return MyopicOracle(env)
-    problem = queue_problem(env, horizon)
-    return make_agent(agent["name"], problem, agent_seed(seed), **agent["settings"])
-
-
-def play(env: gym.Env[Any, Any], policy: Any, observation: Any, horizon: int, label: str) -> Trace:
-    """Run the policy for ``horizon`` slots."""
-    dynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+    Returns
+    -------
+    ndarray, shape (T,)
+        Nanoseconds of act and update; -1 where there was nothing to decide.
+    """
     choices = np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
     update = getattr(policy, "update", None)  # the oracle has nothing to learn
-    trace = Trace.empty(horizon)
+    clock = np.full(horizon, -1, dtype=np.int64)
     for t in range(horizon):
-        age = observation["age"].copy()  # the agent may scribble over what it is given
-        waiting = bool(dynamics.queue_length[0])
-        clock = perf_counter_ns()
+        deciding = recorder.see(observation)
+        start = perf_counter_ns()
         chosen = policy.act(observation)
-        spent = perf_counter_ns() - clock
-        action = checked_action(chosen, choices, label, t)
-        trace.best_rate[t] = dynamics.best_waiting_rate()[0]
-        trace.departure_rate[t] = dynamics.departure_rate(action[:1], action[None, 1:])[0]
+        spent = perf_counter_ns() - start
+        action = checked_action(chosen, choices, label, t, layout)
+        recorder.choose(t, action)
         following, reward, terminated, truncated, info = env.step(action)
-        trace.queue_length[t] = info["queue_length"]
-        trace.departed[t], trace.retried[t] = info["departed"], info["retried"]
-        trace.sojourn[t] = age[action[0]] + 1 if info["departed"] else 0
+        recorder.observe(t, action, info)
         if update is not None:
-            clock = perf_counter_ns()
+            start = perf_counter_ns()
             update(observation, action, float(reward), following, info)
-            spent += perf_counter_ns() - clock
-        trace.decision_ns[t] = spent if waiting else -1
+            spent += perf_counter_ns() - start
+        if deciding:
+            clock[t] = spent
         observation = following
         if terminated or (truncated and t + 1 < horizon):
-            raise RuntimeError(f"the environment ended in slot {t + 1} of {horizon}")
-    return trace
+            raise RuntimeError(f"the environment ended in step {t + 1} of {horizon}")
+    return clock
 
 
-def checked_action(chosen: object, choices: NDArray[Any], label: str, slot: int) -> Action:
+def checked_action(
+    chosen: object, choices: NDArray[Any], label: str, step: int, layout: str = ""
+) -> Action:
     """Return an own copy of the agent's action.
 
     Raises
@@ -196,61 +191,21 @@ def checked_action(chosen: object, choices: NDArray[Any], label: str, slot: int)
     right = action.shape == choices.shape and action.dtype.kind in "iu"
     if not right or (action < 0).any() or (action >= choices).any():
         raise InvalidActionError(
-            f"agent {label!r} returned {chosen!r} in slot {slot}; an action is an integer array "
-            f"[slot, llm_1, ..., llm_K] of shape {choices.shape} with entries below "
-            f"{choices.tolist()}"
+            f"agent {label!r} returned {chosen!r} in step {step}; an action is an integer array "
+            f"{layout} of shape {choices.shape} with entries below {choices.tolist()}"
         )
     return action.astype(np.int64, copy=False)
 
 
-# --- what is measured -----------------------------------------------------------------------------
+def learning_curve(sums: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:
+    """Cumulative sums at log-spaced steps, the last one included."""
+    points = curve_steps(next(iter(sums.values())).size)
+    return {"t": points.tolist(), **{key: sums[key][points - 1].tolist() for key in sums}}
 
 
-def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
-    """Summary figures of a run.
-
-    ``luck`` is the martingale sum (departed - p(x_t, S_t)) in standard deviations: near a standard
-    normal for every policy that does not know the outcome draws, whatever else it knows.
-    """
-    queue, rate = trace.queue_length, trace.departure_rate
-    departures, retrials = int(trace.departed.sum()), int(trace.retried.sum())
-    sojourns = trace.sojourn[trace.departed]
-    spread = float(np.sqrt(np.sum(rate * (1.0 - rate))))
-    tail = max(1, round(TAIL_SHARE * queue.size))
-    return {
-        "mean_queue": float(queue.mean()),
-        "tail_queue": float(queue[-tail:].mean()),
-        "wait_p95": float(np.percentile(sojourns, 95)) if departures else None,
-        "mean_sojourn": float(sojourns.mean()) if departures else None,
-        "departures": departures,
-        "retrials": retrials,
-        "retrials_per_departed": retrials / departures if departures else None,
-        "routing_regret": float(_regret(trace).sum()),
-        "luck": float((departures - rate.sum()) / spread) if spread > 0 else 0.0,
-    }
-
-
-def learning_curve(trace: Trace) -> dict[str, list[float]]:
-    """Cumulative queue length and routing regret at log-spaced slots, the last one included."""
-    points = curve_slots(trace.queue_length.size)
-    return {
-        "t": points.tolist(),
-        "queue": np.cumsum(trace.queue_length)[points - 1].tolist(),
-        "regret": np.cumsum(_regret(trace))[points - 1].tolist(),
-    }
-
-
-def curve_slots(horizon: int) -> NDArray[np.int64]:
-    """About ``CURVE_POINTS`` log-spaced slots 1..T."""
+def curve_steps(horizon: int) -> NDArray[np.int64]:
+    """About ``CURVE_POINTS`` log-spaced steps 1..T."""
     return np.unique(np.rint(np.geomspace(1, horizon, CURVE_POINTS)).astype(np.int64))
-
-
-def _regret(trace: Trace) -> NDArray[np.float64]:
-    """Routing regret increments: 0 in slots with an empty queue, where both rates are 0.
-
-    Rounding can leave an optimal choice 1e-16 above its own maximum.
-    """
-    return np.maximum(trace.best_rate - trace.departure_rate, 0.0)
 
 
 # --- where it was measured ------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from scipy.optimize import minimize
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.agent import Action, Agent, Observation, QueueProblem, make_agent
-from benchmarks.runner import play, provenance, queue_problem
+from benchmarks.queueing import Recorder, public_problem
+from benchmarks.runner import play, provenance
 
 Floats = NDArray[np.float64]
 
@@ -96,8 +97,8 @@ def decision_times(
     """Nanoseconds of every decision of a run; -1 marks slots with an empty queue if kept."""
     env = gym.make("LLMQueue-v0", horizon, disable_env_checker=True, **kwargs)
     observation, _ = env.reset(seed=0)
-    agent = make_agent(name, queue_problem(env, horizon), 0)
-    times = play(env, agent, observation, horizon, name).decision_ns
+    agent = make_agent(name, public_problem(env, horizon), 0)
+    times = play(env, agent, observation, horizon, Recorder(env, horizon))
     env.close()
     return times if keep_empty else times[times >= 0]
 
@@ -105,7 +106,7 @@ def decision_times(
 # --- ACQB against a full refit --------------------------------------------------------------------
 
 
-class _Recorder(Agent):
+class _RecordingACQB(Agent):
     """ACQB, keeping every served query, its answer, and now and then the estimate before it."""
 
     def __init__(self, problem: QueueProblem, seed: int, every: int) -> None:
@@ -148,9 +149,9 @@ def refit_speed(horizon: int, samples: int = 8) -> dict[str, float]:
     """
     env = gym.make("LLMQueue-v0", horizon, disable_env_checker=True, **LARGE)
     observation, _ = env.reset(seed=0)
-    problem = queue_problem(env, horizon)
-    recorder = _Recorder(problem, 0, max(1, horizon // (samples + 2)))
-    play(env, recorder, observation, horizon, "ACQB")
+    problem = public_problem(env, horizon)
+    recorder = _RecordingACQB(problem, 0, max(1, horizon // (samples + 2)))
+    play(env, recorder, observation, horizon, Recorder(env, horizon))
     env.close()
     acqb = float(np.mean(decision_times("ACQB", LARGE, horizon))) / 1e3
     contexts, shown = np.stack(recorder.contexts), np.array(recorder.shown)

@@ -25,6 +25,12 @@ from typing import Any
 REFERENCES = ("oracle", "random")
 """Policies every task runs besides its agents: the two ends of the score."""
 
+REFERENCE_AGENTS = {
+    "queueing": {"oracle": "oracle", "random": "random"},
+    "deployment": {"oracle": "oracle", "random": "uniform"},
+}
+"""The agent behind each reference, per kind of task."""
+
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
 
@@ -74,7 +80,7 @@ class Task:
     kwargs : Mapping[str, Any]
         Arguments of the environment; the string ``"{NAME}"`` stands for the path of data ``NAME``.
     horizon : int
-        Slots of one run, T.
+        Slots or queries of one run, T.
     tags : tuple[str, ...]
         What kind of task it is.
     headline : bool
@@ -84,7 +90,7 @@ class Task:
     data : Mapping[str, str]
         Data name -> default path inside the ``LLMQUEUE_GYM_DATA`` folder.
     agents : tuple[AgentEntry, ...]
-        Agents that play the task, the references not counted.
+        Agents listed for the task, the references not counted; those of another kind do not play.
     """
 
     name: str
@@ -140,6 +146,11 @@ class Plan:
     suite: str
     cells: tuple[Cell, ...]
     skipped: Mapping[str, str]
+
+
+def kind_of(env: str) -> str:
+    """Kind of the tasks of a Gymnasium id: ``"queueing"`` or ``"deployment"``."""
+    return "deployment" if env.rpartition(":")[2].startswith("LLMDeploy-") else "queueing"
 
 
 def canonical(value: object) -> str:
@@ -398,6 +409,8 @@ def make_plan(
             raise SuiteError(f"data={name!r} is not {_near(name, known_data or {'(none)'})}")
     added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
     identities: dict[AgentEntry, dict[str, Any]] = {}
+    kinds: dict[AgentEntry, str | None] = {}
+    played: set[AgentEntry] = set()
     skipped: dict[str, str] = {}
     cells: list[Cell] = []
     for task in chosen:
@@ -409,8 +422,10 @@ def make_plan(
         if reason is not None:
             skipped[task.name] = reason
             continue
+        kind = kind_of(task.env)
         labels = {entry.label for entry in task.agents}
-        entries = [*(AgentEntry(name, name) for name in REFERENCES), *task.agents]
+        entries = [AgentEntry(name, label) for label, name in REFERENCE_AGENTS[kind].items()]
+        entries += task.agents
         entries += [entry for entry in added if entry.label not in {*labels, *REFERENCES}]
         for entry in entries:
             if missing := _missing_package(entry.requires):
@@ -418,8 +433,14 @@ def make_plan(
                 continue
             if entry not in identities:
                 identities[entry] = _agent_identity(entry)
+                kinds[entry] = _agent_kind(entry)
+            if kinds[entry] not in (None, kind):
+                continue
+            played.add(entry)
             for seed in range(seeds or suite.seeds):
                 cells.append(Cell(_spec(task, identities[entry], seed, content), kwargs))
+    for entry in kinds.keys() - played:
+        skipped[entry.label] = f"it plays {kinds[entry]} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
     return Plan(suite.name, tuple(cells), skipped)
 
@@ -464,7 +485,9 @@ def _code_hash() -> str:
     import baselines
     import llmqueue_gym
 
-    digest = hashlib.sha256((Path(__file__).parent / "runner.py").read_bytes())
+    digest = hashlib.sha256()
+    for name in ("runner.py", "queueing.py", "deployment.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
     for package in (llmqueue_gym, baselines):
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py")):
@@ -486,6 +509,18 @@ def _agent_identity(entry: AgentEntry) -> dict[str, Any]:
     if module.split(".")[0] != "baselines":
         identity["code"] = _module_hash(module, entry.name)
     return identity
+
+
+def _agent_kind(entry: AgentEntry) -> str | None:
+    """Kind of the tasks an agent plays; None for any, or if only running it will tell."""
+    from baselines.agent import agent_spec
+
+    if entry.name == "oracle":
+        return None
+    try:
+        return getattr(agent_spec(entry.name).load(), "kind", None)
+    except Exception:  # somebody else's module: its cells will show what is wrong with it
+        return None
 
 
 def _module_hash(module: str, agent: str) -> str:
@@ -534,13 +569,17 @@ def _missing_package(names: Sequence[str]) -> str | None:
 
 def _fingerprint(task: Task, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Content hash of the task's workload, or the reason why it is not to be had here."""
-    if "workload" not in kwargs:
+    argument = "instance" if kind_of(task.env) == "deployment" else "workload"
+    if argument not in kwargs:
         return None, None
     from llmqueue_gym import workloads
+    from llmqueue_gym.workloads.catalog import stream_fingerprint
 
-    fingerprint: Callable[[Any], str] = workloads.fingerprint
+    fingerprint: Callable[[Any], str] = (
+        stream_fingerprint if argument == "instance" else workloads.fingerprint
+    )
     try:
-        return fingerprint(kwargs["workload"]), None
+        return fingerprint(kwargs[argument]), None
     except (ImportError, OSError) as error:
         return None, str(error)
     except ValueError as error:

@@ -108,7 +108,7 @@ def test_bad_agents_fail_alone_with_their_error(agents, tmp_path):
     assert raised["error"] == "ZeroDivisionError: division by zero"
     assert "return 1 / 0" in raised["traceback"]
     assert "about to divide" in raised["output"]
-    assert "'no action' in slot 0" in failure(store, "Garbage")["error"]
+    assert "'no action' in step 0" in failure(store, "Garbage")["error"]
     assert "exit code 3" in failure(store, "Exits")["error"]
     assert "SystemExit: leaving" in failure(store, "SysExits")["error"]
     assert "timeout of 5 s" in failure(store, "Hangs")["error"]

@@ -5,14 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.queueing import Trace, queue_metrics, queue_sums
 from benchmarks.runner import (
     InvalidActionError,
-    Trace,
     agent_seed,
     checked_action,
-    curve_slots,
+    curve_steps,
     learning_curve,
-    queue_metrics,
     run_cell,
 )
 from benchmarks.suite import make_plan, parse_suite
@@ -42,7 +41,7 @@ def play(label, seed=0):
 
 def trace(queue, best, rate, departed, retried, sojourn):
     arrays = [np.asarray(a) for a in (queue, best, rate, departed, retried, sojourn)]
-    return Trace(*arrays, decision_ns=np.zeros(len(queue), dtype=np.int64))
+    return Trace(*arrays)
 
 
 def test_metrics_in_closed_form():
@@ -110,8 +109,8 @@ def test_the_curve_ends_at_the_horizon_with_the_totals():
 
 
 @given(st.integers(1, 100_000))
-def test_curve_slots_are_increasing_and_complete(horizon):
-    slots = curve_slots(horizon)
+def test_curve_steps_are_increasing_and_complete(horizon):
+    slots = curve_steps(horizon)
     assert slots[0] == 1
     assert slots[-1] == horizon
     assert (np.diff(slots) > 0).all()
@@ -121,7 +120,7 @@ def test_curve_slots_are_increasing_and_complete(horizon):
 def test_curve_of_a_constant_queue_is_linear():
     zeros = np.zeros(1000)
     flags = zeros.astype(bool)
-    curve = learning_curve(trace(np.full(1000, 3), zeros, zeros, flags, flags, zeros))
+    curve = learning_curve(queue_sums(trace(np.full(1000, 3), zeros, zeros, flags, flags, zeros)))
     assert curve["queue"] == [3 * t for t in curve["t"]]
 
 
@@ -145,12 +144,12 @@ def test_agent_seed_differs_from_the_environments():
         [True, 0.5],
     ],
 )
-def test_actions_outside_the_space_are_refused_with_agent_slot_and_value(garbage):
+def test_actions_outside_the_space_are_refused_with_agent_step_and_value(garbage):
     with pytest.raises(InvalidActionError) as caught:
         checked_action(garbage, np.array([32, 5]), "my-agent", 17)
     message = str(caught.value)
     assert "'my-agent'" in message
-    assert "slot 17" in message
+    assert "step 17" in message
     assert repr(garbage) in message
 
 

@@ -7,18 +7,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import scoring
-from benchmarks.runner import run_cell
-from benchmarks.scoring import (
+from benchmarks.intervals import (
     bootstrap_iqm,
     decay_exponent,
     growth_exponent,
     interquartile_mean,
-    make_board,
     resampled_seeds,
     t_interval,
-    tidy,
-    violations,
 )
+from benchmarks.kinds import QUEUEING
+from benchmarks.runner import run_cell
+from benchmarks.scoring import make_board
 from benchmarks.suite import make_plan, parse_suite
 
 
@@ -26,7 +25,13 @@ def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True)
     t = [1, 2, 5, 10, 20, 50, 100]
     return {
         "spec": {
-            "task": {"name": task, "horizon": 100, "headline": headline},
+            "task": {
+                "name": task,
+                "env": "LLMQueue-v0",
+                "kwargs": {},
+                "horizon": 100,
+                "headline": headline,
+            },
             "agent": {"label": agent},
             "seed": seed,
         },
@@ -52,6 +57,14 @@ def cells_of(queues, **kwargs):
         for agent, values in queues.items()
         for seed, queue in enumerate(values)
     ]
+
+
+def tidy(cells):
+    return scoring.tidy(cells, QUEUEING)
+
+
+def violations(table):
+    return scoring.violations(table, QUEUEING)
 
 
 def board_of(cells, failures=()):

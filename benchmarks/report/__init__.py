@@ -1,6 +1,6 @@
-"""Reports: the board as a table in the terminal, ``leaderboard.md`` and a figure."""
+"""Reports: the board as a table in the terminal, ``leaderboard.md`` and pictures."""
 
-from benchmarks.report.figure import draw_figure
+from benchmarks.report.figure import Picture, draw_figure
 from benchmarks.report.tables import (
     board_markdown,
     board_summary,
@@ -9,6 +9,7 @@ from benchmarks.report.tables import (
 )
 
 __all__ = [
+    "Picture",
     "board_markdown",
     "board_summary",
     "board_tables",

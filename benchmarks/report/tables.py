@@ -6,91 +6,79 @@ No figure is typed by hand: every table carries the command, the seeds and the v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.scoring import Board, Interval, OverallRow, TaskBoard, TaskRow
+from benchmarks.intervals import Interval
+from benchmarks.kinds import DEPLOYMENT, Kind
+from benchmarks.report.figure import Picture
+from benchmarks.scoring import Board, OverallRow, Sweep, TaskBoard, TaskRow
 from benchmarks.suite import REFERENCES
 
-_TASK_COLUMNS = (
-    "rank",
-    "agent",
-    "score",
-    "mean queue",
-    "tail queue",
-    "tail gap",
-    "decay",
-    "routing regret",
-    "growth",
-    "p95 wait",
-    "retrials / departed",
-    "µs / decision",
-)
-_SHORT_COLUMNS = ("", "agent", "score", "queue", "tail gap", "regret", "µs")
 _OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
 
-_LEGEND = """\
-**How to read it.** *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with
-h = log(1 + mean queue length), paired by seed; 0 is random, 1 the myopic oracle. *mean queue* and
-*tail queue* (last 20% of the slots): waiting queries. *tail gap*: paired difference of the tail to
-the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative;
-*growth*: its exponent in t (both fitted over the last decade of slots; "noise" where the gap is not
-positive throughout). *p95 wait*: slots from arrival to departure, of departed queries.
-*µs / decision*: median of act + update over slots with a waiting query. [..] are 95% intervals:
-Student's t over seeds, a bootstrap over seeds for exponents, a stratified bootstrap (10,000
-repetitions) for the overall interquartile mean. Agents share a rank unless a paired interval
-separates them.
+_INTERVALS = """\
+[..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
+bootstrap (10,000 repetitions) for the overall interquartile mean. Agents share a rank unless a
+paired interval separates them.
 """
 
 
 def board_tables(board: Board) -> list[Table]:
-    """Tables for the terminal, short enough for 80 columns: the overall one and one a task."""
-    tables = [_rich(_overall_title(board), _OVERALL_COLUMNS, _overall_lines(board))]
-    for task in board.tasks:
-        lines = [_short_line(row) for row in task.rows]
-        tables.append(_rich(_task_title(task), _SHORT_COLUMNS, lines))
+    """Tables for the terminal: per kind the overall one and one a task."""
+    tables = []
+    for kind in board.kinds:
+        part = f"{board.suite}, {kind.name}" if len(board.kinds) > 1 else board.suite
+        title = f"{part}: interquartile mean score over {len(_headline(board, kind))} task(s)"
+        tables.append(_rich(title, _OVERALL_COLUMNS, _overall_lines(board, kind)))
+        for task in _tasks(board, kind):
+            tables.append(_rich(_task_title(task), _headers(kind, short=True), _lines(task, True)))
+    for sweep in board.sweeps:
+        tables.append(_rich(_sweep_title(sweep), _SWEEP_COLUMNS, _sweep_lines(sweep)))
     return tables
 
 
-def _short_line(row: TaskRow) -> list[str]:
-    regret = "" if row.agent == "oracle" else _number(row.routing_regret.value)
-    return [
-        _rank(row.rank),
-        row.agent,
-        _interval(row.score, 3) if row.agent not in REFERENCES else _number(_value(row.score), 3),
-        _number(row.mean_queue.value),
-        _number(row.queue_regret.value),
-        regret,
-        _number(row.decision_us),
-    ]
-
-
-def board_markdown(board: Board, figures: Sequence[str] = ()) -> str:
-    """Return ``leaderboard.md``; ``figures`` are paths relative to it."""
+def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
+    """Return ``leaderboard.md``, beside which the pictures lie."""
     origin = _origin(board)
     parts = [f"# Leaderboard: {board.suite}\n"]
     parts += [f"**The oracle was beaten.** {text}\n" for text in board.violations]
-    parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board)), f"{_overall_note(board)}\n"]
-    parts += [f"{origin}\n"]
-    parts += [f"![queue length and routing regret over time]({path})\n" for path in figures]
-    for task in board.tasks:
-        parts += [f"## {_task_title(task)}\n", _markdown(_TASK_COLUMNS, _task_lines(task))]
-        parts += [f"{_seeds(task)} {origin}\n"]
-    parts.append(_LEGEND)
+    mark = "##" if len(board.kinds) < 2 else "###"
+    for kind in board.kinds:
+        if len(board.kinds) > 1:
+            parts += [f"## {kind.name.capitalize()}\n"]
+        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, kind))]
+        parts += [f"{_overall_note(board, kind)}\n", f"{origin}\n"]
+        parts += [_image(figure) for figure in figures if figure.kind is kind]
+        for sweep in board.sweeps if kind is DEPLOYMENT else []:
+            lines = _sweep_lines(sweep)
+            parts += [f"{mark} {_sweep_title(sweep)}\n", _markdown(_SWEEP_COLUMNS, lines)]
+            parts += [f"{_SWEEP_NOTE}\n{origin}\n"]
+        for task in _tasks(board, kind):
+            parts += [f"{mark} {_task_title(task)}\n"]
+            parts += [_markdown(_headers(kind, short=False), _lines(task, False))]
+            parts += [f"{_seeds(task)} {origin}\n"]
+        parts += [f"**How to read it.** {kind.legend}\n{_INTERVALS}"]
     parts += _trouble(board)
     return "\n".join(parts)
 
 
-def board_summary(board: Board, figure: str) -> str:
-    """Return the short tables in Markdown, as a README shows them; ``figure`` is a path."""
-    parts = [_markdown(_OVERALL_COLUMNS, _overall_lines(board)), f"{_overall_note(board)}\n"]
-    parts += [f"{_origin(board)}\n", f"![queue length and routing regret over time]({figure})\n"]
-    for task in board.tasks:
-        parts += [f"**{_task_title(task)}**, {_seeds(task)}\n"]
-        parts += [_markdown(("rank", *_SHORT_COLUMNS[1:]), [_short_line(row) for row in task.rows])]
+def board_summary(board: Board, figures: Sequence[Picture]) -> str:
+    """Return the short tables in Markdown, as a README shows them; paths as in ``figures``."""
+    parts = []
+    for kind in board.kinds:
+        if len(board.kinds) > 1:
+            parts += [f"### {kind.name.capitalize()}\n"]
+        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, kind))]
+        parts += [f"{_overall_note(board, kind)}\n", f"{_origin(board)}\n"]
+        parts += [_image(figure) for figure in figures if figure.kind is kind]
+        for task in _tasks(board, kind):
+            headers = ("rank", *_headers(kind, short=True)[1:])
+            parts += [f"**{_task_title(task)}**, {_seeds(task)}\n"]
+            parts += [_markdown(headers, _lines(task, True))]
     return "\n".join(parts)
 
 
@@ -113,26 +101,26 @@ def insert_between_markers(text: str, name: str, content: str) -> str:
 # --- lines ----------------------------------------------------------------------------------------
 
 
-def _overall_title(board: Board) -> str:
-    return f"{board.suite}: interquartile mean score over {len(_headline(board))} task(s)"
+def _tasks(board: Board, kind: Kind) -> list[TaskBoard]:
+    return [task for task in board.tasks if task.kind is kind]
 
 
-def _headline(board: Board) -> list[str]:
-    return [t.task["name"] for t in board.tasks if t.separates and t.task["headline"]]
+def _headline(board: Board, kind: Kind) -> list[str]:
+    return [t.task["name"] for t in _tasks(board, kind) if t.separates and t.task["headline"]]
 
 
-def _overall_note(board: Board) -> str:
-    names = ", ".join(_headline(board)) or "none: no task separates the agents"
+def _overall_note(board: Board, kind: Kind) -> str:
+    names = ", ".join(_headline(board, kind)) or "none: no task separates the agents"
     note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
-    if tied := [t.task["name"] for t in board.tasks if not t.separates]:
+    if tied := [t.task["name"] for t in _tasks(board, kind) if not t.separates]:
         note += f" Left out because they separate nothing: {', '.join(tied)}."
-    if any(row.cells < row.expected for row in board.overall):
+    if any(row.cells < row.expected for row in board.overall if row.kind == kind.name):
         note += " Agents with missing cells are not ranked."
     return note
 
 
-def _overall_lines(board: Board) -> list[list[str]]:
-    return [_overall_line(row) for row in board.overall]
+def _overall_lines(board: Board, kind: Kind) -> list[list[str]]:
+    return [_overall_line(row) for row in board.overall if row.kind == kind.name]
 
 
 def _overall_line(row: OverallRow) -> list[str]:
@@ -141,31 +129,70 @@ def _overall_line(row: OverallRow) -> list[str]:
 
 
 def _task_title(board: TaskBoard) -> str:
-    title = f"{board.task['name']} (load {board.load:.2f}, T = {board.task['horizon']:,})"
+    about = f"{board.about}, " if board.about else ""
+    title = f"{board.task['name']} ({about}T = {board.task['horizon']:,})"
     return title if board.separates else f"{title}: separates nothing"
 
 
-def _task_lines(board: TaskBoard) -> list[list[str]]:
-    return [_task_line(row, board) for row in board.rows]
+def _headers(kind: Kind, *, short: bool) -> tuple[str, ...]:
+    """Headers of a task's table: the short one, or the page's."""
+    titles = (column.short if short else column.title for column in kind.columns)
+    return ("" if short else "rank", "agent", "score", *(title for title in titles if title))
 
 
-def _task_line(row: TaskRow, board: TaskBoard) -> list[str]:
-    agent = row.agent if row.seeds == board.seeds else f"{row.agent} ({row.seeds} seeds)"
-    oracle = row.agent == "oracle"
-    return [
-        _rank(row.rank),
-        agent,
-        _interval(row.score, 3) if row.agent not in REFERENCES else _number(_value(row.score), 3),
-        _interval(row.mean_queue),
-        _interval(row.tail_queue),
-        "0" if oracle else _interval(row.queue_regret),
-        "" if oracle else _exponent(row.queue_decay),
-        "0" if oracle else _interval(row.routing_regret),
-        "" if oracle else _exponent(row.regret_growth),
-        _number(row.wait_p95, 3),
-        _number(row.retrials_per_departed, 3),
-        _number(row.decision_us, 3),
-    ]
+def _lines(board: TaskBoard, short: bool) -> list[list[str]]:
+    return [_line(row, board, short) for row in board.rows]
+
+
+def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
+    """One agent; short lines show the value of an interval only."""
+    missing = "" if short or row.seeds == board.seeds else f" ({row.seeds} seeds)"
+    score = _number(_value(row.score)) if row.agent in REFERENCES else _interval(row.score, 3)
+    line = [_rank(row.rank), row.agent + missing, score]
+    for column, figure in zip(board.kind.columns, row.figures, strict=True):
+        if not (column.short if short else column.title):
+            continue
+        if row.agent == "oracle" and column.oracle is not None:
+            line.append(column.oracle)
+        elif figure is None:
+            line.append(column.missing)
+        elif isinstance(figure, Interval):
+            digits = column.digits
+            line.append(_number(figure.value, digits) if short else _interval(figure, digits))
+        else:
+            line.append(_number(figure, column.digits))
+    return line
+
+
+_SWEEP_COLUMNS = ("agent", "exponent of regret", "regret", "ledger / query")
+_SWEEP_NOTE = """\
+*regret* (of the true means) and *ledger / query*: means over seeds at the smallest and the largest
+value. *exponent of regret*: of the regret at the end in T, least squares over the tasks of the
+sweep with a bootstrap over seeds ("none" where it is not positive); published for StageRoute with
+K ~ T^(1/3): at most 2/3.
+"""
+
+
+def _sweep_title(sweep: Sweep) -> str:
+    low, high = (f"{value:,.0f}" for value in (sweep.values[0], sweep.values[-1]))
+    return f"{sweep.name}: {sweep.axis} from {low} to {high}"
+
+
+def _sweep_lines(sweep: Sweep) -> list[list[str]]:
+    """One line an agent: exponent, and the ends of the sweep."""
+    lines = []
+    for label, regret in sweep.regret.items():
+        exponent = sweep.exponents.get(label)
+        line = [label, _interval(exponent) if exponent else "none" if sweep.exponents else ""]
+        for part in (regret, sweep.ledger[label]):
+            low, *_, high = part.mean(axis=0).tolist()
+            line.append(f"{_number(low)} to {_number(high)}")
+        lines.append(line)
+    return lines
+
+
+def _image(figure: Picture) -> str:
+    return f"![{figure.caption}]({figure.path.as_posix()})\n"
 
 
 def _seeds(board: TaskBoard) -> str:
@@ -214,7 +241,7 @@ def _number(value: float | None, digits: int = 3) -> str:
         return ""
     if np.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if abs(value) >= 100:
+    if abs(value) >= 100 or (digits == 0 and value.is_integer()):
         return f"{value:,.0f}"
     if abs(value) >= 10:
         return f"{value:.1f}"
@@ -244,11 +271,13 @@ def _rank(rank: int | None) -> str:
 
 
 def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for name in columns:
-        table.add_column(name, justify="left" if name == "agent" else "right", no_wrap=True)
+        agent = name == "agent"  # the column that gives way on a narrow terminal
+        justify: Literal["left", "right"] = "left" if agent else "right"
+        table.add_column(name, justify=justify, no_wrap=not agent, overflow="ellipsis")
     for line in lines:
-        table.add_row(*line, style="dim" if line[1] in REFERENCES else None)
+        table.add_row(*line, style="dim" if set(line[:2]) & set(REFERENCES) else None)
     return table
 
 

@@ -1,0 +1,140 @@
+"""A deployment cell: how its run is watched with the hidden truth, and what is measured.
+
+See `benchmarks.runner` for the loop; `benchmarks.kinds` says what a report shows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from baselines.agent import Action, DeployProblem, Observation
+from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
+from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
+
+HORIZON_ARGUMENT = "horizon"
+ACTION_LAYOUT = "[N deployment bits, LLM]"
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def public_problem(env: gym.Env[Any, Any], horizon: int) -> DeployProblem:
+    """Public parameters of a deployment environment."""
+    return DeployProblem(**env.unwrapped.problem)  # type: ignore[attr-defined]
+
+
+def make_oracle(env: gym.Env[Any, Any]) -> LedgerOracle:
+    """Return the policy that scores 1: true means and arrivals, the whole budget planned.
+
+    Where queries come from a table it sees the query as well.
+    """
+    dynamics: DeploymentDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+    return LedgerOracle(env) if dynamics.table is None else PerQueryOracle(env)
+
+
+class Recorder:
+    """Watches a run: which LLM answered every query, for what reward and what money."""
+
+    def __init__(self, env: gym.Env[Any, Any], horizon: int) -> None:
+        self._dynamics: DeploymentDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+        self._llms: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
+        self._rows: list[tuple[int, float, float, float]] = []
+
+    def see(self, observation: Observation) -> bool:
+        """Every query is a decision."""
+        return True
+
+    def choose(self, t: int, action: Action) -> None:
+        """Need nothing of the truth before the action is played."""
+
+    def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
+        """Note what came of it, before the agent is told."""
+        money = info["cost"] + info["switching_cost"]
+        self._rows.append((info["llm"], info["reward"], info["ledger_reward"], money))
+
+    def result(self) -> dict[str, Any]:
+        """Return ``metrics``, the cumulative sums of the learning curve, and the ``traffic``.
+
+        ``regret``, as published, counts the rewards drawn. ``mean_regret`` and the curve take the
+        true means of the chosen LLMs: the same in expectation, with less noise.
+        """
+        dynamics = self._dynamics
+        llm, reward, ledger, money = np.array(self._rows).T
+        instance, rules = dynamics.instance(), dynamics.rules
+        answered = llm.astype(np.int64)
+        # A table's rewards have no noise to take out: the row decides.
+        promised = reward if instance.table is not None else _promised(instance, answered)
+        best = fluid_values(instance, rules)
+        budget = rules.budget * rules.horizon
+        return {
+            "metrics": {
+                "budget": rules.budget,
+                "num_stages": rules.num_stages,
+                "max_deployed": rules.max_deployed,
+                "num_llms": dynamics.num_llms,
+                "ledger": float(dynamics.ledger_score) / rules.horizon,
+                "ledger_bound": ledger_bound(instance, rules).value,
+                "reward": float(dynamics.total_reward) / rules.horizon,
+                "regret": float(best.sum() - dynamics.total_reward),
+                "mean_regret": float(np.sum(best - promised)),
+                "spend": float(dynamics.spend) / budget,
+                "ledger_spend": float(dynamics.ledger_spend) / budget,
+                "refused": int(dynamics.refused),
+                "throttled": int(dynamics.throttled),
+                "violations": int(dynamics.violations),
+                "luck": _luck(float(dynamics.total_reward), promised),
+            },
+            "curve": {
+                "ledger": np.cumsum(ledger),
+                "spend": np.cumsum(money) / budget,
+                "regret": np.cumsum(best - promised),
+            },
+            "traffic": {
+                "llms": list(self._llms),
+                "arrival": instance.arrival_query.tolist(),
+                "starts": rules.stage_starts.tolist(),
+                "lengths": rules.stage_lengths.tolist(),
+                "served": served_per_stage(
+                    answered, rules.stage_lengths, dynamics.num_llms
+                ).tolist(),
+            },
+        }
+
+
+def served_per_stage(answered: Ints, lengths: Ints, num_llms: int) -> Ints:
+    """Count the queries that each LLM answered in each stage, shape (K, N).
+
+    Parameters
+    ----------
+    answered : ndarray, shape (T,)
+        The LLM that answered every query, -1 where it was not served.
+    lengths : ndarray, shape (K,)
+        Queries per stage.
+    num_llms : int
+        N.
+    """
+    stage = np.repeat(np.arange(lengths.size), lengths)
+    cell = (stage * num_llms + answered)[answered >= 0]
+    counts = np.bincount(cell, minlength=lengths.size * num_llms)
+    return counts.reshape(lengths.size, num_llms)
+
+
+def _promised(instance: DeploymentInstance, answered: Ints) -> Floats:
+    """Return the true mean reward of every answer, 0 where there was none; shape (T,)."""
+    regime = np.searchsorted(instance.change_query, np.arange(answered.size), side="right") - 1
+    return np.where(answered >= 0, instance.mean_reward[regime, answered], 0.0)
+
+
+def _luck(total: float, promised: Floats) -> float:
+    """Return (total reward - sum of the chosen true means) in standard deviations, at most.
+
+    Near a standard normal for every policy that does not know the outcome draws: the spread is
+    that of a Bernoulli reward, the largest for a mean.
+    """
+    spread = float(np.sqrt(np.sum(promised * (1.0 - promised))))
+    return float((total - promised.sum()) / spread) if spread > 0 else 0.0

@@ -1,0 +1,434 @@
+"""Deployment cells, scores, sweeps and reports: closed forms, and the same rails as queueing."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import cli
+from benchmarks.deployment import served_per_stage
+from benchmarks.engines import LocalEngine
+from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays
+from benchmarks.runner import InvalidActionError, run_cell
+from benchmarks.scoring import make_board, tidy, violations
+from benchmarks.suite import SuiteError, kind_of, load_suite, make_plan, parse_suite
+
+TASK = {
+    "name": "tiny",
+    "env": "LLMDeploy-v0",
+    "horizon": 400,
+    "kwargs": {
+        "instance": {"source": "synthetic", "num_llms": 8, "initial": 4},
+        "num_stages": 10,
+        "max_deployed": 3,
+    },
+}
+QUEUE = {"name": "queue", "env": "LLMQueue-v0", "horizon": 60, "kwargs": {"load": 0.8}}
+SUITE = {"seeds": 2, "agents": ["StageRoute", "price-aware"], "task": [TASK]}
+CELLS = {
+    (cell.spec["agent"]["label"], cell.spec["seed"]): cell
+    for cell in make_plan(parse_suite("s", SUITE)).cells
+}
+
+OWN_AGENT = """
+from baselines.agent import DeployAgent
+
+class First(DeployAgent):
+    '''The first M_max LLMs that are there, in turn.'''
+    def __init__(self, problem, seed, **settings):
+        super().__init__(problem, seed)
+        self.turn = 0
+    def act(self, observation):
+        if observation["deploy_now"]:
+            there = [m for m in range(self.problem.num_llms) if observation["arrived"][m]]
+            self.llms = there[:self.problem.max_deployed]
+        self.turn += 1
+        bits = [int(m in self.llms) for m in range(self.problem.num_llms)]
+        return [*bits, self.llms[self.turn % len(self.llms)]]
+
+class Outside(First):
+    def act(self, observation):
+        return [2, *super().act(observation)[1:]]
+
+class KnowsTheDraws(First):
+    '''Pays for no answer that will be bad: it refuses those queries.'''
+    def __init__(self, problem, seed):
+        import gc
+        from llmqueue_gym.core.deployment import DeploymentDynamics
+        super().__init__(problem, seed)
+        [self.dynamics] = [o for o in gc.get_objects() if isinstance(o, DeploymentDynamics)][-1:]
+    def act(self, observation):
+        action = super().act(observation)
+        position = int(self.dynamics.query[0] - self.dynamics._start[0])
+        row = self.dynamics._rows[position]
+        if self.dynamics._outcome_single(action[-1], row)[0] == 0.0:
+            action[-1] = next(m for m in range(len(action)) if m not in self.llms)
+        return action
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Name of a module of third-party agents."""
+    (tmp_path / "own_deploy_agents.py").write_text(OWN_AGENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_deploy_agents"
+    sys.modules.pop("own_deploy_agents", None)
+
+
+def play(label, seed=0):
+    cell = CELLS[label, seed]
+    return run_cell(cell.spec, cell.kwargs)
+
+
+LABELS = ("oracle", "random", "StageRoute", "price-aware")
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def test_the_kind_follows_from_the_id():
+    assert kind_of("LLMDeploy-v0") == kind_of("llmqueue_gym:LLMDeploy-v0") == "deployment"
+    assert kind_of("LLMQueue-v0") == kind_of("llmqueue_gym:LLMQueue-v0") == "queueing"
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_no_cell_spends_more_than_the_budget_within_its_ledger(label):
+    metrics = play(label)["metrics"]
+    assert metrics["ledger_spend"] <= 1.0
+    assert metrics["ledger"] <= metrics["reward"]
+    if metrics["spend"] <= 1.0:
+        assert metrics["ledger"] == metrics["reward"]
+        assert metrics["ledger_spend"] == metrics["spend"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_curve_ends_at_the_horizon_with_the_totals(label):
+    result = play(label)
+    curve, metrics = result["curve"], result["metrics"]
+    assert (curve["t"][0], curve["t"][-1]) == (1, 400)
+    assert curve["ledger"][-1] == pytest.approx(400 * metrics["ledger"])
+    assert curve["spend"][-1] == pytest.approx(metrics["spend"])
+    assert curve["regret"][-1] == pytest.approx(metrics["mean_regret"])
+    noise = metrics["mean_regret"] - metrics["regret"]
+    assert abs(noise) <= abs(metrics["luck"]) * 0.5 * 400**0.5 + 1e-9
+    assert (np.diff(curve["ledger"]) >= 0).all()
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_stages_shares_sum_to_1_and_keep_the_throughput(label):
+    result = play(label)
+    traffic = result["traffic"]
+    served, lengths = np.array(traffic["served"]), np.array(traffic["lengths"])
+    assert served.shape == (10, 8) == (len(traffic["starts"]), len(traffic["llms"]))
+    assert lengths.sum() == 400
+    assert 400 - served.sum() == result["metrics"]["refused"]
+    if not result["metrics"]["refused"]:
+        np.testing.assert_allclose((served / lengths[:, None]).sum(axis=1), 1.0)
+    arrived = np.array(traffic["arrival"])[None] <= np.array(traffic["starts"])[:, None]
+    assert (served[~arrived] == 0).all()
+    assert ((served > 0).sum(axis=1) <= 3).all()
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 4), st.data())
+def test_served_per_stage_counts_like_a_loop(lengths, num_llms, data):
+    total = sum(lengths)
+    answers = data.draw(st.lists(st.integers(-1, num_llms - 1), min_size=total, max_size=total))
+    expected = np.zeros((len(lengths), num_llms))
+    stages = [stage for stage, length in enumerate(lengths) for _ in range(length)]
+    for stage, llm in zip(stages, answers, strict=True):
+        expected[stage, llm] += llm >= 0
+    counted = served_per_stage(np.array(answers), np.array(lengths), num_llms)
+    np.testing.assert_array_equal(counted, expected)
+
+
+def test_policies_of_one_seed_meet_one_instance_and_a_cell_is_a_function_of_its_seed():
+    arrivals = {seed: [play(x, seed)["traffic"]["arrival"] for x in LABELS] for seed in (0, 1)}
+    assert all(arrival == arrivals[0][0] for arrival in arrivals[0])
+    assert arrivals[0][0] != arrivals[1][0]
+    first, second = play("StageRoute"), play("StageRoute")
+    for part in ("metrics", "curve", "traffic"):
+        assert first[part] == second[part]
+
+
+def test_one_and_two_workers_give_equal_results_with_a_third_partys_agent_among_them(own):
+    plan = make_plan(parse_suite("s", {**SUITE, "seeds": 1}), agents=[f"{own}:First"])
+    results = [
+        {
+            outcome.cell.key: {k: outcome.payload[k] for k in ("metrics", "curve", "traffic")}
+            for outcome in LocalEngine(workers).run(plan.cells)
+        }
+        for workers in (1, 2)
+    ]
+    assert len(results[0]) == 5
+    assert results[0] == results[1]
+
+
+def test_an_action_outside_the_space_is_refused_with_agent_and_layout(own):
+    plan = make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=[f"{own}:Outside"])
+    [cell, _] = [c for c in plan.cells if ":" in c.spec["agent"]["name"]]
+    with pytest.raises(InvalidActionError, match=r"Outside.*step 0.*\[N deployment bits, LLM\]"):
+        run_cell(cell.spec, cell.kwargs)
+
+
+# --- suites ---------------------------------------------------------------------------------------
+
+
+def test_agents_play_the_tasks_of_their_kind_only(own):
+    both = {"seeds": 1, "agents": ["StageRoute", "greedy"], "task": [TASK, QUEUE]}
+    plan = make_plan(parse_suite("s", both), agents=[f"{own}:First", "Q-UCB"])
+    played = {"tiny": set(), "queue": set()}
+    for cell in plan.cells:
+        played[cell.spec["task"]["name"]].add(cell.spec["agent"]["label"])
+    assert played == {
+        "tiny": {"oracle", "random", "StageRoute", f"{own}:First"},
+        "queue": {"oracle", "random", "greedy", "Q-UCB"},
+    }
+    assert plan.skipped == {}
+    alone = make_plan(parse_suite("s", {**both, "task": [TASK]}))
+    assert "queueing" in alone.skipped["greedy"]
+
+
+def test_random_is_the_uniform_agent():
+    assert CELLS["random", 0].spec["agent"]["name"] == "uniform"
+
+
+def test_content_of_a_table_changes_the_key(tmp_path):
+    rows = tmp_path / "rows.csv"
+    instance = {
+        "source": "table",
+        "path": str(rows),
+        "text": "q",
+        "quality": ["a", "b"],
+        "cost": ["ca", "cb"],
+    }
+    document = {"seeds": 1, "agents": [], "task": [{**TASK, "kwargs": {"instance": instance}}]}
+
+    def keys(cost):
+        rows.write_text(f"q,a,b,ca,cb\nhello,0.1,0.9,0.001,{cost}\nyou,0.2,0.8,0.001,0.002\n")
+        return {cell.key for cell in make_plan(parse_suite("s", document)).cells}
+
+    assert keys(0.002).isdisjoint(keys(0.003))
+
+
+def test_an_unknown_instance_is_an_error_of_the_suite():
+    document = {**SUITE, "task": [{**TASK, "kwargs": {"instance": "catalogue"}}]}
+    with pytest.raises(SuiteError, match=r"task 'tiny'.*catalog"):
+        make_plan(parse_suite("s", document))
+
+
+def test_built_in_suites_hold_what_the_issue_names():
+    tasks = load_suite("deployment").tasks
+    budgets = {t.kwargs["budget_per_query"] for t in tasks if t.kwargs["instance"] == "routerbench"}
+    assert budgets == {3e-4, 1e-3, 2e-3}
+    catalog = [t.kwargs for t in tasks if t.kwargs["instance"] == "catalog"]
+    grid = {(kwargs["max_deployed"], kwargs["budget_per_query"]) for kwargs in catalog}
+    assert grid == {(4, 1e-3), (4, 5e-3), (8, 1e-3), (8, 5e-3)}
+    stages = {t.kwargs["num_stages"] for t in load_suite("deployment-sweep-k").tasks}
+    assert stages == {5, 11, 33, 100, 365}
+    horizons = {t.horizon for t in load_suite("deployment-sweep-horizon").tasks}
+    assert (min(horizons), max(horizons)) == (1000, 100_000)
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def traffic_of(served, arrival, length=100):
+    served = np.array(served)
+    starts = np.arange(len(served)) * length
+    llms = tuple(f"m{j}" for j in range(served.shape[1]))
+    return Traffic(llms, np.array(arrival), starts, np.full(len(served), length), served)
+
+
+def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwargs):
+    return {
+        "spec": {
+            "task": {
+                "name": name,
+                "env": "LLMDeploy-v0",
+                "kwargs": kwargs,
+                "horizon": horizon,
+                "headline": True,
+            },
+            "agent": {"label": agent},
+            "seed": seed,
+        },
+        "metrics": {
+            **dict.fromkeys(DEPLOYMENT.metrics, 1.0),
+            "ledger": ledger,
+            "luck": luck,
+            "regret": regret,
+            "mean_regret": regret,
+        },
+        "curve": {name: [1.0, 2.0, 3.0] for name in ("t", "ledger", "spend", "regret")},
+        "traffic": {
+            "llms": ["a", "b"],
+            "arrival": [0, 50],
+            "starts": [0, 50],
+            "lengths": [50, 50],
+            "served": [[50, 0], [25, 25] if agent == "oracle" else [50, 0]],
+        },
+        "timing": {"decision_us_median": 5.0},
+    }
+
+
+def cells_of(ledgers):
+    return [
+        cell(agent, seed, ledger)
+        for agent, values in ledgers.items()
+        for seed, ledger in enumerate(values)
+    ]
+
+
+def board_of(cells):
+    specs = [c["spec"] for c in cells]
+    return make_board(
+        {"suite": "s", "cells": specs, "skipped": {}, "provenance": {}}, cells, [], []
+    )
+
+
+@given(st.floats(0.0, 0.4), st.floats(0.5, 1.0), st.floats(-0.5, 1.0))
+def test_score_is_0_for_random_1_for_the_oracle_and_linear_in_the_ledger(random, oracle, share):
+    ledger = random + share * (oracle - random)
+    table = tidy(cells_of({"oracle": [oracle], "random": [random], "a": [ledger]}), DEPLOYMENT)
+    scores = dict(zip(table["agent"], table["score"], strict=True))
+    assert scores["oracle"] == 1.0
+    assert scores["random"] == 0.0
+    assert scores["a"] == pytest.approx(share, abs=1e-9)
+
+
+REFERENCES = {"oracle": [0.60, 0.62, 0.58, 0.61, 0.59], "random": [0.1] * 5}
+
+
+def test_beating_the_oracle_on_every_seed_is_named():
+    cells = cells_of({**REFERENCES, "a": [x + 0.05 for x in REFERENCES["oracle"]]})
+    [text] = violations(tidy(cells, DEPLOYMENT), DEPLOYMENT)
+    assert "a beats the oracle: paired gap in minus the ledger score -0.05" in text
+    lucky = cells_of({**REFERENCES, "a": [0.7, *REFERENCES["oracle"][1:]]})
+    assert violations(tidy(lucky, DEPLOYMENT), DEPLOYMENT) == []
+
+
+def test_an_agent_that_knows_the_draws_is_found_within_one_run(own):
+    document = {**SUITE, "seeds": 1, "agents": ["StageRoute"]}
+    plan = make_plan(parse_suite("s", document), agents=[f"{own}:KnowsTheDraws"])
+    luck = {
+        c.spec["agent"]["label"]: run_cell(c.spec, c.kwargs)["metrics"]["luck"] for c in plan.cells
+    }
+    assert luck.pop(f"{own}:KnowsTheDraws") > 6.0
+    assert all(abs(value) < 4.0 for value in luck.values())
+
+
+def test_adoption_delay_of_a_constructed_run():
+    """Five stages of 100; the LLMs 1, 2 and 3 arrive at 90, 150 and 150, LLM 3 is not worth it."""
+    oracle = traffic_of(
+        [[100, 0, 0, 0], [20, 80, 0, 0], [0, 60, 40, 0], [0, 60, 38, 2], [0, 100, 0, 0]],
+        [0, 90, 150, 150],
+    )
+    quick = [[100, 0, 0, 0], [60, 40, 0, 0], [40, 41, 19, 0], [0, 70, 30, 0], [0, 100, 0, 0]]
+    never = [[100, 0, 0, 0], [61, 39, 0, 0], [71, 29, 0, 0], [71, 29, 0, 0], [100, 0, 0, 0]]
+    arrival = oracle.arrival
+    assert adoption_delays(oracle, oracle) == [(10, True), (50, True)]
+    assert adoption_delays(traffic_of(quick, arrival), oracle) == [(10, True), (150, True)]
+    assert adoption_delays(traffic_of(never, arrival), oracle) == [(410, False), (250, False)]
+
+
+def test_adoption_stands_in_the_row():
+    board = board_of(cells_of({**REFERENCES, "a": [0.5] * 5}))
+    [delay] = [i for i, c in enumerate(DEPLOYMENT.columns) if c.short == "delay"]
+    figures = {row.agent: row.figures[delay] for row in board.tasks[0].rows}
+    assert figures == {"oracle": 0.0, "a": 50.0, "random": 50.0}
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.5, 2 / 3, 1.0])
+def test_exponent_of_a_horizon_sweep_is_that_of_the_power_law(power):
+    cells = [
+        cell(agent, seed, 0.5, 0.0, (seed + 1) * t**power, f"x-T{t}", t, num_stages=round(t**0.3))
+        for agent in ("oracle", "random", "a")
+        for seed in range(3)
+        for t in (1000, 3000, 10_000, 100_000)
+    ]
+    [sweep] = board_of(cells).sweeps
+    assert (sweep.axis, sweep.name) == ("horizon", "x")
+    assert sweep.values.tolist() == [1000, 3000, 10_000, 100_000]
+    np.testing.assert_allclose(sweep.exponents["a"], power, atol=1e-9)
+    assert sweep.regret["a"][2].tolist() == [3 * t**power for t in sweep.values]
+
+
+def test_tasks_that_differ_in_two_parameters_or_are_only_two_are_no_sweep():
+    def boards(points):
+        return board_of(
+            [cell("a", 0, 0.5, name=f"m{m}-b{b}", max_deployed=m, budget=b) for m, b in points]
+        ).sweeps
+
+    assert boards([(4, 1), (8, 2), (16, 3)]) == []
+    assert boards([(4, 1), (8, 1)]) == []
+    [sweep] = boards([(16, 1), (4, 1), (8, 1), (4, 2), (8, 2)])
+    assert (sweep.axis, sweep.values.tolist()) == ("max_deployed", [4, 8, 16])
+    assert sweep.exponents == {}
+
+
+def test_stages_of_one_horizon_are_a_sweep_of_their_own():
+    cells = [cell("a", 0, 0.5, name=f"x-k{k}", num_stages=k) for k in (5, 33, 11)]
+    [sweep] = board_of(cells).sweeps
+    assert (sweep.axis, sweep.name, sweep.values.tolist()) == ("num_stages", "x", [5, 11, 33])
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+TOML = """
+description = "both kinds"
+seeds = 2
+agents = ["StageRoute", "greedy"]
+
+[[task]]
+name = "queue"
+env = "LLMQueue-v0"
+horizon = 80
+kwargs = { load = 0.8, assortment_size = 1 }
+
+[[task]]
+name = "deploy-m{slots}"
+env = "LLMDeploy-v0"
+horizon = 300
+matrix = { slots = [2, 3, 4] }
+
+[task.kwargs]
+instance = { source = "synthetic", num_llms = 6 }
+num_stages = 5
+max_deployed = "{slots}"
+alpha = 1.0
+"""
+
+
+def test_a_suite_of_both_kinds_has_a_board_and_pictures_of_each(tmp_path, monkeypatch, capsys):
+    def bench(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "both.toml").write_text(TOML)
+    (tmp_path / "README.md").write_text("<!-- leaderboard: begin -->\n<!-- leaderboard: end -->\n")
+    assert bench("run", "both.toml") == 0
+    assert bench("report", "--readme", "README.md") == 0
+    printed = capsys.readouterr().out
+    assert "both, queueing: interquartile mean" in printed
+    assert "both, deployment: interquartile mean" in printed
+    page = (tmp_path / "leaderboard" / "leaderboard.md").read_text()
+    readme = (tmp_path / "README.md").read_text()
+    for text, folder in ((page, tmp_path / "leaderboard"), (readme, tmp_path)):
+        pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+        assert all((folder / picture).stat().st_size > 5000 for picture in pictures)
+        assert len(pictures) == (6 if text is page else 2)
+    assert readme.index("### Queueing") < readme.index("### Deployment")
+    assert "### deploy: max_deployed from 2 to 4" in page
+    assert "| ledger / query |" in page
+    for line in re.findall(r"^\|.*StageRoute.*$", readme, re.MULTILINE):
+        assert "queue" not in line
