@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import Cell, Plan, canonical
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _OUTPUT_TAIL = 4000  # characters of an agent's output kept with its error
 
 
@@ -251,8 +251,8 @@ def _cause_of_death(code: int | None) -> str:
 @contextmanager
 def _single_threaded() -> Iterator[None]:
     """Workers inherit one algebra thread each: sums are then the same on every machine load."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:
         yield
     finally:

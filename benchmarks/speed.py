@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from time import perf_counter
@@ -22,6 +24,7 @@ from scipy.optimize import minimize
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.agent import Action, Agent, Observation, QueueProblem, make_agent
+from benchmarks.engines import ONE_THREAD
 from benchmarks.queueing import Recorder, public_problem
 from benchmarks.runner import play, provenance
 
@@ -207,6 +210,14 @@ def best_pair_by_enumeration(utilities: Floats) -> tuple[int, tuple[int, ...]]:
     return int(query), pairs[int(pair)]
 
 
+def _restart_with_one_thread() -> None:
+    """Run this program again with one BLAS thread, as the workers of a benchmark run do."""
+    if any(os.environ.get(name) != "1" for name in ONE_THREAD):
+        environment = os.environ | dict.fromkeys(ONE_THREAD, "1")
+        arguments = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]]
+        raise SystemExit(subprocess.run(arguments, env=environment, check=False).returncode)
+
+
 def main() -> None:
     """Measure and print a table, or JSON with ``--json``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
@@ -216,6 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.seconds < 1 or options.horizon < 100:
         parser.error("--seconds must be at least 1 and --horizon at least 100")
+    _restart_with_one_thread()
     figures = {
         **environment_speed(options.seconds),
         **agent_speed(options.horizon),
