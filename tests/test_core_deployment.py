@@ -180,6 +180,24 @@ def test_arrivals_wait_for_the_update_point_and_retired_llms_stay_to_the_end_of_
     np.testing.assert_array_equal(dynamics.deployed[0], [False, True, False, False])
 
 
+def test_a_retired_llm_shows_the_throughput_it_still_serves():
+    instance = make_instance(retire=[10, NEVER, NEVER, NEVER])
+    one, two = (start(make_rules(), instance, num_lanes=lanes) for lanes in (1, 2))
+    bits = np.array([1, 1, 0, 0], dtype=bool)
+    length = int(one.rules.stage_lengths[0])
+    cap = int(one.rules.caps[0, 0])
+    for query in range(length):
+        one.step_single(bits.tolist(), query % 2)
+        two.step(np.tile(bits, (2, 1)), np.full(2, query % 2))
+        left = one.observe_single()["throughput_left"]
+        np.testing.assert_array_equal(left, two.observe()["throughput_left"][0])
+        if query < length - 1:
+            assert left[0] == pytest.approx((cap - query // 2 - 1) / length)
+    assert query > 10
+    assert left[0] == 0.0  # gone at the next update point, although it was deployed
+    assert (left[1:] > 0.0).all()
+
+
 def test_observations_do_not_depend_on_llms_that_are_still_to_come():
     rules = make_rules()
     arrival, seen = [0, 0, 60, 60], []

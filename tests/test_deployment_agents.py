@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines import DeployAgent, DeployProblem, QueueProblem, make_agent, registered_agents
-from baselines.deployment.knapsacks import LagrangeBwK, PrimalDualBwK
+from baselines.deployment.knapsacks import LagrangeBwK, PrimalDualBwK, UCBBwK
 from baselines.deployment.price_aware import PriceAware, fit_prior
 from baselines.deployment.stageroute import (
     Ratio,
@@ -81,12 +82,12 @@ def observe(**changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
-def teach(agent: Any, llm: int, rewards: list[float], cost: float) -> None:
-    """Let an agent see answers of one LLM."""
+def teach(agent: Any, llm: int, rewards: list[float], cost: float, **seen: Any) -> None:
+    """Let an agent see answers of one LLM to queries with the observation ``seen``."""
     for reward in rewards:
         info = {"llm": llm, "rated_llm": llm, "reward": reward, "cost": cost}
         info["spend"] = agent.spent + cost
-        agent.update(observe(), np.zeros(4, dtype=np.int64), reward, observe(), info)
+        agent.update(observe(**seen), np.zeros(4, dtype=np.int64), reward, observe(), info)
 
 
 # ------------------------------------------------------------------------------- StageRoute
@@ -224,6 +225,21 @@ def test_costs_start_at_the_list_price_and_follow_what_is_paid() -> None:
     assert agent.cost_bound(0) == pytest.approx(0.00125)
 
 
+def test_a_price_cut_within_a_stage_counts_once() -> None:
+    agent = PriceAware(problem(has_prices=True), 0)
+    prices = np.array([0.002, 0.004, 0.004], dtype=np.float32)
+    agent.act(observe(cost_prior=prices))
+    teach(agent, 0, [1.0] * 100, 0.001, cost_prior=prices / 2)  # paid what the new list says
+    assert agent._paid[0] == pytest.approx(100.0)
+    teach(agent, 0, [1.0] * 100, 0.001, cost_prior=prices * 0)  # retired, no longer listed
+    assert agent._paid[0] == pytest.approx(150.0)
+    agent = PriceAware(problem(has_prices=True), 0)
+    agent.act(observe(cost_prior=prices))
+    teach(agent, 0, [1.0] * 100, 0.001, cost_prior=prices / 2)
+    agent.act(observe(cost_prior=prices / 2))
+    assert agent.cost_bound(0) == pytest.approx(0.001)
+
+
 def test_prior_learns_what_newer_llms_are_worth() -> None:
     features = np.column_stack([np.ones(30), np.linspace(0, 1, 30)])
     truth = 0.2 + 0.6 * features[:, 1]
@@ -288,6 +304,55 @@ def test_lagrange_price_of_money_rises_with_overspending() -> None:
     assert agent._log_weight[agent.deployed[0]] < agent._log_weight[agent.deployed[1]]
 
 
+def test_ucb_bwk_keeps_a_budget_that_one_query_may_use_up() -> None:
+    agent = make_agent("UCB-BwK", problem(cost_high=2.0), 0)  # bT = 1
+    assert isinstance(agent, UCBBwK)
+    assert agent.budget() == pytest.approx(0.0005 + 0.0005 * (1 - 2 * agent.shrink))
+    agent.spent = 0.99
+    assert agent.budget() == 0.0
+    usual = UCBBwK(problem(horizon=10**6), 0)  # bT = 1000: the reserve is c2 = 0.1
+    usual.spent = 999.89
+    assert usual.budget() > 0.0
+    usual.spent = 999.91
+    assert usual.budget() == 0.0
+
+
+@pytest.mark.parametrize("name", ["contextual-StageRoute", "ParetoBandit"])
+def test_mean_context_counts_rated_answers_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a delay the mean of z = (x, 1) still ends in 1."""
+    env = make_env(instance="paretobandit", horizon=400, num_stages=8, reward_delay=120)
+    agent: Any = make_agent(name, DeployProblem(**env.problem), 0)
+    method = "_estimates" if name == "contextual-StageRoute" else "_indices"
+    original, deploying, ends = getattr(agent, method), [False], []
+
+    def spy(z: Any, llms: list[int]) -> Any:
+        if deploying[0]:
+            ends.append(z[..., -1])
+        return original(z, llms)
+
+    deploy = agent.deploy
+
+    def watched(observation: Any, arrived: list[int]) -> Any:
+        deploying[0] = True
+        chosen = deploy(observation, arrived)
+        deploying[0] = False
+        return chosen
+
+    monkeypatch.setattr(agent, method, spy)
+    monkeypatch.setattr(agent, "deploy", watched)
+    play(env, agent, 0)
+    np.testing.assert_allclose(ends, 1.0)
+    assert len(ends) == 8
+
+
+def test_log_scale_of_costs() -> None:
+    agent = StageRoute(problem(cost_low=1e-4, cost_high=1e-2), 0)
+    np.testing.assert_allclose([agent.scaled_cost(c) for c in (0, 1e-4, 1e-3, 1)], [0, 0, 0.5, 1])
+    assert StageRoute(problem(cost_low=1e-3, cost_high=1e-3), 0).scaled_cost(1e-3) == 0.0
+    free = StageRoute(problem(cost_low=0.0), 0)
+    assert free.cost_bound(0) == pytest.approx(1e-10)
+
+
 def test_epsilon_first_probes_every_newcomer_deployed() -> None:
     _, agent = run("epsilon-first", 0, horizon=2000, num_stages=10, **SYNTHETIC)
     plays = np.array(agent.plays)
@@ -315,6 +380,34 @@ def test_every_agent_is_legal_and_repeatable(name: str) -> None:
     assert dynamics.refused == dynamics.throttled == dynamics.projected == 0
     assert dynamics.ledger_spend <= dynamics.budget * dynamics.horizon * (1 + 1e-12)
     assert once()[0] == history
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_equal_costs_and_stages_without_llms_are_survived(name: str) -> None:
+    late = {"source": "synthetic", "kind": "late_arrival"}
+    run(name, 0, instance=late, horizon=60, num_stages=5)
+    gap: dict[str, Any] = {"source": "synthetic", "num_llms": 2, "initial": 1}
+    retired = [{"llm": "llm_0", "query": 5}]
+    with pytest.warns(UserWarning, match="depends on the draw"):
+        env = make_env(instance=gap, horizon=60, num_stages=10, retirements=retired, reward_delay=3)
+    for seed in range(4):
+        play(env, make_agent(name, DeployProblem(**env.problem), seed), seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_free_queries_are_survived(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = ["prompt,a,b,ca,cb"]
+    for row in range(60):
+        cost = 0.0 if row % 30 == 0 else 0.01
+        lines.append(f"hello {row},{rng.random():.3f},{rng.random():.3f},{cost},0.02")
+    path = tmp_path / "queries.csv"
+    path.write_text("\n".join(lines))
+    table: dict[str, Any] = {"source": "table", "path": str(path), "text": "prompt"}
+    table |= {"quality": ["a", "b"], "cost": ["ca", "cb"], "context_dim": 4}
+    arguments = {"horizon": 200, "num_stages": 5, "budget_per_query": 0.0102, "max_deployed": 2}
+    dynamics, _ = run(name, 0, instance=table, **arguments)
+    assert dynamics.refused == 0
 
 
 @settings(max_examples=15, deadline=None)
@@ -348,7 +441,7 @@ def test_actions_are_legal_whatever_the_task(
         throughput=throughput,
         budget_per_query=budget,
     )
-    agent = make_agent(name, DeployProblem(**env.problem), seed)
+    agent: Any = make_agent(name, DeployProblem(**env.problem), seed)
     observation, info = env.reset(seed=seed)
     for _ in range(120):
         action = agent.act(observation)

@@ -279,6 +279,50 @@ def test_disabled_autoreset_resets_by_mask_only():
         env.reset(options={"reset_mask": np.zeros(3, dtype=bool)})
 
 
+@pytest.mark.parametrize("budget", [1e-4, 1.04e-4, 3e-4])
+@pytest.mark.parametrize("initial", [1, 2])
+def test_what_the_constructor_accepts_never_fails_at_a_reset(budget, initial):
+    source = {"source": "synthetic", "num_llms": 4, "initial": initial}
+    env = LLMDeployEnv(source, alpha=1.0, budget_per_query=budget, horizon=100)
+    for seed in range(30):
+        env.reset(seed=seed)
+        cost = env.dynamics.mean_cost
+        assert cost[:initial].min() <= budget * (1 + 1e-6)
+        assert ((cost >= 1e-4 * (1 - 1e-9)) & (cost <= 1e-2)).all()
+
+
+def test_retirements_that_may_leave_a_stage_empty_warn():
+    kwargs = {
+        "instance": {"source": "synthetic", "num_llms": 2, "initial": 1},
+        "retirements": [{"llm": "llm_0", "query": 5}],
+    }
+    with pytest.warns(UserWarning, match="depends on the draw"):
+        env = LLMDeployEnv(horizon=60, num_stages=10, **kwargs)
+    empty = 0
+    for seed in range(10):
+        observation, _ = env.reset(seed=seed)
+        for _ in range(60):
+            action = [*observation["arrived"], int(observation["arrived"][1])]
+            there = observation["arrived"].any() or observation["deployed"].any()
+            observation, _, _, _, info = env.step(action)
+            assert there or info["refused"]
+            empty += not there
+    assert empty > 0
+    kwargs["retirements"] = [{"llm": "llm_0", "query": 0}]
+    with pytest.raises(ValueError, match="in stage 0"):
+        LLMDeployEnv(horizon=60, num_stages=10, **kwargs)
+
+
+def test_a_small_catalog_runs_with_the_defaults(tmp_path):
+    price = {"input_usd_per_mtok": 0.5, "output_usd_per_mtok": 0.5, "quality": 0.5}
+    models = [{"id": f"m{k}", "release_date": "2024-01-01", **price} for k in range(3)]
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps({"models": models}))
+    env = LLMDeployEnv({"source": "catalog", "path": str(path), "start_day": 0})
+    assert env.problem["max_deployed"] == 3
+    env.reset(seed=0)
+
+
 LLM = "claude-v1"
 
 
@@ -304,7 +348,14 @@ LLM = "claude-v1"
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"alpha": [0.5, 0.5]}, "2 entries for 11 LLMs"),
         ({"budget_per_query": float("nan")}, "budget_per_query=nan"),
-        ({"budget_per_query": 0}, "above 0 USD"),
+        ({"budget_per_query": 0}, r"budget_per_query=0 must be a number in \[1e-12"),
+        ({"budget_per_query": 1e-310}, r"budget_per_query=1e-310 must be"),
+        (
+            {"instance": {"source": "synthetic", "kind": "late_arrival"}, "budget_per_query": 1e-9},
+            "cheapest mixture of every stage",
+        ),
+        ({"horizon": 10**13}, "horizon=10000000000000 is more than 16777216"),
+        ({"reward_delay": 10**13}, "reward_delay=10000000000000 is more than 16777216"),
         ({"budget_per_query": 1e-5}, "cheapest mixture of every stage"),
         ({"instance": "synthetic", "budget_per_query": 1e-5}, "cheapest mixture"),
         ({"budget": 1e-3}, "budget_per_query"),

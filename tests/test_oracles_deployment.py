@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -262,6 +265,80 @@ def test_seeing_the_query_is_worth_something() -> None:
         [learn(env, "contextual-StageRoute", seed).ledger_score / 2000 for seed in range(4)]
     )
     assert (seeing > agent).all()
+
+
+def test_bound_of_a_drifting_table_follows_the_drift() -> None:
+    """Deploying the LLM of best true mean alone is a policy: with money for it, it stays below."""
+    env = make_env(
+        instance="paretobandit",
+        horizon=2000,
+        num_stages=10,
+        drift=0.5,
+        alpha=1.0,
+        budget_per_query=0.05,
+        instance_seed=1,
+    )
+    instance, rules = truth(env)
+    best = [
+        np.where(instance.available(int(start)), instance.mean_reward[regime], 0.0).max()
+        for regime, start in enumerate(rules.stage_starts)
+    ]
+    bound = ledger_bound(instance, rules)
+    assert np.mean(best) <= bound.value
+    seeing = [follow(env, PerQueryOracle, seed).ledger_score / 2000 for seed in range(3)]
+    error = np.std(seeing, ddof=1) / np.sqrt(3)
+    assert np.mean(best) - 0.01 < np.mean(seeing) < bound.value + bound.overshoot + 3 * error
+
+
+@pytest.mark.parametrize(("horizon", "budget"), [(1, 3e-4), (10, 1e-4), (30, 5e-5)])
+def test_bound_with_overshoot_holds_for_the_last_query(
+    tmp_path: Path, horizon: int, budget: float
+) -> None:
+    """Staking the last money on a heavy tail beats ``value``, but not ``value + overshoot``."""
+    price = {"release_date": "2024-01-01", "input_usd_per_mtok": 1e-6, "output_usd_per_mtok": 1e-6}
+    dear = price | {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 1e-9}
+    models = [{"id": "cheap", "quality": 0.01, **price}, {"id": "dear", "quality": 1.0, **dear}]
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps({"models": models}))
+    source = {"source": "catalog", "path": str(path), "start_day": 0, "token_cv": [5.0, 0.1]}
+    env = make_env(
+        instance=source,
+        horizon=horizon,
+        num_stages=1,
+        max_deployed=2,
+        alpha=1.0,
+        budget_per_query=budget,
+    )
+    instance, rules = truth(env)
+    bound = ledger_bound(instance, rules)
+    c2 = env.problem["cost_high"]
+    assert instance.max_cost.max() == pytest.approx(c2)
+    assert 0.0 < bound.overshoot <= bound.price * c2 / horizon * (1 + 1e-9)
+    scores = np.zeros(400)
+    for seed in range(400):
+        env.reset(seed=seed)
+        for _ in range(horizon):
+            env.step([1, 1, 1])
+        scores[seed] = env.dynamics.ledger_score / horizon
+    error = scores.std(ddof=1) / 20
+    assert bound.value + 3 * error < scores.mean() < bound.value + bound.overshoot + 3 * error
+
+
+def test_many_stages_are_planned_in_seconds() -> None:
+    """Stages alike are solved once; finer stages lose no value."""
+    arguments: dict[str, Any] = {"instance": "catalog", "max_deployed": 8}
+    env = make_env(num_stages=365, **arguments)
+    instance, rules = truth(env)
+    start = time.perf_counter()
+    bound = ledger_bound(instance, rules).value
+    static, _ = static_value(instance, rules)
+    oracle = LedgerOracle(env)
+    for stage in range(0, 365, 10):
+        oracle._plan_stage(stage)
+    assert time.perf_counter() - start < 5.0
+    coarse = ledger_bound(*truth(make_env(num_stages=73, **arguments))).value
+    assert static < bound
+    assert coarse < bound  # 365 stages refine 73, so nothing is lost
 
 
 def test_price_cut_moves_the_oracle() -> None:

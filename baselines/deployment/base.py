@@ -5,22 +5,35 @@ An agent deploys LLMs at update points and sends every query to one of the deplo
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baselines.agent import Action, DeployAgent, DeployProblem, Observation
 from llmqueue_gym.core.routing_lp import RouteOpt, deploy_opt
+
+_CHEAPEST = 1e-9  # least c1 in units of c2
+
+
+def features(observation: Observation) -> NDArray[np.float64]:
+    """Return z = (x, 1) of a query with context x, or (1) without contexts."""
+    if "context" not in observation:
+        return np.ones(1)
+    return np.append(observation["context"].astype(np.float64), 1.0)
 
 
 class StageAgent(DeployAgent):
     """An agent that deploys, routes and counts; subclasses say what to deploy and how to route.
 
     (R) Routing never exceeds the throughput left in the stage, so no query is refused by a rate
-    limit: an LLM at its cap is passed over.
+    limit: an LLM at its cap is passed over. (R) Agents take c1 as at least c2 / 10^9, so that free
+    queries do not make an LLM infinitely good value.
 
     Attributes
     ----------
@@ -36,6 +49,8 @@ class StageAgent(DeployAgent):
     """
 
     def __init__(self, problem: DeployProblem, seed: int) -> None:
+        floor = _CHEAPEST * problem.cost_high
+        problem = replace(problem, cost_low=max(problem.cost_low, floor))
         super().__init__(problem, seed)
         size = problem.num_llms
         self.plays = [0] * size
@@ -99,17 +114,33 @@ class StageAgent(DeployAgent):
 
     def draw(self, observation: Observation, shares: Sequence[float]) -> int:
         """Draw a deployed LLM with the probabilities ``shares``, given in the order of deployed."""
-        point = self.rng.random()
-        llm = self.deployed[-1]
-        for llm, share in zip(self.deployed, shares, strict=True):  # noqa: B007
-            point -= share
-            if point < 0.0:
-                break
+        llm = self.pick(self.deployed, shares)
         left = observation["throughput_left"]
         if left[llm] > 0.0:
             return llm
         ranked = sorted(zip(shares, self.deployed, strict=True), reverse=True)
         return next((other for _, other in ranked if left[other] > 0.0), llm)
+
+    def pick(self, llms: Sequence[int], shares: Sequence[float]) -> int:
+        """Draw one of the LLMs with the probabilities ``shares``."""
+        point = self.rng.random()
+        for llm, share in zip(llms, shares, strict=True):
+            point -= share
+            if point < 0.0:
+                return llm
+        return llms[-1]
+
+    def top(self, arrived: Iterable[int], worth: Callable[[int], float]) -> list[int]:
+        """Return the M_max LLMs worth most, the least played among equals, then by index."""
+        ranked = sorted(arrived, key=lambda llm: (-worth(llm), self.plays[llm], llm))
+        return ranked[: self.problem.max_deployed]
+
+    def scaled_cost(self, cost: float) -> float:
+        """Return a cost on a log scale from c1 (0) to c2 (1); 0 if all costs are equal."""
+        low, high = self.problem.cost_low, self.problem.cost_high
+        if high <= low:
+            return 0.0
+        return math.log(min(max(cost, low), high) / low) / math.log(high / low)
 
     def open_llms(self, observation: Observation) -> list[int]:
         """Deployed LLMs that may still take queries in this stage; all of them if none may."""

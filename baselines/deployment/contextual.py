@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import DeployProblem, Observation
-from baselines.deployment.base import StageAgent
+from baselines.deployment.base import StageAgent, features
 from llmqueue_gym.core.routing_lp import deploy_opt
 
 Floats = NDArray[np.float64]
@@ -76,7 +76,8 @@ class ContextualStageRoute(StageAgent):
     def deploy(self, observation: Observation, arrived: list[int]) -> Sequence[int]:
         """Solve DeployOPT at the average context."""
         self._price = np.maximum(observation["cost_prior"], self.problem.cost_low).astype(float)
-        mean = self._context_sum / self.query if self.query else _features(observation)
+        seen = self._context_sum[-1]  # rated answers: under a delay fewer than queries
+        mean = self._context_sum / seen if seen else features(observation)
         rewards, costs = self._estimates(mean, arrived)
         best = deploy_opt(
             rewards,
@@ -102,7 +103,7 @@ class ContextualStageRoute(StageAgent):
 
     def route(self, observation: Observation) -> int:
         """Take the best value for money and traffic."""
-        z = _features(observation)
+        z = features(observation)
         self._recent[self.query % _WINDOW] = z
         if self.query < _REFRESH or self.query % _REFRESH == 0:
             self.price_of_money = self._clearing_price()
@@ -133,7 +134,7 @@ class ContextualStageRoute(StageAgent):
 
     def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
         """Update the ridge regressions of the LLM and the prices of traffic."""
-        z = _features(observation)
+        z = features(observation)
         self._context_sum += z
         inverse = self._inverse[llm]
         gain = inverse @ z
@@ -149,8 +150,3 @@ class ContextualStageRoute(StageAgent):
 _WINDOW = 128  # contexts that lambda is computed on
 _REFRESH = 50  # queries between two computations
 _DEAREST = 1e3  # a price at which only the cheapest LLM is worth its cost
-
-
-def _features(observation: Observation) -> Floats:
-    """Return z = (x, 1)."""
-    return np.append(observation["context"].astype(np.float64), 1.0)

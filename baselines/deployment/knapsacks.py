@@ -19,14 +19,16 @@ _LOG_MAX = 300.0  # a price of e^300 already forbids everything but the cheapest
 class UCBBwK(StageRoute):
     """UCB-BwK: StageRoute's bounds and programmes with the budget (1 - eps) b, until it is gone.
 
-    eps = sqrt(gamma c2 / (bT)), at most 1/2. (R) There is no null action: once less than c2 is
-    left, the cheapest deployed LLM answers.
+    eps = sqrt(gamma c2 / (bT)), at most 1/2. (R) The null action, here a refusal, is not used: once
+    less than min(c2, eps bT) is left, the cheapest deployed LLM answers. The second term is for
+    budgets that c2 would use up from the start.
     """
 
     def budget(self) -> float:
         """Return (1 - eps) b, or 0 once the budget is gone."""
         problem = self.problem
-        if self.spent > problem.budget * problem.horizon - problem.cost_high:
+        total = problem.budget * problem.horizon
+        if self.spent > total - min(problem.cost_high, self.shrink * total):
             return 0.0
         return (1.0 - self.shrink) * problem.budget
 
@@ -57,8 +59,7 @@ class PrimalDualBwK(StageRoute):
         self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]
     ) -> list[int]:
         """Take the largest ratios."""
-        ranked = sorted(arrived, key=lambda llm: (-self.ratio(llm), self.plays[llm], llm))
-        return ranked[: self.problem.max_deployed]
+        return self.top(arrived, self.ratio)
 
     def route(self, observation: Observation) -> int:
         """Play the largest ratio and raise the prices of what it uses."""
@@ -98,19 +99,12 @@ class LagrangeBwK(StageAgent):
         best = max(self._log_weight.values(), default=0.0)
         for llm in arrived:
             self._log_weight.setdefault(llm, best)
-        ranked = sorted(arrived, key=lambda llm: (-self._log_weight[llm], self.plays[llm], llm))
-        return ranked[: self.problem.max_deployed]
+        return self.top(arrived, self._log_weight.__getitem__)
 
     def route(self, observation: Observation) -> int:
         """Draw by the weights of the deployed."""
         llms = self.open_llms(observation)
-        point = self.rng.random()
-        llm = llms[-1]
-        for llm, chance in zip(llms, self._chances(llms), strict=True):  # noqa: B007
-            point -= chance
-            if point < 0.0:
-                break
-        return llm
+        return self.pick(llms, self._chances(llms))
 
     def _chances(self, llms: list[int]) -> list[float]:
         best = max(self._log_weight[llm] for llm in llms)

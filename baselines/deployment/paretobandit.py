@@ -7,7 +7,6 @@ arXiv 2604.00136; the rule written out, and the router of the authors' package
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import Action, DeployProblem, Observation
-from baselines.deployment.base import StageAgent
+from baselines.deployment.base import StageAgent, features
 
 Floats = NDArray[np.float64]
 
@@ -31,8 +30,8 @@ class ParetoBandit(StageAgent):
       3. forget, then learn: A <- f^dt A + z z^T, b <- f^dt b + r z, with f = 0.997 and dt the
          queries since m last learned; theta = A^-1 b;
       4. ema <- 0.95 ema + 0.05 cost;  lambda <- clip(lambda + 0.05 (ema / b - 1), 0, 5).
-    (R) tau_k: deploy LLMs that still have forced pulls to come, in the order of arrival, then the
-    M_max largest indices at the mean context. (R) The price is the list price, or where none is
+    (R) tau_k: LLMs that still have forced pulls to come are deployed first, then the others, each
+    by the largest index at the mean context. (R) The price is the list price, or where none is
     published the mean cost paid (c1 before the first play). (R) lambda_c = 0: the pacer alone
     prices money.
 
@@ -84,7 +83,8 @@ class ParetoBandit(StageAgent):
     def deploy(self, observation: Observation, arrived: list[int]) -> Sequence[int]:
         """Take the newcomers, then the largest indices."""
         self._price = observation["cost_prior"].tolist()
-        mean = self._context_sum / max(1, self.query) if self.query else _features(observation)
+        seen = self._context_sum[-1]  # rated answers: under a delay fewer than queries
+        mean = self._context_sum / seen if seen else features(observation)
         indices = dict(zip(arrived, self._indices(mean, arrived), strict=True))
         ranked = sorted(arrived, key=lambda llm: (self._known(llm), -indices[llm], llm))
         return ranked[: self.problem.max_deployed]
@@ -98,22 +98,18 @@ class ParetoBandit(StageAgent):
         for llm in llms:
             if not self._known(llm):
                 return llm
-        return llms[int(np.argmax(self._indices(_features(observation), llms)))]
+        return llms[int(np.argmax(self._indices(features(observation), llms)))]
 
     def _indices(self, z: Floats, llms: list[int]) -> list[float]:
         width = np.sqrt(np.einsum("d,mde,e->m", z, self._inverse[llms], z))
         means = self._weights[llms] @ z
-        penalty = self.price_of_money * np.array([self._scaled_cost(llm) for llm in llms])
-        return (means + self.exploration * width - penalty).tolist()  # type: ignore[no-any-return]
-
-    def _scaled_cost(self, llm: int) -> float:
-        low, high = self.problem.cost_low, self.problem.cost_high
-        cost = min(max(self._price[llm] or self.cost[llm], low), high)
-        return math.log(cost / low) / math.log(high / low)
+        prices = [self.scaled_cost(self._price[llm] or self.cost[llm]) for llm in llms]
+        indices = means + self.exploration * width - self.price_of_money * np.array(prices)
+        return indices.tolist()  # type: ignore[no-any-return]
 
     def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
         """Forget, learn, and move the price of money."""
-        z = _features(observation)
+        z = features(observation)
         self._context_sum += z
         kept = self.forgetting ** (self.query - self._last[llm])
         self._last[llm] = self.query
@@ -137,9 +133,9 @@ class ParetoBanditPackage(StageAgent):
     (R) An LLM is registered when it is first seen at an update point. Its price per million tokens
     is taken as its list price for a query of 1000 tokens; where none is published, the mean cost
     paid so far, and 1 USD before the first play.
-    (R) tau_k: deploy the least played newcomers (fewer than 20 plays), then the largest of the
-    router's expected reward minus its price penalty. Only deployed LLMs with throughput left are
-    shown to the router.
+    (R) tau_k: newcomers (fewer than 20 plays) are deployed first, then the others, each by the
+    router's expected reward minus its price penalty at the context of now. Only deployed LLMs with
+    throughput left are shown to the router.
 
     Raises
     ------
@@ -175,7 +171,7 @@ class ParetoBanditPackage(StageAgent):
         for llm in arrived:
             self._register(llm, 1e3 * (prices[llm] or self.cost[llm]) or 1.0)
         self._shown = []
-        z = _features(observation)
+        z = features(observation)
         ranked = sorted(arrived, key=lambda llm: (self.plays[llm] >= 20, -self._worth(llm, z), llm))
         return ranked[: self.problem.max_deployed]
 
@@ -203,7 +199,7 @@ class ParetoBanditPackage(StageAgent):
             self._shown = llms
             self._router.registry.clear()
             self._router.registry.update({str(llm): self._entries[llm] for llm in llms})
-        name, log = self._router.route(_features(observation))
+        name, log = self._router.route(features(observation))
         self._logs.append(log)
         return int(name)
 
@@ -215,8 +211,8 @@ class ParetoBanditPackage(StageAgent):
         next_observation: Observation,
         info: Mapping[str, Any],
     ) -> None:
-        """Learn from the step; a refused query has no answer to report."""
-        if info["llm"] < 0:
+        """Learn from the step; a query the router sent but nobody answered is not reported."""
+        if info["llm"] < 0 and self.deployed:
             self._logs.pop()
         super().update(observation, action, reward, next_observation, info)
 
@@ -225,10 +221,3 @@ class ParetoBanditPackage(StageAgent):
         log = self._logs.popleft()
         log.cost_usd = cost
         self._router.process_feedback(log.request_id, reward)
-
-
-def _features(observation: Observation) -> Floats:
-    """Return z = (x, 1), or 1 without contexts."""
-    if "context" not in observation:
-        return np.ones(1)
-    return np.append(observation["context"].astype(np.float64), 1.0)

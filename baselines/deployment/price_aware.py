@@ -23,7 +23,7 @@ class PriceAware(StageRoute):
     """StageRoute that reads price lists and learns what to expect of a newcomer.
 
     Estimates of an LLM with n plays:
-        c    = list price * (sum of paid / list price + n0) / (n + n0), no optimism;
+        c    = list price * (sum of paid / list price then + n0) / (n + n0), no optimism;
         mu^U = posterior mean + kappa * posterior standard deviation,
     the posterior of its mean reward under an empirical-Bayes prior. At every tau_k the rewards of
     all LLMs seen so far are regressed on (1, log list price, arrival time): newer and dearer LLMs
@@ -70,7 +70,7 @@ class PriceAware(StageRoute):
         self.prior_plays = prior_plays
         size = problem.num_llms
         self._price = [0.0] * size
-        self._paid = [0.0] * size  # sum of paid / list price
+        self._paid = [0.0] * size  # sum of paid / list price at the time
         self._first_seen: dict[int, float] = {}
         self._prior: Mapping[int, tuple[float, float]] = {}  # mean and variance
         self._spread = _FIRST_SPREAD
@@ -116,9 +116,11 @@ class PriceAware(StageRoute):
         return price * (self._paid[llm] + n0) / (self.plays[llm] + n0)
 
     def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
-        """Count the cost in units of the list price; refresh the estimates."""
-        if self._price[llm] > 0.0:
-            self._paid[llm] += cost / self._price[llm]
+        """Count the cost in units of the list price of that query; refresh the estimates."""
+        # A deployed LLM that has retired is no longer listed.
+        price = float(observation["cost_prior"][llm]) or self._price[llm]
+        if price > 0.0:
+            self._paid[llm] += cost / price
         super().learn(observation, llm, reward, cost)
 
 

@@ -111,10 +111,7 @@ class TopUCB(StageRoute):
         self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]
     ) -> list[int]:
         """Take the largest mu^U, the least played among equals."""
-        ranked = sorted(
-            range(len(arrived)), key=lambda i: (-rewards[i], self.plays[arrived[i]], arrived[i])
-        )
-        return [arrived[i] for i in ranked[: self.problem.max_deployed]]
+        return self.top(arrived, dict(zip(arrived, rewards, strict=True)).__getitem__)
 
 
 class Ratio(StageRoute):
@@ -124,8 +121,5 @@ class Ratio(StageRoute):
         self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]
     ) -> list[int]:
         """Take the largest ratios, the least played among equals."""
-        ranked = sorted(
-            range(len(arrived)),
-            key=lambda i: (-rewards[i] / costs[i], self.plays[arrived[i]], arrived[i]),
-        )
-        return [arrived[i] for i in ranked[: self.problem.max_deployed]]
+        rows = zip(arrived, rewards, costs, strict=True)
+        return self.top(arrived, {llm: mu / cost for llm, mu, cost in rows}.__getitem__)

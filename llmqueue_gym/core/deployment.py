@@ -163,6 +163,15 @@ class DeploymentInstance:
         return self.input_cost + self.output_cost
 
     @cached_property
+    def max_cost(self) -> Floats:
+        """Largest cost of a query over all regimes, in USD, shape (N,)."""
+        if self.table is not None:
+            return np.asarray((self.input_cost * self.table.cost.max(axis=0)).max(axis=0))
+        largest = np.exp(Z_LIMIT * self.log_sd) / lognormal_mean(self.log_sd)
+        costs = self.input_cost * largest[0] + self.output_cost * largest[1]
+        return np.asarray(costs.max(axis=0))
+
+    @cached_property
     def shift(self) -> Floats:
         """Drift w, shape (G, N): the reward becomes 1 (w > 0) or 0 (w < 0) with probability |w|."""
         change = self.mean_reward - self.base_reward
@@ -460,8 +469,10 @@ class DeploymentDynamics:
         """Recompute what changes with the stage, the deployment or an arrival."""
         available, n = self.available[lanes], self.num_llms
         left = np.maximum(self._cap[lanes] - self.used[lanes], 0) / self._length[lanes][:, None]
-        self._seen["throughput_left"][lanes] = left * available
         updating = (self.query[lanes] == self._start[lanes])[:, None]
+        # A deployed LLM that retires serves to the end of the stage.
+        serving = available | (self.deployed[lanes] & ~updating)
+        self._seen["throughput_left"][lanes] = left * serving
         routable = np.where(updating, available, self.deployed[lanes])
         routable[:, 0] |= ~routable.any(axis=1)  # one action stays legal
         masks = np.ones((len(available), 3 * n), dtype=np.int8)
@@ -567,9 +578,7 @@ class DeploymentDynamics:
         seen["count"][lanes, llms] = count
         seen["mean_cost"][lanes, llms] = self._cost_sum[lanes, llms] / count
         left = np.maximum(self._cap[lanes, llms] - self.used[lanes, llms], 0)
-        seen["throughput_left"][lanes, llms] = (
-            left / self._length[lanes] * self.available[lanes, llms]
-        )
+        seen["throughput_left"][lanes, llms] = left / self._length[lanes]
 
     def _rate(self, lanes: Ints, llms: Ints, reward: Floats) -> None:
         """Book one seen reward in each of some lanes."""
@@ -691,9 +700,8 @@ class DeploymentDynamics:
         self.count[0, llm], self.used[0, llm], self._cost_sum[0, llm] = count, used, total
         seen["count"][0, llm] = count
         seen["mean_cost"][0, llm] = total / count
-        if self.available.item(llm):
-            left = max(self._cap.item(llm) - used, 0) / self._length.item(0)
-            seen["throughput_left"][0, llm] = left
+        left = max(self._cap.item(llm) - used, 0) / self._length.item(0)
+        seen["throughput_left"][0, llm] = left
 
     def _charge_single(self, reward: float, charge: float) -> tuple[bool, float]:
         """Book a query; return whether the ledger is exhausted, and the ledger's reward."""

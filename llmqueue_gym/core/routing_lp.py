@@ -332,7 +332,8 @@ def deploy_opt(
     max ``mu @ d`` s.t. ``cost @ d <= b``, ``sum(d) = 1``, ``0 <= d <= alpha * z``, z binary,
     ``sum(z) = min(M_max, N)``. Ties (R): LLMs rank by highest mu^U, fewest samples, incumbents
     first, lowest index. Slots the optimum leaves unused go down this rank, and between LLMs of
-    equal mu and cost the optimum takes the first in rank.
+    equal mu and cost the optimum takes the first in rank. Between other optimal supports of equal
+    value the choice is deterministic, but need not maximise the summed mu^U of the deployed.
 
     Infeasible cases (R). No set has ``sum(alpha) >= 1``: all caps are raised by the one factor
     that makes the largest sets just suffice, hence a set of largest capacity is deployed, the best

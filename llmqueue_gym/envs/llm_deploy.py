@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ from llmqueue_gym.workloads.catalog import (
 )
 from llmqueue_gym.workloads.pool import check_count
 
+MIN_BUDGET = 1e-12
+"""Least budget in USD per query: shares of it stay within float32."""
 BUDGETS = ("soft", "hard")
 THROUGHPUTS = ("soft", "hard")
 
@@ -51,20 +54,21 @@ class _Task:
 
     def __init__(
         self,
-        instance: str | Mapping[str, Any] = "routerbench",
-        horizon: int | None = None,
-        num_stages: int | None = None,
-        max_deployed: int | None = None,
-        alpha: float | Sequence[float] | None = None,
-        budget_per_query: float | None = None,
-        budget: str = "soft",
-        throughput: str = "soft",
-        price_changes: str | Sequence[Mapping[str, Any]] | None = None,
-        retirements: Sequence[Mapping[str, Any]] | None = None,
-        switching_cost: float = 0.0,
-        reward_delay: int = 0,
-        drift: float = 0.0,
-        instance_seed: int | None = None,
+        *,
+        instance: str | Mapping[str, Any],
+        horizon: int | None,
+        num_stages: int | None,
+        max_deployed: int | None,
+        alpha: float | Sequence[float] | None,
+        budget_per_query: float | None,
+        budget: str,
+        throughput: str,
+        price_changes: str | Sequence[Mapping[str, Any]] | None,
+        retirements: Sequence[Mapping[str, Any]] | None,
+        switching_cost: float,
+        reward_delay: int,
+        drift: float,
+        instance_seed: int | None,
     ) -> None:
         self.source = source = make_source(instance)
         self.llms = source.llms
@@ -74,14 +78,14 @@ class _Task:
         if instance_seed is not None:
             check_count("instance_seed", instance_seed, minimum=0)
         usual = source.defaults
-        steps = check_count("horizon", usual.horizon if horizon is None else horizon)
+        steps = _limited("horizon", usual.horizon if horizon is None else horizon)
         if num_stages is None:
             num_stages = min(usual.num_stages, steps)
         stages = check_count("num_stages", num_stages)
         if stages > steps:
             raise ValueError(f"num_stages={stages} is more than the horizon of {steps} queries")
         if max_deployed is None:
-            max_deployed = usual.max_deployed
+            max_deployed = min(usual.max_deployed, self.num_llms)
         slots = check_count("max_deployed", max_deployed)
         if slots > self.num_llms:
             raise ValueError(
@@ -95,7 +99,7 @@ class _Task:
             self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
             throughput,  # type: ignore[arg-type]  # checked above
             check_float("switching_cost", switching_cost, 0.0, 1e9, " (USD)"),
-            check_count("reward_delay", reward_delay, minimum=0),
+            _limited("reward_delay", reward_delay, minimum=0),
         )
         self._drift = check_float("drift", drift, 0.0, 1.0)
         self._price_changes = read_price_changes(price_changes, source, steps)
@@ -104,10 +108,11 @@ class _Task:
         self._fixed: DeploymentInstance | None = None
         if instance_seed is not None or (source.fixed and not self._drift):
             self._fixed = self._draw(np.random.default_rng(instance_seed or 0))
-        self._check_instance(
-            self._fixed or self._draw(np.random.default_rng(0)),
-            known=source.fixed or instance_seed is not None,
-        )
+        example = self._fixed or self._draw(np.random.default_rng(0))
+        if source.fixed_costs or instance_seed is not None:
+            self._check_instance(example)
+        else:
+            self._check_capacity_of_any(example)
 
     def _read_alpha(self, alpha: Any) -> tuple[float, ...]:
         hint = "; 1 means no limit"
@@ -126,18 +131,12 @@ class _Task:
 
     @staticmethod
     def _read_budget(budget: Any) -> float:
-        value = check_float("budget_per_query", budget, 0.0, 1e9, " (USD)")
-        if value <= 0.0:
-            raise ValueError(f"budget_per_query={budget!r} must be above 0 USD")
-        return value
+        return check_float("budget_per_query", budget, MIN_BUDGET, 1e9, " (USD)")
 
-    def _check_instance(self, instance: DeploymentInstance, known: bool) -> None:
-        """Refuse what no policy can serve; warn where the budget cannot hold in single stages.
-
-        Of an instance that is redrawn at every reset only the capacity is known.
-        """
+    def _check_instance(self, instance: DeploymentInstance) -> None:
+        """Refuse what no policy can serve; warn where the budget cannot hold in single stages."""
         early = np.flatnonzero(self._retire_query <= instance.arrival_query)
-        if early.size and known:
+        if early.size:
             name, arrival = self.llms[early[0]], instance.arrival_query[early[0]]
             raise ValueError(
                 f"retirements: {name!r} retires at query {self._retire_query[early[0]]}, "
@@ -145,12 +144,8 @@ class _Task:
             )
         verdicts, rules = stage_verdicts(instance, self.rules), self.rules
         if "under_capacity" in verdicts:
-            raise ValueError(
-                f"alpha: in stage {verdicts.index('under_capacity')} the {rules.max_deployed} "
-                "LLMs of largest alpha that can be deployed carry less than all traffic (their "
-                "alpha sum to less than 1); raise alpha or max_deployed"
-            )
-        dear = verdicts.count("over_budget") if known else 0
+            raise self._under_capacity(verdicts.index("under_capacity"))
+        dear = verdicts.count("over_budget")
         if dear == len(verdicts):
             raise ValueError(
                 f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of every "
@@ -164,6 +159,32 @@ class _Task:
                 UserWarning,
                 stacklevel=4,
             )
+
+    def _check_capacity_of_any(self, instance: DeploymentInstance) -> None:
+        """Refuse what no draw of the later arrivals can serve; warn of what some cannot."""
+        later = instance.arrival_query > 0
+        for arrival in (1, self.rules.horizon):  # all as soon as can be, all too late
+            case = replace(instance, arrival_query=np.where(later, arrival, 0))
+            verdicts = stage_verdicts(case, self.rules)
+            if "under_capacity" not in verdicts:
+                continue
+            stage = verdicts.index("under_capacity")
+            if arrival == 1:
+                raise self._under_capacity(stage)
+            warnings.warn(
+                f"retirements: from stage {stage} on the LLMs there can carry all traffic only if "
+                "others have arrived, which depends on the draw; where they have not, queries are "
+                "refused or exceed the throughput",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _under_capacity(self, stage: int) -> ValueError:
+        return ValueError(
+            f"alpha: in stage {stage} the {self.rules.max_deployed} LLMs of largest alpha that can "
+            "be deployed carry less than all traffic (their alpha sum to less than 1); raise alpha "
+            "or max_deployed"
+        )
 
     def _draw(self, rng: np.random.Generator) -> DeploymentInstance:
         return build_instance(
@@ -233,6 +254,14 @@ class _Task:
         )
 
 
+def _limited(name: str, value: Any, minimum: int = 1) -> int:
+    """Check a number of queries, which counts in observations must be able to show."""
+    count = check_count(name, value, minimum)
+    if count > MAX_COUNT:
+        raise ValueError(f"{name}={value!r} is more than {int(MAX_COUNT)} queries (2^24); lower it")
+    return count
+
+
 def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         hint = "; the USD per query are budget_per_query" if name == "budget" else ""
@@ -262,20 +291,20 @@ class _DeployEnv(RenderedEnv):
         render_mode: str | None = None,
     ) -> None:
         self._task = task = _Task(
-            instance,
-            horizon,
-            num_stages,
-            max_deployed,
-            alpha,
-            budget_per_query,
-            budget,
-            throughput,
-            price_changes,
-            retirements,
-            switching_cost,
-            reward_delay,
-            drift,
-            instance_seed,
+            instance=instance,
+            horizon=horizon,
+            num_stages=num_stages,
+            max_deployed=max_deployed,
+            alpha=alpha,
+            budget_per_query=budget_per_query,
+            budget=budget,
+            throughput=throughput,
+            price_changes=price_changes,
+            retirements=retirements,
+            switching_cost=switching_cost,
+            reward_delay=reward_delay,
+            drift=drift,
+            instance_seed=instance_seed,
         )
         self._set_render_mode(render_mode)
         self.dynamics = task.dynamics(1)
@@ -416,11 +445,11 @@ class LLMDeployEnv(_DeployEnv):
     | Name | Default | Meaning |
     |------|---------|---------|
     | instance | "routerbench" | where the LLMs come from: a name ("routerbench", "catalog", "synthetic", "table", "paretobandit"), or a dict with a "source" and options |
-    | horizon | None | T [36497 / 36000 / 10000 / 10000] |
+    | horizon | None | T, at most 2^24 [36497 / 36000 / 10000 / 10000] |
     | num_stages | None | K [33 / 33 / 20 / 20] |
-    | max_deployed | None | M_max [5 / 5 / 4 / half of the LLMs] |
+    | max_deployed | None | M_max, at most N [5 / 5 / 4 / half of the LLMs] |
     | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" / 1] |
-    | budget_per_query | None | b in USD [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
+    | budget_per_query | None | b in USD, at least 1e-12 [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
     | budget | "soft" | "hard": the reward is the ledger's |
     | throughput | "soft" | "soft" serves and counts queries above ceil(alpha * stage length), "hard" does not serve them: reward 0, cost 0 |
     | price_changes | None | "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
@@ -431,8 +460,10 @@ class LLMDeployEnv(_DeployEnv):
     | instance_seed | None | fixes the instance |
 
     A budget below the cheapest mixture is an error if it is so in every stage, else a warning
-    (``catalog`` at b = 3e-4: the first LLMs are too dear); checked on instances that are the same
-    at every reset. Alphas that cannot carry all traffic are an error.
+    (``catalog`` at b = 3e-4: the first LLMs are too dear); checked where arrivals and costs are the
+    same at every reset. Alphas that cannot carry all traffic are an error; where that depends on the
+    draw (retirements from a ``synthetic`` instance), a warning: a stage may then have too few LLMs
+    or none, and queries are refused.
 
     ```python
     >>> import gymnasium as gym

@@ -6,8 +6,9 @@ They act through the same interface as every agent: deployment bits and one LLM 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -41,11 +42,15 @@ class LedgerBound(NamedTuple):
         Lagrange multiplier lambda of the budget: reward lost per USD less per query.
     stage_budget : ndarray, shape (K,)
         Mean USD per query that the optimum spends in every stage.
+    overshoot : float
+        What the query that ends the ledger may add: no policy expects more than value + overshoot.
+        At most lambda c2 / T.
     """
 
     value: float
     price: float
     stage_budget: Floats
+    overshoot: float = 0.0
 
 
 def fluid_values(instance: DeploymentInstance, rules: DeploymentRules) -> Floats:
@@ -97,28 +102,35 @@ def static_value(instance: DeploymentInstance, rules: DeploymentRules) -> tuple[
     greedily and improved by swaps, so the value is a yardstick and may be a little below the best
     set's.
     """
-    stages = [
-        (length, instance.available(int(start)), *_stage_means(instance, rules, k))
-        for k, (start, length) in enumerate(
-            zip(rules.stage_starts, rules.stage_lengths.tolist(), strict=True)
-        )
-    ]
     alpha = np.array(rules.alpha)
+    means: dict[bytes, Floats] = {}  # distinct mean rewards and costs of a stage, (2, N) each
+    queries: Counter[tuple[bytes, bytes]] = Counter()  # of the stages of one kind
+    for k, (start, length) in enumerate(
+        zip(rules.stage_starts.tolist(), rules.stage_lengths.tolist(), strict=True)
+    ):
+        stage = np.array(_stage_means(instance, rules, k))
+        means[stage.tobytes()] = stage
+        queries[stage.tobytes(), instance.available(start).tobytes()] += length
+
+    @cache
+    def reward(kind: bytes, llms: tuple[int, ...]) -> float:
+        mu, cost = means[kind][:, llms]
+        # A null LLM refuses what the budget or the throughput does not cover.
+        best = route_opt(
+            np.append(mu, 0.0),
+            np.append(cost, 0.0),
+            np.append(alpha[[*llms]], 1.0),
+            rules.budget,
+        )
+        return best.value
 
     @cache
     def value(chosen: frozenset[int]) -> float:
         total = 0.0
-        for length, available, mu, cost in stages:
-            llms = [llm for llm in sorted(chosen) if available[llm]]
+        for (kind, available), count in queries.items():
+            llms = tuple(llm for llm in sorted(chosen) if available[llm])
             if llms:
-                # A null LLM refuses what the budget or the throughput does not cover.
-                best = route_opt(
-                    np.append(mu[llms], 0.0),
-                    np.append(cost[llms], 0.0),
-                    np.append(alpha[llms], 1.0),
-                    rules.budget,
-                )
-                total += length * best.value
+                total += count * reward(kind, llms)
         return total / rules.horizon
 
     llms = range(len(alpha))
@@ -134,7 +146,9 @@ def static_value(instance: DeploymentInstance, rules: DeploymentRules) -> tuple[
 
 
 def ledger_bound(instance: DeploymentInstance, rules: DeploymentRules) -> LedgerBound:
-    """Return the reference of the leaderboard: no policy expects a larger ledger score.
+    """Return the reference of the leaderboard: no policy expects a larger ledger score per query.
+
+    Strictly, none expects more than ``value + overshoot``; see below.
 
     The hard budget bT may be spread over the stages at will, and refusing a query saves its cost.
     Weak duality over all policies, adaptive ones included: for every price lambda >= 0 the value
@@ -148,11 +162,20 @@ def ledger_bound(instance: DeploymentInstance, rules: DeploymentRules) -> Ledger
     With a table, a policy may see the query: then each query goes to the LLM best for it at price
     lambda, and neither M_max nor throughput binds, which makes the bound looser.
 
+    The query that ends the ledger is not paid, so a policy that stakes its last money on an LLM
+    with a heavy tail of costs gets its cheap answers for less than their mean cost. The money of
+    all queries up to that one is at most bT + c2, c2 the largest cost of a query: the same bound
+    at this budget holds strictly, and ``overshoot`` is what it adds, at most lambda c2 / T.
+
     The bound is for policies that keep the throughput (always with hard throughput; with soft
     throughput those without violations).
     """
     fill = _mean_fill if instance.table is None else _table_fill
-    return _spread_budget(instance, rules, fill, 0, 0.0)
+    bound = _spread_budget(instance, rules, fill, 0, 0.0)
+    there = np.any([instance.available(start) for start in rules.stage_starts.tolist()], axis=0)
+    largest = float(instance.max_cost[there].max(initial=0.0))
+    strict = _spread_budget(instance, rules, fill, 0, -largest)
+    return bound._replace(overshoot=max(0.0, strict.value - bound.value))
 
 
 def _spread_budget(
@@ -163,18 +186,21 @@ def _spread_budget(
     The optimum mixes two plans that are both best at one price lambda of money, one above and one
     below the money left; secant steps reach it exactly. The value is per query left.
     """
-    segments = [part for part in _segments(instance, rules) if part.stage >= stage]
-    queries = sum(part.length for part in segments)
+    parts, stages, lengths, kinds = _segment_kinds(instance, rules)
+    first = int(np.searchsorted(stages, stage))
+    stages, lengths, kinds = stages[first:], lengths[first:], kinds[first:]
+    queries, present = int(lengths.sum()), np.unique(kinds).tolist()
     total = max(0.0, rules.budget * rules.horizon - spent)
 
     def solve(price: float) -> tuple[float, Floats]:
         """Reward and spend per stage of the Lagrangian's optimum, summed over queries."""
-        reward, spend = 0.0, np.zeros(rules.num_stages)
-        for part in segments:
-            gained, paid = fill(instance, rules, part, price)
-            reward += part.length * gained
-            spend[part.stage] += part.length * paid
-        return reward, spend
+        found = np.zeros((len(parts), 2))
+        for kind in present:
+            found[kind] = fill(instance, rules, parts[kind], price)
+        gained, paid = found[kinds].T * lengths
+        spend = np.zeros(rules.num_stages)
+        np.add.at(spend, stages, paid)
+        return float(gained.sum()), spend
 
     price, most, least = 0.0, solve(0.0), (0.0, np.zeros(rules.num_stages))
     if most[1].sum() <= total:
@@ -209,13 +235,35 @@ _Fill = Callable[[DeploymentInstance, DeploymentRules, _Segment, float], tuple[f
 """Reward and cost per query of a segment's optimum at a price of money."""
 
 
-def _segments(instance: DeploymentInstance, rules: DeploymentRules) -> Iterator[_Segment]:
-    ends = np.append(rules.stage_starts[1:], rules.horizon).tolist()
-    for k, (start, end) in enumerate(zip(rules.stage_starts.tolist(), ends, strict=True)):
-        changes = instance.change_query
-        cuts = [start, *changes[(changes > start) & (changes < end)].tolist(), end]
-        for first, last in pairwise(cuts):
-            yield _Segment(k, first, last - first)
+def _segments(instance: DeploymentInstance, rules: DeploymentRules, stage: int) -> list[_Segment]:
+    start = int(rules.stage_starts[stage])
+    end = start + int(rules.stage_lengths[stage])
+    changes = instance.change_query
+    inside = slice(*np.searchsorted(changes, [start + 1, end]))
+    cuts = [start, *changes[inside].tolist(), end]
+    return [_Segment(stage, first, last - first) for first, last in pairwise(cuts)]
+
+
+@lru_cache(maxsize=2)
+def _segment_kinds(
+    instance: DeploymentInstance, rules: DeploymentRules
+) -> tuple[list[_Segment], Ints, Ints, Ints]:
+    """Return one segment of each kind, and the stage, length and kind of all segments in order.
+
+    Segments of a kind have the same LLMs, means and throughput, so the same optimum.
+    """
+    kinds: dict[tuple[int, int, bytes, bytes], int] = {}
+    parts: list[_Segment] = []
+    rows: list[tuple[int, int, int]] = []
+    for stage, start in enumerate(rules.stage_starts.tolist()):
+        there, caps = instance.available(start).tobytes(), rules.caps[stage].tobytes()
+        for part in _segments(instance, rules, stage):
+            key = _regime(instance, part.query), part.length, there, caps
+            if kinds.setdefault(key, len(parts)) == len(parts):
+                parts.append(part)
+            rows.append((stage, part.length, kinds[key]))
+    stages, lengths, kind = np.array(rows, dtype=np.int64).T
+    return parts, stages, lengths, kind
 
 
 def _mean_fill(
@@ -228,11 +276,19 @@ def _mean_fill(
     there = there[worth[there] > 0.0]
     if not there.size:
         return 0.0, 0.0
+    there = there[np.argsort(-worth[there], kind="stable")]
     cap = np.minimum(1.0, rules.caps[segment.stage, there] / segment.length)
-    # A null LLM with a slot of its own stands for refused queries.
-    worths, caps = np.append(worth[there], 0.0), np.append(cap, 1.0)
-    best = deploy_opt(worths, np.zeros(caps.size), caps, 0.0, rules.max_deployed + 1)
-    shares = best.d[:-1]
+    # Filling up from the best is optimal within M_max slots, and with equal caps beyond them.
+    shares = np.minimum(np.cumsum(cap), 1.0)
+    shares[1:] -= shares[:-1].copy()
+    slots = rules.max_deployed
+    if (shares[slots:] > 0.0).any():
+        if (cap == cap[0]).all():
+            shares[slots:] = 0.0
+        else:
+            # A null LLM with a slot of its own stands for refused queries.
+            worths, caps = np.append(worth[there], 0.0), np.append(cap, 1.0)
+            shares = deploy_opt(worths, np.zeros(caps.size), caps, 0.0, slots + 1).d[:-1]
     return float(mu[there] @ shares), float(cost[there] @ shares)
 
 
@@ -240,18 +296,25 @@ def _table_fill(
     instance: DeploymentInstance, rules: DeploymentRules, segment: _Segment, price: float
 ) -> tuple[float, float]:
     """Reward and cost per query if every row of the table goes to its best LLM at a price."""
-    table = instance.table
-    assert table is not None
     there = np.flatnonzero(instance.available(int(rules.stage_starts[segment.stage])))
     if not there.size:
         return 0.0, 0.0
-    cost = table.cost[:, there] * instance.input_cost[_regime(instance, segment.query), there]
-    worth = table.quality[:, there] - price * cost
+    quality, cost = (values[:, there] for values in _row_means(instance, segment.query))
+    worth = quality - price * cost
     rows, best = np.arange(len(worth)), worth.argmax(axis=1)
     served = worth[rows, best] > 0.0
-    reward = np.where(served, table.quality[:, there][rows, best], 0.0)
+    reward = np.where(served, quality[rows, best], 0.0)
     paid = np.where(served, cost[rows, best], 0.0)
     return float(reward.mean()), float(paid.mean())
+
+
+def _row_means(instance: DeploymentInstance, query: int) -> tuple[Floats, Floats]:
+    """Return mean reward and cost of every LLM on every row of the table at a query, (P, N)."""
+    table, regime = instance.table, _regime(instance, query)
+    assert table is not None
+    shift = instance.shift[regime]
+    quality = (1.0 - np.abs(shift)) * table.quality + np.maximum(shift, 0.0)
+    return quality, table.cost * instance.input_cost[regime]
 
 
 def _regime(instance: DeploymentInstance, query: int) -> int:
@@ -268,7 +331,7 @@ def _stage_means(
     instance: DeploymentInstance, rules: DeploymentRules, stage: int
 ) -> tuple[Floats, Floats]:
     """Return the true mean reward and cost of every LLM over a stage, (N,) each."""
-    parts = [part for part in _segments(instance, rules) if part.stage == stage]
+    parts = _segments(instance, rules, stage)
     weights = np.array([part.length for part in parts]) / sum(part.length for part in parts)
     means = np.array([_means(instance, part.query) for part in parts])  # (parts, 2, N)
     mu, cost = np.tensordot(weights, means, axes=1)
@@ -378,12 +441,12 @@ class PerQueryOracle(LedgerOracle):
 
     def _plan_stage(self, stage: int) -> None:
         instance, rules = self.instance, self._dynamics.rules
-        table, start = instance.table, int(rules.stage_starts[stage])
-        if table is None:
+        start = int(rules.stage_starts[stage])
+        if instance.table is None:
             raise ValueError("PerQueryOracle needs an instance with a table; use LedgerOracle")
         plan = _spread_budget(instance, rules, _table_fill, stage, float(self._dynamics.spend))
-        cost = table.cost * instance.input_cost[_regime(instance, start)]
-        self._worth = table.quality - plan.price * cost
+        quality, cost = _row_means(instance, start)
+        self._worth = quality - plan.price * cost
         self._bits[:] = 0
         best = np.zeros(len(cost))
         there = np.flatnonzero(instance.available(start)).tolist()

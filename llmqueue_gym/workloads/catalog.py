@@ -79,6 +79,7 @@ class StreamSource(Protocol):
     context_dim: int
     has_prices: bool
     fixed: bool  # every draw is the same stream
+    fixed_costs: bool  # every draw has the same arrivals and costs
     defaults: Defaults
     cost_bounds: Floats  # (2, N) least and largest cost of a query, USD
 
@@ -285,7 +286,7 @@ class CatalogStream:
 
     context_dim = 0
     has_prices = True
-    fixed = True
+    fixed = fixed_costs = True
     defaults = Defaults(36_000, 33, 5, 0.4, 1e-3)
 
     def __init__(
@@ -356,7 +357,7 @@ class RouterBenchStream(_Undated):
 
     context_dim = 0
     has_prices = False
-    fixed = True
+    fixed = fixed_costs = True
     defaults = Defaults(36_497, 33, 5, 0.4, 1e-3)
 
     def __init__(self) -> None:
@@ -400,7 +401,8 @@ class SyntheticStream(_Undated):
     kind : {"random", "late_arrival"}
         ``"random"``: mean rewards U(0.2, 0.9), mean costs log-uniform on [1e-4, 1e-2] USD with
         coefficient of variation 0.8; ``initial`` LLMs at the start, the others at uniform times.
-        Redrawn until the initial ones can serve all traffic within the budget.
+        Costs are redrawn until the initial ones can serve all traffic within the budget; after a
+        hundred draws they are moved towards 1e-4 until they do.
         ``"late_arrival"``, after the lower bound: all mean rewards are 1/2 and all costs 5e-4 USD,
         but one of the LLMs that arrive at T / 2, nobody knows which, is better by ``gap``.
     num_llms : int
@@ -425,6 +427,7 @@ class SyntheticStream(_Undated):
         if kind not in ("random", "late_arrival"):
             raise unknown_name("kind of 'synthetic'", kind, ("random", "late_arrival"))
         self._random = kind == "random"
+        self.fixed_costs = not self._random
         size = check_count("num_llms", num_llms, 1 if self._random else 2)
         self._initial = (size + 1) // 2 if initial is None else check_count("initial", initial)
         if self._initial > size - (not self._random):
@@ -450,7 +453,7 @@ class SyntheticStream(_Undated):
         Raises
         ------
         ValueError
-            If a hundred draws of ``"random"`` are all too dear for the budget.
+            If the budget is below the least mean cost of ``"random"``.
         """
         size, early = len(self.llms), self._initial
         arrival = np.zeros(size, dtype=np.int64)
@@ -467,16 +470,23 @@ class SyntheticStream(_Undated):
         return LLMStream(arrival, mean, cost, zero, self._log_sd, BERNOULLI, _bernoulli_cdf(mean))
 
     def _affordable(self, rng: np.random.Generator, rules: DeploymentRules) -> Floats:
+        least = float(self._range[0])
+        if rules.budget < least:
+            raise ValueError(
+                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of LLMs "
+                f"with mean costs in [1e-4, 1e-2]; raise it to {least!r} or more"
+            )
         low, high = np.log(self._range)
         early = self._initial
-        for _ in range(100):
-            cost = np.exp(rng.uniform(low, high, len(self.llms)))
-            if _verdict(cost[:early], np.array(rules.alpha)[:early], rules) != "over_budget":
-                return np.asarray(cost)
-        raise ValueError(
-            f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of {early} LLMs "
-            f"with mean costs in [1e-4, 1e-2] in 100 draws; raise it, alpha or max_deployed"
-        )
+        alpha = np.array(rules.alpha)[:early]
+        for attempt in range(200):
+            if attempt < 100:
+                cost = np.exp(rng.uniform(low, high, len(self.llms)))
+            else:
+                cost[:early] = np.sqrt(cost[:early] * least)
+            if _verdict(cost[:early], alpha, rules) != "over_budget":
+                break
+        return np.asarray(cost)
 
 
 # -------------------------------------------------------------------- tables
@@ -499,7 +509,7 @@ class TableStream(_Undated):
     """
 
     has_prices = False
-    fixed = True
+    fixed = fixed_costs = True
 
     def __init__(
         self,
