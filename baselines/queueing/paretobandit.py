@@ -1,6 +1,6 @@
 """The router of the installed ``paretobandit`` package as a peer, serving the queue in order.
 
-A third-party LinUCB router (https://pypi.org/project/paretobandit), run as its users run it.
+A third-party LinUCB router (package paretobandit, Apache-2.0), run as its users run it.
 """
 
 from __future__ import annotations
