@@ -1,7 +1,7 @@
 """ParetoBandit: LinUCB with forgetting, a price penalty and a budget pacer, under a stage filter.
 
 arXiv 2604.00136; the rule written out, and the router of the authors' package
-(package paretobandit, Apache-2.0) as a peer.
+(`paretobandit`, Apache-2.0) as a peer.
 """
 
 from __future__ import annotations
