@@ -1,0 +1,265 @@
+"""Trained agents: a model file plays like any other agent, without learning any more.
+
+Weights are read without unpickling; the network is rebuilt from the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from baselines.agent import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
+from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, recipe
+from baselines.rl.training import load_class, policy_arguments, read_card
+from llmqueue_gym.core.deployment import (
+    DeploymentRules,
+    project_to_capped_simplex,
+    stage_schedule,
+)
+from llmqueue_gym.wrappers import assortments
+
+_QUERY_ONLY = ("deploy_now", "stage_progress", "context")
+
+
+class TrainedQueueAgent(Agent):
+    """A policy trained on LLMQueue-v0, frozen.
+
+    A decision costs about a millisecond: one pass of the network over the waiting queries.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task; N, K, d and W as in the training.
+    seed : int
+        Unused: the most probable decision is played.
+    model : str
+        File written by :func:`baselines.rl.train`; load only files of your own. Subclasses may set
+        it as a class attribute instead.
+    sha256 : str, optional
+        Digest the file must have, so that a stored result names the very weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such model, or was trained for another shape of task.
+    """
+
+    model: str | None = None
+
+    def __init__(
+        self, problem: QueueProblem, seed: int, model: str | None = None, sha256: str | None = None
+    ) -> None:
+        super().__init__(problem, seed)
+        keys = ("num_llms", "assortment_size", "context_dim", "window")
+        observed, played = queue_spaces(problem)
+        shape = {key: getattr(problem, key) for key in keys}
+        path = _model_path(self, model)
+        self._policy, card = _load_policy(path, sha256, QUEUE_ENV, shape, observed, played)
+        self._masked = card["agent"] == "MaskablePPO"
+        self._recurrent = card["agent"] == "RecurrentPPO"
+        self._state: Any = None
+        self._sets = assortments(problem.num_llms, problem.assortment_size)
+
+    def act(self, observation: Observation) -> Action:
+        """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
+        arguments: dict[str, Any] = {"deterministic": True}
+        if self._masked:
+            arguments["action_masks"] = legal_decisions(observation, len(self._sets))
+        if self._recurrent:
+            arguments["state"] = self._state
+        decision, self._state = self._policy.predict(dict(observation), **arguments)
+        slot, which = divmod(int(decision), len(self._sets))
+        return np.array([slot, *self._sets[which]], dtype=np.int64)
+
+
+class TrainedDeployAgent(DeployAgent):
+    """A policy trained on LLMDeployStage-v0, frozen: it deploys and plans a stage at its start.
+
+    Parameters
+    ----------
+    problem : DeployProblem
+        Public parameters of the task; N as in the training.
+    seed : int
+        Unused: the mean action is played.
+    model : str
+        File written by :func:`baselines.rl.train`; load only files of your own. Subclasses may set
+        it as a class attribute instead.
+    sha256 : str, optional
+        Digest the file must have, so that a stored result names the very weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such model, or was trained for another number of LLMs.
+    """
+
+    model: str | None = None
+
+    def __init__(
+        self, problem: DeployProblem, seed: int, model: str | None = None, sha256: str | None = None
+    ) -> None:
+        super().__init__(problem, seed)
+        observed, played = stage_spaces(problem)
+        shape = {"num_llms": problem.num_llms}
+        path = _model_path(self, model)
+        self._policy, _ = _load_policy(path, sha256, STAGE_ENV, shape, observed, played)
+        rules = DeploymentRules(
+            problem.horizon, problem.num_stages, problem.max_deployed, problem.alpha, problem.budget
+        )
+        self._lengths = rules.stage_lengths
+        self._stage, self._place = -1, 0
+        self._plan = np.zeros(0, dtype=np.int64)
+        self._bits = np.zeros(problem.num_llms, dtype=np.int64)
+
+    def act(self, observation: Observation) -> Action:
+        """Return N deployment bits and the LLM that answers, shape (N + 1,)."""
+        if observation["deploy_now"] and self._place == len(self._plan):
+            self._stage += 1
+            self._place = 0
+            self._start_stage(observation)
+        return np.append(self._bits, self._plan[self._place])
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Move on to the next query of the plan."""
+        self._place += 1
+
+    def _start_stage(self, observation: Observation) -> None:
+        """Read the action as LLMDeployStage-v0 does, and lay out the queries of the stage."""
+        problem, size = self.problem, self.problem.num_llms
+        seen = {key: value for key, value in observation.items() if key not in _QUERY_ONLY}
+        raw, _ = self._policy.predict(seen, deterministic=True)
+        action = np.clip((raw.astype(np.float64) + 1.0) / 2.0, 0.0, 1.0)
+        there = observation["arrived"].astype(np.bool_)
+        rank = np.argsort(np.where(there, -action[:size], 1.0), kind="stable")
+        chosen = np.sort(rank[: min(problem.max_deployed, int(there.sum()))])
+        self._bits[:] = 0
+        self._bits[chosen] = 1
+        shares = np.zeros(size)
+        if chosen.size:
+            caps = np.array(problem.alpha)[chosen]
+            shares[chosen] = project_to_capped_simplex(action[size:][chosen], caps)
+        else:
+            shares[0] = 1.0  # nothing to deploy: whatever is asked, the query is refused
+        self._plan = stage_schedule(shares, int(self._lengths[self._stage]))
+
+
+def trained_agent(path: str | Path) -> tuple[str, dict[str, str]]:
+    """Return the agent's name and settings for a model file, as ``make_agent`` takes them.
+
+    Raises
+    ------
+    ValueError
+        If the file is no model.
+    """
+    card = read_card(path)
+    name = "TrainedQueueAgent" if card["env_id"] == QUEUE_ENV else "TrainedDeployAgent"
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return f"baselines.rl.agents:{name}", {"model": str(path), "sha256": digest}
+
+
+def legal_decisions(observation: Observation, num_sets: int) -> NDArray[np.bool_]:
+    """Return the mask of the discrete decisions, (W C(N, K),); slot 0 stays legal if all is empty.
+
+    Parameters
+    ----------
+    observation : Mapping
+        Of LLMQueue-v0.
+    num_sets : int
+        Sets of LLMs, C(N, K).
+    """
+    legal = observation["waiting"].astype(np.bool_)
+    legal[0] = True
+    return np.repeat(legal, num_sets)
+
+
+def queue_spaces(problem: QueueProblem) -> tuple[spaces.Dict, spaces.Discrete]:
+    """Return the spaces of LLMQueue-v0 with discrete actions; no bounds, networks need none."""
+    window = problem.window
+    sets = len(assortments(problem.num_llms, problem.assortment_size))
+
+    def box(*shape: int) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+    observed = {
+        "contexts": box(window, problem.context_dim),
+        "waiting": spaces.MultiBinary(window),
+        "retrials": box(window),
+        "age": box(window),
+        "wait": box(window),
+        "queue_length": box(1),
+        "feedback": spaces.Discrete(2 + problem.num_llms),
+    }
+    return spaces.Dict(observed), spaces.Discrete(window * sets)
+
+
+def stage_spaces(problem: DeployProblem) -> tuple[spaces.Dict, spaces.Box]:
+    """Return the spaces of LLMDeployStage-v0 with actions in [-1, 1]; no other bounds."""
+    size = problem.num_llms
+    observed: dict[str, spaces.Space[Any]] = {
+        key: spaces.MultiBinary(size) for key in ("arrived", "deployed")
+    }
+    for key in ("cost_prior", "count", "mean_reward", "mean_cost", "throughput_left"):
+        observed[key] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    for key in ("query_progress", "spent", "budget_left"):
+        observed[key] = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    return spaces.Dict(observed), spaces.Box(-1.0, 1.0, (2 * size,), np.float32)
+
+
+def _model_path(agent: Any, model: str | None) -> str:
+    path = model or agent.model
+    if path is None:
+        raise ValueError("model=None: name the file that baselines.rl.train wrote")
+    return str(path)
+
+
+def _load_policy(
+    path: str,
+    sha256: str | None,
+    env_id: str,
+    shape: Mapping[str, int],
+    observed: spaces.Dict,
+    played: spaces.Space[Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Rebuild the network of a model file and read its weights."""
+    card = read_card(path)
+    if card["env_id"] != env_id:
+        raise ValueError(f"model={path!r} was trained on {card['env_id']}, this is {env_id}")
+    other = {key: card["problem"][key] for key in shape if card["problem"][key] != shape[key]}
+    if other:
+        here = {key: shape[key] for key in other}
+        raise ValueError(f"model={path!r} was trained for {other}, the task has {here}")
+    content = Path(path).read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"model={path!r} is not the file with sha256={sha256!r}; it was changed")
+    warnings.warn(
+        f"loading the model file {path}: load only files of your own, whoever wrote it decides "
+        "what it does",
+        UserWarning,
+        stacklevel=4,
+    )
+    used = recipe(card["agent"], env_id)
+    policy = load_class(used.policy)(
+        observed, played, lambda _: 0.0, **policy_arguments(used, card["problem"])
+    )
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        weights = io.BytesIO(archive.read("policy.pth"))
+    policy.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    policy.set_training_mode(False)
+    return policy, card

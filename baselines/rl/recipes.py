@@ -1,0 +1,212 @@
+"""Recipes: algorithm, network and hyperparameters that work on each environment.
+
+Tuned by short runs on instance 0 of the synthetic default at load 0.9, and on ``routerbench``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+QUEUE_ENV, STAGE_ENV = "LLMQueue-v0", "LLMDeployStage-v0"
+_NETWORKS = "baselines.rl.networks"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an algorithm is trained on an environment.
+
+    Attributes
+    ----------
+    name : str
+        Name of the agent.
+    env_id : str
+        The environment it learns in.
+    algorithm, policy : str
+        ``"module:Class"`` of the algorithm and of its policy network.
+    num_envs : int
+        Lanes.
+    env : Mapping[str, Any]
+        Arguments of the environment that differ while training.
+    settings : Mapping[str, Any]
+        Hyperparameters of the algorithm.
+    network : Mapping[str, Any]
+        Arguments of the policy network.
+    episode : int, optional
+        Slots of a training episode, where the environment does not end by itself.
+    anneal : bool
+        Whether the learning rate falls linearly to 0 at the last step.
+    """
+
+    name: str
+    env_id: str
+    algorithm: str
+    policy: str
+    num_envs: int
+    env: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    episode: int | None = None
+    anneal: bool = False
+
+
+# The reward is 1 per departure: minus the queue length, shaped by the potential
+# -Q / (1 - gamma) (Ng, Harada, Russell: ICML 1999), is (departures - arrivals) / (1 - gamma), and
+# arrivals do not depend on the actions. Both rewards therefore have the same optimal policies for
+# every discount gamma < 1, but this one is bounded, while a queue is not.
+_DEPARTURES = {"reward": "departures"}
+_WIDTH = {"width": 32}
+_ON_POLICY = {
+    "n_steps": 16,
+    "batch_size": 512,
+    "n_epochs": 4,
+    "gamma": 0.5,
+    "gae_lambda": 0.9,
+    "learning_rate": 2e-3,
+    "ent_coef": 0.003,
+}
+_STAGE_PPO = {
+    "n_steps": 33,
+    "batch_size": 264,
+    "n_epochs": 10,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "learning_rate": 1e-3,
+}
+
+_ALL = (
+    Recipe(
+        "PPO",
+        QUEUE_ENV,
+        "stable_baselines3:PPO",
+        f"{_NETWORKS}:SetPolicy",
+        64,
+        _DEPARTURES,
+        _ON_POLICY,
+        _WIDTH,
+        5000,
+        anneal=True,
+    ),
+    Recipe(
+        "MaskablePPO",
+        QUEUE_ENV,
+        "sb3_contrib:MaskablePPO",
+        f"{_NETWORKS}:MaskableSetPolicy",
+        64,
+        _DEPARTURES,
+        _ON_POLICY,
+        _WIDTH,
+        5000,
+        anneal=True,
+    ),
+    Recipe(
+        "A2C",
+        QUEUE_ENV,
+        "stable_baselines3:A2C",
+        f"{_NETWORKS}:SetPolicy",
+        16,
+        _DEPARTURES,
+        {
+            "n_steps": 8,
+            "gamma": 0.5,
+            "gae_lambda": 0.9,
+            "learning_rate": 2e-3,
+            "ent_coef": 0.003,
+        },
+        _WIDTH,
+        500,
+        anneal=True,
+    ),
+    Recipe(
+        "DQN",
+        QUEUE_ENV,
+        "stable_baselines3:DQN",
+        f"{_NETWORKS}:SetQPolicy",
+        16,
+        _DEPARTURES,
+        {
+            "buffer_size": 50_000,
+            "learning_starts": 2_000,
+            "batch_size": 256,
+            "gamma": 0.5,
+            "learning_rate": 1e-3,
+            "train_freq": 4,
+            "gradient_steps": 4,
+            "target_update_interval": 2_000,
+            "exploration_fraction": 0.3,
+            "exploration_final_eps": 0.02,
+        },
+        _WIDTH,
+        500,
+        anneal=True,
+    ),
+    Recipe(
+        "RecurrentPPO",
+        QUEUE_ENV,
+        "sb3_contrib:RecurrentPPO",
+        f"{_NETWORKS}:RecurrentSetPolicy",
+        64,
+        _DEPARTURES,
+        {**_ON_POLICY, "n_steps": 32},
+        {**_WIDTH, "lstm_hidden_size": 64},
+        500,
+        anneal=True,
+    ),
+    Recipe(
+        "PPO",
+        STAGE_ENV,
+        "stable_baselines3:PPO",
+        "stable_baselines3.common.policies:MultiInputActorCriticPolicy",
+        8,
+        {"budget": "hard"},
+        _STAGE_PPO,
+        {"net_arch": [64, 64], "log_std_init": -1.0},
+    ),
+    Recipe(
+        "SAC",
+        STAGE_ENV,
+        "stable_baselines3:SAC",
+        "stable_baselines3.sac.policies:MultiInputPolicy",
+        4,
+        {"budget": "hard"},
+        {
+            "buffer_size": 50_000,
+            "learning_starts": 500,
+            "batch_size": 256,
+            "gamma": 0.9,
+            "ent_coef": 0.005,  # tuned by itself it never comes down to such rewards
+            "learning_rate": 5e-4,
+            "train_freq": 1,
+            "gradient_steps": 2,
+        },
+        {"net_arch": [64, 64]},
+    ),
+)
+
+RECIPES: Mapping[tuple[str, str], Recipe] = {(r.name, r.env_id): r for r in _ALL}
+
+
+def recipe(agent: str, env_id: str) -> Recipe:
+    """Look up the recipe of an agent on an environment.
+
+    LLMDeploy-v0 tasks are learned stage by stage, in LLMDeployStage-v0.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message names those there are.
+    """
+    where = STAGE_ENV if env_id == "LLMDeploy-v0" else env_id
+    names = [name for name, env in RECIPES if env == where]
+    if not names:
+        known = ", ".join(sorted({env for _, env in RECIPES}))
+        raise ValueError(f"env_id={env_id!r} has no recipes; those that have: {known}")
+    if agent not in names:
+        near = difflib.get_close_matches(agent, names, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"agent={agent!r} has no recipe for {env_id}{hint} There are: {', '.join(names)}"
+        )
+    return RECIPES[agent, where]

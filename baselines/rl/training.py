@@ -1,0 +1,362 @@
+"""Train a recipe: one call, checkpoints in one file, resumed from it.
+
+The file is Stable-Baselines3's zip with a card (JSON) of what was trained, on what, and how.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers.vector import RescaleAction, TransformReward
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecMonitor
+
+from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
+from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
+from llmqueue_gym.wrappers import DiscreteActionsVector
+
+CARD = "llmqueue_gym.json"
+_FORMAT = 1
+_CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes
+    ----------
+    steps, total : int
+        Environment steps done and asked for.
+    reward : float
+        Mean reward per step since the last report.
+    seconds : float
+        Wall time so far, earlier sessions included.
+    """
+
+    steps: int
+    total: int
+    reward: float
+    seconds: float
+
+
+def train(
+    agent: str,
+    env_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    steps: int,
+    out: str | Path,
+    horizon: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    checkpoint_every: int = 100_000,
+    tensorboard: str | Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    num_envs: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Train an agent on a task and write it to a file.
+
+    One seed gives equal weights on one thread. A resumed training goes on with new random draws
+    (and, for DQN and SAC, an empty replay buffer), so it differs from one that was not interrupted.
+    Stable-Baselines3 seeds the global generators of random, NumPy and torch.
+
+    Parameters
+    ----------
+    agent : str
+        A recipe: PPO, A2C, DQN, MaskablePPO or RecurrentPPO on LLMQueue-v0, PPO or SAC on
+        LLMDeployStage-v0.
+    env_id : str
+        The environment of the task. LLMDeploy-v0 is learned stage by stage.
+    kwargs : Mapping[str, Any], optional
+        Arguments of the environment. With ``instance_seed`` it learns this instance, without it
+        the distribution of instances.
+    steps : int
+        Environment steps in total, earlier sessions included; rounded up to whole rollouts.
+    out : str or Path
+        The file (.zip), written at every checkpoint and at the end.
+    horizon : int, optional
+        Length of the task: queries of a deployment, and a bound on the queue's training episodes.
+    seed : int
+        Seed of networks, exploration and environments.
+    resume : bool
+        Go on from ``out`` if it exists.
+    checkpoint_every : int
+        Environment steps between checkpoints.
+    tensorboard : str or Path, optional
+        Folder for TensorBoard's logs.
+    on_progress : callable, optional
+        Told of the progress about 100 times.
+    num_envs : int, optional
+        Lanes; the recipe's.
+    settings : Mapping[str, Any], optional
+        Hyperparameters over the recipe's.
+    threads : int
+        Threads of torch.
+
+    Returns
+    -------
+    dict
+        The card: agent, environment, steps, seconds, settings, learning curve, versions.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe, an argument is wrong, or ``out`` exists and holds another
+        training.
+    """
+    path, used = Path(out), recipe(agent, env_id)
+    card = _new_card(used, dict(kwargs or {}), horizon, seed, num_envs, dict(settings or {}))
+    _check(path, steps, checkpoint_every)
+    before = _earlier(path, card, resume)
+    if before is not None:
+        card = before
+    if tensorboard is not None and find_spec("tensorboard") is None:
+        raise ImportError("tensorboard=... needs TensorBoard: pip install tensorboard")
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    env = _environment(used, card)
+    try:
+        model = _algorithm(used, card, env, tensorboard)
+        card["problem"] = _shape(env, used)
+        if before is not None:
+            model.set_parameters(str(path), device="cpu")
+            model.num_timesteps = card["steps"]
+        if steps > card["steps"]:
+            watch = _Watch(path, card, steps, checkpoint_every, on_progress)
+            model.learn(steps - card["steps"], callback=watch, reset_num_timesteps=False)
+            watch.save()
+    finally:
+        env.close()
+        torch.set_num_threads(threads_before)
+    return card
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Read what a model file says about itself; nothing in it is executed.
+
+    Raises
+    ------
+    ValueError
+        If it is no file written by :func:`train`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            card: dict[str, Any] = json.loads(archive.read(CARD))
+    except FileNotFoundError:
+        raise ValueError(f"model={str(path)!r}: there is no such file") from None
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"model={str(path)!r} is not a model written by baselines.rl.train ({error})"
+        ) from error
+    if not isinstance(card, dict) or card.get("format") != _FORMAT:
+        raise ValueError(f"model={str(path)!r} has another format; train it again")
+    return card
+
+
+def load_class(target: str) -> Any:
+    """Import ``"module:Class"``."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def policy_arguments(used: Recipe, problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a recipe's policy network for a task of this shape."""
+    if used.env_id == QUEUE_ENV:
+        own = {key: problem[key] for key in ("num_llms", "assortment_size")}
+        return {**own, **used.network}
+    from baselines.rl.networks import DeployFeatures
+
+    return {
+        "features_extractor_class": DeployFeatures,
+        "features_extractor_kwargs": {"budget": problem["budget"]},
+        **used.network,
+    }
+
+
+# --- the parts of a training ----------------------------------------------------------------------
+
+
+def _new_card(
+    used: Recipe,
+    kwargs: dict[str, Any],
+    horizon: int | None,
+    seed: int,
+    num_envs: int | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "agent": used.name,
+        "env_id": used.env_id,
+        "kwargs": kwargs,
+        "horizon": horizon,
+        "seed": seed,
+        "num_envs": num_envs or used.num_envs,
+        "settings": {**used.settings, **settings},
+        "steps": 0,
+        "seconds": 0.0,
+        "curve": {"steps": [], "reward": []},
+        "versions": {
+            name: version(name) for name in ("stable-baselines3", "sb3-contrib", "torch", "numpy")
+        },
+    }
+
+
+def _check(path: Path, steps: int, checkpoint_every: int) -> None:
+    if path.suffix != ".zip":
+        raise ValueError(f"out={str(path)!r} must end in .zip")
+    for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value!r} must be at least 1")
+
+
+def _earlier(path: Path, card: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Return the card of the training to go on with, if any."""
+    if not path.exists():
+        return None
+    if not resume:
+        raise ValueError(f"out={str(path)!r} exists; resume it or choose another name")
+    found = read_card(path)
+    for key in ("agent", "env_id", "kwargs", "horizon", "seed", "num_envs", "settings"):
+        expected = json.loads(json.dumps(card[key]))
+        if found[key] != expected:
+            raise ValueError(
+                f"out={str(path)!r} holds another training: {key}={found[key]!r} there, "
+                f"{expected!r} now; choose another name"
+            )
+    return found
+
+
+def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
+    arguments = {**card["kwargs"], **used.env}
+    if used.env_id == QUEUE_ENV:
+        episode = used.episode or gym.spec(QUEUE_ENV).max_episode_steps or 1
+        arguments["max_episode_steps"] = min(episode, card["horizon"] or episode)
+        wrapper: Callable[[Any], Any] = DiscreteActionsVector
+    else:
+        if card["horizon"] is not None:
+            arguments["horizon"] = card["horizon"]
+        wrapper = stage_wrapper
+    return make_vec_env(used.env_id, card["num_envs"], wrapper=wrapper, **arguments)
+
+
+def stage_wrapper(venv: Any) -> Any:
+    """Actions in [-1, 1], and the reward of a stage per query."""
+    problem = venv.get_attr("problem")[0]
+    length = problem["horizon"] / problem["num_stages"]
+    one = np.ones(venv.single_action_space.shape, dtype=np.float32)
+    return TransformReward(RescaleAction(venv, -one, one), partial(_scale, length=length))
+
+
+def _scale(reward: Any, length: float) -> Any:
+    return reward / length
+
+
+def _shape(env: GymnasiumVecEnv, used: Recipe) -> dict[str, Any]:
+    """Return what the network's shape depends on."""
+    if used.env_id != QUEUE_ENV:
+        problem = env.get_attr("problem")[0]
+        return {"num_llms": problem["num_llms"], "budget": problem["budget"]}
+    base: Any = env.venv.unwrapped
+    choices = base.single_action_space.nvec
+    contexts = env.observation_space["contexts"]  # type: ignore[index]
+    return {
+        "num_llms": int(choices[1]),
+        "assortment_size": len(choices) - 1,
+        "context_dim": int(contexts.shape[1]),
+        "window": int(choices[0]),
+    }
+
+
+def _algorithm(
+    used: Recipe, card: Mapping[str, Any], env: GymnasiumVecEnv, tensorboard: str | Path | None
+) -> BaseAlgorithm:
+    """Build the algorithm; each session draws from streams of its own."""
+    stream = np.random.SeedSequence([card["seed"], card["steps"]])
+    settings = dict(card["settings"])
+    if used.anneal:
+        settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
+    algorithm: BaseAlgorithm = load_class(used.algorithm)(
+        load_class(used.policy),
+        VecMonitor(env),
+        policy_kwargs=policy_arguments(used, _shape(env, used)),
+        seed=int(stream.generate_state(1)[0]),
+        tensorboard_log=None if tensorboard is None else str(tensorboard),
+        device="cpu",
+        **settings,
+    )
+    return algorithm
+
+
+class _Watch(BaseCallback):
+    """Reports progress, keeps the learning curve, writes checkpoints."""
+
+    def __init__(
+        self,
+        path: Path,
+        card: dict[str, Any],
+        total: int,
+        checkpoint_every: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        super().__init__()
+        self._path, self._card, self._total, self._every = path, card, total, checkpoint_every
+        self._on_progress = on_progress
+        self._saved = self._reported = card["steps"]
+        self._reward, self._count = 0.0, 0
+        self._started = perf_counter() - card["seconds"]
+
+    def _on_step(self) -> bool:
+        rewards = self.locals["rewards"]
+        self._reward += float(rewards.sum())
+        self._count += len(rewards)
+        if self.num_timesteps - self._reported >= self._total / _CURVE_POINTS:
+            self._report()
+        return True
+
+    def _report(self) -> None:
+        mean = self._reward / self._count
+        self._card["curve"]["steps"].append(self.num_timesteps)
+        self._card["curve"]["reward"].append(mean)
+        if self._on_progress is not None:
+            seconds = perf_counter() - self._started
+            self._on_progress(Progress(self.num_timesteps, self._total, mean, seconds))
+        self._reported, self._reward, self._count = self.num_timesteps, 0.0, 0
+
+    def _on_rollout_start(self) -> None:
+        # Between two updates of the weights, so that a checkpoint is a state of the algorithm.
+        if self.num_timesteps - self._saved >= self._every:
+            self.save()
+
+    def save(self) -> None:
+        """Write the model and its card under a temporary name, then put them in place."""
+        self._saved = self._card["steps"] = self.model.num_timesteps
+        self._card["seconds"] = perf_counter() - self._started
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            self.model.save(draft)
+            with zipfile.ZipFile(draft, "a") as archive:
+                archive.writestr(CARD, json.dumps(self._card))
+            os.replace(draft, self._path)
+        finally:
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""Stable-Baselines3 on the native vector environments, which it would refuse by itself.
+
+One process, all lanes stepped at once; import this module only where SB3 is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError as error:
+    raise ImportError(
+        'llmqueue_gym.sb3 needs Stable-Baselines3: pip install "llmqueue_gym[rl]"'
+    ) from error
+
+Indices = int | Iterable[int] | None
+
+
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    *,
+    wrapper: Callable[[Any], VectorEnv[Any, Any, Any]] | None = None,
+    **kwargs: Any,
+) -> GymnasiumVecEnv:
+    """Build a vector environment for SB3; the native one where the environment has one.
+
+    Parameters
+    ----------
+    env_id : str
+        ``"LLMQueue-v0"``, ``"LLMDeploy-v0"``, ... LLMDeployStage-v0 has no native vector
+        environment; its copies are stepped one by one.
+    n_envs : int
+        Lanes, B.
+    seed : int, optional
+        Lane i is seeded seed + i at the first reset. SB3's algorithms set it from their own seed.
+    wrapper : callable, optional
+        Takes the Gymnasium vector environment and returns it wrapped, e.g.
+        :class:`llmqueue_gym.wrappers.DiscreteActionsVector` (DQN needs it) or one of
+        ``gymnasium.wrappers.vector``.
+    **kwargs
+        Arguments of the environment, ``max_episode_steps`` included.
+
+    Returns
+    -------
+    GymnasiumVecEnv
+        Masks are there for MaskablePPO: ``env_method("action_masks")``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong.
+    """
+    spec = gym.spec(env_id)
+    if spec.vector_entry_point is not None:
+        venv = gym.make_vec(env_id, n_envs, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
+    else:
+        venv = SyncVectorEnv(
+            [lambda: gym.make(env_id, disable_env_checker=True, **kwargs)] * n_envs,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+    env = GymnasiumVecEnv(venv if wrapper is None else wrapper(venv))
+    if seed is not None:
+        env.seed(seed)
+    return env
+
+
+class GymnasiumVecEnv(VecEnv):
+    """A Gymnasium vector environment in SAME_STEP mode behind SB3's interface.
+
+    An episode's end shows as SB3 expects: the observation is the next episode's, and the lane's
+    info holds ``terminal_observation`` and ``TimeLimit.truncated``.
+
+    Parameters
+    ----------
+    venv : gymnasium.vector.VectorEnv
+        The environment.
+
+    Raises
+    ------
+    ValueError
+        If its autoreset mode is not SAME_STEP.
+    """
+
+    def __init__(self, venv: VectorEnv[Any, Any, Any]) -> None:
+        mode = venv.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"autoreset_mode={mode}: SB3 needs the lanes reset in the step that ends them; "
+                "make the environment with autoreset_mode=AutoresetMode.SAME_STEP"
+            )
+        self.venv = venv
+        self._actions: Any = None
+        super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
+
+    def reset(self) -> Any:
+        """Reset all lanes with the seeds of ``seed()``, which are used once."""
+        seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
+        options = self._options[0] or None
+        if any(other != self._options[0] for other in self._options):
+            raise ValueError("options: all lanes are reset with the same ones; set_options(dict)")
+        observation, info = self.venv.reset(seed=seeds, options=options)
+        self.reset_infos = _lane_infos(info, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: Any) -> None:
+        """Keep the actions for ``step_wait``."""
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        """Step all lanes; return observations, rewards (B,), dones (B,) and a dict a lane."""
+        observation, rewards, terminated, truncated, info = self.venv.step(self._actions)
+        dones = terminated | truncated
+        infos = _lane_infos(info, self.num_envs)
+        for lane_info in infos:
+            lane_info["TimeLimit.truncated"] = False
+        if dones.any():
+            last = _lane_infos(info["final_info"], self.num_envs)
+            for lane in np.flatnonzero(dones):
+                self.reset_infos[lane] = infos[lane]
+                infos[lane] = last[lane] | {
+                    "terminal_observation": info["final_obs"][lane],
+                    "TimeLimit.truncated": bool(truncated[lane] and not terminated[lane]),
+                }
+        return observation, np.asarray(rewards, dtype=np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.venv.close()
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """Return an attribute of the environment, once a lane."""
+        if isinstance(self.venv.unwrapped, SyncVectorEnv):
+            values: Sequence[Any] = self.venv.unwrapped.get_attr(attr_name)
+        else:
+            values = [self._find(attr_name)] * self.num_envs
+        return [values[lane] for lane in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of the environment, for all lanes.
+
+        Raises
+        ------
+        ValueError
+            If only some lanes are meant: they are one object.
+        """
+        if indices is not None and len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(
+                f"indices={indices!r}: the lanes are one object; set {attr_name!r} for all of them"
+            )
+        if isinstance(self.venv.unwrapped, SyncVectorEnv):
+            self.venv.unwrapped.set_attr(attr_name, value)
+        else:
+            setattr(self.venv.unwrapped, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method that returns one row a lane, such as ``action_masks``."""
+        if isinstance(self.venv.unwrapped, SyncVectorEnv):
+            rows: Any = self.venv.unwrapped.call(method_name, *method_args, **method_kwargs)
+        else:
+            rows = self._find(method_name)(*method_args, **method_kwargs)
+        return [rows[lane] for lane in self._get_indices(indices)]
+
+    def _find(self, name: str) -> Any:
+        """Return an attribute of the outermost layer that has it; vector wrappers forward none."""
+        layer = self.venv
+        while isinstance(layer, VectorWrapper) and not hasattr(layer, name):
+            layer = layer.env
+        return getattr(layer, name)
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Indices = None
+    ) -> list[bool]:
+        """Return False for every lane: use SB3's ``VecMonitor`` for episode statistics."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> list[None]:
+        """Return no pictures: watch one copy with ``gym.make(..., render_mode=...)``."""
+        return [None] * self.num_envs
+
+
+def _lane_infos(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Split Gymnasium's dict of arrays into a dict a lane; what a lane lacks is left out."""
+    lanes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in info.items():
+        if key.startswith("_") or key in ("final_obs", "final_info"):
+            continue
+        rows = values.tolist() if values.ndim == 1 else values
+        for lane, row, present in zip(lanes, rows, info[f"_{key}"].tolist(), strict=True):
+            if present:
+                lane[key] = row
+    return lanes

@@ -1,0 +1,480 @@
+"""The RL recipes: order-independent networks, reproducible training, files that resume and play.
+
+Trainings take a few hundred steps; what they reach is measured by the `rl` suite, not here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("sb3_contrib")
+
+import torch
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.utils import obs_as_tensor
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+from baselines import DeployProblem, QueueProblem, make_agent
+from baselines.rl import RECIPES, Progress, read_card, recipe, train, trained_agent
+from baselines.rl.agents import TrainedQueueAgent, queue_spaces, stage_spaces
+from baselines.rl.networks import (
+    MaskableSetPolicy,
+    RecurrentSetPolicy,
+    SetPolicy,
+    SetQPolicy,
+)
+from baselines.rl.training import CARD
+from llmqueue_gym.sb3 import make_vec_env
+from llmqueue_gym.wrappers import DiscreteActionsVector
+
+PROBLEM = QueueProblem(
+    num_llms=3, assortment_size=2, context_dim=5, window=6, arrival_rate=0.5, horizon=60
+)
+QUEUE: dict[str, Any] = {"num_llms": 3, "window": 6, "load": 0.7, "instance_seed": 0}
+STAGE: dict[str, Any] = {"num_stages": 6}
+TINY: dict[tuple[str, str], dict[str, Any]] = {
+    ("PPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    ("MaskablePPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    ("RecurrentPPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    ("A2C", "LLMQueue-v0"): {},
+    ("DQN", "LLMQueue-v0"): {"learning_starts": 50, "buffer_size": 500, "batch_size": 16},
+    ("PPO", "LLMDeployStage-v0"): {"n_steps": 6, "batch_size": 12, "n_epochs": 2},
+    ("SAC", "LLMDeployStage-v0"): {"learning_starts": 20, "buffer_size": 500, "batch_size": 16},
+}
+quiet = pytest.mark.filterwarnings("ignore:loading the model file:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def train_tiny(name: str, env_id: str, out: Path, steps: int = 160, **more: Any) -> dict[str, Any]:
+    queue = env_id == "LLMQueue-v0"
+    settings = {**TINY[name, env_id], **more.pop("settings", {})}
+    return train(
+        name,
+        env_id,
+        QUEUE if queue else STAGE,
+        steps=steps,
+        out=out,
+        horizon=60,
+        num_envs=2,
+        settings=settings,
+        **more,
+    )
+
+
+# --- the set networks -----------------------------------------------------------------------------
+
+POLICIES = (SetPolicy, MaskableSetPolicy, RecurrentSetPolicy, SetQPolicy)
+
+
+def observations(batch: int, waiting: int, seed: int = 0) -> dict[str, Any]:
+    """Random queues with ``waiting`` queries each."""
+    rng = np.random.default_rng(seed)
+    window, dim = PROBLEM.window, PROBLEM.context_dim
+    shown = np.arange(window) < waiting
+    counts = {
+        key: (rng.integers(0, 9, (batch, window)) * shown).astype(np.float32)
+        for key in ("retrials", "age", "wait")
+    }
+    contexts = rng.normal(size=(batch, window, dim)) * shown[:, None]
+    return {
+        "contexts": contexts.astype(np.float32),
+        "waiting": np.tile(shown, (batch, 1)).astype(np.int8),
+        **counts,
+        "queue_length": np.full((batch, 1), waiting, np.float32),
+        "feedback": rng.integers(0, 5, batch),
+    }
+
+
+def logits_of(distribution: Any) -> Any:
+    return distribution.distribution.logits
+
+
+def outputs(policy: Any, observation: dict[str, Any]) -> tuple[Any, Any]:
+    """Logits (or Q-values) per slot and set (B, W, sets), and the values (B,)."""
+    tensors: Any = obs_as_tensor(observation, torch.device("cpu"))
+    with torch.no_grad():
+        if isinstance(policy, SetQPolicy):
+            table, value = policy.q_net(tensors), torch.zeros(len(tensors["feedback"]))
+        elif isinstance(policy, RecurrentSetPolicy):
+            batch = len(tensors["feedback"])
+            zeros = torch.zeros(1, batch, policy.lstm_output_dim)
+            state, start = (zeros, zeros), torch.zeros(batch)
+            table = logits_of(policy.get_distribution(tensors, state, start)[0])
+            value = policy.predict_values(tensors, state, start)
+        else:
+            table = logits_of(policy.get_distribution(tensors))
+            value = policy.predict_values(tensors)
+    return table.reshape(-1, PROBLEM.window, 3), value
+
+
+@pytest.mark.parametrize("cls", POLICIES)
+def test_scores_follow_the_slots_and_values_ignore_their_order(cls: Any) -> None:
+    torch.manual_seed(0)
+    observed, played = queue_spaces(PROBLEM)
+    policy = cls(observed, played, lambda _: 0.0, num_llms=3, assortment_size=2)
+    seen = observations(7, waiting=5)
+    order = np.array([3, 0, 4, 1, 2, 5])
+    permuted = {
+        key: value[:, order] if value.ndim > 1 and value.shape[1] == 6 else value
+        for key, value in seen.items()
+    }
+    scores, values = outputs(policy, seen)
+    moved, same = outputs(policy, permuted)
+    assert not torch.allclose(scores[:, order], scores, atol=1e-4)
+    torch.testing.assert_close(moved, scores[:, order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(same, values, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", POLICIES)
+@pytest.mark.parametrize("waiting", [0, 2, 6])
+def test_empty_slots_score_alike(cls: Any, waiting: int) -> None:
+    torch.manual_seed(0)
+    observed, played = queue_spaces(PROBLEM)
+    policy = cls(observed, played, lambda _: 0.0, num_llms=3, assortment_size=2)
+    scores, values = outputs(policy, observations(3, waiting))
+    empty = scores[:, waiting:]
+    assert torch.isfinite(scores).all()
+    assert torch.isfinite(values).all()
+    assert (empty == empty[:, :1, :1]).all() if waiting < 6 else empty.numel() == 0
+
+
+def test_a_set_scores_as_the_sum_of_its_llms() -> None:
+    """l(i, {0,1}) - l(i, {0,2}) does not depend on the third LLM: the score is additive."""
+    torch.manual_seed(0)
+    problem = QueueProblem(4, 2, 5, 6, 0.5, 60)
+    observed, played = queue_spaces(problem)
+    policy = SetPolicy(observed, played, lambda _: 0.0, num_llms=4, assortment_size=2)
+    seen = observations(2, 6) | {"feedback": np.zeros(2, dtype=np.int64)}
+    with torch.no_grad():
+        tensors: Any = obs_as_tensor(seen, torch.device("cpu"))
+        logits = logits_of(policy.get_distribution(tensors)).reshape(2, 6, 6)
+    s01, s02, s03, s12, s13, s23 = logits.unbind(-1)
+    torch.testing.assert_close(s01 + s23, s02 + s13, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(s01 + s23, s03 + s12, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_llms": 4, "assortment_size": 1, "window": 3}])
+def test_queue_spaces_have_the_shapes_of_the_environment(kwargs: dict[str, Any]) -> None:
+    env = make_vec_env("LLMQueue-v0", 1, wrapper=DiscreteActionsVector, **kwargs)
+    base: Any = env.venv.unwrapped
+    nvec = base.single_action_space.nvec
+    problem = QueueProblem(int(nvec[1]), len(nvec) - 1, 5, int(nvec[0]), 0.5, 10)
+    observed, played = queue_spaces(problem)
+    assert played == env.action_space
+    assert isinstance(env.observation_space, gym.spaces.Dict)
+    shapes = {key: space.shape for key, space in env.observation_space.items()}
+    assert {key: space.shape for key, space in observed.items()} == shapes
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@quiet
+@pytest.mark.parametrize(("name", "env_id"), RECIPES)
+def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "model.zip"
+    reports: list[Progress] = []
+    card = train_tiny(name, env_id, out, on_progress=reports.append)
+    assert card["steps"] >= 160
+    assert read_card(out) == card
+    assert reports[-1].total == 160
+    steps = [report.steps for report in reports]
+    assert steps == sorted(set(steps)) == card["curve"]["steps"]
+    agent_name, settings = trained_agent(out)
+    if env_id == "LLMQueue-v0":
+        env = gym.make("LLMQueue-v0", max_episode_steps=60, **QUEUE)
+        agent: Any = make_agent(agent_name, PROBLEM, 0, **settings)
+    else:
+        env = gym.make("LLMDeploy-v0", horizon=60, **STAGE)
+        public = DeployProblem(**env.unwrapped.problem)  # type: ignore[attr-defined]
+        agent = make_agent(agent_name, public, 0, **settings)
+    observation, _ = env.reset(seed=0)
+    for _ in range(60):
+        action = agent.act(observation)
+        assert action in env.action_space
+        following, reward, _, _, info = env.step(action)
+        if env_id == "LLMDeploy-v0":
+            assert not info["refused"]
+            assert not info["projected"]
+        elif name == "MaskablePPO":
+            assert info["served"] == bool(observation["queue_length"][0])
+        agent.update(observation, action, float(reward), following, info)
+        observation = following
+
+
+def weights(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        return torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("name", "env_id"), RECIPES)
+def test_one_seed_gives_equal_weights(name: str, env_id: str, tmp_path: Path) -> None:
+    runs = []
+    for label, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_tiny(name, env_id, tmp_path / f"{label}.zip", steps=100, seed=seed)
+        runs.append(weights(tmp_path / f"{label}.zip"))
+    first, second, third = runs
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+@quiet
+def test_training_shortens_the_queue(tmp_path: Path) -> None:
+    task: dict[str, Any] = {"load": 0.9, "instance_seed": 0, "num_llms": 5, "window": 16}
+    means = []
+    for steps in (1, 16_384):
+        out = tmp_path / f"{steps}.zip"
+        settings = {"n_steps": 16, "batch_size": 512}
+        train("MaskablePPO", "LLMQueue-v0", task, steps=steps, out=out, settings=settings)
+        name, found = trained_agent(out)
+        env = gym.make("LLMQueue-v0", **task)
+        agent: Any = make_agent(name, QueueProblem(5, 2, 5, 16, 0.6, 1000), 0, **found)
+        observation, _ = env.reset(seed=0)
+        lengths = []
+        for _ in range(1000):
+            observation, _, _, _, info = env.step(agent.act(observation))
+            lengths.append(info["queue_length"])
+        means.append(np.mean(lengths))
+    assert means[1] < 0.7 * means[0]
+
+
+def test_resume_goes_on_from_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "model.zip"
+    train_tiny("MaskablePPO", "LLMQueue-v0", out, steps=64)
+    before = weights(out)
+    again = train_tiny("MaskablePPO", "LLMQueue-v0", out, steps=64, resume=True)
+    assert again["steps"] == 64
+    assert all(torch.equal(before[key], weights(out)[key]) for key in before)
+    card = train_tiny("MaskablePPO", "LLMQueue-v0", out, steps=128, resume=True)
+    assert card["steps"] == 128 == read_card(out)["steps"]
+    assert card["seconds"] > again["seconds"]
+    assert card["curve"]["steps"] == sorted(card["curve"]["steps"])
+    assert not all(torch.equal(before[key], weights(out)[key]) for key in before)
+    with pytest.raises(ValueError, match="exists"):
+        train_tiny("MaskablePPO", "LLMQueue-v0", out, steps=128)
+    for change in ({"seed": 7}, {"settings": {"gamma": 0.1}}):
+        with pytest.raises(ValueError, match="holds another training"):
+            train_tiny("MaskablePPO", "LLMQueue-v0", out, resume=True, **change)
+
+
+def test_the_optimiser_is_resumed_too(tmp_path: Path) -> None:
+    out = tmp_path / "model.zip"
+    train_tiny("PPO", "LLMQueue-v0", out, steps=64)
+    train_tiny("PPO", "LLMQueue-v0", out, steps=128, resume=True)
+    with zipfile.ZipFile(out) as archive:
+        state = torch.load(io.BytesIO(archive.read("policy.optimizer.pth")), weights_only=True)
+    updates = {int(entry["step"]) for entry in state["state"].values()}
+    # 32 steps a rollout, one minibatch, 2 epochs: 2 updates per 32 steps, 8 in all
+    assert updates == {8}
+
+
+def test_an_interrupted_training_leaves_its_last_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "model.zip"
+
+    def stop(progress: Progress) -> None:
+        if progress.steps > 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny("PPO", "LLMQueue-v0", out, steps=640, checkpoint_every=64, on_progress=stop)
+    assert read_card(out)["steps"] == 192
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert train_tiny("PPO", "LLMQueue-v0", out, steps=640, resume=True)["steps"] == 640
+
+
+def test_bad_arguments_name_the_fix(tmp_path: Path) -> None:
+    out = tmp_path / "model.zip"
+    with pytest.raises(ValueError, match=r"did you mean 'MaskablePPO'"):
+        recipe("MaskedPPO", "LLMQueue-v0")
+    with pytest.raises(ValueError, match="PPO, SAC"):
+        recipe("DQN", "LLMDeploy-v0")
+    with pytest.raises(ValueError, match="no recipes"):
+        recipe("PPO", "CartPole-v1")
+    with pytest.raises(ValueError, match=r"must end in \.zip"):
+        train("PPO", "LLMQueue-v0", steps=10, out=tmp_path / "model")
+    with pytest.raises(ValueError, match="steps=0"):
+        train("PPO", "LLMQueue-v0", steps=0, out=out)
+    with pytest.raises(ValueError, match="load=2"):
+        train("PPO", "LLMQueue-v0", {"load": 2.0}, steps=10, out=out)
+    assert not out.exists()
+
+
+def test_tensorboard_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baselines.rl.training.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        train("PPO", "LLMQueue-v0", steps=10, out=tmp_path / "m.zip", tensorboard=tmp_path)
+
+
+def test_names_the_extra_without_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    monkeypatch.delitem(sys.modules, "baselines.rl")
+    with pytest.raises(ImportError, match=r"llmqueue_gym\[rl\]"):
+        importlib.import_module("baselines.rl")
+
+
+# --- model files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("model") / "model.zip"
+    train_tiny("MaskablePPO", "LLMQueue-v0", out, steps=64)
+    return out
+
+
+def test_loading_warns_and_plays_what_sb3_plays(model_file: Path) -> None:
+    with pytest.warns(UserWarning, match="only files of your own"):
+        agent = TrainedQueueAgent(PROBLEM, 0, model=str(model_file))
+    model = MaskablePPO.load(model_file, device="cpu")
+    seen = observations(1, waiting=4)
+    single = {key: value[0] for key, value in seen.items()}
+    mask = np.repeat(single["waiting"].astype(bool), 3)
+    expected, _ = model.predict(single, action_masks=mask, deterministic=True)
+    slot, which = divmod(int(expected), 3)
+    assert agent.act(single).tolist() == [slot, *([0, 1], [0, 2], [1, 2])[which]]
+
+
+@quiet
+def test_a_subclass_names_its_file(model_file: Path) -> None:
+    class Mine(TrainedQueueAgent):
+        model = str(model_file)
+
+    single = {key: value[0] for key, value in observations(1, 3).items()}
+    assert Mine(PROBLEM, 0).act(single).shape == (3,)
+    with pytest.raises(ValueError, match="model=None"):
+        TrainedQueueAgent(PROBLEM, 0)
+
+
+def test_files_that_are_no_models_are_refused(model_file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.zip"
+    text.write_text("hello")
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes(model_file.read_bytes()[:500])
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr(CARD, json.dumps({"format": 99}))
+    for path in (text, cut, other, tmp_path / "none.zip"):
+        with pytest.raises(ValueError, match=path.name):
+            trained_agent(path)
+    wider = QueueProblem(3, 2, 5, 8, 0.5, 60)
+    with pytest.raises(ValueError, match=r"\{'window': 6\}, the task has \{'window': 8\}"):
+        TrainedQueueAgent(wider, 0, model=str(model_file))
+    with pytest.raises(ValueError, match="it was changed"):
+        TrainedQueueAgent(PROBLEM, 0, model=str(model_file), sha256="0" * 64)
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("import builtins; builtins.llmqueue_owned = True",))
+
+
+@quiet
+def test_a_hostile_file_is_not_executed(model_file: Path, tmp_path: Path) -> None:
+    import builtins
+
+    hostile = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(model_file) as source, zipfile.ZipFile(hostile, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "policy.pth":
+                content = pickle.dumps(_Payload(), protocol=2)
+            target.writestr(name, content)
+    with pytest.raises(pickle.UnpicklingError):
+        TrainedQueueAgent(PROBLEM, 0, model=str(hostile))
+    assert not hasattr(builtins, "llmqueue_owned")
+
+
+# --- learning inside the run ----------------------------------------------------------------------
+
+
+def play_online(name: str, seed: int, settings: dict[str, Any]) -> tuple[list[Any], Any]:
+    env = gym.make("LLMQueue-v0", max_episode_steps=60, **QUEUE)
+    agent: Any = make_agent(f"baselines.rl.online:{name}", PROBLEM, seed, **settings)
+    observation, _ = env.reset(seed=0)
+    actions = []
+    for _ in range(60):
+        action = agent.act(observation)
+        following, reward, _, _, info = env.step(action)
+        assert info["served"] == bool(observation["queue_length"][0])
+        agent.update(observation, action, float(reward), following, info)
+        observation = following
+        actions.append(action.tolist())
+    return actions, agent._model
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "updates"),
+    [
+        ("OnlineDQN", {"batch_size": 10, "train_freq": 5}, 10),  # slots 15, 20, ..., 60
+        ("OnlinePPO", {"n_steps": 20, "batch_size": 10, "n_epochs": 2}, 3 * 2 * 2),
+    ],
+)
+def test_online_agents_serve_learn_and_repeat(
+    name: str, settings: dict[str, Any], updates: int
+) -> None:
+    actions, model = play_online(name, 1, settings)
+    state = model.policy.optimizer.state_dict()["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {updates}
+    assert play_online(name, 1, settings)[0] == actions
+    assert play_online(name, 2, settings)[0] != actions
+
+
+# --- deployment -----------------------------------------------------------------------------------
+
+
+@quiet
+def test_a_stage_policy_earns_the_same_query_by_query(tmp_path: Path) -> None:
+    out = tmp_path / "model.zip"
+    task: dict[str, Any] = {"num_stages": 6, "horizon": 300}
+    train(
+        "PPO",
+        "LLMDeployStage-v0",
+        task,
+        steps=24,
+        out=out,
+        num_envs=2,
+        settings=TINY["PPO", "LLMDeployStage-v0"],
+    )
+    name, settings = trained_agent(out)
+    queries = gym.make("LLMDeploy-v0", **task)
+    public = DeployProblem(**queries.unwrapped.problem)  # type: ignore[attr-defined]
+    agent: Any = make_agent(name, public, 0, **settings)
+    observation, _ = queries.reset(seed=4)
+    total = 0.0
+    for _ in range(300):
+        action = agent.act(observation)
+        following, reward, _, _, info = queries.step(action)
+        agent.update(observation, action, float(reward), following, info)
+        observation, total = following, total + float(reward)
+    stages = gym.make("LLMDeployStage-v0", **task)
+    observed, played = stage_spaces(public)
+    assert isinstance(stages.observation_space, gym.spaces.Dict)
+    assert set(observed) == set(stages.observation_space)
+    observation, _ = stages.reset(seed=4)
+    staged = 0.0
+    for _ in range(6):
+        raw, _ = agent._policy.predict(observation, deterministic=True)
+        assert raw in played
+        observation, reward, _, _, stage_info = stages.step((raw + np.float32(1)) / np.float32(2))
+        staged += float(reward)
+    assert total == pytest.approx(staged)
+    assert info["spend"] == pytest.approx(stage_info["spend"])

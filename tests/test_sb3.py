@@ -1,0 +1,232 @@
+"""The SB3 adapter and the discrete wrapper: equal to SB3's own lane-by-lane stepping.
+
+Also that Gymnasium's wrappers named in llmqueue_gym.wrappers work here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from math import comb
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import wrappers as gym_wrappers
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as vector_wrappers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("sb3_contrib")
+
+import torch
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+
+from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
+from llmqueue_gym.wrappers import DiscreteActions, DiscreteActionsVector, assortments
+
+QUEUE: dict[str, Any] = {"window": 4, "num_llms": 3, "assortment_size": 2, "max_episode_steps": 25}
+DEPLOY: dict[str, Any] = {"horizon": 40, "num_stages": 4}
+
+
+def assert_equal(ours: Any, theirs: Any, where: str) -> None:
+    if isinstance(theirs, dict):
+        assert set(ours) == set(theirs), where
+        for key in theirs:
+            assert_equal(ours[key], theirs[key], f"{where}[{key!r}]")
+    else:
+        np.testing.assert_array_equal(ours, theirs, err_msg=where)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "discrete"),
+    [
+        ("LLMQueue-v0", QUEUE, False),
+        ("LLMQueue-v0", QUEUE, True),
+        ("LLMDeploy-v0", DEPLOY, False),
+        ("LLMDeployStage-v0", DEPLOY, False),
+    ],
+)
+def test_equals_dummy_vec_env(env_id: str, kwargs: dict[str, Any], discrete: bool) -> None:
+    def one() -> gym.Env[Any, Any]:
+        env = gym.make(env_id, disable_env_checker=True, **kwargs)
+        return DiscreteActions(env) if discrete else env
+
+    wrapper = DiscreteActionsVector if discrete else None
+    ours: VecEnv = make_vec_env(env_id, 3, seed=5, wrapper=wrapper, **kwargs)
+    theirs = DummyVecEnv([one] * 3)
+    theirs.seed(5)
+    assert_equal(ours.reset(), theirs.reset(), "reset")
+    space = theirs.action_space
+    space.seed(0)
+    ends = 0
+    for step in range(90):
+        actions = np.stack([space.sample() for _ in range(3)])
+        mine, other = ours.step(actions), theirs.step(actions)
+        names = ("observation", "reward", "done")
+        for name, a, b in zip(names, mine[:3], other[:3], strict=True):
+            assert_equal(a, b, f"{name} at step {step}")
+        for lane in range(3):
+            assert_equal(mine[3][lane], other[3][lane], f"info of lane {lane} at step {step}")
+        ends += int(mine[2].sum())
+        if hasattr(theirs.envs[0].unwrapped, "action_masks"):
+            np.testing.assert_array_equal(get_action_masks(ours), get_action_masks(theirs))
+    assert ends >= 3
+    ours.close()
+    theirs.close()
+
+
+def test_truncation_is_told_from_the_end_of_the_problem() -> None:
+    env = make_vec_env("LLMQueue-v0", 2, seed=0, **QUEUE)
+    env.reset()
+    for step in range(25):
+        _, _, dones, infos = env.step(np.zeros((2, 3), dtype=np.int64))
+        assert [info["TimeLimit.truncated"] for info in infos] == dones.tolist()
+        assert dones.all() == (step == 24)
+    assert infos[0]["terminal_observation"]["contexts"].shape == (4, 5)
+    assert env.reset_infos[0]["queue_length"] == 0
+
+
+def test_masked_training_serves_whenever_somebody_waits() -> None:
+    torch.set_num_threads(1)  # more than the machine has to spare stalls such small networks
+    env = make_vec_env("LLMQueue-v0", 4, wrapper=DiscreteActionsVector, **QUEUE)
+    assert is_masking_supported(env)
+    model = MaskablePPO("MultiInputPolicy", VecMonitor(env), n_steps=16, batch_size=64, seed=0)
+    model.learn(128)
+    assert len(model.ep_info_buffer or ()) > 0  # VecMonitor sees the ends of episodes
+    observation = env.reset()
+    for _ in range(60):
+        waiting = observation["queue_length"][:, 0] > 0
+        actions, _ = model.predict(observation, action_masks=get_action_masks(env))
+        observation, _, _, infos = env.step(actions)
+        assert [info["served"] for info in infos] == waiting.tolist()
+
+
+def test_attributes_and_methods_by_lane() -> None:
+    env = make_vec_env("LLMQueue-v0", 3, seed=0, **QUEUE)
+    env.reset()
+    assert env.get_attr("llms", indices=[0, 2]) == [("llm-0", "llm-1", "llm-2")] * 2
+    assert len(env.env_method("action_masks", indices=1)) == 1
+    assert not env.has_attr("no_such_thing")
+    assert env.env_is_wrapped(Monitor) == [False] * 3
+    env.set_attr("label", "x")
+    assert env.get_attr("label") == ["x"] * 3
+    with pytest.raises(ValueError, match="one object"):
+        env.set_attr("label", "y", indices=0)
+    stage = make_vec_env("LLMDeployStage-v0", 2, **DEPLOY)
+    assert stage.get_attr("problem", indices=0)[0]["horizon"] == 40
+    stage.set_attr("label", "x")
+    assert stage.get_attr("label") == ["x"] * 2
+
+
+def test_seeds_are_used_once() -> None:
+    env = make_vec_env("LLMQueue-v0", 2, seed=3, **QUEUE)
+    first: list[Any] = [env.reset(), *(env.step(np.zeros((2, 3), np.int64))[0] for _ in range(9))]
+    env.reset()
+    again = make_vec_env("LLMQueue-v0", 2, seed=3, **QUEUE)
+    second: list[Any] = [
+        again.reset(),
+        *(again.step(np.zeros((2, 3), np.int64))[0] for _ in range(9)),
+    ]
+    assert_equal(dict(enumerate(first)), dict(enumerate(second)), "same seed")
+    later: list[Any] = [env.step(np.zeros((2, 3), np.int64))[0] for _ in range(9)]
+    assert not np.array_equal([o["contexts"] for o in later], [o["contexts"] for o in first[1:]])
+
+
+def test_refuses_other_autoreset_modes() -> None:
+    venv = gym.make_vec("LLMQueue-v0", 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    with pytest.raises(ValueError, match="SAME_STEP"):
+        GymnasiumVecEnv(venv)
+
+
+def test_names_the_extra_without_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stable_baselines3", "stable_baselines3.common.vec_env"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "llmqueue_gym.sb3")
+    with pytest.raises(ImportError, match=r"llmqueue_gym\[rl\]"):
+        importlib.import_module("llmqueue_gym.sb3")
+
+
+# --- discrete actions -----------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(window=st.integers(1, 5), num_llms=st.integers(1, 5), data=st.data())
+def test_actions_are_the_pairs_of_a_slot_and_a_set(
+    window: int, num_llms: int, data: st.DataObject
+) -> None:
+    size = data.draw(st.integers(1, num_llms))
+    kwargs: dict[str, Any] = {
+        "window": window,
+        "num_llms": num_llms,
+        "assortment_size": size,
+        "load": 0.5,
+    }
+    env = DiscreteActions(gym.make("LLMQueue-v0", disable_env_checker=True, **kwargs))
+    count = window * comb(num_llms, size)
+    assert env.action_space == gym.spaces.Discrete(count)
+    decoded = env._decisions.decode(np.arange(count))
+    slots, sets = decoded[:, 0], [frozenset(row) for row in decoded[:, 1:].tolist()]
+    assert len(set(zip(slots.tolist(), sets, strict=True))) == count
+    assert all(len(llms) == size for llms in sets)
+    assert len(assortments(num_llms, size)) == comb(num_llms, size)
+
+
+def test_a_legal_sample_serves_somebody() -> None:
+    env = DiscreteActions(gym.make("LLMQueue-v0", **QUEUE))
+    observation, info = env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(25):
+        np.testing.assert_array_equal(info["action_mask"], env.action_masks())
+        waiting = observation["queue_length"][0] > 0
+        observation, _, _, _, info = env.step(env.action_space.sample(mask=info["action_mask"]))
+        assert info["served"] == waiting
+
+
+def test_discrete_actions_refuse_what_they_cannot_list() -> None:
+    with pytest.raises(ValueError, match="LLMQueue-v0"):
+        DiscreteActions(gym.make("LLMDeploy-v0", **DEPLOY))
+    with pytest.raises(ValueError, match="lower window"):
+        DiscreteActions(gym.make("LLMQueue-v0", num_llms=50, assortment_size=4))
+    env = DiscreteActions(gym.make("LLMQueue-v0", **QUEUE))
+    env.reset(seed=0)
+    for bad in (-1, 12, 0.5):
+        with pytest.raises(ValueError, match="whole numbers"):
+            env.step(bad)
+
+
+# --- Gymnasium's own ------------------------------------------------------------------------------
+
+
+def test_gymnasium_wrappers_named_in_the_module() -> None:
+    env: gym.Env[Any, Any] = gym.make("LLMQueue-v0", **QUEUE)
+    env = gym_wrappers.RecordEpisodeStatistics(env)
+    env = gym_wrappers.NormalizeReward(
+        gym_wrappers.NormalizeObservation(gym_wrappers.FlattenObservation(env))
+    )
+    observation, info = env.reset(seed=0)
+    assert observation in env.observation_space
+    lengths = []
+    for _ in range(25):
+        *_, info = env.step(np.array([0, 0, 1]))
+        lengths.append(info["queue_length"])
+    assert -info["episode"]["r"] / info["episode"]["l"] == pytest.approx(np.mean(lengths))
+
+
+def test_gymnasium_vector_wrappers_under_sb3() -> None:
+    def wrap(venv: Any) -> Any:
+        return vector_wrappers.TransformReward(
+            DiscreteActionsVector(venv), lambda rewards: rewards / 10.0
+        )
+
+    env = make_vec_env("LLMQueue-v0", 2, seed=0, wrapper=wrap, **QUEUE)
+    env.reset()
+    _, rewards, _, infos = env.step(np.array([0, 1]))
+    np.testing.assert_allclose(rewards, [-info["queue_length"] / 10.0 for info in infos])
+    assert len(env.env_method("action_masks")) == 2
