@@ -59,7 +59,7 @@ class KnowsTheDraws(First):
         import gc
         from llmqueue_gym.core.deployment import DeploymentDynamics
         super().__init__(problem, seed)
-        [self.dynamics] = [o for o in gc.get_objects() if isinstance(o, DeploymentDynamics)][-1:]
+        [self.dynamics] = [o for o in gc.get_objects() if type(o) is DeploymentDynamics][-1:]
     def act(self, observation):
         action = super().act(observation)
         position = int(self.dynamics.query[0] - self.dynamics._start[0])

@@ -277,7 +277,7 @@ from llmqueue_gym.core.queue import QueueDynamics
 class Cheater:
     """Serves only queries that the coming draw lets go."""
     def __init__(self, problem, seed):
-        [self.dynamics] = [o for o in gc.get_objects() if isinstance(o, QueueDynamics)][-1:]
+        [self.dynamics] = [o for o in gc.get_objects() if type(o) is QueueDynamics][-1:]
         self.problem = problem
     def act(self, observation):
         waiting = int(min(self.dynamics.queue_length[0], self.problem.window))
