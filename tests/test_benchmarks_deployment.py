@@ -56,10 +56,12 @@ class Outside(First):
 class KnowsTheDraws(First):
     '''Pays for no answer that will be bad: it refuses those queries.'''
     def __init__(self, problem, seed):
-        import gc
-        from llmqueue_gym.core.deployment import DeploymentDynamics
+        import sys
         super().__init__(problem, seed)
-        [self.dynamics] = [o for o in gc.get_objects() if type(o) is DeploymentDynamics][-1:]
+        frame = sys._getframe()
+        while "env" not in frame.f_locals:  # up to the runner
+            frame = frame.f_back
+        self.dynamics = frame.f_locals["env"].unwrapped.dynamics
     def act(self, observation):
         action = super().act(observation)
         position = int(self.dynamics.query[0] - self.dynamics._start[0])

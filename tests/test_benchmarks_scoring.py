@@ -270,14 +270,16 @@ def test_departures_that_the_truth_does_not_explain_are_named(luck):
 def cheater_module(kind):
     """An agent that finds the environment in memory; ``draws`` also reads the outcome stream."""
     return f'''
-import copy, gc
+import copy, sys
 import numpy as np
-from llmqueue_gym.core.queue import QueueDynamics
 
 class Cheater:
     """Serves only queries that the coming draw lets go."""
     def __init__(self, problem, seed):
-        [self.dynamics] = [o for o in gc.get_objects() if type(o) is QueueDynamics][-1:]
+        frame = sys._getframe()
+        while "env" not in frame.f_locals:  # up to the runner
+            frame = frame.f_back
+        self.dynamics = frame.f_locals["env"].unwrapped.dynamics
         self.problem = problem
     def act(self, observation):
         waiting = int(min(self.dynamics.queue_length[0], self.problem.window))
