@@ -255,10 +255,6 @@ def _interval(interval: Interval | None, digits: int = 2) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _exponent(interval: Interval | None) -> str:
-    return "noise" if interval is None else _interval(interval)
-
-
 def _value(interval: Interval | None) -> float | None:
     return None if interval is None else interval.value
 
