@@ -197,6 +197,34 @@ def load_suite(name: str) -> Suite:
     return parse_suite(origin, document)
 
 
+def find_task(name: str) -> Task:
+    """Find a task by ``SUITE:TASK``, or by its name alone in the built-in suites.
+
+    ``SUITE`` is a built-in name or the path of a TOML file.
+
+    Raises
+    ------
+    SuiteError
+        If there is no such task, or suites define different ones under the name.
+    """
+    suite, mark, own = name.rpartition(":")
+    suites = [suite] if mark else list(built_in_suites())
+    tasks = {origin: load_suite(origin).tasks for origin in suites}
+    found = {origin: t for origin, own_tasks in tasks.items() for t in own_tasks if t.name == own}
+    if not found:
+        known = {task.name for own_tasks in tasks.values() for task in own_tasks}
+        near = difflib.get_close_matches(own, known, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise SuiteError(
+            f"task={name!r} is in no suite; `llmqueue-bench list` names all of them{hint}"
+        )
+    plays = {canonical([task.env, dict(task.kwargs), task.horizon]) for task in found.values()}
+    if len(plays) > 1:
+        choices = " or ".join(f"{origin}:{own}" for origin in found)
+        raise SuiteError(f"task={name!r} differs between suites: say {choices}")
+    return next(iter(found.values()))
+
+
 def parse_suite(name: str, document: Mapping[str, Any]) -> Suite:
     """Turn a parsed TOML document into a suite.
 

@@ -1,13 +1,21 @@
 """Suite files: what is accepted, what is refused and how, and what decides a cell's key."""
 
 import copy
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import suite as suites
-from benchmarks.suite import SuiteError, built_in_suites, load_suite, make_plan, parse_suite
+from benchmarks.suite import (
+    SuiteError,
+    built_in_suites,
+    find_task,
+    load_suite,
+    make_plan,
+    parse_suite,
+)
 
 TASK = {
     "name": "{kind}-load{load}",
@@ -234,3 +242,26 @@ def test_queueing_suite_covers_every_level_named_in_its_issue():
         t.kwargs["workload"]["kind"] for t in synthetic
     }
     assert max(t.horizon for t in tasks) == 50_000
+
+
+def test_a_task_is_found_by_name_in_its_suite_or_in_a_file(tmp_path):
+    assert find_task("catalog-b0.001") == find_task("quick:catalog-b0.001")
+    file = tmp_path / "own.toml"
+    file.write_text(
+        'seeds = 1\nagents = []\n[[task]]\nname = "mine"\nenv = "LLMQueue-v0"\nhorizon = 9\n'
+    )
+    assert find_task(f"{file}:mine").horizon == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("exponent", "did you mean 'exponents'"),
+        ("quick:nothing-like-it", "is in no suite"),
+        ("quikc:catalog-b0.001", "did you mean 'quick'"),
+        ("routerbench-b0.001", "say deployment:routerbench-b0.001 or quick:routerbench-b0.001"),
+    ],
+)
+def test_an_unknown_or_ambiguous_task_says_what_to_type(name, message):
+    with pytest.raises(SuiteError, match=re.escape(message)):
+        find_task(name)
