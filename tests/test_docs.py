@@ -1,23 +1,42 @@
-"""The README's Python blocks and the doctests of the environments run as they stand."""
+"""The code blocks of the README and of the documentation, and the doctests, run as they stand."""
 
 import doctest
 import inspect
 import json
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from benchmarks.suite import SuiteError, make_plan, parse_suite
 from llmqueue_gym.envs import llm_deploy, llm_queue
 from llmqueue_gym.registration import ENVIRONMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_readme_blocks_run_in_order(tmp_path, monkeypatch):
-    pytest.importorskip("sklearn", reason="the README turns texts into contexts: data extra")
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.M)
+
+
+def pages_with(language):
+    return [
+        pytest.param(page, id=page.relative_to(ROOT).as_posix())
+        for page in PAGES
+        if blocks(page, language)
+    ]
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Where the README's own queries lie, and nothing else."""
     rng = np.random.default_rng(0)
     with (tmp_path / "my_queries.jsonl").open("w", encoding="utf-8") as file:
         for row in range(400):
@@ -26,12 +45,53 @@ def test_readme_blocks_run_in_order(tmp_path, monkeypatch):
             file.write(json.dumps(record) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLMQUEUE_GYM_CACHE", str(tmp_path / "cache"))
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) >= 4
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run_in_order(page):
+    pytest.importorskip("sklearn", reason="the README turns texts into contexts: data extra")
+    pytest.importorskip("pettingzoo", reason="the games need the extra marl")
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert set(names) >= {"env", "ServeTheHead"}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_commands_exist_with_their_options(page):
+    from typer.main import get_command
+
+    from benchmarks.cli import build_app
+
+    app = get_command(build_app())
+    context = app.make_context("llmqueue-bench", ["list"])
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        if words[:1] != ["llmqueue-bench"]:
+            continue
+        command, rest = app, words[1:]
+        while hasattr(command, "commands"):
+            assert rest[0] in command.commands, line
+            command, rest = command.commands[rest[0]], rest[1:]
+        # the parser alone: it knows the options, and reads no file
+        command.make_parser(type(context)(command, parent=context)).parse_args(list(rest))
+
+
+@pytest.mark.parametrize("page", pages_with("toml"))
+def test_suites_in_the_pages_can_be_run(page):
+    for block in blocks(page, "toml"):
+        document = tomllib.loads(block)
+        if "task" in document:
+            assert make_plan(parse_suite("page", document)).cells
+
+
+def test_a_wrong_suite_would_be_noticed():
+    document = {"seeds": 1, "agents": ["ACQB"], "task": [{"name": "x", "wrong": 1}]}
+    with pytest.raises(SuiteError, match="wrong"):
+        parse_suite("page", document)
 
 
 def test_readme_names_every_environment_and_existing_pictures():
@@ -60,3 +120,22 @@ def test_the_docstring_is_a_page_with_every_argument_and_observation(env_id):
     names = [*env.observation_space, *inspect.signature(type(env)).parameters]
     for name in set(names) - {"render_mode"}:
         assert f"| {name} |" in page, f"{env_id}: {name} is in no table"
+
+
+def test_algorithm_boxes_are_set_off_and_sections_left_alone():
+    program = (
+        "from hooks import boxed\n"
+        "text = 'One line.\\n\\nFor t:\\n  1. act\\n  2. learn\\nMore.\\n\\n"
+        "Parameters\\n----------\\nx : int\\n    Words.'\n"
+        "print(boxed(text))"
+    )
+    pytest.importorskip("mkdocs", reason="the site needs the extra docs")
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT / "docs",
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "For t:\n\n      1. act\n      2. learn\n\nMore." in found
+    assert found.endswith("Parameters\n----------\nx : int\n    Words.\n")
