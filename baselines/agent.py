@@ -106,6 +106,9 @@ class Agent(ABC):
     kind: ClassVar[str] = "queueing"
     """The family of tasks the agent plays."""
 
+    protocol: ClassVar[str] = "online"
+    """``"pretrained"`` if the agent brings what it learned before: it has tables of its own."""
+
     def __init__(self, problem: QueueProblem, seed: int) -> None:
         self.problem = problem
         self.rng = np.random.default_rng(seed)

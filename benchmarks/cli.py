@@ -215,17 +215,19 @@ def _write_readme(readme: Path, board: "Board", pictures: "list[Picture]") -> No
     """Put the short tables between the leaderboard markers of a page, with a picture a kind."""
     from benchmarks.report import board_summary, insert_between_markers
 
-    first = {picture.kind.name: picture for picture in reversed(pictures)}
+    first = {picture.section: picture for picture in reversed(pictures)}
     shown = []
-    for number, picture in enumerate(first[kind.name] for kind in board.kinds):
-        name = f"{board.suite}-{picture.kind.name}" if number else board.suite
+    for number, picture in enumerate(first[section] for section in board.sections):
+        kind, protocol = picture.section
+        parts = [kind.name, *([protocol] if protocol != "online" else [])]
+        name = "-".join([board.suite, *(parts if number else [])])
         shown.append(picture._replace(path=Path("docs", "images", f"{name}.png")))
     summary = board_summary(board, shown)
     text = insert_between_markers(readme.read_text(encoding="utf-8"), "leaderboard", summary)
     for picture in shown:
         copy = readme.parent / picture.path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(first[picture.kind.name].path, copy)
+        shutil.copyfile(first[picture.section].path, copy)
     write_text(readme, text)
 
 

@@ -102,7 +102,7 @@ class Column:
     missing: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of task.
 
@@ -169,6 +169,18 @@ def _growth(evidence: Evidence) -> Interval | None:
 
 
 _CLOCK = Column("µs / decision", "µs", _decision, 3)
+
+
+def _minutes(evidence: Evidence) -> float | None:
+    seconds = evidence.table["train_seconds"].mean()
+    return None if seconds is None else float(seconds) / 60  # type: ignore[arg-type]
+
+
+TRAINING = (
+    Column("training steps", "training steps", _mean("train_steps"), 0),
+    Column("training minutes", "minutes", _minutes, 2),
+)
+"""Further columns of the ``pretrained`` tables: environment steps and wall time of the training."""
 
 
 # --- queueing -------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """From stored cells to a board: scores, intervals, exponents, ranks and the checks on them.
 
 Every comparison is paired by seed: an agent, the oracle and random share instance and draws.
-Queueing and deployment tasks have boards of their own; `benchmarks.kinds` says what differs.
+Each kind of task and each protocol has a board of its own; `benchmarks.kinds` says what differs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,14 +24,31 @@ from benchmarks.intervals import (
     power_exponent,
     t_interval,
 )
-from benchmarks.kinds import DEPLOYMENT, KINDS, Curves, Evidence, Figure, Kind, Traffic
+from benchmarks.kinds import (
+    DEPLOYMENT,
+    KINDS,
+    TRAINING,
+    Column,
+    Curves,
+    Evidence,
+    Figure,
+    Kind,
+    Traffic,
+)
 from benchmarks.store import CorruptResultError, Store
-from benchmarks.suite import REFERENCES, canonical, kind_of, spec_key
+from benchmarks.suite import PROTOCOLS, REFERENCES, canonical, kind_of, spec_key
 
 Record = Mapping[str, Any]
 
 LUCK_LIMIT = 6.0
 """Standard deviations of ``luck`` that no policy ignorant of the draws reaches (p < 1e-8)."""
+
+
+class Section(NamedTuple):
+    """What shares tables: tasks of one kind, agents of one protocol (and the references)."""
+
+    kind: Kind
+    protocol: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class TaskRow:
     score : Interval or None
         Mean normalised score over seeds.
     figures : tuple of Figure
-        In the order of the kind's columns.
+        In the order of the board's columns.
     """
 
     agent: str
@@ -61,14 +78,14 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class TaskBoard:
-    """A task's rows, best first, and the curves behind them.
+    """A task's rows under one protocol, best first, and the curves behind them.
 
     Attributes
     ----------
     task : Mapping[str, Any]
         The task's definition.
-    kind : Kind
-        What its columns are.
+    section : Section
+        Its kind and protocol.
     rows : list[TaskRow]
         One an agent, references included.
     separates : bool
@@ -84,7 +101,7 @@ class TaskBoard:
     """
 
     task: Mapping[str, Any]
-    kind: Kind
+    section: Section
     rows: list[TaskRow]
     separates: bool
     curves: dict[str, Curves]
@@ -92,15 +109,25 @@ class TaskBoard:
     about: str
     seeds: int
 
+    @property
+    def kind(self) -> Kind:
+        """Kind of the task."""
+        return self.section.kind
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Figures of a row: the kind's, and under ``pretrained`` what the training cost."""
+        return self.kind.columns + (TRAINING if self.section.protocol == "pretrained" else ())
+
 
 @dataclass(frozen=True)
 class OverallRow:
-    """An agent's interquartile mean score over its kind's headline tasks.
+    """An agent's interquartile mean score over its section's headline tasks.
 
-    ``kind`` names it; an agent with missing cells has no rank.
+    An agent with missing cells has no rank.
     """
 
-    kind: str
+    section: Section
     agent: str
     rank: int | None
     score: Interval | None
@@ -150,9 +177,9 @@ class Board:
     cells: list[Record] = field(repr=False)
 
     @property
-    def kinds(self) -> list[Kind]:
-        """Kinds of the tasks, each once."""
-        return [kind for kind in KINDS.values() if any(t.kind is kind for t in self.tasks)]
+    def sections(self) -> list[Section]:
+        """Kinds and protocols that have tasks, each once."""
+        return list(dict.fromkeys(task.section for task in self.tasks))
 
 
 # --- the board ------------------------------------------------------------------------------------
@@ -187,25 +214,32 @@ def make_board(
     """Score cells; ``run`` is the plan they belong to."""
     overall: list[OverallRow] = []
     tasks: list[TaskBoard] = []
+    sweeps: list[Sweep] = []
     broken: list[str] = []
     for kind in KINDS.values():
-        specs = [s for s in run["cells"] if kind_of(s["task"]["env"]) == kind.name]
         own = [c for c in cells if kind_of(c["spec"]["task"]["env"]) == kind.name]
-        table = tidy(own, kind)
-        boards = list(_task_boards(specs, table, own, kind))
-        headline = [b for b in boards if b.separates and b.task["headline"]]
-        names = [b.task["name"] for b in headline]
-        labels = list(dict.fromkeys(spec["agent"]["label"] for spec in specs))
-        expected = sum(b.seeds for b in headline)
-        part = table.filter(pl.col("task").is_in(names))
-        overall += _overall(kind.name, part, labels, expected)
-        tasks += boards
-        broken += violations(table, kind)
+        broken += violations(tidy(own, kind), kind)
+        for protocol in PROTOCOLS:
+            section = Section(kind, protocol)
+            specs = _specs_of(section, run["cells"])
+            keys = {spec_key(spec) for spec in specs}
+            played = [c for c in own if spec_key(c["spec"]) in keys]
+            table = tidy(played, kind)
+            boards = list(_task_boards(specs, table, played, section))
+            headline = [b for b in boards if b.separates and b.task["headline"]]
+            names = [b.task["name"] for b in headline]
+            labels = list(dict.fromkeys(spec["agent"]["label"] for spec in specs))
+            expected = sum(b.seeds for b in headline)
+            part = table.filter(pl.col("task").is_in(names))
+            overall += _overall(section, part, labels, expected)
+            tasks += boards
+            if protocol == "online":
+                sweeps += _sweeps(boards, played)
     return Board(
         suite=run["suite"],
         overall=overall,
         tasks=tasks,
-        sweeps=list(_sweeps(tasks, cells)),
+        sweeps=sweeps,
         failures=failures,
         missing=missing,
         skipped=run["skipped"],
@@ -215,19 +249,53 @@ def make_board(
     )
 
 
+def _specs_of(section: Section, specs: Sequence[Record]) -> list[Record]:
+    """Planned cells of a section.
+
+    The references of a task stand beside the agents of either protocol; where nobody else was
+    planned, they are shown as ``online``.
+    """
+    own = [s for s in specs if kind_of(s["task"]["env"]) == section.kind.name]
+    protocols: dict[str, set[str]] = {}
+    for spec in own:
+        found = protocols.setdefault(spec["task"]["name"], set())
+        if spec["agent"]["label"] not in REFERENCES:
+            found.add(spec["protocol"])
+    here = {
+        task for task, found in protocols.items() if section.protocol in (found or {PROTOCOLS[0]})
+    }
+    return [
+        spec
+        for spec in own
+        if spec["task"]["name"] in here
+        and (spec["agent"]["label"] in REFERENCES or spec["protocol"] == section.protocol)
+    ]
+
+
 def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
-    """One row a cell: task, agent, seed, metrics, and what the coupled references did.
+    """One row a cell: task, agent, seed, metrics, training, and what the coupled references did.
 
     ``h_oracle`` and ``h_random`` are null where the reference of that seed is missing; ``score``
     is null where the two references tie.
     """
-    schema = {"task": pl.String, "agent": pl.String, "seed": pl.Int64, "decision_us": pl.Float64}
+    schema = {
+        "task": pl.String,
+        "agent": pl.String,
+        "seed": pl.Int64,
+        "decision_us": pl.Float64,
+        "train_steps": pl.Float64,
+        "train_seconds": pl.Float64,
+    }
     rows = [
         {
             "task": cell["spec"]["task"]["name"],
             "agent": cell["spec"]["agent"]["label"],
             "seed": cell["spec"]["seed"],
             "decision_us": cell["timing"]["decision_us_median"],
+            **{
+                f"train_{name}": cell["spec"]["agent"].get("training", {}).get(name)
+                for name in ("steps", "seconds")
+            },
             **{name: cell["metrics"][name] for name in kind.metrics},
         }
         for cell in cells
@@ -246,21 +314,26 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
 
 
 def _task_boards(
-    specs: Sequence[Record], table: pl.DataFrame, cells: Sequence[Record], kind: Kind
+    specs: Sequence[Record], table: pl.DataFrame, cells: Sequence[Record], section: Section
 ) -> Iterator[TaskBoard]:
-    """Score every task of a kind, in the order of the plan."""
+    """Score every task of a section, in the order of the plan."""
     planned = {spec["task"]["name"]: spec["task"] for spec in specs}
     for name, task in planned.items():
         seeds = len({spec["seed"] for spec in specs if spec["task"]["name"] == name})
         own = [cell for cell in cells if cell["spec"]["task"]["name"] == name]
-        yield _task_board(task, table.filter(pl.col("task") == name), own, seeds, kind)
+        yield _task_board(task, table.filter(pl.col("task") == name), own, seeds, section)
 
 
 def _task_board(
-    task: Mapping[str, Any], table: pl.DataFrame, cells: Sequence[Record], seeds: int, kind: Kind
+    task: Mapping[str, Any],
+    table: pl.DataFrame,
+    cells: Sequence[Record],
+    seeds: int,
+    section: Section,
 ) -> TaskBoard:
     """Score one task."""
-    curves, traffic = _curves(cells), _traffic(cells)
+    board = TaskBoard(task, section, [], False, _curves(cells), _traffic(cells), "", seeds)
+    curves, traffic = board.curves, board.traffic
     labels = table["agent"].unique(maintain_order=True).to_list()
     learning = [label for label in labels if label not in REFERENCES]
     scores = {label: _by_seed(table, label, "score") for label in labels}
@@ -281,23 +354,25 @@ def _task_board(
                 traffic.get(label, {}),
                 traffic.get("oracle", {}),
             )
-            row = _task_row(label, ranks.get(label), evidence, kind)
+            row = _task_row(label, ranks.get(label), evidence, board.columns)
             key = (-row.score.value if row.score else np.inf, float(own["h"].to_numpy().mean()))
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
     intervals = [r.score for r in rows if r.score is not None and r.agent in learning]
-    about = kind.about(table) if table.height else ""
-    return TaskBoard(task, kind, rows, _separates(intervals), curves, traffic, about, seeds)
+    about = section.kind.about(table) if table.height else ""
+    return replace(board, rows=rows, separates=_separates(intervals), about=about)
 
 
-def _task_row(label: str, rank: int | None, evidence: Evidence, kind: Kind) -> TaskRow:
+def _task_row(
+    label: str, rank: int | None, evidence: Evidence, columns: Sequence[Column]
+) -> TaskRow:
     scores = evidence.table["score"].drop_nulls().to_numpy()
     return TaskRow(
         agent=label,
         rank=rank,
         seeds=evidence.table.height,
         score=t_interval(scores) if scores.size else None,
-        figures=tuple(column.figure(evidence) for column in kind.columns),
+        figures=tuple(column.figure(evidence) for column in columns),
     )
 
 
@@ -362,7 +437,7 @@ def _separates(intervals: Sequence[Interval]) -> bool:
 
 
 def _overall(
-    kind: str, table: pl.DataFrame, labels: Sequence[str], expected: int
+    section: Section, table: pl.DataFrame, labels: Sequence[str], expected: int
 ) -> list[OverallRow]:
     """Interquartile means over the headline tasks; agents with missing cells are not ranked."""
     rows: list[OverallRow] = []
@@ -378,7 +453,7 @@ def _overall(
             score = percentile_interval(value, sample)
             if own.height == expected and label not in REFERENCES:
                 replicates[label] = sample
-        rows.append(OverallRow(kind, label, None, score, own.height, expected))
+        rows.append(OverallRow(section, label, None, score, own.height, expected))
     ranked = []
     for row in rows:
         rank = None

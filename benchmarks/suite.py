@@ -34,7 +34,10 @@ REFERENCE_AGENTS = {
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
 
-PROTOCOL = "online"
+PROTOCOLS = ("online", "pretrained")
+"""``online``: the agent starts ignorant and is scored from its first step. ``pretrained``: it may
+have been trained on the task's instance, or on the distribution of instances, and is frozen since.
+"""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -58,15 +61,18 @@ class AgentEntry:
         Keyword settings over the registered ones.
     requires : tuple[str, ...]
         Distributions without which the agent is skipped.
+    protocol : str, optional
+        One of ``PROTOCOLS``; None takes what the agent's class says (``online`` if nothing).
     """
 
     name: str
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
+    protocol: str | None = None
 
     def __hash__(self) -> int:
-        return hash((self.name, self.label, canonical(self.settings)))
+        return hash((self.name, self.label, canonical(self.settings), self.protocol))
 
 
 @dataclass(frozen=True)
@@ -330,13 +336,16 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     if isinstance(item, str) and item:
         return AgentEntry(item, item)
     table = _table(item, where)
-    _only(table, where, "name", "label", "settings", "requires")
+    _only(table, where, "name", "label", "settings", "requires", "protocol")
     name = _text(table, "name", where)
     settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
     label = _text(table, "label", where, name)
     if label in REFERENCES and (name != label or settings):
         raise SuiteError(f"{where}: label={label!r} is kept for the reference policy")
-    return AgentEntry(name, label, settings, _texts(table, "requires", where))
+    protocol = table.get("protocol")
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise SuiteError(f"{where}: protocol={protocol!r} is not {_near(str(protocol), PROTOCOLS)}")
+    return AgentEntry(name, label, settings, _texts(table, "requires", where), protocol)
 
 
 # --- small checks ---------------------------------------------------------------------------------
@@ -437,6 +446,7 @@ def make_plan(
             raise SuiteError(f"data={name!r} is not {_near(name, known_data or {'(none)'})}")
     added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
     identities: dict[AgentEntry, dict[str, Any]] = {}
+    protocols: dict[AgentEntry, str] = {}
     kinds: dict[AgentEntry, str | None] = {}
     played: set[AgentEntry] = set()
     skipped: dict[str, str] = {}
@@ -461,12 +471,16 @@ def make_plan(
                 continue
             if entry not in identities:
                 identities[entry] = _agent_identity(entry)
-                kinds[entry] = _agent_kind(entry)
+                kinds[entry] = _agent_attribute(entry, "kind")
+                protocols[entry] = (
+                    entry.protocol or _agent_attribute(entry, "protocol") or PROTOCOLS[0]
+                )
             if kinds[entry] not in (None, kind):
                 continue
             played.add(entry)
             for seed in range(seeds or suite.seeds):
-                cells.append(Cell(_spec(task, identities[entry], seed, content), kwargs))
+                spec = _spec(task, identities[entry], seed, protocols[entry], content)
+                cells.append(Cell(spec, kwargs))
     for entry in kinds.keys() - played:
         skipped[entry.label] = f"it plays {kinds[entry]} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
@@ -482,7 +496,9 @@ def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
     return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
 
 
-def _spec(task: Task, agent: dict[str, Any], seed: int, workload: str | None) -> dict[str, Any]:
+def _spec(
+    task: Task, agent: dict[str, Any], seed: int, protocol: str, workload: str | None
+) -> dict[str, Any]:
     """Everything that decides a cell's result, as plain JSON."""
     import llmqueue_gym
 
@@ -497,7 +513,7 @@ def _spec(task: Task, agent: dict[str, Any], seed: int, workload: str | None) ->
         },
         "agent": agent,
         "seed": seed,
-        "protocol": PROTOCOL,
+        "protocol": protocol,
         "version": llmqueue_gym.__version__,
         "code": _code_hash(),
         "workload": workload,
@@ -539,14 +555,14 @@ def _agent_identity(entry: AgentEntry) -> dict[str, Any]:
     return identity
 
 
-def _agent_kind(entry: AgentEntry) -> str | None:
-    """Kind of the tasks an agent plays; None for any, or if only running it will tell."""
+def _agent_attribute(entry: AgentEntry, name: str) -> str | None:
+    """``kind`` or ``protocol`` of an agent; None for any, or if only running it will tell."""
     from baselines.agent import agent_spec
 
     if entry.name == "oracle":
         return None
     try:
-        return getattr(agent_spec(entry.name).load(), "kind", None)
+        return getattr(agent_spec(entry.name).load(), name, None)
     except Exception:  # somebody else's module: its cells will show what is wrong with it
         return None
 

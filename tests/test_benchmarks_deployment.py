@@ -255,6 +255,7 @@ def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwa
                 "headline": True,
             },
             "agent": {"label": agent},
+            "protocol": "online",
             "seed": seed,
         },
         "metrics": {

@@ -16,12 +16,23 @@ from benchmarks.intervals import (
     t_interval,
 )
 from benchmarks.kinds import QUEUEING
+from benchmarks.report import board_markdown
 from benchmarks.runner import run_cell
 from benchmarks.scoring import make_board
 from benchmarks.suite import make_plan, parse_suite
 
+RUN = {
+    "command": "llmqueue-bench run s",
+    "version": "0",
+    "commit": "none",
+    "machine": "m",
+    "python": "3",
+    "numpy": "2",
+    "gymnasium": "1",
+}
 
-def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True):
+
+def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True, protocol="online"):
     t = [1, 2, 5, 10, 20, 50, 100]
     return {
         "spec": {
@@ -34,6 +45,7 @@ def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True)
             },
             "agent": {"label": agent},
             "seed": seed,
+            "protocol": protocol,
         },
         "metrics": {
             "mean_queue": mean_queue,
@@ -47,6 +59,7 @@ def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True)
         },
         "curve": {"t": t, "queue": [mean_queue * x for x in t], "regret": [x**0.5 for x in t]},
         "timing": {"decision_us_median": 5.0},
+        "provenance": RUN,
     }
 
 
@@ -69,7 +82,7 @@ def violations(table):
 
 def board_of(cells, failures=()):
     specs = [c["spec"] for c in cells] + [spec for spec, _ in failures]
-    run = {"suite": "s", "cells": specs, "skipped": {}, "provenance": {}}
+    run = {"suite": "s", "cells": specs, "skipped": {}, "provenance": RUN}
     return make_board(run, cells, [(str(spec), record) for spec, record in failures], [])
 
 
@@ -230,6 +243,42 @@ def test_a_task_outside_the_headline_has_its_own_table_only():
     board = board_of(side)
     assert board.overall[0].expected == 0
     assert board.tasks[0].rows[1].rank == 1
+
+
+# --- protocols ------------------------------------------------------------------------------------
+
+
+def test_protocols_never_share_a_table():
+    online = cells_of({**REFERENCES, "bandit": [2.0, 2.1, 2.2, 2.1, 2.0]})
+    trained = cells_of({"PPO": [1.2, 1.3, 1.2, 1.1, 1.2]}, protocol="pretrained")
+    for made in trained:
+        made["spec"]["agent"]["training"] = {"steps": 1000, "seconds": 90.0}
+    board = board_of(online + trained)
+    assert [section.protocol for section in board.sections] == ["online", "pretrained"]
+    shown = {b.section.protocol: {row.agent for row in b.rows} for b in board.tasks}
+    assert shown == {
+        "online": {"oracle", "random", "bandit"},
+        "pretrained": {"oracle", "random", "PPO"},
+    }
+    for row in board.overall:
+        assert row.agent in shown[row.section.protocol]
+    ranked = [(row.agent, row.rank) for row in board.overall if row.rank is not None]
+    assert sorted(ranked) == [("PPO", 1), ("bandit", 1)]  # each first among its own
+    titles = [column.title for column in board.tasks[1].columns]
+    [row] = [row for row in board.tasks[1].rows if row.agent == "PPO"]
+    figures = dict(zip(titles, row.figures, strict=True))
+    assert figures["training steps"] == 1000
+    assert figures["training minutes"] == pytest.approx(1.5)
+    assert "training steps" not in [column.title for column in board.tasks[0].columns]
+    page = board_markdown(board)
+    assert page.count("| training steps |") == 1
+    assert "## Online" in page
+    assert "## Pretrained" in page
+
+
+def test_a_run_of_the_references_alone_is_shown_once():
+    board = board_of(cells_of(REFERENCES))
+    assert [section.protocol for section in board.sections] == ["online"]
 
 
 # --- rule 8 ---------------------------------------------------------------------------------------

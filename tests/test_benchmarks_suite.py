@@ -89,8 +89,13 @@ def change_label(document):
     document["agents"] = [{"name": "greedy", "label": "greedy-2"}]
 
 
+def change_protocol(document):
+    document["agents"] = [{"name": "greedy", "protocol": "pretrained"}]
+
+
 @pytest.mark.parametrize(
-    "change", [change_horizon, change_kwargs, change_tags, change_settings, change_label]
+    "change",
+    [change_horizon, change_kwargs, change_tags, change_settings, change_label, change_protocol],
 )
 def test_any_change_of_a_cell_changes_its_key(change):
     def learner_keys(document):
@@ -174,6 +179,10 @@ def test_missing_data_and_packages_skip_a_task_with_the_reason(tmp_path, monkeyp
         (changed(matrix={"kind": [], "load": [1]}), r"matrix.kind=\[\]"),
         (changed(kwargs={"load": float("nan")}), "JSON-plain"),
         (changed(headline="no"), "headline='no'"),
+        (
+            {**SUITE, "agents": [{"name": "greedy", "protocol": "pretraind"}]},
+            "did you mean 'pretrained'",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(document, message):

@@ -54,6 +54,7 @@ class TrainedQueueAgent(Agent):
         If the file is no such model, or was trained for another shape of task.
     """
 
+    protocol = "pretrained"
     model: str | None = None
 
     def __init__(
@@ -103,6 +104,7 @@ class TrainedDeployAgent(DeployAgent):
         If the file is no such model, or was trained for another number of LLMs.
     """
 
+    protocol = "pretrained"
     model: str | None = None
 
     def __init__(

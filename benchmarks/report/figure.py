@@ -17,8 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from benchmarks.intervals import Floats
-from benchmarks.kinds import DEPLOYMENT, QUEUEING, Curves, Kind, Traffic
-from benchmarks.scoring import Board, Sweep, TaskBoard
+from benchmarks.kinds import DEPLOYMENT, QUEUEING, Curves, Traffic
+from benchmarks.scoring import Board, Section, Sweep, TaskBoard
 from benchmarks.suite import REFERENCES
 
 Style = dict[str, object]
@@ -41,7 +41,7 @@ class Picture(NamedTuple):
 
     path: Path
     caption: str
-    kind: Kind
+    section: Section
 
 
 def draw_figure(board: Board, folder: Path) -> list[Picture]:
@@ -54,35 +54,38 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
     against the swept parameter.
     """
     pictures = []
-    for kind, name, caption, panels in (
-        (QUEUEING, "leaderboard", "queue length and routing regret over time", _QUEUE_PANELS),
-        (DEPLOYMENT, "deployment", "ledger reward and money spent over time", _DEPLOY_PANELS),
-    ):
-        boards = [task for task in board.tasks if task.kind is kind and task.curves]
-        styles = _styles(board, kind)
+    for section in board.sections:
+        name, caption, panels = _PAGES[section.kind.name]
+        if section.protocol != "online":
+            name, caption = f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
+        boards = [task for task in board.tasks if task.section == section and task.curves]
+        styles = _styles(board, section)
         for first in range(0, len(boards), _ROWS):
             number = f"-{first // _ROWS + 1}" if first else ""
             figure = _page(board.suite, boards[first : first + _ROWS], styles, panels)
-            pictures.append(_save(figure, folder, f"{name}{number}", caption, kind))
+            pictures.append(_save(figure, folder, f"{name}{number}", caption, section))
     if board.sweeps:
-        figure = _sweep_page(board, _styles(board, DEPLOYMENT))
+        section = Section(DEPLOYMENT, "online")
+        figure = _sweep_page(board, _styles(board, section))
         caption = "ledger score and regret against the swept parameter"
-        pictures.append(_save(figure, folder, "sweeps", caption, DEPLOYMENT))
+        pictures.append(_save(figure, folder, "sweeps", caption, section))
     for task in board.tasks:
         if any(task.traffic.values()) and task.rows:
             name = task.task["name"]
             caption = f"{name}: share of the queries by LLM and stage"
             figure = _traffic_page(task)
-            pictures.append(_save(figure, folder, f"traffic-{name}", caption, DEPLOYMENT))
+            if task.section.protocol != "online":
+                name = f"{name}-{task.section.protocol}"
+            pictures.append(_save(figure, folder, f"traffic-{name}", caption, task.section))
     return pictures
 
 
-def _save(figure: Figure, folder: Path, name: str, caption: str, kind: Kind) -> Picture:
+def _save(figure: Figure, folder: Path, name: str, caption: str, section: Section) -> Picture:
     for suffix in ("svg", "png"):
         temporary = folder / f".{name}.{suffix}.tmp"
         figure.savefig(temporary, dpi=160, format=suffix)
         os.replace(temporary, folder / f"{name}.{suffix}")
-    return Picture(folder / f"{name}.png", caption, kind)
+    return Picture(folder / f"{name}.png", caption, section)
 
 
 def _new_figure(width: float, height: float) -> Figure:
@@ -126,11 +129,11 @@ def _legend(figure: Figure, styles: dict[str, Style]) -> None:
     )
 
 
-def _styles(board: Board, kind: Kind) -> dict[str, Style]:
+def _styles(board: Board, section: Section) -> dict[str, Style]:
     """Line style per agent, in the order of the overall ranking, references last."""
     styles: dict[str, Style] = {}
     learning = [
-        row.agent for row in board.overall if row.kind == kind.name and row.agent not in REFERENCES
+        row.agent for row in board.overall if row.section == section and row.agent not in REFERENCES
     ]
     for number, label in enumerate(learning):
         turn, colour = divmod(number, len(_COLOURS))
@@ -268,6 +271,12 @@ def _dress_queries(axis: Axes, task: TaskBoard, quantity: str) -> None:
 
 
 _DEPLOY_PANELS: tuple[Panel, Panel] = (_ledger_panel, _spend_panel)
+
+_PAGES = {
+    QUEUEING.name: ("leaderboard", "queue length and routing regret over time", _QUEUE_PANELS),
+    DEPLOYMENT.name: ("deployment", "ledger reward and money spent over time", _DEPLOY_PANELS),
+}
+"""Kind -> file name, caption and panels of its pages."""
 
 
 def _traffic_page(task: TaskBoard) -> Figure:

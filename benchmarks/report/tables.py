@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.intervals import Interval
-from benchmarks.kinds import DEPLOYMENT, Kind
+from benchmarks.kinds import DEPLOYMENT
 from benchmarks.report.figure import Picture
-from benchmarks.scoring import Board, OverallRow, Sweep, TaskBoard, TaskRow
+from benchmarks.scoring import Board, OverallRow, Section, Sweep, TaskBoard, TaskRow
 from benchmarks.suite import REFERENCES
 
 _OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
@@ -26,16 +26,25 @@ bootstrap (10,000 repetitions) for the overall interquartile mean. Agents share 
 paired interval separates them.
 """
 
+_PROTOCOL_NOTES = {
+    "pretrained": """\
+The agents of this table were trained before the runs that are scored, on the task's instance or,
+where every seed has an instance of its own, on the distribution of instances, and learn no more:
+*training steps* and *minutes* are what that cost. Agents that start ignorant have their own tables.
+"""
+}
+
 
 def board_tables(board: Board) -> list[Table]:
     """Tables for the terminal: per kind the overall one and one a task."""
     tables = []
-    for kind in board.kinds:
-        part = f"{board.suite}, {kind.name}" if len(board.kinds) > 1 else board.suite
-        title = f"{part}: interquartile mean score over {len(_headline(board, kind))} task(s)"
-        tables.append(_rich(title, _OVERALL_COLUMNS, _overall_lines(board, kind)))
-        for task in _tasks(board, kind):
-            tables.append(_rich(_task_title(task), _headers(kind, short=True), _lines(task, True)))
+    for section in board.sections:
+        name = section_name(board, section)
+        part = f"{board.suite}, {name}" if name else board.suite
+        title = f"{part}: interquartile mean score over {len(_headline(board, section))} task(s)"
+        tables.append(_rich(title, _OVERALL_COLUMNS, _overall_lines(board, section)))
+        for task in _tasks(board, section):
+            tables.append(_rich(_task_title(task), _headers(task, short=True), _lines(task, True)))
     for sweep in board.sweeps:
         tables.append(_rich(_sweep_title(sweep), _SWEEP_COLUMNS, _sweep_lines(sweep)))
     return tables
@@ -46,22 +55,24 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
     origin = _origin(board)
     parts = [f"# Leaderboard: {board.suite}\n"]
     parts += [f"**The oracle was beaten.** {text}\n" for text in board.violations]
-    mark = "##" if len(board.kinds) < 2 else "###"
-    for kind in board.kinds:
-        if len(board.kinds) > 1:
-            parts += [f"## {kind.name.capitalize()}\n"]
-        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, kind))]
-        parts += [f"{_overall_note(board, kind)}\n", f"{origin}\n"]
-        parts += [_image(figure) for figure in figures if figure.kind is kind]
-        for sweep in board.sweeps if kind is DEPLOYMENT else []:
+    mark = "##" if len(board.sections) < 2 else "###"
+    for section in board.sections:
+        kind = section.kind
+        if name := section_name(board, section):
+            parts += [f"## {name.capitalize()}\n"]
+        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, section))]
+        parts += [f"{_overall_note(board, section)}\n", f"{origin}\n"]
+        parts += [_image(figure) for figure in figures if figure.section == section]
+        for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
             lines = _sweep_lines(sweep)
             parts += [f"{mark} {_sweep_title(sweep)}\n", _markdown(_SWEEP_COLUMNS, lines)]
             parts += [f"{_SWEEP_NOTE}\n{origin}\n"]
-        for task in _tasks(board, kind):
+        for task in _tasks(board, section):
             parts += [f"{mark} {_task_title(task)}\n"]
-            parts += [_markdown(_headers(kind, short=False), _lines(task, False))]
+            parts += [_markdown(_headers(task, short=False), _lines(task, False))]
             parts += [f"{_seeds(task)} {origin}\n"]
-        parts += [f"**How to read it.** {kind.legend}\n{_INTERVALS}"]
+        note = _PROTOCOL_NOTES.get(section.protocol, "")
+        parts += [f"**How to read it.** {kind.legend}\n{note}{_INTERVALS}"]
     parts += _trouble(board)
     return "\n".join(parts)
 
@@ -69,14 +80,14 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
 def board_summary(board: Board, figures: Sequence[Picture]) -> str:
     """Return the short tables in Markdown, as a README shows them; paths as in ``figures``."""
     parts = []
-    for kind in board.kinds:
-        if len(board.kinds) > 1:
-            parts += [f"### {kind.name.capitalize()}\n"]
-        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, kind))]
-        parts += [f"{_overall_note(board, kind)}\n", f"{_origin(board)}\n"]
-        parts += [_image(figure) for figure in figures if figure.kind is kind]
-        for task in _tasks(board, kind):
-            headers = ("rank", *_headers(kind, short=True)[1:])
+    for section in board.sections:
+        if name := section_name(board, section):
+            parts += [f"### {name.capitalize()}\n"]
+        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, section))]
+        parts += [f"{_overall_note(board, section)}\n", f"{_origin(board)}\n"]
+        parts += [_image(figure) for figure in figures if figure.section == section]
+        for task in _tasks(board, section):
+            headers = ("rank", *_headers(task, short=True)[1:])
             parts += [f"**{_task_title(task)}**, {_seeds(task)}\n"]
             parts += [_markdown(headers, _lines(task, True))]
     return "\n".join(parts)
@@ -101,26 +112,37 @@ def insert_between_markers(text: str, name: str, content: str) -> str:
 # --- lines ----------------------------------------------------------------------------------------
 
 
-def _tasks(board: Board, kind: Kind) -> list[TaskBoard]:
-    return [task for task in board.tasks if task.kind is kind]
+def section_name(board: Board, section: Section) -> str:
+    """Kind and protocol of a section, as far as they tell it from the board's others."""
+    sections = board.sections
+    parts = []
+    if len({s.kind.name for s in sections}) > 1:
+        parts.append(section.kind.name)
+    if len({s.protocol for s in sections}) > 1 or section.protocol != "online":
+        parts.append(section.protocol)
+    return ", ".join(parts)
 
 
-def _headline(board: Board, kind: Kind) -> list[str]:
-    return [t.task["name"] for t in _tasks(board, kind) if t.separates and t.task["headline"]]
+def _tasks(board: Board, section: Section) -> list[TaskBoard]:
+    return [task for task in board.tasks if task.section == section]
 
 
-def _overall_note(board: Board, kind: Kind) -> str:
-    names = ", ".join(_headline(board, kind)) or "none: no task separates the agents"
+def _headline(board: Board, section: Section) -> list[str]:
+    return [t.task["name"] for t in _tasks(board, section) if t.separates and t.task["headline"]]
+
+
+def _overall_note(board: Board, section: Section) -> str:
+    names = ", ".join(_headline(board, section)) or "none: no task separates the agents"
     note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
-    if tied := [t.task["name"] for t in _tasks(board, kind) if not t.separates]:
+    if tied := [t.task["name"] for t in _tasks(board, section) if not t.separates]:
         note += f" Left out because they separate nothing: {', '.join(tied)}."
-    if any(row.cells < row.expected for row in board.overall if row.kind == kind.name):
+    if any(row.cells < row.expected for row in board.overall if row.section == section):
         note += " Agents with missing cells are not ranked."
     return note
 
 
-def _overall_lines(board: Board, kind: Kind) -> list[list[str]]:
-    return [_overall_line(row) for row in board.overall if row.kind == kind.name]
+def _overall_lines(board: Board, section: Section) -> list[list[str]]:
+    return [_overall_line(row) for row in board.overall if row.section == section]
 
 
 def _overall_line(row: OverallRow) -> list[str]:
@@ -134,9 +156,9 @@ def _task_title(board: TaskBoard) -> str:
     return title if board.separates else f"{title}: separates nothing"
 
 
-def _headers(kind: Kind, *, short: bool) -> tuple[str, ...]:
+def _headers(board: TaskBoard, *, short: bool) -> tuple[str, ...]:
     """Headers of a task's table: the short one, or the page's."""
-    titles = (column.short if short else column.title for column in kind.columns)
+    titles = (column.short if short else column.title for column in board.columns)
     return ("" if short else "rank", "agent", "score", *(title for title in titles if title))
 
 
@@ -149,7 +171,7 @@ def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
     missing = "" if short or row.seeds == board.seeds else f" ({row.seeds} seeds)"
     score = _number(_value(row.score)) if row.agent in REFERENCES else _interval(row.score, 3)
     line = [_rank(row.rank), row.agent + missing, score]
-    for column, figure in zip(board.kind.columns, row.figures, strict=True):
+    for column, figure in zip(board.columns, row.figures, strict=True):
         if not (column.short if short else column.title):
             continue
         if row.agent == "oracle" and column.oracle is not None:
