@@ -106,6 +106,19 @@ def build_app() -> "typer.Typer":
         """List the built-in suites and their tasks."""
         list_suites()
 
+    @app.command("arrivals")
+    def arrivals_command(
+        path: Annotated[Path, typer.Argument(help="Trace of requests: CSV, JSONL or Parquet.")],
+        rate: Annotated[float, typer.Option(help="Mean arrivals a slot.")] = 0.5,
+        column: Annotated[str | None, typer.Option(help="Column of the times.")] = None,
+        unit: Annotated[str | None, typer.Option(help="Unit of numbers: s or ms.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Show how bursty a trace is, before and after it is laid on slots."""
+        from benchmarks.arrivals import show_trace
+
+        show_trace(path, rate, column, unit, as_json)
+
     @app.command("agents")
     def agents_command() -> None:
         """List the agents by name, with their sources."""

@@ -201,7 +201,8 @@ def curve_gaps(own: Curves, oracle: Curves | None, name: str) -> Floats | None:
 
 def _about_queue(table: pl.DataFrame) -> str:
     load = float((table["arrival_rate"] / table["capacity"]).to_numpy().mean())
-    return f"load {load:.2f}"
+    bursts = table["arrival_dispersion"].drop_nulls().to_numpy()
+    return f"load {load:.2f}" + (f", dispersion {bursts.mean():.2f}" if bursts.size else "")
 
 
 QUEUEING = Kind(
@@ -214,6 +215,7 @@ QUEUEING = Kind(
         "routing_regret",
         "luck",
         "arrival_rate",
+        "arrival_dispersion",
         "capacity",
     ),
     h=pl.col("mean_queue").log1p(),
@@ -237,7 +239,8 @@ QUEUEING = Kind(
     ),
     legend="""\
 *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with
-h = log(1 + mean queue length), paired by seed; 0 is random, 1 the myopic oracle. *mean queue* and
+h = log(1 + mean queue length), paired by seed; 0 is random, 1 the myopic oracle. *dispersion*: of
+arrivals in 100 slots, variance over mean; above 1 they come in bursts. *mean queue* and
 *tail queue* (last 20% of the slots): waiting queries. *tail gap*: paired difference of the tail to
 the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative;
 *growth*: its exponent in t (both fitted over the last decade of slots; "noise" where the gap is not

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from baselines.agent import Action, Observation, QueueProblem
 from llmqueue_gym.oracles import MyopicOracle
+from llmqueue_gym.workloads.arrivals import dispersion, interarrival_cv
 
 HORIZON_ARGUMENT = "max_episode_steps"
 ACTION_LAYOUT = "[slot, llm_1, ..., llm_K]"
 
 TAIL_SHARE = 0.2
 """Last share of the horizon that the tail of a metric is taken over."""
+
+BURST_WINDOW = 100
+"""Slots over which arrivals are counted for their index of dispersion."""
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Trace:
         What the served user did.
     sojourn : ndarray
         Slots the departed query spent in the system; 0 where none departed.
+    arrived : ndarray of bool
+        Whether a query arrived.
     """
 
     queue_length: NDArray[np.int64]
@@ -45,14 +51,15 @@ class Trace:
     departed: NDArray[np.bool_]
     retried: NDArray[np.bool_]
     sojourn: NDArray[np.int64]
+    arrived: NDArray[np.bool_]
 
     @classmethod
     def empty(cls, horizon: int) -> Trace:
         """Return a trace of ``horizon`` slots to be filled in."""
         ints = [np.zeros(horizon, dtype=np.int64) for _ in range(2)]
         floats = [np.zeros(horizon) for _ in range(2)]
-        flags = [np.zeros(horizon, dtype=np.bool_) for _ in range(2)]
-        return cls(ints[0], floats[0], floats[1], flags[0], flags[1], ints[1])
+        flags = [np.zeros(horizon, dtype=np.bool_) for _ in range(3)]
+        return cls(ints[0], floats[0], floats[1], flags[0], flags[1], ints[1], flags[2])
 
 
 def public_problem(env: gym.Env[Any, Any], horizon: int) -> QueueProblem:
@@ -99,6 +106,7 @@ class Recorder:
         trace = self.trace
         trace.queue_length[t] = info["queue_length"]
         trace.departed[t], trace.retried[t] = info["departed"], info["retried"]
+        trace.arrived[t] = info["arrived"]
         trace.sojourn[t] = self._age[action[0]] + 1 if info["departed"] else 0
 
     def result(self) -> dict[str, Any]:
@@ -118,6 +126,7 @@ def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
 
     ``luck`` is the martingale sum (departed - p(x_t, S_t)) in standard deviations: near a standard
     normal for every policy that does not know the outcome draws, whatever else it knows.
+    ``arrival_cv`` and ``arrival_dispersion`` (in windows of 100 slots) are the run's burstiness.
     """
     queue, rate = trace.queue_length, trace.departure_rate
     departures, retrials = int(trace.departed.sum()), int(trace.retried.sum())
@@ -133,8 +142,14 @@ def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
         "retrials": retrials,
         "retrials_per_departed": retrials / departures if departures else None,
         "routing_regret": float(_regret(trace).sum()),
+        "arrival_cv": _finite(interarrival_cv(np.flatnonzero(trace.arrived))),
+        "arrival_dispersion": _finite(dispersion(np.flatnonzero(trace.arrived), BURST_WINDOW)),
         "luck": float((departures - rate.sum()) / spread) if spread > 0 else 0.0,
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def queue_sums(trace: Trace) -> dict[str, NDArray[Any]]:

@@ -614,16 +614,18 @@ def _missing_package(names: Sequence[str]) -> str | None:
 def _fingerprint(task: Task, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Content hash of the task's workload, or the reason why it is not to be had here."""
     argument = "instance" if kind_of(task.env) == "deployment" else "workload"
-    if argument not in kwargs:
+    if argument not in kwargs and "arrivals" not in kwargs:
         return None, None
     from llmqueue_gym import workloads
+    from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
     from llmqueue_gym.workloads.catalog import stream_fingerprint
 
     fingerprint: Callable[[Any], str] = (
         stream_fingerprint if argument == "instance" else workloads.fingerprint
     )
     try:
-        return fingerprint(kwargs[argument]), None
+        content = fingerprint(kwargs[argument]) if argument in kwargs else ""
+        return content + arrivals_fingerprint(kwargs.get("arrivals", "bernoulli")), None
     except (ImportError, OSError) as error:
         return None, str(error)
     except ValueError as error:

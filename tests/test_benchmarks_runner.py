@@ -41,7 +41,7 @@ def play(label, seed=0):
 
 def trace(queue, best, rate, departed, retried, sojourn):
     arrays = [np.asarray(a) for a in (queue, best, rate, departed, retried, sojourn)]
-    return Trace(*arrays)
+    return Trace(*arrays, arrived=np.zeros(len(queue), dtype=bool))
 
 
 def test_metrics_in_closed_form():

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.choice import best_assortment, departure_rate
-from llmqueue_gym.core.streams import UniformStreams
+from llmqueue_gym.core.streams import Draws, UniformStreams
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -210,7 +210,7 @@ class QueueDynamics:
         lanes: Sequence[int],
         populations: Sequence[Population],
         arrival_rates: Sequence[float],
-        generators: Sequence[Sequence[np.random.Generator]],
+        generators: Sequence[Sequence[Draws]],
     ) -> None:
         """Empty the queues of some lanes and give them a population and fresh streams.
 
@@ -222,8 +222,9 @@ class QueueDynamics:
             One per lane, all of one size; pass the same object to share it.
         arrival_rates : sequence of float
             lambda per lane.
-        generators : sequence of sequences of Generator
-            Per lane: arrivals, contexts, outcomes.
+        generators : sequence of sequences of Draws
+            Per lane: arrivals, contexts, outcomes. A slot has an arrival iff its draw is below
+            the rate.
         """
         for lane, population, rate, streams in zip(
             lanes, populations, arrival_rates, generators, strict=True

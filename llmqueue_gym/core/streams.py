@@ -6,6 +6,7 @@ A draw depends on the seed and the slot only, never on the actions, so policies 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,13 @@ BLOCK = 1024
 
 NEAR = 16
 """Slots laid out for reading at a time: two cache lines of a lane's draws."""
+
+
+class Draws(Protocol):
+    """A source of draws, one a slot: a NumPy generator, or a process that stands in for it."""
+
+    def random(self, *, out: Any) -> Any:
+        """Fill ``out`` with the draws of the next slots."""
 
 
 class UniformStreams:
@@ -33,14 +41,14 @@ class UniformStreams:
     """
 
     def __init__(self, num_streams: int, num_lanes: int) -> None:
-        self._generators: list[Sequence[np.random.Generator]] = [()] * num_lanes
+        self._generators: list[Sequence[Draws]] = [()] * num_lanes
         self._block = np.zeros((num_streams, num_lanes, BLOCK))
         # The next slots, slot first: columns of the block are too far apart to be read singly.
         self._near: NDArray[np.float64] = np.zeros((0, num_streams, num_lanes))
         self._near_start = 0
         self._position = 0
 
-    def reset(self, lane: int, generators: Sequence[np.random.Generator]) -> None:
+    def reset(self, lane: int, generators: Sequence[Draws]) -> None:
         """Give a lane new generators, one per stream; its next draw is their first."""
         self._generators[lane] = generators
         self._fill(lane, self._position)

@@ -21,6 +21,7 @@ from llmqueue_gym.core.queue import (
     Population,
     QueueDynamics,
 )
+from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.envs.base import (
     LaneVectorEnv,
     Observation,
@@ -29,6 +30,7 @@ from llmqueue_gym.envs.base import (
     check_float,
 )
 from llmqueue_gym.workloads import make_workload
+from llmqueue_gym.workloads.arrivals import make_arrivals
 from llmqueue_gym.workloads.pool import check_count
 
 REWARDS = ("queue_length", "departures")
@@ -53,6 +55,7 @@ class _Task:
         window: int,
         reward: str,
         instance_seed: int | None,
+        arrivals: str | Mapping[str, Any] = "bernoulli",
     ) -> None:
         self.assortment_size = check_count("assortment_size", assortment_size)
         self.window = check_count("window", window)
@@ -69,6 +72,9 @@ class _Task:
             assortment_size=self.assortment_size,
         )
         self.num_llms = len(self.workload.llms)
+        self.arrivals = make_arrivals(arrivals)
+        if self.arrival_rate is not None:
+            self.arrivals.check(self.arrival_rate)
         self._fixed: tuple[Population, float] | None = None
         if instance_seed is not None:
             # The tag keeps the instance apart from everything else that is seeded with a number.
@@ -126,13 +132,11 @@ class _Task:
         assert self.arrival_rate is not None
         return population, self.arrival_rate
 
-    def start(
-        self, np_random: np.random.Generator
-    ) -> tuple[Population, float, list[np.random.Generator]]:
+    def start(self, np_random: np.random.Generator) -> tuple[Population, float, list[Draws]]:
         """Draw what one episode needs: population, arrival rate and the streams."""
-        instance, *streams = np_random.spawn(1 + NUM_STREAMS)
+        instance, arrivals, *others = np_random.spawn(1 + NUM_STREAMS)
         population, rate = self._fixed or self._draw(instance)
-        return population, rate, streams
+        return population, rate, [self.arrivals.stream(rate, arrivals), *others]
 
     def observation_space(self) -> spaces.Dict:
         window, dim = self.window, self.workload.context_dim
@@ -256,6 +260,14 @@ class LLMQueueEnv(RenderedEnv):
     | window | 32 | visible slots, W |
     | reward | "queue_length" | or "departures" |
     | instance_seed | None | fixes the instance |
+    | arrivals | "bernoulli" | or "markov-modulated", or a dict with a "process" and options; see below |
+
+    ``arrivals`` shapes when queries arrive, never how many: ``arrival_rate`` or ``load`` stays the
+    mean. ``{"process": "markov-modulated", "rates": [0.5, 1.5], "sojourns": [500, 500]}`` switches
+    between states with these relative rates and mean lengths in slots. ``{"process": "trace",
+    "path": "requests.csv"}`` replays the times of a file (Azure LLM, BurstGPT and Mooncake traces,
+    own logs) from a slot that the seed draws; at most one query arrives in a slot, further ones
+    spill into the next slots. See `llmqueue_gym.workloads.arrivals`.
 
     ```python
     >>> import gymnasium as gym
@@ -287,6 +299,7 @@ class LLMQueueEnv(RenderedEnv):
         reward: str = "queue_length",
         instance_seed: int | None = None,
         render_mode: str | None = None,
+        arrivals: str | Mapping[str, Any] = "bernoulli",
     ) -> None:
         self._task = task = _Task(
             workload,
@@ -299,6 +312,7 @@ class LLMQueueEnv(RenderedEnv):
             window,
             reward,
             instance_seed,
+            arrivals,
         )
         self._set_render_mode(render_mode)
         self.observation_space = task.observation_space()

@@ -1,0 +1,94 @@
+"""``llmqueue-bench arrivals``: how bursty a trace of requests is, and what it becomes on slots.
+
+See `llmqueue_gym.workloads.arrivals` for the mapping.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmqueue_gym.envs.base import check_float
+from llmqueue_gym.workloads.arrivals import (
+    WINDOWS,
+    burstiness,
+    map_to_slots,
+    read_times,
+)
+
+
+def describe_trace(
+    path: str, rate: float, column: str | None = None, unit: str | None = None
+) -> dict[str, Any]:
+    """Figures of a trace before and after it is laid on slots at a mean rate.
+
+    Parameters
+    ----------
+    path, column, unit
+        See `llmqueue_gym.workloads.arrivals.Trace`.
+    rate : float
+        Mean arrivals a slot, in (0, 1].
+    """
+    check_float("rate", rate, 1e-6, 1.0, " (arrivals per slot)")
+    times = read_times(path, column, unit).seconds
+    mapped = map_to_slots(times, rate)
+    slots = np.flatnonzero(mapped.arrivals)
+    return {
+        "path": path,
+        "requests": len(times),
+        "seconds": float(times[-1]),
+        "requests_per_second": (len(times) - 1) / float(times[-1]),
+        "trace": burstiness(times),
+        "slots": {
+            "rate": float(mapped.arrivals.mean()),
+            "count": len(mapped.arrivals),
+            "seconds_per_slot": float(times[-1]) * len(times) / (len(times) - 1) / len(mapped[0]),
+            **burstiness(slots),
+            "spilled": float((mapped.delays > 0).mean()),
+            "mean_delay": float(mapped.delays.mean()),
+            "longest_delay": int(mapped.delays.max()),
+        },
+        "bernoulli": {
+            "cv": float(np.sqrt(1.0 - rate)),
+            **{f"dispersion_{window}": 1.0 - rate for window in WINDOWS},
+        },
+    }
+
+
+def show_trace(
+    path: Path, rate: float, column: str | None, unit: str | None, as_json: bool
+) -> None:
+    """Print what `describe_trace` finds."""
+    found = describe_trace(str(path), rate, column, unit)
+    if as_json:
+        text = json.dumps(found, indent=2)
+        print(text.replace("NaN", "null"))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    slots = found["slots"]
+    table = Table(
+        title=f"{path.name}: {found['requests']:,} requests in {found['seconds']:,.0f} s, "
+        f"{found['requests_per_second']:.4g} a second",
+        title_justify="left",
+    )
+    for name in ("", "trace", f"on slots at rate {slots['rate']:.3g}", "Bernoulli"):
+        table.add_column(name, justify="left" if not name else "right")
+    for key in ("cv", *(f"dispersion_{window}" for window in WINDOWS)):
+        label = (
+            "CV of interarrival times"
+            if key == "cv"
+            else f"dispersion of counts, {key.partition('_')[2]} interarrivals"
+        )
+        cells = [found[part][key] for part in ("trace", "slots", "bernoulli")]
+        table.add_row(label, *(f"{cell:.3g}" for cell in cells))
+    Console().print(table)
+    print(
+        f"{slots['count']:,} slots of {slots['seconds_per_slot']:.4g} s; "
+        f"{slots['spilled']:.1%} of the requests spill into a later slot "
+        f"({slots['mean_delay']:.3g} slots later on average, {slots['longest_delay']} at most)"
+    )

@@ -1,0 +1,474 @@
+"""When queries arrive: Bernoulli, Markov-modulated, or replayed from a trace of requests.
+
+A process only decides in which slots a query arrives; the mean rate is set apart from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.core.streams import Draws
+from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym.workloads.sources.table import read_jsonl
+
+Floats = NDArray[np.float64]
+
+ARRIVAL, NO_ARRIVAL = 0.0, 1.0
+"""What a stream writes for a slot: an arrival is a draw below the rate, which is at most 1."""
+
+
+class ArrivalProcess(Protocol):
+    """A stationary process of at most one arrival a slot, for any mean rate."""
+
+    def check(self, rate: float) -> None:
+        """Raise a ValueError if the process cannot have this mean rate."""
+
+    def stream(self, rate: float, rng: np.random.Generator) -> Draws:
+        """Return the draws of one episode: the slot has an arrival iff its draw is below ``rate``.
+
+        They depend on the generator and the slot only, not on how many are drawn at a time.
+        """
+
+
+class Bernoulli:
+    """Independent arrivals: every slot has one with the same probability."""
+
+    def check(self, rate: float) -> None:
+        """Accept every rate."""
+
+    def stream(self, rate: float, rng: np.random.Generator) -> Draws:
+        """Return the generator itself: its uniform draws are compared with the rate."""
+        return rng
+
+
+class MarkovModulated:
+    """Markov-modulated Bernoulli process: the probability of an arrival follows a hidden state.
+
+    State i lasts a geometric number of slots with mean ``sojourns[i]``; the next one is any other,
+    uniformly. In state i a query arrives with probability c ``rates[i]``, c such that the mean is
+    the wanted rate. An episode starts in a stationary state. With two states this is the switched
+    (or, with a rate of 0, the interrupted) Bernoulli process of teletraffic theory.
+
+    Parameters
+    ----------
+    rates : sequence of float
+        Relative rate of every state, at least 0 and not all 0.
+    sojourns : sequence of float
+        Mean slots in every state, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two states, or a number is out of range.
+    """
+
+    def __init__(
+        self, rates: Sequence[float] = (0.5, 1.5), sojourns: Sequence[float] = (500.0, 500.0)
+    ) -> None:
+        self._rates = _numbers("rates", rates, 0.0)
+        self._sojourns = _numbers("sojourns", sojourns, 1.0)
+        if len(self._rates) < 2 or len(self._rates) != len(self._sojourns):
+            raise ValueError(
+                f"arrivals: rates={rates!r} and sojourns={sojourns!r} must have one entry per "
+                "state, for two states or more"
+            )
+        if not self._rates.any():
+            raise ValueError(f"arrivals: rates={rates!r} are all 0; give one state a positive rate")
+        # Every state is visited equally often, since the next is uniform over the others.
+        self._shares = self._sojourns / self._sojourns.sum()
+        self._rates /= self._rates @ self._shares
+
+    def check(self, rate: float) -> None:
+        """Raise a ValueError if some state would have more than one arrival a slot."""
+        peak = rate * float(self._rates.max())
+        if peak > 1.0 + 1e-12:
+            raise ValueError(
+                f"arrivals: at a mean rate of {rate:.4g} the busiest state has {peak:.4g} arrivals "
+                "a slot, more than 1; lower the rate or load, or bring `rates` closer together"
+            )
+
+    def stream(self, rate: float, rng: np.random.Generator) -> Draws:
+        """Return the draws of one episode."""
+        self.check(rate)
+        return _MarkovDraws(rate * self._rates, self._sojourns, self._shares, rng)
+
+
+class _MarkovDraws:
+    """State of one Markov-modulated episode."""
+
+    def __init__(
+        self, rates: Floats, sojourns: Floats, shares: Floats, rng: np.random.Generator
+    ) -> None:
+        # Generators of their own, so that draws do not depend on the length of a block.
+        self._uniform, self._switch = rng.spawn(2)
+        self._rates, self._leave = rates, 1.0 / sojourns
+        self._state = int(self._switch.choice(len(rates), p=shares))
+        self._left = int(self._switch.geometric(self._leave[self._state]))
+
+    def random(self, *, out: Floats) -> Floats:
+        """Fill ``out`` for the next slots."""
+        draws = self._uniform.random(len(out))
+        start = 0
+        while start < len(out):
+            end = min(start + self._left, len(out))
+            arrived = draws[start:end] < self._rates[self._state]
+            out[start:end] = np.where(arrived, ARRIVAL, NO_ARRIVAL)
+            self._left -= end - start
+            start = end
+            if not self._left:
+                other = int(self._switch.integers(len(self._rates) - 1))
+                self._state = other + (other >= self._state)
+                self._left = int(self._switch.geometric(self._leave[self._state]))
+        return out
+
+
+class Mapped(NamedTuple):
+    """A trace on slots: which have an arrival (L,), and the slots each request waited to enter."""
+
+    arrivals: NDArray[np.bool_]
+    delays: NDArray[np.int64]
+
+
+def map_to_slots(times: Floats, rate: float) -> Mapped:
+    """Lay a trace of n requests on a cycle of L = round(n / rate) slots.
+
+    The slot's length is chosen so that the mean rate comes out: the trace lasts n mean interarrival
+    times, so a slot is n / L of one. A slot takes one arrival; further requests of the same slot
+    spill over and enter one a slot, in order, as soon as a slot is free. So every request enters,
+    the mean rate is n / L, and bursts shorter than a slot become runs of arrivals. The cycle closes
+    on itself: what spills over its end enters at its start.
+
+    Parameters
+    ----------
+    times : ndarray, shape (n,)
+        Times of the requests, increasing, in any unit.
+    rate : float
+        Mean arrivals a slot, in (0, 1].
+    """
+    count = len(times)
+    length = max(count, round(count / rate))
+    span = float(times[-1] - times[0]) * count / (count - 1)
+    slots = np.floor((times - times[0]) * (length / span)).astype(np.int64)
+    # The first cycle leaves what waits at its end; from then on the cycles are all alike.
+    order = np.arange(2 * count)
+    twice = np.concatenate([slots, slots + length])
+    entry = order + np.maximum.accumulate(twice - order)
+    arrivals = np.zeros(length, dtype=np.bool_)
+    arrivals[entry[count:] % length] = True
+    return Mapped(arrivals, (entry - twice)[count:])
+
+
+class Trace:
+    """Arrivals replayed from a file of requests, laid on slots by `map_to_slots`.
+
+    An episode starts at a slot of the cycle that its seed draws, and goes round if it lasts longer.
+
+    Parameters
+    ----------
+    path : str
+        A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` file, a row a request, in any order.
+    column : str, optional
+        Column of the times; by default the first there of ``TIMESTAMP`` (Azure LLM traces),
+        ``Timestamp`` (BurstGPT, both layouts), ``timestamp`` (Mooncake, own logs).
+    unit : str, optional
+        ``"s"`` or ``"ms"`` for numbers; milliseconds by default in a file with Mooncake's
+        ``hash_ids``, else seconds. Dates and times in ISO 8601 need none.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, a time is not one (the message names row and column), or there
+        are fewer than two different times.
+    """
+
+    def __init__(self, path: str, column: str | None = None, unit: str | None = None) -> None:
+        self._times = read_times(path, column, unit)
+
+    def check(self, rate: float) -> None:
+        """Accept every rate up to 1."""
+
+    def stream(self, rate: float, rng: np.random.Generator) -> Draws:
+        """Return the draws of one episode."""
+        if rate <= 0.0:
+            return rng
+        draws = _slot_draws(self._times, rate)
+        return _CyclicDraws(draws, int(rng.integers(len(draws))))
+
+
+class _Times(NamedTuple):
+    """Times of a trace, hashable by what they came from."""
+
+    key: tuple[Any, ...]
+    seconds: Floats
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Times) and self.key == other.key
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@lru_cache(maxsize=16)
+def _slot_draws(times: _Times, rate: float) -> Floats:
+    """Draws of the whole cycle, for every lane and reset of one rate."""
+    draws = np.where(map_to_slots(times.seconds, rate).arrivals, ARRIVAL, NO_ARRIVAL)
+    draws.flags.writeable = False
+    return draws
+
+
+@dataclass
+class _CyclicDraws:
+    """State of one episode that replays a trace."""
+
+    draws: Floats
+    position: int
+
+    def random(self, *, out: Floats) -> Floats:
+        """Fill ``out`` for the next slots."""
+        out[:] = self.draws.take(np.arange(self.position, self.position + len(out)), mode="wrap")
+        self.position = (self.position + len(out)) % len(self.draws)
+        return out
+
+
+# --- from a spec ----------------------------------------------------------------------------------
+
+_PROCESSES: Mapping[str, type[Bernoulli] | type[MarkovModulated] | type[Trace]] = {
+    "bernoulli": Bernoulli,
+    "markov-modulated": MarkovModulated,
+    "trace": Trace,
+}
+
+
+def make_arrivals(spec: str | Mapping[str, Any]) -> ArrivalProcess:
+    """Build an arrival process from its spec.
+
+    Parameters
+    ----------
+    spec : str or mapping
+        ``"bernoulli"``, ``"markov-modulated"``, or a mapping with the name under ``"process"`` and
+        the options beside it, for example ``{"process": "trace", "path": "requests.csv"}``.
+
+    Raises
+    ------
+    ValueError
+        If the name or an option is unknown (the nearest known one is suggested), or out of range.
+    """
+    name, options = _read_spec(spec)
+    return _PROCESSES[name](**options)
+
+
+def arrivals_fingerprint(spec: str | Mapping[str, Any]) -> str:
+    """SHA-256 of the file behind a spec; empty where there is none."""
+    name, options = _read_spec(spec)
+    if name != "trace":
+        return ""
+    with _find(options["path"]).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        spec = {"process": spec}
+    if not isinstance(spec, Mapping) or "process" not in spec:
+        raise ValueError(
+            f"arrivals={spec!r} must be the name of a process or a mapping with the key 'process'"
+        )
+    options = dict(spec)
+    name = options.pop("process")
+    if not isinstance(name, str) or name not in _PROCESSES:
+        raise unknown_name("arrival process", name, _PROCESSES)
+    process = _PROCESSES[name]
+    parameters = {} if process is Bernoulli else inspect.signature(process).parameters
+    for option in options:
+        if option not in parameters:
+            raise unknown_name(f"option of arrivals {name!r}", option, parameters)
+    if process is Trace and "path" not in options:
+        raise ValueError("arrivals 'trace' needs the option 'path'")
+    return name, options
+
+
+def _numbers(option: str, values: object, low: float) -> Floats:
+    listed: list[Any] = list(values) if isinstance(values, list | tuple) else [None]
+    for value in listed:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value < math.inf:
+            raise ValueError(
+                f"arrivals: {option}={values!r} must be a list of numbers of at least {low:g}"
+            )
+    return np.array(listed, dtype=np.float64)
+
+
+# --- reading a trace ------------------------------------------------------------------------------
+
+_JSONL = (".jsonl", ".ndjson")
+_COLUMNS = ("TIMESTAMP", "Timestamp", "timestamp")
+_UNITS = {"s": 1.0, "ms": 1e-3}
+_MOONCAKE = "hash_ids"
+
+
+def read_times(path: str, column: str | None = None, unit: str | None = None) -> _Times:
+    """Read the times of a trace in seconds since its first request, increasing; see `Trace`."""
+    source = _find(path)
+    if unit is not None and unit not in _UNITS:
+        raise unknown_name("arrivals: unit", unit, _UNITS)
+    stat = source.stat()
+    key = (str(source), stat.st_mtime_ns, stat.st_size, column, unit)
+    return _Times(key, _load_times(*key))
+
+
+@lru_cache(maxsize=4)
+def _load_times(
+    path: str, _changed: int, _size: int, column: str | None, unit: str | None
+) -> Floats:
+    cells, name, mooncake = _read_cells(Path(path), column)
+    scale = _UNITS[unit or ("ms" if mooncake else "s")]
+    times = np.sort(_seconds(cells, scale, path, name))
+    if len(times) < 2 or times[0] == times[-1]:
+        raise ValueError(f"{path}: column {name!r} needs at least two different times")
+    times -= times[0]
+    times.flags.writeable = False
+    return times
+
+
+def _find(path: object) -> Path:
+    if not isinstance(path, str) or not Path(path).expanduser().is_file():
+        raise ValueError(f"arrivals: path={path!r}: there is no such file")
+    found = Path(path).expanduser().resolve()
+    known = (".csv", *_JSONL, ".parquet")
+    if found.suffix.lower() not in known:
+        raise ValueError(f"arrivals: path={path!r}: the name must end in one of {', '.join(known)}")
+    return found
+
+
+def _read_cells(path: Path, column: str | None) -> tuple[list[Any], str, bool]:
+    """Return the cells of the column of times, its name, and whether this is Mooncake's layout."""
+    if path.suffix.lower() in _JSONL:
+        rows = [(place, row) for place, row in read_jsonl(path)]
+        names = list(rows[0][1]) if rows else []
+        name = _column(path, names, column)
+        for place, row in rows:
+            if name not in row:
+                raise ValueError(f"{place}: there is no {name!r}")
+        return [row[name] for _, row in rows], name, _MOONCAKE in names
+    try:
+        import polars as pl
+    except ImportError as error:
+        raise ImportError(
+            f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
+        ) from error
+    csv = path.suffix.lower() == ".csv"
+    try:
+        scan = pl.scan_csv(path, infer_schema=False) if csv else pl.scan_parquet(path)
+        names = scan.collect_schema().names()
+        name = _column(path, names, column)
+        cells = scan.select(name).collect()[name].to_list()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path}: not a complete {path.suffix[1:]} file ({reason}); is it empty or cut off?"
+        ) from error
+    return cells, name, False
+
+
+def _column(path: Path, names: Sequence[str], column: str | None) -> str:
+    if column is not None:
+        if column not in names:
+            raise unknown_name(f"{path}: column", column, names)
+        return column
+    for name in _COLUMNS:
+        if name in names:
+            return name
+    raise ValueError(
+        f"{path}: none of the columns {', '.join(names)} is {' or '.join(_COLUMNS)}; "
+        "name the column of the times with `column`"
+    )
+
+
+def _seconds(cells: Sequence[Any], scale: float, path: str, name: str) -> Floats:
+    """Turn cells, numbers or ISO 8601, into seconds."""
+    try:
+        times = np.array(cells, dtype=np.float64) * scale
+    except (TypeError, ValueError):
+        times = np.full(len(cells), np.nan)
+        for row, cell in enumerate(cells):
+            times[row] = _one_time(cell, scale)
+    wrong = np.flatnonzero(~np.isfinite(times))
+    if wrong.size:
+        row = int(wrong[0])
+        raise ValueError(
+            f"{path}, row {row + 1}: column {name!r} must be a number or an ISO 8601 time, "
+            f"not {cells[row]!r}"
+        )
+    return times
+
+
+def _one_time(cell: object, scale: float) -> float:
+    """Seconds of a number or a time; NaN for anything else."""
+    try:
+        return float(cell) * scale  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        pass
+    try:  # NumPy, unlike datetime, reads the seven decimals of the Azure traces
+        text = str(cell).strip().removesuffix("Z").removesuffix("+00:00").replace(" ", "T", 1)
+        stamp = np.datetime64(text, "ns")
+    except ValueError:
+        return math.nan
+    return math.nan if np.isnat(stamp) else float(stamp.astype(np.int64)) * 1e-9
+
+
+# --- burstiness -----------------------------------------------------------------------------------
+
+WINDOWS = (1, 10, 100, 1000)
+"""Windows of counts that are reported, in mean interarrival times."""
+
+
+def interarrival_cv(times: NDArray[Any]) -> float:
+    """Coefficient of variation of the interarrival times: 1 for Poisson; NaN below three times."""
+    if len(times) < 3:
+        return math.nan
+    gaps = np.diff(times.astype(np.float64))
+    return float(gaps.std() / gaps.mean())
+
+
+def dispersion(times: NDArray[Any], window: float) -> float:
+    """Index of dispersion of counts: variance over mean of the arrivals in windows of that length.
+
+    1 for Poisson at every length, 1 - rate for Bernoulli; it grows with the length where rates are
+    correlated. NaN with fewer than two whole windows.
+
+    Parameters
+    ----------
+    times : ndarray, shape (n,)
+        Arrival times, increasing.
+    window : float
+        Length of a window, in the unit of the times.
+    """
+    whole = int((times[-1] - times[0]) // window) if len(times) else 0
+    if whole < 2:
+        return math.nan
+    edges = times[0] + window * np.arange(whole + 1)
+    counts = np.diff(np.searchsorted(times, edges))
+    return float(counts.var() / counts.mean())
+
+
+def burstiness(times: NDArray[Any]) -> dict[str, float]:
+    """Figures of burstiness: ``cv`` and, a window w of `WINDOWS`, ``dispersion_w``.
+
+    Windows last w mean interarrival times, so traces of any speed compare.
+    """
+    mean = float(times[-1] - times[0]) / (len(times) - 1)
+    figures = {f"dispersion_{w}": dispersion(times, w * mean) for w in WINDOWS}
+    return {"cv": interarrival_cv(times), **figures}
