@@ -1,14 +1,16 @@
-"""Intervals, interquartile means and exponents, on arrays.
+"""Intervals, interquartile means, comparisons of agents and exponents, on arrays.
 
 Intervals hold 95%: Student's t over seeds for a task's means and paired differences (with few
-seeds a percentile bootstrap is too narrow), a stratified bootstrap for the headline, a bootstrap
-over seeds for exponents.
+seeds a percentile bootstrap is too narrow), a stratified bootstrap for whatever runs over several
+tasks, a bootstrap over seeds for exponents. Aggregates follow Agarwal et al., *Deep Reinforcement
+Learning at the Edge of the Statistical Precipice* (NeurIPS 2021).
 """
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -58,27 +60,6 @@ def interquartile_mean(values: Floats) -> Floats:
     return np.asarray(values.mean(axis=-1))
 
 
-def bootstrap_iqm(strata: Mapping[str, Floats], repetitions: int = REPETITIONS) -> Floats:
-    """Replicates of the interquartile mean; tasks are strata, seeds are resampled.
-
-    The draws depend on a task's name and its number of seeds only, so the replicates of two agents
-    on the same cells are paired.
-
-    Parameters
-    ----------
-    strata : Mapping[str, ndarray]
-        Task name -> one score a seed.
-
-    Returns
-    -------
-    ndarray, shape (repetitions,)
-    """
-    parts = [
-        scores[resampled_seeds(task, scores.size, repetitions)] for task, scores in strata.items()
-    ]
-    return interquartile_mean(np.concatenate(parts, axis=1))
-
-
 def resampled_seeds(name: str, seeds: int, repetitions: int = REPETITIONS) -> NDArray[np.int64]:
     """Bootstrap draws of seed indices, shape (repetitions, seeds), fixed by the name."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), seeds])
@@ -87,9 +68,170 @@ def resampled_seeds(name: str, seeds: int, repetitions: int = REPETITIONS) -> ND
 
 def percentile_interval(value: float, replicates: Floats) -> Interval:
     """Percentile interval of bootstrap replicates; infinite replicates count as such."""
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(replicates, tails, method="inverted_cdf")
+    low, high = percentile_limits(replicates)
     return Interval(value, float(low), float(high))
+
+
+def percentile_limits(replicates: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """Both ends of the percentile intervals along the last axis: replicates, never between two."""
+    size = replicates.shape[-1]
+    ends = [max(0, int(np.ceil(size * q)) - 1) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
+    low, high = np.moveaxis(np.partition(replicates, ends, axis=-1)[..., ends], -1, 0)
+    return low, high
+
+
+def competition_ranks(size: int, better: Callable[[int, int], bool]) -> list[int]:
+    """Shared ranks of ``size`` agents in the order of their estimates, best first.
+
+    The first agent leads rank 1. Each next one shares its leader's rank, unless the leader is
+    better than it beyond the interval; then it leads the next rank, which is its place in the
+    order. Ranks therefore never fall down the table, a rank is 1 + the number of agents listed
+    in better ones, and every leader is separated from the leader before. Being separated is not
+    transitive: two agents of one rank may be separated from each other, and an agent of the next
+    rank may not be from the last of this one; the pairwise comparisons say which.
+
+    Parameters
+    ----------
+    size : int
+        Number of agents.
+    better : callable
+        ``better(i, j)``: whether the paired interval of agent i minus agent j lies above 0.
+    """
+    ranks: list[int] = []
+    leader = 0
+    for agent in range(size):
+        if agent and better(leader, agent):
+            leader = agent
+        ranks.append(leader + 1)
+    return ranks
+
+
+# --- several agents on several tasks --------------------------------------------------------------
+
+_CHUNK = 500  # repetitions handled at once: the arrays of a step then stay in the cache
+
+
+class StratifiedBootstrap:
+    """Bootstrap samples of the runs of several tasks: tasks are strata, seeds are resampled.
+
+    A sample is a row of counts, how often each run was drawn, so that every aggregate is a product
+    of matrices. All agents get the same samples: their replicates are paired.
+
+    Parameters
+    ----------
+    seeds : Mapping[str, int]
+        Task name -> number of seeds. Scores list the runs task by task in this order.
+    counts : ndarray, shape (runs, R)
+        How often each run is in each of R samples.
+    """
+
+    def __init__(self, seeds: Mapping[str, int], counts: NDArray[np.float32]) -> None:
+        self._seeds = dict(seeds)
+        self._tasks = _slices(list(seeds.values()))
+        self._counts = counts
+
+    @classmethod
+    def draw(cls, seeds: Mapping[str, int], repetitions: int = REPETITIONS) -> StratifiedBootstrap:
+        """Draw the samples; a task's depend on its name and its number of seeds only."""
+        counts = np.empty((sum(seeds.values()), repetitions), dtype=np.float32)
+        for part, (name, size) in zip(_slices(list(seeds.values())), seeds.items(), strict=True):
+            counts[part] = _resampled_counts(name, size, repetitions)
+        return cls(seeds, counts)
+
+    def select(self, names: Iterable[str]) -> tuple[StratifiedBootstrap, NDArray[np.int64]]:
+        """Return the same samples of some of the tasks, and which runs belong to them."""
+        chosen = {name: self._seeds[name] for name in self._seeds if name in set(names)}
+        parts = dict(zip(self._seeds, self._tasks, strict=True))
+        runs = np.concatenate([np.arange(parts[n].start, parts[n].stop) for n in chosen])
+        return StratifiedBootstrap(chosen, self._counts[runs]), runs
+
+    def iqm(self, scores: Floats) -> Floats:
+        """Replicates of the interquartile mean, shape (A, R).
+
+        With runs in the order of their scores v and N_j draws among the first j, the sum of the
+        middle half is v_last N_last - sum_j N_j (v_{j+1} - v_j), N clipped to the middle half.
+
+        Parameters
+        ----------
+        scores : ndarray, shape (A, runs)
+        """
+        size, repetitions = self._counts.shape
+        cut = size // 4
+        order = np.argsort(scores, axis=1)
+        ordered = np.take_along_axis(scores, order, axis=1)
+        ends = ordered[:, -1] * (size - cut) - ordered[:, 0] * cut
+        steps = np.diff(ordered, axis=1)
+        sums = np.empty((len(scores), repetitions))
+        for start in range(0, repetitions, _CHUNK):
+            counts = np.ascontiguousarray(self._counts[:, start : start + _CHUNK])
+            for agent in range(len(scores)):
+                drawn = np.cumsum(counts[order[agent, :-1]], axis=0)
+                np.clip(drawn, cut, size - cut, out=drawn)
+                sums[agent, start : start + _CHUNK] = ends[agent] - steps[agent] @ drawn
+        return np.asarray(sums / (size - 2 * cut))
+
+    def improvement(self, first: Floats, second: Floats) -> NDArray[np.float32]:
+        """Replicates of the probability that a run of ``first`` scores above one of ``second``.
+
+        The mean over tasks of the share of pairs of seeds in which it does, a tie counting half
+        (Mann and Whitney's U over its maximum).
+
+        Parameters
+        ----------
+        first, second : ndarray, shape (P, runs)
+            Scores of P pairs of agents.
+
+        Returns
+        -------
+        ndarray, shape (P, R)
+        """
+        total = np.zeros((len(first), self._counts.shape[1]), dtype=np.float32)
+        for part in self._tasks:
+            wins = _wins(first[:, part], second[:, part]) / (part.stop - part.start) ** 2
+            counts = self._counts[part]
+            i, j = np.triu_indices(len(counts))
+            # Both agents draw the same seeds, so that (i, j) and (j, i) are drawn equally often.
+            both = np.where(i == j, wins[:, i, j], wins[:, i, j] + wins[:, j, i])
+            total += both.astype(np.float32) @ (counts[i] * counts[j])
+        return total / np.float32(len(self._tasks))
+
+    def profile(self, scores: Floats, thresholds: Floats) -> NDArray[np.float32]:
+        """Replicates of the share of runs that score above each threshold, shape (A, L, R).
+
+        Parameters
+        ----------
+        scores : ndarray, shape (A, runs)
+        thresholds : ndarray, shape (L,)
+        """
+        above = (scores[:, None, :] > thresholds[:, None]).astype(np.float32)
+        shares = above.reshape(-1, scores.shape[1]) @ self._counts / np.float32(scores.shape[1])
+        return np.asarray(shares.reshape(len(scores), len(thresholds), -1))
+
+
+def improvement(first: Floats, second: Floats, seeds: Sequence[int]) -> float:
+    """Probability that a run of the first agent scores above one of the second; see above.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (runs,)
+        Scores task by task.
+    seeds : Sequence[int]
+        Seeds of each task.
+    """
+    parts = _slices(seeds)
+    return float(np.mean([_wins(first[part], second[part]).mean() for part in parts]))
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    """Consecutive slices of the given sizes."""
+    edges = np.cumsum([0, *sizes]).tolist()
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
+
+
+def _wins(first: Floats, second: Floats) -> Floats:
+    """1 where a seed of the first scores above one of the second, 1/2 in a tie; (..., n, n)."""
+    mine, theirs = first[..., :, None], second[..., None, :]
+    return np.asarray((mine > theirs) + 0.5 * (mine == theirs))
 
 
 # --- exponents ------------------------------------------------------------------------------------
@@ -168,6 +310,10 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
 @lru_cache(maxsize=64)  # every agent of a task asks for the same draws
 def _resampled_weights(name: str, seeds: int) -> Floats:
     """Weights of the seeds in every bootstrap sample, shape (repetitions, seeds), rows sum to 1."""
-    draws = resampled_seeds(name, seeds)
-    counts = [np.count_nonzero(draws == seed, axis=1) for seed in range(seeds)]
-    return np.stack(counts, axis=1) / seeds
+    return np.ascontiguousarray(_resampled_counts(name, seeds, REPETITIONS).T) / seeds
+
+
+def _resampled_counts(name: str, seeds: int, repetitions: int) -> NDArray[np.int64]:
+    """How often each seed is in every bootstrap sample, shape (seeds, repetitions)."""
+    draws = resampled_seeds(name, seeds, repetitions)
+    return np.stack([np.count_nonzero(draws == seed, axis=1) for seed in range(seeds)])

@@ -7,9 +7,10 @@ Each kind of task and each protocol has a board of its own; `benchmarks.kinds` s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -18,9 +19,12 @@ from benchmarks.intervals import (
     LEVEL,
     Floats,
     Interval,
-    bootstrap_iqm,
+    StratifiedBootstrap,
+    competition_ranks,
+    improvement,
     interquartile_mean,
     percentile_interval,
+    percentile_limits,
     power_exponent,
     t_interval,
 )
@@ -35,7 +39,7 @@ from benchmarks.kinds import (
     Kind,
     Traffic,
 )
-from benchmarks.store import CorruptResultError, Store
+from benchmarks.store import CorruptResultError
 from benchmarks.suite import PROTOCOLS, REFERENCES, canonical, kind_of, spec_key
 
 Record = Mapping[str, Any]
@@ -43,12 +47,79 @@ Record = Mapping[str, Any]
 LUCK_LIMIT = 6.0
 """Standard deviations of ``luck`` that no policy ignorant of the draws reaches (p < 1e-8)."""
 
+PROFILE_THRESHOLDS = np.linspace(0.0, 1.0, 51)
+"""Scores at which performance profiles are taken."""
+
+
+class Results(Protocol):
+    """Where results come from: a `benchmarks.store.Store` or a `benchmarks.export.ExportedRun`."""
+
+    def load_run(self) -> Record:
+        """Return the plan of the last run."""
+        ...
+
+    def load(self, key: str) -> Record | None:
+        """Return the result of a cell, or None."""
+        ...
+
+    def load_failure(self, key: str) -> Record | None:
+        """Return the error of a failed cell, or None."""
+        ...
+
 
 class Section(NamedTuple):
     """What shares tables: tasks of one kind, agents of one protocol (and the references)."""
 
     kind: Kind
     protocol: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the cells of a row come from; each of the tuples lists what occurs among them.
+
+    Attributes
+    ----------
+    commands, versions, commits, pythons, numpys, machines : tuple of str
+        Command, package version, git commit (``+``: with uncommitted changes), Python and NumPy
+        versions, machine.
+    seeds : tuple of int
+    wall_seconds : float
+        Time that the cells took together.
+    keys : tuple of str
+        Hashes of the cells.
+    """
+
+    commands: tuple[str, ...]
+    versions: tuple[str, ...]
+    commits: tuple[str, ...]
+    pythons: tuple[str, ...]
+    numpys: tuple[str, ...]
+    machines: tuple[str, ...]
+    seeds: tuple[int, ...]
+    wall_seconds: float
+    keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cells: Iterable[Record]) -> Origin:
+        """Collect the origins of some cells."""
+        cells = list(cells)
+        found = [cell["provenance"] for cell in cells]
+
+        def distinct(name: str) -> tuple[str, ...]:
+            return tuple(sorted({record[name] or "no commit" for record in found}))
+
+        return cls(
+            commands=distinct("command"),
+            versions=distinct("version"),
+            commits=distinct("commit"),
+            pythons=distinct("python"),
+            numpys=distinct("numpy"),
+            machines=distinct("machine"),
+            seeds=tuple(sorted({cell["spec"]["seed"] for cell in cells})),
+            wall_seconds=sum(cell["timing"]["wall_seconds"] for cell in cells),
+            keys=tuple(spec_key(cell["spec"]) for cell in cells),
+        )
 
 
 @dataclass(frozen=True)
@@ -60,13 +131,16 @@ class TaskRow:
     agent : str
         Label.
     rank : int or None
-        1 + the number of learning agents that are better with a paired interval above 0.
+        Shared by learning agents that no paired interval separates
+        (`benchmarks.intervals.competition_ranks`).
     seeds : int
         Seeds that were run to the end, with oracle and random beside them.
     score : Interval or None
         Mean normalised score over seeds.
     figures : tuple of Figure
         In the order of the board's columns.
+    origin : Origin
+        Where the row's cells come from.
     """
 
     agent: str
@@ -74,6 +148,7 @@ class TaskRow:
     seeds: int
     score: Interval | None
     figures: tuple[Figure, ...]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -124,15 +199,93 @@ class TaskBoard:
 class OverallRow:
     """An agent's interquartile mean score over its section's headline tasks.
 
-    An agent with missing cells has no rank.
+    Attributes
+    ----------
+    section : Section
+    agent : str
+        Label.
+    rank : int or None
+        As in a `TaskRow`, by the bootstrap; None for references and agents with missing cells.
+    score : Interval or None
+    decision_us : float or None
+        Median over the cells of the median time of a decision, in microseconds.
+    cells, expected : int
+        Cells scored and planned.
+    origin : Origin
+        Where the scored cells come from.
     """
 
     section: Section
     agent: str
     rank: int | None
     score: Interval | None
+    decision_us: float | None
     cells: int
     expected: int
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ranked agents of a section; the first is listed above the second.
+
+    Attributes
+    ----------
+    first, second : str
+        Labels.
+    difference : Interval
+        Of their interquartile means, paired.
+    improvement : Interval
+        Probability that a run of the first scores above one of the second, over the tasks.
+    """
+
+    first: str
+    second: str
+    difference: Interval
+    improvement: Interval
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Performance profile: share of an agent's runs that score above each threshold.
+
+    Attributes
+    ----------
+    share, low, high : ndarray, shape (L,)
+        At `PROFILE_THRESHOLDS`, with the pointwise interval.
+    """
+
+    share: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The headline of a section: everything that runs over several tasks.
+
+    Attributes
+    ----------
+    section : Section
+    tasks : tuple of str
+        The tasks in it.
+    rows : list of OverallRow
+        Best first; agents with missing cells are last and unranked.
+    comparisons : list of Comparison
+        Every pair of ranked agents.
+    profiles : dict of Profile
+        Per ranked agent, best first.
+    tags : dict of dict of Interval
+        Tag -> ranked agent -> interquartile mean over the tasks of the tag. Tags that all tasks
+        have are left out.
+    """
+
+    section: Section
+    tasks: tuple[str, ...]
+    rows: list[OverallRow]
+    comparisons: list[Comparison]
+    profiles: dict[str, Profile]
+    tags: dict[str, dict[str, Interval]]
 
 
 @dataclass(frozen=True)
@@ -166,7 +319,7 @@ class Board:
     """Everything a report shows."""
 
     suite: str
-    overall: list[OverallRow]
+    standings: list[Standing]
     tasks: list[TaskBoard]
     sweeps: list[Sweep]
     failures: list[tuple[str, Record]]
@@ -181,11 +334,16 @@ class Board:
         """Kinds and protocols that have tasks, each once."""
         return list(dict.fromkeys(task.section for task in self.tasks))
 
+    @property
+    def overall(self) -> list[OverallRow]:
+        """Rows of all sections."""
+        return [row for standing in self.standings for row in standing.rows]
+
 
 # --- the board ------------------------------------------------------------------------------------
 
 
-def load_board(store: Store) -> Board:
+def load_board(store: Results) -> Board:
     """Score the cells of the last run in a store."""
     run = store.load_run()
     cells: list[Record] = []
@@ -212,7 +370,7 @@ def make_board(
     run: Record, cells: list[Record], failures: list[tuple[str, Record]], missing: list[str]
 ) -> Board:
     """Score cells; ``run`` is the plan they belong to."""
-    overall: list[OverallRow] = []
+    standings: list[Standing] = []
     tasks: list[TaskBoard] = []
     sweeps: list[Sweep] = []
     broken: list[str] = []
@@ -226,18 +384,14 @@ def make_board(
             played = [c for c in own if spec_key(c["spec"]) in keys]
             table = tidy(played, kind)
             boards = list(_task_boards(specs, table, played, section))
-            headline = [b for b in boards if b.separates and b.task["headline"]]
-            names = [b.task["name"] for b in headline]
-            labels = list(dict.fromkeys(spec["agent"]["label"] for spec in specs))
-            expected = sum(b.seeds for b in headline)
-            part = table.filter(pl.col("task").is_in(names))
-            overall += _overall(section, part, labels, expected)
+            if boards:
+                standings.append(_standing(section, boards, specs, table, played))
             tasks += boards
             if protocol == "online":
                 sweeps += _sweeps(boards, played)
     return Board(
         suite=run["suite"],
-        overall=overall,
+        standings=standings,
         tasks=tasks,
         sweeps=sweeps,
         failures=failures,
@@ -337,13 +491,8 @@ def _task_board(
     labels = table["agent"].unique(maintain_order=True).to_list()
     learning = [label for label in labels if label not in REFERENCES]
     scores = {label: _by_seed(table, label, "score") for label in labels}
-    ranks = {
-        label: 1 + sum(_better(scores[other], scores[label]) for other in learning)
-        for label in learning
-        if scores[label]
-    }
     ordered = []
-    for label in labels:
+    for label, group in _by_agent(cells).items():
         own = table.filter((pl.col("agent") == label) & pl.col("h_oracle").is_not_null())
         if own.height:
             evidence = Evidence(
@@ -354,25 +503,30 @@ def _task_board(
                 traffic.get(label, {}),
                 traffic.get("oracle", {}),
             )
-            row = _task_row(label, ranks.get(label), evidence, board.columns)
+            row = _task_row(label, evidence, board.columns, Origin.of(group))
             key = (-row.score.value if row.score else np.inf, float(own["h"].to_numpy().mean()))
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
+    ranked = [row.agent for row in rows if row.score is not None and row.agent in learning]
+    ranks = competition_ranks(
+        len(ranked), lambda i, j: _better(scores[ranked[i]], scores[ranked[j]])
+    )
+    rank_of = dict(zip(ranked, ranks, strict=True))
+    rows = [replace(row, rank=rank_of.get(row.agent)) for row in rows]
     intervals = [r.score for r in rows if r.score is not None and r.agent in learning]
     about = section.kind.about(table) if table.height else ""
     return replace(board, rows=rows, separates=_separates(intervals), about=about)
 
 
-def _task_row(
-    label: str, rank: int | None, evidence: Evidence, columns: Sequence[Column]
-) -> TaskRow:
+def _task_row(label: str, evidence: Evidence, columns: Sequence[Column], origin: Origin) -> TaskRow:
     scores = evidence.table["score"].drop_nulls().to_numpy()
     return TaskRow(
         agent=label,
-        rank=rank,
+        rank=None,
         seeds=evidence.table.height,
         score=t_interval(scores) if scores.size else None,
         figures=tuple(column.figure(evidence) for column in columns),
+        origin=origin,
     )
 
 
@@ -436,36 +590,133 @@ def _separates(intervals: Sequence[Interval]) -> bool:
     return max(i.low for i in intervals) > min(i.high for i in intervals)
 
 
-def _overall(
-    section: Section, table: pl.DataFrame, labels: Sequence[str], expected: int
-) -> list[OverallRow]:
-    """Interquartile means over the headline tasks; agents with missing cells are not ranked."""
-    rows: list[OverallRow] = []
+# --- over several tasks ---------------------------------------------------------------------------
+
+
+def _standing(
+    section: Section,
+    boards: Sequence[TaskBoard],
+    specs: Sequence[Record],
+    table: pl.DataFrame,
+    cells: Sequence[Record],
+) -> Standing:
+    """Aggregate a section's headline tasks; agents with missing cells are not ranked."""
+    headline = {b.task["name"]: b for b in boards if b.separates and b.task["headline"]}
+    expected = sum(board.seeds for board in headline.values())
+    part = table.filter(pl.col("task").is_in(list(headline)) & pl.col("score").is_not_null())
+    groups = {str(label): own for (label,), own in part.group_by("agent", maintain_order=True)}
+    cells_of: dict[str, list[Record]] = {}
+    for cell in cells:
+        if cell["spec"]["task"]["name"] in headline:
+            cells_of.setdefault(cell["spec"]["agent"]["label"], []).append(cell)
+    complete = [label for label, own in groups.items() if own.height == expected]
+    scores = {label: own["score"].to_numpy() for label, own in groups.items()}
+    bootstrap = StratifiedBootstrap.draw(_seeds_of(groups[complete[0]])) if complete else None
     replicates: dict[str, Floats] = {}
-    for label in labels:
-        own = table.filter((pl.col("agent") == label) & pl.col("score").is_not_null())
-        strata = {str(name): part["score"].to_numpy() for (name,), part in own.group_by("task")}
-        strata = dict(sorted(strata.items()))
-        score = None
-        if strata:
-            sample = bootstrap_iqm(strata)
-            value = float(interquartile_mean(np.concatenate(list(strata.values()))))
-            score = percentile_interval(value, sample)
-            if own.height == expected and label not in REFERENCES:
-                replicates[label] = sample
-        rows.append(OverallRow(section, label, None, score, own.height, expected))
-    ranked = []
-    for row in rows:
-        rank = None
-        if row.agent in replicates:
-            mine = replicates[row.agent]
-            tail = (1 - LEVEL) / 2
-            rank = 1 + sum(bool(np.quantile(r - mine, tail) > 0) for r in replicates.values())
-        ranked.append(replace(row, rank=rank))
-    return sorted(
-        ranked,
-        key=lambda r: (r.cells < r.expected, -r.score.value if r.score else np.inf, r.agent),
+    if bootstrap is not None:
+        samples = bootstrap.iqm(np.stack([scores[label] for label in complete]))
+        replicates = dict(zip(complete, samples, strict=True))
+    for label in groups.keys() - replicates.keys():  # what there is of an incomplete agent
+        own = StratifiedBootstrap.draw(_seeds_of(groups[label]))
+        replicates[label] = own.iqm(scores[label][None])[0]
+    rows = []
+    for label in dict.fromkeys(spec["agent"]["label"] for spec in specs):
+        score = clock = None
+        if label in groups:
+            value = float(interquartile_mean(scores[label]))
+            score = percentile_interval(value, replicates[label])
+            clock = groups[label]["decision_us"].median()
+        count = groups[label].height if label in groups else 0
+        origin = Origin.of(cells_of.get(label, []))
+        rows.append(
+            OverallRow(section, label, None, score, _number(clock), count, expected, origin)
+        )
+    rows.sort(key=lambda r: (r.cells < expected, -r.score.value if r.score else np.inf, r.agent))
+    ranked = [row.agent for row in rows if row.agent in complete and row.agent not in REFERENCES]
+    if bootstrap is None or not ranked:
+        return Standing(section, tuple(headline), rows, [], {}, {})
+    board = np.stack([scores[label] for label in ranked])
+    comparisons = _comparisons(ranked, board, groups[ranked[0]], bootstrap, replicates)
+    beaten = {(pair.first, pair.second) for pair in comparisons if pair.difference.low > 0}
+    ranks = competition_ranks(len(ranked), lambda i, j: (ranked[i], ranked[j]) in beaten)
+    rank_of = dict(zip(ranked, ranks, strict=True))
+    return Standing(
+        section=section,
+        tasks=tuple(headline),
+        rows=[replace(row, rank=rank_of.get(row.agent)) for row in rows],
+        comparisons=comparisons,
+        profiles=_profiles(ranked, board, bootstrap),
+        tags=_tags(ranked, board, headline, bootstrap),
     )
+
+
+def _seeds_of(own: pl.DataFrame) -> dict[str, int]:
+    """Task -> seeds of an agent, in the order of its scores."""
+    counts = own.group_by("task", maintain_order=True).len()
+    return dict(zip(counts["task"].to_list(), counts["len"].to_list(), strict=True))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _comparisons(
+    labels: Sequence[str],
+    board: Floats,
+    own: pl.DataFrame,
+    bootstrap: StratifiedBootstrap,
+    replicates: Mapping[str, Floats],
+) -> list[Comparison]:
+    """Every pair of agents, better first; ``board`` holds their scores, shape (A, runs)."""
+    pairs = list(combinations(range(len(labels)), 2))
+    if not pairs:
+        return []
+    first, second = np.array(pairs).T
+    sizes = list(_seeds_of(own).values())
+    chances = bootstrap.improvement(board[first], board[second])
+    means = interquartile_mean(board)
+    return [
+        Comparison(
+            labels[i],
+            labels[j],
+            percentile_interval(
+                float(means[i] - means[j]), replicates[labels[i]] - replicates[labels[j]]
+            ),
+            percentile_interval(improvement(board[i], board[j], sizes), chance),
+        )
+        for (i, j), chance in zip(pairs, chances, strict=True)
+    ]
+
+
+def _profiles(
+    labels: Sequence[str], board: Floats, bootstrap: StratifiedBootstrap
+) -> dict[str, Profile]:
+    shares = (board[:, None, :] > PROFILE_THRESHOLDS[:, None]).mean(axis=-1)
+    low, high = percentile_limits(bootstrap.profile(board, PROFILE_THRESHOLDS))
+    return {label: Profile(*parts) for label, *parts in zip(labels, shares, low, high, strict=True)}
+
+
+def _tags(
+    labels: Sequence[str],
+    board: Floats,
+    headline: Mapping[str, TaskBoard],
+    bootstrap: StratifiedBootstrap,
+) -> dict[str, dict[str, Interval]]:
+    """Interquartile means over the tasks of each tag that some tasks have and others lack."""
+    found = dict.fromkeys(tag for task in headline.values() for tag in task.task["tags"])
+    result = {}
+    for tag in found:
+        names = [name for name, task in headline.items() if tag in task.task["tags"]]
+        if len(names) < len(headline):
+            part, runs = bootstrap.select(names)
+            own = board[:, runs]
+            result[tag] = {
+                label: percentile_interval(float(value), sample)
+                for label, value, sample in zip(
+                    labels, interquartile_mean(own), part.iqm(own), strict=True
+                )
+            }
+    return result
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

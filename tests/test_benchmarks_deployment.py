@@ -253,6 +253,7 @@ def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwa
                 "kwargs": kwargs,
                 "horizon": horizon,
                 "headline": True,
+                "tags": [],
             },
             "agent": {"label": agent},
             "protocol": "online",
@@ -273,7 +274,10 @@ def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwa
             "lengths": [50, 50],
             "served": [[50, 0], [25, 25] if agent == "oracle" else [50, 0]],
         },
-        "timing": {"decision_us_median": 5.0},
+        "timing": {"decision_us_median": 5.0, "wall_seconds": 0.5},
+        "provenance": dict.fromkeys(
+            ("command", "version", "commit", "python", "numpy", "machine"), "x"
+        ),
     }
 
 

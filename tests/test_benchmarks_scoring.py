@@ -8,10 +8,13 @@ from scipy import stats
 
 from benchmarks import scoring
 from benchmarks.intervals import (
-    bootstrap_iqm,
+    StratifiedBootstrap,
+    competition_ranks,
     decay_exponent,
     growth_exponent,
+    improvement,
     interquartile_mean,
+    percentile_limits,
     resampled_seeds,
     t_interval,
 )
@@ -32,7 +35,17 @@ RUN = {
 }
 
 
-def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True, protocol="online"):
+def cell(
+    agent,
+    seed,
+    mean_queue,
+    task="t",
+    luck=0.0,
+    regret=1.0,
+    headline=True,
+    protocol="online",
+    tags=(),
+):
     t = [1, 2, 5, 10, 20, 50, 100]
     return {
         "spec": {
@@ -42,6 +55,7 @@ def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True,
                 "kwargs": {},
                 "horizon": 100,
                 "headline": headline,
+                "tags": list(tags),
             },
             "agent": {"label": agent},
             "seed": seed,
@@ -59,7 +73,7 @@ def cell(agent, seed, mean_queue, task="t", luck=0.0, regret=1.0, headline=True,
             "capacity": 1.0,
         },
         "curve": {"t": t, "queue": [mean_queue * x for x in t], "regret": [x**0.5 for x in t]},
-        "timing": {"decision_us_median": 5.0},
+        "timing": {"decision_us_median": 5.0, "wall_seconds": 0.5},
         "provenance": RUN,
     }
 
@@ -134,26 +148,125 @@ def test_interquartile_mean_is_scipys_trimmed_mean(values):
     assert interquartile_mean(np.array(values)) == pytest.approx(expected)
 
 
-def test_stratified_bootstrap_equals_a_slow_reference():
-    rng = np.random.default_rng(0)
-    strata = {"a": rng.normal(size=5), "b": rng.normal(3.0, size=4), "c": rng.normal(size=1)}
-    fast = bootstrap_iqm(strata, 200)
-    draws = {name: resampled_seeds(name, part.size, 200) for name, part in strata.items()}
-    for i in range(200):
-        sample = [part[j] for name, part in strata.items() for j in draws[name][i]]
-        assert fast[i] == pytest.approx(stats.trim_mean(sample, 0.25))
+RNG = np.random.default_rng(0)
+STRATA = {"a": 5, "b": 4, "c": 1, "d": 3}
+SCORES = np.round(RNG.normal(0.5, 0.3, (3, sum(STRATA.values()))), 1)  # with ties
+REPEATS = 60
+
+
+def slow_samples():
+    """Indices of the drawn runs in every sample, by the definition."""
+    draws = {name: resampled_seeds(name, size, REPEATS) for name, size in STRATA.items()}
+    for i in range(REPEATS):
+        first, parts = 0, []
+        for name, size in STRATA.items():
+            parts.append(first + draws[name][i])
+            first += size
+        yield parts
+
+
+def test_interquartile_means_of_the_bootstrap_equal_a_slow_reference():
+    fast = StratifiedBootstrap.draw(STRATA, REPEATS).iqm(SCORES)
+    for i, parts in enumerate(slow_samples()):
+        for agent in range(3):
+            sample = SCORES[agent][np.concatenate(parts)]
+            assert fast[agent, i] == pytest.approx(stats.trim_mean(sample, 0.25))
+
+
+def test_probability_of_improvement_equals_a_slow_reference():
+    fast = StratifiedBootstrap.draw(STRATA, REPEATS).improvement(SCORES[[0, 2]], SCORES[[1, 0]])
+    for i, parts in enumerate(slow_samples()):
+        for pair, (first, second) in enumerate([(0, 1), (2, 0)]):
+            chances = [
+                np.mean(
+                    [
+                        (x > y) + 0.5 * (x == y)
+                        for x in SCORES[first][part]
+                        for y in SCORES[second][part]
+                    ]
+                )
+                for part in parts
+            ]
+            assert fast[pair, i] == pytest.approx(np.mean(chances), rel=1e-5)
+
+
+def test_probability_of_improvement_is_mann_and_whitneys():
+    x, y = RNG.normal(size=7), RNG.normal(size=7)
+    u = stats.mannwhitneyu(x, y).statistic
+    assert improvement(x, y, [7]) == pytest.approx(u / 49)
+    assert improvement(x, y, [7]) + improvement(y, x, [7]) == pytest.approx(1.0)
+    assert improvement(x, x, [3, 4]) == 0.5
+    assert improvement(x + 100, x, [3, 4]) == 1.0
+
+
+def test_performance_profiles_equal_a_slow_reference():
+    thresholds = np.array([0.0, 0.4, 0.5, 1.0])
+    fast = StratifiedBootstrap.draw(STRATA, REPEATS).profile(SCORES, thresholds)
+    for i, parts in enumerate(slow_samples()):
+        for agent in range(3):
+            sample = SCORES[agent][np.concatenate(parts)]
+            expected = [(sample > threshold).mean() for threshold in thresholds]
+            np.testing.assert_allclose(fast[agent, :, i], expected, rtol=1e-6)
 
 
 def test_bootstrap_of_a_mean_has_the_textbook_standard_error():
     """Three values a stratum cut nothing, so the IQM is the mean: se = sd / sqrt(n)."""
     values = np.array([0.0, 1.0, 5.0])
-    assert bootstrap_iqm({"t": values}).std() == pytest.approx(values.std() / 3**0.5, rel=0.03)
+    samples = StratifiedBootstrap.draw({"t": 3}).iqm(values[None])
+    assert samples.std() == pytest.approx(values.std() / 3**0.5, rel=0.03)
+
+
+def test_bootstrap_of_a_profile_has_the_binomial_standard_error():
+    values = np.arange(10.0)
+    samples = StratifiedBootstrap.draw({"t": 10}).profile(values[None], np.array([6.5]))[0, 0]
+    assert samples.mean() == pytest.approx(0.3, abs=0.01)
+    assert samples.std() == pytest.approx((0.3 * 0.7 / 10) ** 0.5, rel=0.03)
+
+
+def test_strata_of_one_seed_leave_nothing_to_resample():
+    bootstrap = StratifiedBootstrap.draw({"a": 1, "b": 1}, REPEATS)
+    np.testing.assert_allclose(bootstrap.iqm(np.array([[0.2, 0.6]])), 0.4)
 
 
 def test_draws_of_two_agents_on_the_same_cells_are_paired():
-    scores = np.random.default_rng(1).normal(size=6)
-    shift = bootstrap_iqm({"t": scores + 0.25}) - bootstrap_iqm({"t": scores})
-    np.testing.assert_allclose(shift, 0.25)
+    scores = RNG.normal(size=6)
+    samples = StratifiedBootstrap.draw({"t": 6}).iqm(np.stack([scores + 0.25, scores]))
+    np.testing.assert_allclose(samples[0] - samples[1], 0.25)
+
+
+def test_some_tasks_of_a_bootstrap_are_drawn_as_they_are_alone():
+    part, runs = StratifiedBootstrap.draw(STRATA, REPEATS).select(["d", "b"])
+    alone = StratifiedBootstrap.draw({"b": 4, "d": 3}, REPEATS)
+    assert runs.tolist() == [5, 6, 7, 8, 10, 11, 12]
+    np.testing.assert_array_equal(part.iqm(SCORES[:, runs]), alone.iqm(SCORES[:, runs]))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=200))
+def test_percentile_limits_are_quantiles_of_the_empirical_distribution(values):
+    expected = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
+    np.testing.assert_array_equal(percentile_limits(np.array(values)), expected)
+
+
+# --- shared ranks ---------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 8), st.randoms(use_true_random=False))
+def test_ranks_never_fall_are_places_and_their_leaders_are_separated(size, random):
+    table = [[random.random() < 0.5 for _ in range(size)] for _ in range(size)]
+    ranks = competition_ranks(size, lambda i, j: table[i][j])
+    assert ranks == sorted(ranks)
+    assert ranks[:1] == [1][:size]
+    for agent, rank in enumerate(ranks):
+        leader = rank - 1
+        assert ranks[leader] == rank  # the place of the rank's first agent
+        assert agent == leader or not table[leader][agent]
+        assert leader == 0 or table[ranks[leader - 1] - 1][leader]
+
+
+def test_ranks_where_being_separated_is_not_transitive():
+    """The last agent's interval is wide: only the first two are separated from the third."""
+    separated = {(0, 2), (1, 2)}
+    assert competition_ranks(4, lambda i, j: (i, j) in separated) == [1, 1, 3, 3]
 
 
 # --- exponents ------------------------------------------------------------------------------------
@@ -228,6 +341,42 @@ def test_a_task_on_which_all_intervals_overlap_is_left_out_of_the_headline():
     board = board_of(easy + hard)
     assert {t.task["name"]: t.separates for t in board.tasks} == {"easy": False, "hard": True}
     assert {row.agent: row.cells for row in board.overall}["a"] == 5
+
+
+def test_comparisons_profiles_and_tags_of_a_board():
+    """Two tasks, one tagged; agents whose scores are exact by construction."""
+    queues = {"oracle": [0.0] * 4, "random": [99.0] * 4, "a": [3.0] * 4, "b": [9.0] * 4}
+    board = board_of(
+        cells_of(queues, task="t", tags=("all",))
+        + cells_of({**queues, "b": [0.0] * 4}, task="u", tags=("all", "real"))
+    )
+    [standing] = board.standings
+    a, b = 1 - np.log(4) / np.log(100), 1 - np.log(10) / np.log(100)
+    assert (standing.tasks, list(standing.profiles)) == (("t", "u"), ["b", "a"])
+    [pair] = standing.comparisons
+    assert (pair.first, pair.second) == ("b", "a")
+    np.testing.assert_allclose(pair.difference, (b + 1) / 2 - a)
+    np.testing.assert_allclose(pair.improvement, 0.5)  # b wins one task, a the other
+    np.testing.assert_allclose(standing.profiles["a"].share, a > scoring.PROFILE_THRESHOLDS)
+    assert list(standing.tags) == ["real"]  # what all tasks have says nothing
+    np.testing.assert_allclose(standing.tags["real"]["a"], a)
+    np.testing.assert_allclose(standing.tags["real"]["b"], 1.0)
+
+
+def test_a_row_says_where_its_cells_come_from():
+    cells = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5})
+    late = {**RUN, "commit": "0123456789ab+", "command": "llmqueue-bench run s --agent a"}
+    cells = [{**c, "provenance": late} if c["spec"]["agent"]["label"] == "a" else c for c in cells]
+    cells[-1] = {**cells[-1], "provenance": {**RUN, "python": "3.12"}}
+    board = board_of(cells)
+    for rows in (board.overall, board.tasks[0].rows):
+        origins = {row.agent: row.origin for row in rows}
+        assert origins["a"].commits == ("0123456789ab+",)
+        assert origins["a"].commands == ("llmqueue-bench run s --agent a",)
+        assert origins["b"].pythons == ("3", "3.12")
+        assert origins["b"].seeds == (0, 1, 2, 3, 4)
+        assert origins["b"].wall_seconds == pytest.approx(2.5)
+        assert len(set(origins["b"].keys)) == 5
 
 
 def test_an_agent_with_missing_cells_is_listed_last_without_a_rank():

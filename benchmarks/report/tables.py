@@ -22,8 +22,9 @@ _OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
 
 _INTERVALS = """\
 [..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
-bootstrap (10,000 repetitions) for the overall interquartile mean. Agents share a rank unless a
-paired interval separates them.
+bootstrap (10,000 repetitions) for the overall interquartile mean. Ranks go down the table: an agent
+shares the rank of the best agent in it unless the paired interval of the two lies above 0; the next
+rank is the agent's place.
 """
 
 _PROTOCOL_NOTES = {
