@@ -60,6 +60,11 @@ register("ACQB", f"{_QUEUE}.acqb:ACQB", _ACQB)
 register("ACQB-OMD", f"{_QUEUE}.acqb:ACQB", _ACQB, estimator="omd")
 register("paretobandit", f"{_QUEUE}.paretobandit:ParetoBanditRouter", "PyPI package paretobandit")
 
+# Reinforcement learning inside the scored run; what is trained before it comes from a model file.
+_SB3 = "Stable-Baselines3"
+register("DQN-online", "baselines.rl.online:OnlineDQN", f"{_SB3}, learns in the run")
+register("PPO-online", "baselines.rl.online:OnlinePPO", f"{_SB3} (MaskablePPO), learns in the run")
+
 # Deployment agents -----------------------------------------------------------------------------
 _DEPLOY = "baselines.deployment"
 _STAGEROUTE = "Li, Li: ICLR 2026, arXiv 2506.17254"

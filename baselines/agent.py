@@ -217,30 +217,41 @@ def register(name: str, target: str, source: str = "", **settings: Any) -> None:
 
 
 def registered_agents() -> Iterator[AgentSpec]:
-    """All registered agents, built-in ones first, then those of installed entry points."""
+    """All agents by name: built-in ones, those of installed entry points, trained models."""
+    from baselines.models import saved_models
+
+    known = set(_REGISTRY)
     yield from _REGISTRY.values()
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name not in _REGISTRY:
+        if point.name not in known:
+            known.add(point.name)
             yield AgentSpec(point.name, point.value, {}, f"entry point of {point.module}")
+    yield from (spec for spec in saved_models() if spec.name not in known)
 
 
 def agent_spec(name: str) -> AgentSpec:
-    """Look an agent up by its registered name or by ``"module:Class"``.
+    """Look an agent up by its name, by ``"module:Class"`` or by the path of a model file (.zip).
 
     Raises
     ------
     ValueError
-        If no agent has that name; the message names the nearest known one.
+        If no agent has that name (the message names the nearest known one), or the file is no
+        model.
     """
-    if ":" in name:
+    from baselines.models import model_spec, saved_model
+
+    if ":" in name and not name.endswith(".zip"):
         return AgentSpec(name, name, {}, "third party")
     known = {spec.name: spec for spec in registered_agents()}
     if name not in known:
+        if (path := saved_model(name)) is not None:
+            return model_spec(path)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"agent={name!r} is not known{hint} "
-            "`llmqueue-bench agents` lists the names; 'module:Class' takes your own"
+            "`llmqueue-bench agents` lists the names; 'module:Class' takes your own, "
+            "`llmqueue-bench train` makes RL agents"
         )
     return known[name]
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from benchmarks.store import Store, write_text
 from benchmarks.suite import (
     REFERENCES,
     Plan,
+    Suite,
     SuiteError,
     built_in_suites,
     load_suite,
@@ -47,7 +49,7 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())  # a console script's path lacks the user's own folder
     try:
         build_app()()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"llmqueue-bench: {error}", file=sys.stderr)
         raise SystemExit(USAGE) from None
 
@@ -83,10 +85,73 @@ def build_app() -> "typer.Typer":
         data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
         timeout: Annotated[float | None, typer.Option(help="Seconds a cell may take.")] = None,
     ) -> None:
-        """Run the cells of a suite that have no result yet."""
-        plan = _plan(suite, agent or [], task or [], seeds, data or [])
-        store = Store(results or RESULTS / plan.suite)
+        """Run the cells of a suite that have no result yet; train first what has to be trained."""
+        chosen = load_suite(suite)
+        store = Store(results or RESULTS / chosen.name)
+        arguments = (chosen, agent or [], task or [], seeds, data or [], store.root / "models")
+        plan = _plan(*arguments)
+        if plan.trainings:
+            failed = _train(plan, store.root / "models", workers or _cores())
+            if failed is None:
+                raise typer.Exit(INTERRUPTED)
+            plan = _plan(*arguments)
+            skipped = {
+                str(t): f"not trained: {failed.get(str(t), 'it did not finish')}"
+                for t in plan.trainings
+            }
+            plan = replace(plan, skipped={**plan.skipped, **skipped})
         raise typer.Exit(run(plan, store, workers or _cores(), timeout))
+
+    @app.command("train")
+    def train_command(
+        agent: Annotated[str, typer.Argument(help="Recipe: PPO, MaskablePPO, DQN, A2C, ...")],
+        task: Annotated[
+            str, typer.Argument(help="Task of a suite (NAME or SUITE:NAME), or environment id.")
+        ],
+        steps: Annotated[int, typer.Option(min=1, help="Environment steps in all.")],
+        out: Annotated[
+            Path | None, typer.Option(help="Model file; default: models/AGENT-TASK.zip.")
+        ] = None,
+        seed: Annotated[int, typer.Option(min=0, help="Seed of networks and environments.")] = 0,
+        kwargs: Annotated[
+            str | None, typer.Option(help="Arguments of the environment, a JSON object.")
+        ] = None,
+        horizon: Annotated[
+            int | None, typer.Option(min=1, help="Length of a run, with an environment id.")
+        ] = None,
+        settings: Annotated[
+            str | None, typer.Option(help="Hyperparameters over the recipe's, a JSON object.")
+        ] = None,
+        data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+        checkpoint_every: Annotated[
+            int, typer.Option(min=1, help="Steps between two checkpoints.")
+        ] = 50_000,
+        tensorboard: Annotated[
+            Path | None, typer.Option(help="Folder for TensorBoard's logs.")
+        ] = None,
+    ) -> None:
+        """Train an RL agent; the same command resumes it. Afterwards it is an agent by name."""
+        from rich.console import Console
+
+        from benchmarks.training import train_agent
+
+        try:
+            train_agent(
+                agent,
+                task,
+                steps=steps,
+                out=out,
+                seed=seed,
+                kwargs=kwargs,
+                horizon=horizon,
+                settings=settings,
+                data=_data(data or []),
+                checkpoint_every=checkpoint_every,
+                tensorboard=tensorboard,
+                console=Console(stderr=True),
+            )
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
     @app.command("report")
     def report_command(
@@ -125,6 +190,21 @@ def build_app() -> "typer.Typer":
         list_agents()
 
     return app
+
+
+def _train(plan: Plan, models: Path, workers: int) -> dict[str, str] | None:
+    """Train what a plan needs: training -> why it failed, or None if it was interrupted."""
+    from rich.console import Console
+
+    from benchmarks.training import train_plan
+
+    console = Console(stderr=True)
+    try:
+        return train_plan(plan, models, workers, console)
+    except KeyboardInterrupt:
+        message = "interrupted: checkpoints are kept, the same command goes on from them"
+        console.print(message, markup=False, highlight=False)
+        return None
 
 
 def run(plan: Plan, store: Store, workers: int, timeout: float | None) -> int:
@@ -280,15 +360,26 @@ def list_agents() -> None:
 
 
 def _plan(
-    suite: str, agents: list[str], tasks: list[str], seeds: int | None, data: list[str]
+    suite: Suite,
+    agents: list[str],
+    tasks: list[str],
+    seeds: int | None,
+    data: list[str],
+    models: Path,
 ) -> Plan:
+    paths = _data(data)
+    return make_plan(suite, seeds=seeds, tasks=tasks, agents=agents, data=paths, models=models)
+
+
+def _data(items: list[str]) -> dict[str, str]:
+    """Read ``NAME=PATH`` pairs."""
     paths = {}
-    for item in data:
+    for item in items:
         name, mark, path = item.partition("=")
         if not (name and mark and path):
             raise SuiteError(f"--data {item!r} must read NAME=PATH")
         paths[name] = path
-    return make_plan(load_suite(suite), seeds=seeds, tasks=tasks, agents=agents, data=paths)
+    return paths
 
 
 def _verdict(board: "Board") -> int:

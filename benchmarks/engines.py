@@ -21,6 +21,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
+from baselines.agent import agent_spec
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import Cell, Plan, canonical
 
@@ -156,11 +157,11 @@ class LocalEngine:
         self.timeout = timeout
         server = "forkserver" in multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if server else "spawn")
-        if server:
-            self._context.set_forkserver_preload(_preloaded())
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         """Run the cells and yield outcomes in order of completion."""
+        if self._context.get_start_method() == "forkserver":
+            self._context.set_forkserver_preload(_preloaded(cells))
         running: list[_Running] = []
         queue = iter(cells)
         with tempfile.TemporaryDirectory(prefix="llmqueue-bench-") as folder, _single_threaded():
@@ -184,7 +185,7 @@ class LocalEngine:
         results, sender = self._context.Pipe(duplex=False)
         output = folder / f"{cell.key}.out"
         process = self._context.Process(
-            target=_work, args=(dict(cell.spec), dict(cell.kwargs), sender, str(output))
+            target=_work, args=(dict(cell.spec), dict(cell.kwargs), cell.model, sender, str(output))
         )
         process.start()
         sender.close()  # so that the worker's death ends the pipe
@@ -263,11 +264,13 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _preloaded() -> list[str]:
-    """Modules the fork server imports once: the runner and this project's own agents."""
-    from baselines.agent import registered_agents
+def _preloaded(cells: Sequence[Cell]) -> list[str]:
+    """Modules the fork server imports once: the runner and those of this project's agents at play.
 
-    modules = {spec.target.partition(":")[0] for spec in registered_agents()}
+    Others stay out: torch alone would cost seconds.
+    """
+    names = {cell.model or cell.spec["agent"]["name"] for cell in cells} - {"oracle"}
+    modules = {agent_spec(name).target.partition(":")[0] for name in names}
     own = sorted(module for module in modules if module.split(".")[0] == "baselines")
     return ["benchmarks.runner", "benchmarks.engines", "llmqueue_gym.oracles", *own]
 
@@ -275,13 +278,15 @@ def _preloaded() -> list[str]:
 # --- inside a worker ------------------------------------------------------------------------------
 
 
-def _work(spec: dict[str, Any], kwargs: dict[str, Any], sender: Connection, output: str) -> None:
+def _work(
+    spec: dict[str, Any], kwargs: dict[str, Any], model: str | None, sender: Connection, output: str
+) -> None:
     """Run one cell and send its result as JSON."""
     _detach(output)
     try:
         from benchmarks.runner import run_cell
 
-        message = {"failed": False, "payload": run_cell(spec, kwargs)}
+        message = {"failed": False, "payload": run_cell(spec, kwargs, model)}
         text = canonical(message)
     except BaseException as error:  # whatever an agent raises, SystemExit included
         summary = f"{type(error).__name__}: {error}"

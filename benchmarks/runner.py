@@ -78,7 +78,9 @@ class Problem(Protocol):
 PROBLEMS: Mapping[str, Problem] = {"queueing": queueing, "deployment": deployment}
 
 
-def run_cell(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def run_cell(
+    spec: Mapping[str, Any], kwargs: Mapping[str, Any], model: str | None = None
+) -> dict[str, Any]:
     """Play one cell and measure it.
 
     Parameters
@@ -87,6 +89,8 @@ def run_cell(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, An
         The cell's identity (``benchmarks.suite.Cell.spec``).
     kwargs : Mapping[str, Any]
         The environment's arguments on this machine.
+    model : str, optional
+        File of the trained agent that plays.
 
     Returns
     -------
@@ -109,7 +113,10 @@ def run_cell(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, An
             policy = problem.make_oracle(env)
         else:
             public = problem.public_problem(env, horizon)
-            policy = make_agent(agent["name"], public, agent_seed(seed), **agent["settings"])
+            settings = agent["settings"]
+            if model is not None:  # the very file that the cell names
+                settings = {**settings, "sha256": agent["training"]["sha256"]}
+            policy = make_agent(model or agent["name"], public, agent_seed(seed), **settings)
         recorder = problem.Recorder(env, horizon)
         label, layout = agent["label"], problem.ACTION_LAYOUT
         clock = play(env, policy, observation, horizon, recorder, label, layout)

@@ -20,7 +20,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baselines.agent import AgentSpec
 
 REFERENCES = ("oracle", "random")
 """Policies every task runs besides its agents: the two ends of the score."""
@@ -33,6 +37,9 @@ REFERENCE_AGENTS = {
 
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
+
+RL = ("stable-baselines3", "sb3-contrib")
+"""Distributions without which nothing is trained."""
 
 PROTOCOLS = ("online", "pretrained")
 """``online``: the agent starts ignorant and is scored from its first step. ``pretrained``: it may
@@ -63,6 +70,9 @@ class AgentEntry:
         Distributions without which the agent is skipped.
     protocol : str, optional
         One of ``PROTOCOLS``; None takes what the agent's class says (``online`` if nothing).
+    train : Mapping[str, Any], optional
+        ``steps``, ``seed`` and ``settings`` of a training, once a task, before the agent plays it;
+        its name is then a recipe's (``baselines.rl``) and its protocol ``pretrained``.
     """
 
     name: str
@@ -70,9 +80,11 @@ class AgentEntry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
     protocol: str | None = None
+    train: Mapping[str, Any] | None = None
 
     def __hash__(self) -> int:
-        return hash((self.name, self.label, canonical(self.settings), self.protocol))
+        plain = canonical([self.settings, self.protocol, self.train])
+        return hash((self.name, self.label, plain))
 
 
 @dataclass(frozen=True)
@@ -130,10 +142,13 @@ class Cell:
         JSON-plain identity: task, agent, seed, protocol, version, code, workload fingerprint.
     kwargs : Mapping[str, Any]
         The task's kwargs as the environment receives them on this machine.
+    model : str, optional
+        File of a trained agent on this machine; its digest is part of ``spec``.
     """
 
     spec: Mapping[str, Any]
     kwargs: Mapping[str, Any]
+    model: str | None = None
 
     @property
     def key(self) -> str:
@@ -146,12 +161,48 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training that a suite asks for: once a task and training seed, shared by all seeds.
+
+    Attributes
+    ----------
+    spec : Mapping[str, Any]
+        JSON-plain identity: recipe, environment, horizon, steps, seed, version, code, workload.
+    kwargs : Mapping[str, Any]
+        The environment's arguments on this machine.
+    task, label : str
+        What it is for.
+    """
+
+    spec: Mapping[str, Any]
+    kwargs: Mapping[str, Any]
+    task: str
+    label: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON of ``spec``; names the file."""
+        return spec_key(self.spec)
+
+    def path(self, folder: Path) -> Path:
+        """Where its model is kept."""
+        return folder / f"{self.key}.zip"
+
+    def __str__(self) -> str:
+        return f"{self.task} / {self.label}"
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The cells of a run, references first, and what is skipped (name -> reason)."""
+    """The cells of a run, references first, and what is skipped (name -> reason).
+
+    Agents of ``trainings`` have no cells yet: train them, and plan again.
+    """
 
     suite: str
     cells: tuple[Cell, ...]
     skipped: Mapping[str, str]
+    trainings: tuple[Training, ...] = ()
 
 
 def kind_of(env: str) -> str:
@@ -336,7 +387,7 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     if isinstance(item, str) and item:
         return AgentEntry(item, item)
     table = _table(item, where)
-    _only(table, where, "name", "label", "settings", "requires", "protocol")
+    _only(table, where, "name", "label", "settings", "requires", "protocol", "train")
     name = _text(table, "name", where)
     settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
     label = _text(table, "label", where, name)
@@ -345,7 +396,23 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     protocol = table.get("protocol")
     if protocol is not None and protocol not in PROTOCOLS:
         raise SuiteError(f"{where}: protocol={protocol!r} is not {_near(str(protocol), PROTOCOLS)}")
-    return AgentEntry(name, label, settings, _texts(table, "requires", where), protocol)
+    train = None
+    if "train" in table:
+        if protocol == "online":
+            raise SuiteError(f"{where}: protocol='online' agents are not trained before they play")
+        train = _train_entry(table["train"], f"{where}: train")
+    return AgentEntry(name, label, settings, _texts(table, "requires", where), protocol, train)
+
+
+def _train_entry(value: object, where: str) -> dict[str, Any]:
+    """Read how an agent is to be trained."""
+    table = _table(value, where)
+    _only(table, where, "steps", "seed", "settings")
+    seed = table.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise SuiteError(f"{where}: seed={seed!r} must be a whole number of at least 0")
+    settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
+    return {"steps": _positive(table, "steps", where), "seed": seed, "settings": settings}
 
 
 # --- small checks ---------------------------------------------------------------------------------
@@ -418,6 +485,7 @@ def make_plan(
     tasks: Sequence[str] = (),
     agents: Sequence[str] = (),
     data: Mapping[str, str] | None = None,
+    models: Path | None = None,
 ) -> Plan:
     """Expand a suite into cells.
 
@@ -433,6 +501,9 @@ def make_plan(
         Names or ``"module:Class"`` of agents that play every task besides the suite's own.
     data : Mapping[str, str], optional
         Data name -> path, before the ``LLMQUEUE_GYM_DATA`` folder is looked at.
+    models : Path, optional
+        Folder of the suite's own trainings. Agents whose training is not finished there are listed
+        in the plan's ``trainings`` and have no cells.
 
     Raises
     ------
@@ -445,9 +516,8 @@ def make_plan(
         if name not in known_data:
             raise SuiteError(f"data={name!r} is not {_near(name, known_data or {'(none)'})}")
     added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
-    identities: dict[AgentEntry, dict[str, Any]] = {}
-    protocols: dict[AgentEntry, str] = {}
-    kinds: dict[AgentEntry, str | None] = {}
+    players: dict[AgentEntry, _Player] = {}
+    trainings: dict[str, Training] = {}
     played: set[AgentEntry] = set()
     skipped: dict[str, str] = {}
     cells: list[Cell] = []
@@ -466,25 +536,45 @@ def make_plan(
         entries += task.agents
         entries += [entry for entry in added if entry.label not in {*labels, *REFERENCES}]
         for entry in entries:
-            if missing := _missing_package(entry.requires):
+            if missing := _missing_package(entry.requires + (RL if entry.train else ())):
                 skipped[entry.label] = missing
                 continue
-            if entry not in identities:
-                identities[entry] = _agent_identity(entry)
-                kinds[entry] = _agent_attribute(entry, "kind")
-                protocols[entry] = (
-                    entry.protocol or _agent_attribute(entry, "protocol") or PROTOCOLS[0]
-                )
-            if kinds[entry] not in (None, kind):
+            player: _Player | None
+            if entry.train is not None:
+                training = _training(task, entry, kwargs, content)
+                player = _trained_player(entry, training, kind, models)
+                if player is None:
+                    trainings[training.key] = training
+                    continue
+            else:
+                if entry not in players:
+                    players[entry] = _player(entry)
+                player = players[entry]
+            if player.kind not in (None, kind):
                 continue
             played.add(entry)
             for seed in range(seeds or suite.seeds):
-                spec = _spec(task, identities[entry], seed, protocols[entry], content)
-                cells.append(Cell(spec, kwargs))
-    for entry in kinds.keys() - played:
-        skipped[entry.label] = f"it plays {kinds[entry]} tasks and none of those was chosen"
+                cells.append(Cell(_spec(task, player, seed, content), kwargs, player.model))
+    for entry in players.keys() - played:
+        skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
-    return Plan(suite.name, tuple(cells), skipped)
+    return Plan(suite.name, tuple(cells), skipped, tuple(trainings.values()))
+
+
+def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
+    """Return a task's arguments as the environment receives them on this machine.
+
+    Raises
+    ------
+    SuiteError
+        If a package or data file it needs is not here.
+    """
+    paths, reason = _data_paths(task, data)
+    reason = reason or _missing_package(task.requires)
+    if reason is not None:
+        raise SuiteError(f"task {task.name!r}: {reason}")
+    filled: dict[str, Any] = _fill(dict(task.kwargs), paths, (), f"task {task.name!r}")
+    return filled
 
 
 def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
@@ -496,9 +586,7 @@ def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
     return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
 
 
-def _spec(
-    task: Task, agent: dict[str, Any], seed: int, protocol: str, workload: str | None
-) -> dict[str, Any]:
+def _spec(task: Task, player: _Player, seed: int, workload: str | None) -> dict[str, Any]:
     """Everything that decides a cell's result, as plain JSON."""
     import llmqueue_gym
 
@@ -511,9 +599,9 @@ def _spec(
             "tags": list(task.tags),
             "headline": task.headline,
         },
-        "agent": agent,
+        "agent": player.identity,
         "seed": seed,
-        "protocol": protocol,
+        "protocol": player.protocol,
         "version": llmqueue_gym.__version__,
         "code": _code_hash(),
         "workload": workload,
@@ -529,42 +617,124 @@ def _code_hash() -> str:
     import baselines
     import llmqueue_gym
 
+    own = [Path(__file__).parent / name for name in ("runner.py", "queueing.py", "deployment.py")]
+    return _files_hash(own, _root(llmqueue_gym).rglob("*.py"), _root(baselines).rglob("*.py"))
+
+
+@cache
+def _training_code_hash() -> str:
+    """SHA-256 of the code that decides a training; other agents may change."""
+    import baselines
+    import llmqueue_gym
+
+    own = [_root(baselines) / "rl" / f"{name}.py" for name in ("networks", "recipes", "training")]
+    return _files_hash(own, _root(llmqueue_gym).rglob("*.py"))
+
+
+def _root(package: ModuleType) -> Path:
+    return Path(str(package.__file__)).parent
+
+
+def _files_hash(*groups: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for name in ("runner.py", "queueing.py", "deployment.py"):
-        digest.update((Path(__file__).parent / name).read_bytes())
-    for package in (llmqueue_gym, baselines):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for path in itertools.chain(*map(sorted, groups)):
+        digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def _agent_identity(entry: AgentEntry) -> dict[str, Any]:
-    """Name, label and settings; the code of agents from elsewhere counts as well."""
+# --- who plays ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Player:
+    """An agent as cells name it, its kind of task (None for any) and its model file here."""
+
+    identity: Mapping[str, Any]
+    protocol: str
+    kind: str | None
+    model: str | None = None
+
+
+def _player(entry: AgentEntry) -> _Player:
+    """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
     from baselines.agent import agent_spec
+    from baselines.models import training_facts
 
     identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
     if entry.name == "oracle":
-        return identity
+        return _Player(identity, PROTOCOLS[0], None)
     try:
-        module = agent_spec(entry.name).target.partition(":")[0]
+        spec = agent_spec(entry.name)
+        module = spec.target.partition(":")[0]
+        if module.split(".")[0] != "baselines":
+            identity["code"] = _module_hash(module, entry.name)
+        cls = _loaded(spec)
+        model = spec.settings.get("model")
+        brought = model or getattr(cls, "model", None)  # a class may name its own file
+        if isinstance(brought, str):
+            identity["training"] = training_facts(brought)
     except ValueError as error:
         raise SuiteError(str(error)) from error
-    if module.split(".")[0] != "baselines":
-        identity["code"] = _module_hash(module, entry.name)
-    return identity
+    own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
+    path = str(Path(model).resolve()) if model else None
+    return _Player(identity, entry.protocol or own, getattr(cls, "kind", None), path)
 
 
-def _agent_attribute(entry: AgentEntry, name: str) -> str | None:
-    """``kind`` or ``protocol`` of an agent; None for any, or if only running it will tell."""
-    from baselines.agent import agent_spec
-
-    if entry.name == "oracle":
-        return None
+def _loaded(spec: AgentSpec) -> type | None:
+    """Class of an agent, or None if only running it will tell what is wrong with it."""
     try:
-        return getattr(agent_spec(entry.name).load(), name, None)
-    except Exception:  # somebody else's module: its cells will show what is wrong with it
+        return spec.load()
+    except Exception:  # somebody else's module
         return None
+
+
+def _training(
+    task: Task, entry: AgentEntry, kwargs: Mapping[str, Any], workload: str | None
+) -> Training:
+    """Return the training an entry asks for on a task."""
+    import llmqueue_gym
+    from baselines.rl import recipe
+
+    try:
+        recipe(entry.name, task.env)
+    except ValueError as error:
+        raise SuiteError(f"task {task.name!r}: {error}") from error
+    assert entry.train is not None
+    spec = {
+        "agent": entry.name,
+        "env": task.env,
+        "kwargs": dict(task.kwargs),
+        "horizon": task.horizon,
+        **entry.train,
+        "version": llmqueue_gym.__version__,
+        "code": _training_code_hash(),
+        "workload": workload,
+    }
+    return Training(spec, kwargs, task.name, entry.label)
+
+
+def _trained_player(
+    entry: AgentEntry, training: Training, kind: str, models: Path | None
+) -> _Player | None:
+    """Return the agent that a finished training made, or None."""
+    from baselines.models import training_facts
+
+    if models is None:
+        return None
+    path = training.path(models)
+    try:
+        facts = training_facts(path)
+    except ValueError:  # none yet, or a damaged one: it is trained again
+        return None
+    if facts["steps"] < training.spec["steps"]:
+        return None
+    identity = {
+        "name": entry.name,
+        "label": entry.label,
+        "settings": dict(entry.settings),
+        "training": {"key": training.key, **facts},
+    }
+    return _Player(identity, "pretrained", kind, str(path.resolve()))
 
 
 def _module_hash(module: str, agent: str) -> str:

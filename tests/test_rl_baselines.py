@@ -27,7 +27,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines import DeployProblem, QueueProblem, make_agent
-from baselines.rl import RECIPES, Progress, read_card, recipe, train, trained_agent
+from baselines.models import CARD
+from baselines.rl import RECIPES, Progress, read_card, recipe, train
 from baselines.rl.agents import TrainedQueueAgent, queue_spaces, stage_spaces
 from baselines.rl.networks import (
     MaskableSetPolicy,
@@ -35,7 +36,6 @@ from baselines.rl.networks import (
     SetPolicy,
     SetQPolicy,
 )
-from baselines.rl.training import CARD
 from llmqueue_gym.sb3 import make_vec_env
 from llmqueue_gym.wrappers import DiscreteActionsVector
 
@@ -195,15 +195,16 @@ def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -
     assert read_card(out) == card
     assert reports[-1].total == 160
     steps = [report.steps for report in reports]
-    assert steps == sorted(set(steps)) == card["curve"]["steps"]
-    agent_name, settings = trained_agent(out)
+    assert steps == sorted(set(steps))
+    assert set(card["curve"]["steps"]) <= set(steps)
+    assert len({len(values) for values in card["curve"].values()}) == 1
     if env_id == "LLMQueue-v0":
         env = gym.make("LLMQueue-v0", max_episode_steps=60, **QUEUE)
-        agent: Any = make_agent(agent_name, PROBLEM, 0, **settings)
+        agent: Any = make_agent(str(out), PROBLEM, 0)
     else:
         env = gym.make("LLMDeploy-v0", horizon=60, **STAGE)
         public = DeployProblem(**env.unwrapped.problem)  # type: ignore[attr-defined]
-        agent = make_agent(agent_name, public, 0, **settings)
+        agent = make_agent(str(out), public, 0)
     observation, _ = env.reset(seed=0)
     for _ in range(60):
         action = agent.act(observation)
@@ -242,9 +243,8 @@ def test_training_shortens_the_queue(tmp_path: Path) -> None:
         out = tmp_path / f"{steps}.zip"
         settings = {"n_steps": 16, "batch_size": 512}
         train("MaskablePPO", "LLMQueue-v0", task, steps=steps, out=out, settings=settings)
-        name, found = trained_agent(out)
         env = gym.make("LLMQueue-v0", **task)
-        agent: Any = make_agent(name, QueueProblem(5, 2, 5, 16, 0.6, 1000), 0, **found)
+        agent: Any = make_agent(str(out), QueueProblem(5, 2, 5, 16, 0.6, 1000), 0)
         observation, _ = env.reset(seed=0)
         lengths = []
         for _ in range(1000):
@@ -374,7 +374,7 @@ def test_files_that_are_no_models_are_refused(model_file: Path, tmp_path: Path) 
         archive.writestr(CARD, json.dumps({"format": 99}))
     for path in (text, cut, other, tmp_path / "none.zip"):
         with pytest.raises(ValueError, match=path.name):
-            trained_agent(path)
+            make_agent(str(path), PROBLEM, 0)
     wider = QueueProblem(3, 2, 5, 8, 0.5, 60)
     with pytest.raises(ValueError, match=r"\{'window': 6\}, the task has \{'window': 8\}"):
         TrainedQueueAgent(wider, 0, model=str(model_file))
@@ -454,10 +454,9 @@ def test_a_stage_policy_earns_the_same_query_by_query(tmp_path: Path) -> None:
         num_envs=2,
         settings=TINY["PPO", "LLMDeployStage-v0"],
     )
-    name, settings = trained_agent(out)
     queries = gym.make("LLMDeploy-v0", **task)
     public = DeployProblem(**queries.unwrapped.problem)  # type: ignore[attr-defined]
-    agent: Any = make_agent(name, public, 0, **settings)
+    agent: Any = make_agent(str(out), public, 0)
     observation, _ = queries.reset(seed=4)
     total = 0.0
     for _ in range(300):

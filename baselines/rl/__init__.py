@@ -3,17 +3,14 @@
 Importing this package needs the extra ``rl``. A model in a minute, and how it plays::
 
     from baselines import make_agent
-    from baselines.rl import train, trained_agent
+    from baselines.rl import train
 
     task = {"load": 0.9, "instance_seed": 0}
     train("MaskablePPO", "LLMQueue-v0", task, steps=200_000, out="mine.zip")
-    name, settings = trained_agent("mine.zip")
-    agent = make_agent(name, problem, seed=0, **settings)
+    agent = make_agent("mine.zip", problem, seed=0)
 
-On the command line a subclass with the file's name is an agent like any other::
-
-    class Mine(TrainedQueueAgent):  # in mymodule.py: --agent mymodule:Mine
-        model = "mine.zip"
+On the command line the file is an agent like any other: ``--agent mine.zip``, or by its name alone,
+``--agent mine``, where it lies in the folder ``models``. ``llmqueue-bench train`` writes it there.
 """
 
 try:
@@ -24,9 +21,10 @@ except ImportError as error:
         'baselines.rl needs Stable-Baselines3 and sb3-contrib: pip install "llmqueue_gym[rl]"'
     ) from error
 
-from baselines.rl.agents import TrainedDeployAgent, TrainedQueueAgent, trained_agent
+from baselines.models import read_card
+from baselines.rl.agents import TrainedDeployAgent, TrainedQueueAgent
 from baselines.rl.recipes import RECIPES, Recipe, recipe
-from baselines.rl.training import Progress, read_card, train
+from baselines.rl.training import Progress, train
 
 __all__ = [
     "RECIPES",
@@ -37,5 +35,4 @@ __all__ = [
     "read_card",
     "recipe",
     "train",
-    "trained_agent",
 ]

@@ -19,8 +19,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from baselines.agent import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
+from baselines.models import read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, recipe
-from baselines.rl.training import load_class, policy_arguments, read_card
+from baselines.rl.training import load_class, policy_arguments
 from llmqueue_gym.core.deployment import (
     DeploymentRules,
     project_to_capped_simplex,
@@ -160,20 +161,6 @@ class TrainedDeployAgent(DeployAgent):
         else:
             shares[0] = 1.0  # nothing to deploy: whatever is asked, the query is refused
         self._plan = stage_schedule(shares, int(self._lengths[self._stage]))
-
-
-def trained_agent(path: str | Path) -> tuple[str, dict[str, str]]:
-    """Return the agent's name and settings for a model file, as ``make_agent`` takes them.
-
-    Raises
-    ------
-    ValueError
-        If the file is no model.
-    """
-    card = read_card(path)
-    name = "TrainedQueueAgent" if card["env_id"] == QUEUE_ENV else "TrainedDeployAgent"
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return f"baselines.rl.agents:{name}", {"model": str(path), "sha256": digest}
 
 
 def legal_decisions(observation: Observation, num_sets: int) -> NDArray[np.bool_]:

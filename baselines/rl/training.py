@@ -27,13 +27,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
+from baselines.models import CARD, FORMAT, read_card
 from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
 from llmqueue_gym.wrappers import DiscreteActionsVector
 
-CARD = "llmqueue_gym.json"
-_FORMAT = 1
 _CURVE_POINTS = 100
+_SECONDS_BETWEEN_REPORTS = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def train(
     tensorboard : str or Path, optional
         Folder for TensorBoard's logs.
     on_progress : callable, optional
-        Told of the progress about 100 times.
+        Told of the progress about 100 times, and once a second.
     num_envs : int, optional
         Lanes; the recipe's.
     settings : Mapping[str, Any], optional
@@ -150,28 +150,6 @@ def train(
     return card
 
 
-def read_card(path: str | Path) -> dict[str, Any]:
-    """Read what a model file says about itself; nothing in it is executed.
-
-    Raises
-    ------
-    ValueError
-        If it is no file written by :func:`train`.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            card: dict[str, Any] = json.loads(archive.read(CARD))
-    except FileNotFoundError:
-        raise ValueError(f"model={str(path)!r}: there is no such file") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise ValueError(
-            f"model={str(path)!r} is not a model written by baselines.rl.train ({error})"
-        ) from error
-    if not isinstance(card, dict) or card.get("format") != _FORMAT:
-        raise ValueError(f"model={str(path)!r} has another format; train it again")
-    return card
-
-
 def load_class(target: str) -> Any:
     """Import ``"module:Class"``."""
     module, _, name = target.partition(":")
@@ -204,7 +182,7 @@ def _new_card(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "agent": used.name,
         "env_id": used.env_id,
         "kwargs": kwargs,
@@ -214,11 +192,16 @@ def _new_card(
         "settings": {**used.settings, **settings},
         "steps": 0,
         "seconds": 0.0,
-        "curve": {"steps": [], "reward": []},
+        "curve": {"steps": [], **{name: [] for name in _curves(used.env_id)}},
         "versions": {
             name: version(name) for name in ("stable-baselines3", "sb3-contrib", "torch", "numpy")
         },
     }
+
+
+def _curves(env_id: str) -> tuple[str, ...]:
+    """Means per step that the learning curve holds, those of the exploring policy."""
+    return ("reward", "queue") if env_id == QUEUE_ENV else ("reward",)
 
 
 def _check(path: Path, steps: int, checkpoint_every: int) -> None:
@@ -321,26 +304,38 @@ class _Watch(BaseCallback):
         super().__init__()
         self._path, self._card, self._total, self._every = path, card, total, checkpoint_every
         self._on_progress = on_progress
-        self._saved = self._reported = card["steps"]
-        self._reward, self._count = 0.0, 0
+        self._saved = self._drawn = card["steps"]
+        self._sums, self._count = dict.fromkeys(_curves(card["env_id"]), 0.0), 0
         self._started = perf_counter() - card["seconds"]
+        self._told = perf_counter()
 
     def _on_step(self) -> bool:
         rewards = self.locals["rewards"]
-        self._reward += float(rewards.sum())
+        self._sums["reward"] += float(rewards.sum())
+        if "queue" in self._sums:
+            self._sums["queue"] += float(self.locals["new_obs"]["queue_length"].sum())
         self._count += len(rewards)
-        if self.num_timesteps - self._reported >= self._total / _CURVE_POINTS:
-            self._report()
+        point = self.num_timesteps - self._drawn >= self._total / _CURVE_POINTS
+        if point or perf_counter() - self._told > _SECONDS_BETWEEN_REPORTS:
+            self._tell()
+        if point:
+            self._draw()
         return True
 
-    def _report(self) -> None:
-        mean = self._reward / self._count
-        self._card["curve"]["steps"].append(self.num_timesteps)
-        self._card["curve"]["reward"].append(mean)
+    def _tell(self) -> None:
+        self._told = perf_counter()
         if self._on_progress is not None:
-            seconds = perf_counter() - self._started
+            mean, seconds = self._sums["reward"] / self._count, self._told - self._started
             self._on_progress(Progress(self.num_timesteps, self._total, mean, seconds))
-        self._reported, self._reward, self._count = self.num_timesteps, 0.0, 0
+
+    def _draw(self) -> None:
+        """Add a point to the learning curve."""
+        curve = self._card["curve"]
+        curve["steps"].append(self.num_timesteps)
+        for name, total in self._sums.items():
+            curve[name].append(total / self._count)
+        self._drawn, self._count = self.num_timesteps, 0
+        self._sums = dict.fromkeys(self._sums, 0.0)
 
     def _on_rollout_start(self) -> None:
         # Between two updates of the weights, so that a checkpoint is a state of the algorithm.

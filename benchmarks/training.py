@@ -1,0 +1,302 @@
+"""Trainings behind the command: ``llmqueue-bench train``, and those a suite asks for.
+
+A training is an artefact like a cell: keyed by its content, stored whole, resumed where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from baselines.models import models_folder, read_card
+from benchmarks.engines import _single_threaded
+from benchmarks.suite import Plan, SuiteError, Training, find_task, task_arguments
+
+if TYPE_CHECKING:
+    from baselines.rl import Progress
+
+OWN_FILES = "a model file decides what it does: load only files of your own"
+
+
+def train_agent(
+    agent: str,
+    task: str,
+    *,
+    steps: int,
+    out: Path | None = None,
+    seed: int = 0,
+    kwargs: str | None = None,
+    horizon: int | None = None,
+    settings: str | None = None,
+    data: Mapping[str, str] | None = None,
+    checkpoint_every: int = 50_000,
+    tensorboard: Path | None = None,
+    console: Console,
+) -> Path:
+    """Train an agent on a task, with a progress bar; the same call goes on where it stopped.
+
+    Parameters
+    ----------
+    agent : str
+        A recipe: ``PPO``, ``MaskablePPO``, ...
+    task : str
+        Task of a suite (``NAME`` or ``SUITE:NAME``), or the id of an environment.
+    steps : int
+        Environment steps in all.
+    out : Path, optional
+        The file; ``models/AGENT-TASK.zip`` by default, which makes it an agent by that name.
+    seed : int
+        Seed of networks, exploration and environments.
+    kwargs, settings : str, optional
+        JSON objects: arguments of the environment, over the task's; hyperparameters, over the
+        recipe's.
+    horizon : int, optional
+        Length of a run where ``task`` is an environment's id.
+    data : Mapping[str, str], optional
+        Paths of the task's data.
+    checkpoint_every : int
+        Environment steps between two writings of the file.
+    tensorboard : Path, optional
+        Folder of TensorBoard's logs.
+    console : Console
+        Where the progress is shown.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong, or the file holds another training.
+    """
+    from baselines.agent import registered_agents
+    from baselines.rl import recipe, train
+
+    own = _json_object(kwargs, "kwargs")
+    if task.startswith("LLM") and ":" not in task:  # an environment's id
+        env_id, arguments, length, name = task, own, horizon, task
+    else:
+        found = find_task(task)
+        if horizon is not None:
+            raise SuiteError(f"horizon={horizon}: the task {task!r} has its own, {found.horizon}")
+        env_id, length, name = found.env, found.horizon, found.name
+        arguments = {**task_arguments(found, data or {}), **own}
+    used = recipe(agent, env_id)
+    path = out or models_folder() / f"{agent}-{name}.zip"
+    taken = {spec.name for spec in registered_agents() if spec.settings.get("model") != str(path)}
+    if path.stem in taken:
+        raise SuiteError(
+            f"out={str(path)!r}: {path.stem!r} is another agent's name; choose another"
+        )
+    before = read_card(path)["steps"] if path.exists() else 0
+    title = f"{agent} on {name}" + (f", resumed at {before:,}" if before else "")
+    with progress_bars(console) as bars:
+        bar = bars.add_task(title, total=steps, completed=before, **_NO_FIGURES)
+
+        def show(progress: Progress) -> None:
+            _update(bars, bar, progress)
+
+        try:
+            card = train(
+                agent,
+                used.env_id,
+                arguments,
+                steps=steps,
+                out=path,
+                horizon=length,
+                seed=seed,
+                resume=True,
+                checkpoint_every=checkpoint_every,
+                tensorboard=tensorboard,
+                on_progress=show,
+                settings=_json_object(settings, "settings"),
+            )
+        except KeyboardInterrupt:
+            kept = read_card(path)["steps"] if path.exists() else 0
+            _say(
+                bars.console,
+                f"interrupted: {path} keeps {kept:,} steps; the same command goes on from there"
+                if kept
+                else "interrupted before the first checkpoint: nothing is kept",
+            )
+            raise
+        bars.update(bar, completed=steps)
+    _say(console, f"wrote {path}: {card['steps']:,} steps in {card['seconds']:,.0f} s")
+    where = path.stem if path.parent == models_folder() else str(path)
+    _say(console, f"play it: llmqueue-bench run SUITE --agent {where} ({OWN_FILES})")
+    return path
+
+
+def train_plan(plan: Plan, folder: Path, workers: int, console: Console) -> dict[str, str]:
+    """Train what a plan still needs, up to ``workers`` at once, with a progress bar each.
+
+    Each training runs in a process of its own with one thread, so that its result does not depend
+    on how many run. What was interrupted is resumed from its last checkpoint.
+
+    Returns
+    -------
+    dict
+        Training -> why it failed.
+    """
+    with progress_bars(console) as bars:
+        shown = {
+            training.key: bars.add_task(
+                f"train {training}", total=training.spec["steps"], start=False, **_NO_FIGURES
+            )
+            for training in plan.trainings
+        }
+
+        def show(training: Training, progress: Progress) -> None:
+            bars.start_task(shown[training.key])
+            _update(bars, shown[training.key], progress)
+
+        def note(message: str) -> None:
+            _say(bars.console, message)
+
+        return train_all(plan.trainings, folder, workers, show, note)
+
+
+def train_all(
+    trainings: Sequence[Training],
+    folder: Path,
+    workers: int,
+    on_progress: Callable[[Training, Progress], None],
+    on_damage: Callable[[str], None],
+) -> dict[str, str]:
+    """Run trainings in processes; see :func:`train_plan`."""
+    context = multiprocessing.get_context("spawn")
+    waiting, errors = iter(trainings), dict[str, str]()
+    running: dict[Connection, tuple[Training, Any]] = {}
+    with _single_threaded():
+        try:
+            while True:
+                while len(running) < workers and (training := next(waiting, None)) is not None:
+                    _discard_damaged(training.path(folder), on_damage)
+                    results, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(training, folder, sender))
+                    process.start()
+                    sender.close()  # so that the worker's death ends the pipe
+                    running[results] = (training, process)
+                if not running:
+                    return errors
+                for ready in wait(list(running)):
+                    results = cast(Connection, ready)
+                    training, process = running[results]
+                    try:
+                        message = results.recv()
+                    except EOFError:
+                        process.join()
+                        del running[results]
+                        if process.exitcode:
+                            errors.setdefault(
+                                str(training), f"the training ended with code {process.exitcode}"
+                            )
+                        continue
+                    if isinstance(message, str):
+                        errors[str(training)] = message
+                    else:
+                        on_progress(training, message)
+        finally:
+            for _, process in running.values():
+                process.kill()
+                process.join()
+
+
+def _work(training: Training, folder: Path, sender: Connection) -> None:
+    """Train in a worker process; what it sends is progress, or why it failed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
+    from baselines.rl import recipe, train
+
+    spec = training.spec
+    try:
+        train(
+            spec["agent"],
+            recipe(spec["agent"], spec["env"]).env_id,
+            training.kwargs,
+            steps=spec["steps"],
+            out=training.path(folder),
+            horizon=spec["horizon"],
+            seed=spec["seed"],
+            settings=spec["settings"],
+            resume=True,
+            checkpoint_every=max(10_000, spec["steps"] // 20),
+            on_progress=sender.send,
+        )
+    except Exception as error:  # a failed training costs its own cells only
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def _discard_damaged(path: Path, on_damage: Callable[[str], None]) -> None:
+    if path.exists():
+        try:
+            read_card(path)
+        except ValueError as error:
+            on_damage(f"{error}; training it again")
+            path.unlink()
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+_NO_FIGURES: dict[str, Any] = {"rate": "", "reward": ""}
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Bars]:
+    """Bars with steps, steps per second, the mean reward, time spent and time left."""
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[reward]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=120,
+    ) as bars:
+        yield bars
+
+
+def _update(bars: Bars, bar: TaskID, progress: Progress) -> None:
+    rate = progress.steps / max(progress.seconds, 1e-9)
+    bars.update(
+        bar,
+        completed=min(progress.steps, progress.total),
+        rate=f"{rate:,.0f} steps/s",
+        reward=f"reward {progress.reward:.3f}",
+    )
+
+
+def _say(console: Console, message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _json_object(text: str | None, name: str) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SuiteError(f"{name}={text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SuiteError(f'{name}={text!r} must be a JSON object such as {{"load": 0.9}}')
+    return value

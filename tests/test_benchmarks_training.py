@@ -1,0 +1,268 @@
+"""Training behind the command: files that are agents by name, resumed work, and who plays what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("sb3_contrib")
+
+from baselines.agent import agent_spec, registered_agents
+from baselines.models import read_card
+from benchmarks import cli
+from benchmarks.report import board_markdown
+from benchmarks.scoring import load_board
+from benchmarks.store import Store
+from benchmarks.suite import SuiteError, load_suite, make_plan, parse_suite
+from benchmarks.training import train_all
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
+TASK = {
+    "name": "tiny",
+    "env": "LLMQueue-v0",
+    "horizon": 60,
+    "kwargs": {"load": 0.8, "num_llms": 3, "window": 6, "instance_seed": 0},
+}
+PPO = {"name": "PPO", "train": {"steps": 1024, "settings": TINY}}
+SUITE = {"seeds": 2, "agents": ["greedy", PPO], "task": [TASK]}
+TOML = """
+seeds = 2
+agents = [
+  "greedy",
+  { name = "PPO", train = { steps = 1024, settings = { n_steps = 16, batch_size = 32 } } },
+]
+[[task]]
+name = "tiny"
+env = "LLMQueue-v0"
+horizon = 60
+[task.kwargs]
+load = 0.8
+num_llms = 3
+window = 6
+instance_seed = 0
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "own.toml").write_text(TOML)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def bench(monkeypatch, *arguments):
+    """Exit code of the command run in this process."""
+    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code or 0
+
+
+def train(monkeypatch, *arguments):
+    fixed = ("train", "PPO", "own.toml:tiny", "--settings", json.dumps(TINY))
+    return bench(monkeypatch, *fixed, *arguments)
+
+
+# --- a suite's own trainings ----------------------------------------------------------------------
+
+
+def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, monkeypatch, capsys):
+    assert bench(monkeypatch, "run", "own.toml") == 0
+    assert "8 cells computed" in " ".join(capsys.readouterr().err.split())
+    [model] = (here / "results" / "own" / "models").glob("*.zip")
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    board = load_board(Store(here / "results" / "own"))
+    played = [c["spec"] for c in board.cells if c["spec"]["agent"]["label"] == "PPO"]
+    assert {spec["protocol"] for spec in played} == {"pretrained"}
+    facts = played[0]["agent"]["training"]
+    assert (facts["key"], facts["sha256"]) == (model.stem, digest)
+    assert facts["steps"] == 1024
+    assert facts["seconds"] > 0
+    assert [section.protocol for section in board.sections] == ["online", "pretrained"]
+    assert "| 1,024 |" in board_markdown(board)
+    plan = make_plan(load_suite("own.toml"), models=model.parent)
+    assert plan.trainings == ()
+    assert sorted(cell.key for cell in plan.cells) == sorted(
+        path.stem for path in (here / "results" / "own" / "cells").iterdir()
+    )
+    model.write_bytes(model.read_bytes()[:1000])  # damaged: trained again, its cells with it
+    assert bench(monkeypatch, "run", "own.toml") == 0
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "training it again" in printed
+    assert "2 cells computed, 6 taken" in printed
+
+
+def test_a_training_is_keyed_by_what_decides_it(monkeypatch):
+    def key(suite):
+        [training] = make_plan(parse_suite("s", suite)).trainings
+        return training.key
+
+    def with_train(**train):
+        return {**SUITE, "agents": [{"name": "PPO", "train": {"steps": 1024, **train}}]}
+
+    def with_task(**task):
+        return {**with_train(), "task": [{**TASK, **task}]}
+
+    same = key(with_train())
+    assert key({**with_train(), "seeds": 7}) == same  # shared by all seeds
+    renamed = {**with_train()["agents"][0], "label": "other"}
+    assert key({**SUITE, "agents": [renamed]}) == same
+    different = [
+        with_train(steps=1025),
+        with_train(seed=1),
+        with_train(settings={"gamma": 0.1}),
+        with_task(horizon=61),
+        with_task(kwargs={"load": 0.7}),
+        {**SUITE, "agents": [{"name": "A2C", "train": {"steps": 1024}}]},
+    ]
+    assert len({same, *map(key, different)}) == 1 + len(different)
+
+
+def test_untrained_agents_have_no_cells():
+    plan = make_plan(parse_suite("s", SUITE))
+    assert [str(training) for training in plan.trainings] == ["tiny / PPO"]
+    assert {cell.spec["agent"]["label"] for cell in plan.cells} == {"oracle", "random", "greedy"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        ({"name": "PPO", "train": {"steps": 0}}, "steps=0"),
+        ({"name": "PPO", "train": {"steps": 9, "sed": 1}}, "did you mean 'seed'"),
+        ({"name": "PPO", "train": {"steps": 9, "seed": -1}}, "seed=-1"),
+        ({"name": "PPO", "train": {"steps": 9}, "protocol": "online"}, "not trained before"),
+        ({"name": "POP", "train": {"steps": 9}}, "did you mean 'PPO'"),
+        ({"name": "SAC", "train": {"steps": 9}}, "no recipe for LLMQueue-v0"),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_named(agent, message):
+    with pytest.raises(SuiteError, match=message):
+        make_plan(parse_suite("s", {**SUITE, "agents": [agent]}))
+
+
+def test_a_training_that_fails_says_so_and_harms_no_other(tmp_path):
+    broken = {"name": "A2C", "train": {"steps": 64, "settings": {"n_steps": "many"}}}
+    plan = make_plan(parse_suite("s", {**SUITE, "agents": [broken, PPO]}))
+    seen = []
+    errors = train_all(plan.trainings, tmp_path, 2, lambda t, p: seen.append((t.label, p)), print)
+    assert list(errors) == ["tiny / A2C"]
+    assert "integer" in errors["tiny / A2C"]
+    assert {label for label, _ in seen} == {"PPO"}
+    assert [path.stem for path in tmp_path.iterdir()] == [plan.trainings[1].key]
+
+
+# --- llmqueue-bench train -------------------------------------------------------------------------
+
+
+def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, capsys):
+    assert train(monkeypatch, "--steps", "1024") == 0
+    model = here / "models" / "PPO-tiny.zip"
+    assert read_card(model)["steps"] == 1024
+    assert "load only files of your own" in " ".join(capsys.readouterr().err.split())
+    [listed] = [spec for spec in registered_agents() if spec.name == "PPO-tiny"]
+    assert listed == agent_spec("PPO-tiny")
+    assert listed.source == "PPO, 1,024 steps on LLMQueue-v0"
+    suite = {**SUITE, "agents": ["PPO-tiny", "models/PPO-tiny.zip"]}
+    for plan in (
+        make_plan(parse_suite("s", suite)),
+        make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=["PPO-tiny"]),
+    ):
+        cells = [cell for cell in plan.cells if "PPO-tiny" in cell.spec["agent"]["name"]]
+        assert len({cell.key for cell in cells}) == len(cells) > 0
+        for cell in cells:
+            assert cell.spec["protocol"] == "pretrained"
+            assert cell.model == str(model)
+            digest = hashlib.sha256(model.read_bytes()).hexdigest()
+            assert cell.spec["agent"]["training"]["sha256"] == digest
+            assert str(here) not in json.dumps(cell.spec)
+    keys = {cell.key for cell in plan.cells if cell.model}
+    assert train(monkeypatch, "--steps", "2048") == 0  # the same command goes on
+    assert read_card(model)["steps"] == 2048
+    plan = make_plan(parse_suite("s", SUITE), agents=["PPO-tiny"])
+    assert keys.isdisjoint({cell.key for cell in plan.cells})  # other weights, other cells
+
+
+def test_a_model_replaced_after_planning_is_not_played(here, monkeypatch):
+    from benchmarks.runner import run_cell
+
+    assert train(monkeypatch, "--steps", "1024", "--out", "mine.zip") == 0
+    plan = make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=["mine.zip"])
+    [cell, *_] = [cell for cell in plan.cells if cell.model]
+    assert train(monkeypatch, "--steps", "1100", "--out", "mine.zip") == 0
+    with pytest.raises(ValueError, match="it was changed"):
+        run_cell(cell.spec, cell.kwargs, cell.model)
+
+
+def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch):
+    assert train(monkeypatch, "--steps", "1024", "--out", "mine.zip") == 0
+    (here / "own_agents.py").write_text(
+        "from baselines.rl import TrainedQueueAgent\n"
+        "class Mine(TrainedQueueAgent):\n    model = 'mine.zip'\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    suite = parse_suite("s", {**SUITE, "agents": ["own_agents:Mine"]})
+    [cell, _] = [cell for cell in make_plan(suite).cells if "Mine" in cell.spec["agent"]["name"]]
+    assert cell.spec["protocol"] == "pretrained"
+    assert cell.spec["agent"]["training"]["steps"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "models/greedy.zip"), "'greedy' is another agent's name"),
+        (("--out", "model"), "must end in .zip"),
+        (("--kwargs", "{load"), "is not JSON"),
+        (("--kwargs", "[1]"), "must be a JSON object"),
+        (("--kwargs", '{"load": 3}'), "load=3"),
+        (("--horizon", "9"), "has its own, 60"),
+    ],
+)
+def test_wrong_arguments_are_one_line(here, monkeypatch, capsys, arguments, message):
+    assert train(monkeypatch, "--steps", "1024", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(here.rglob("*.zip"))
+
+
+def test_unknown_tasks_and_recipes_are_one_line(here, monkeypatch, capsys):
+    assert bench(monkeypatch, "train", "PPO", "own.toml:tinny", "--steps", "9") == 2
+    assert "did you mean 'tiny'" in capsys.readouterr().err
+    assert bench(monkeypatch, "train", "POP", "own.toml:tiny", "--steps", "9") == 2
+    assert "did you mean 'PPO'" in capsys.readouterr().err
+    assert bench(monkeypatch, "train", "PPO", "LLMFoo-v0", "--steps", "9") == 2
+    assert "LLMQueue-v0" in capsys.readouterr().err
+
+
+def test_tensorboard_is_asked_for_by_name(here, monkeypatch, capsys):
+    monkeypatch.setattr("baselines.rl.training.find_spec", lambda name: None)
+    assert train(monkeypatch, "--steps", "1024", "--tensorboard", "logs") == 2
+    assert "pip install tensorboard" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_goes_on(here):
+    command = [sys.executable, "-m", "benchmarks.cli", "train", "PPO", "own.toml:tiny"]
+    command += ["--settings", json.dumps(TINY), "--steps", "10000000", "--checkpoint-every", "1024"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    model = here / "models" / "PPO-tiny.zip"
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not model.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == cli.INTERRUPTED, printed
+    assert "the same command goes on" in " ".join(printed.split())
+    kept = read_card(model)["steps"]
+    assert kept >= 1024
+    assert [path.name for path in model.parent.iterdir()] == [model.name]
