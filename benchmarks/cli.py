@@ -184,6 +184,10 @@ def build_app() -> "typer.Typer":
 
         show_trace(path, rate, column, unit, as_json)
 
+    from benchmarks.data import build_data_app
+
+    app.add_typer(build_data_app(), name="data")
+
     @app.command("agents")
     def agents_command() -> None:
         """List the agents by name, with their sources."""

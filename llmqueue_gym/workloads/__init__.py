@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.workloads.datasets import dataset_workloads
 from llmqueue_gym.workloads.pool import (
     Accept,
     PoolWorkload,
@@ -81,6 +82,7 @@ _SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = {
     "synthetic": (Synthetic, lambda **_: ""),
     "paretobandit": (paretobandit_workload, lambda **_: paretobandit_fingerprint()),
     "table": (table_workload, table_fingerprint),
+    **dataset_workloads(),
 }
 _SIZES = ("num_llms", "context_dim")
 
@@ -97,8 +99,9 @@ def make_workload(
     Parameters
     ----------
     spec : str or mapping
-        Name of a source (``"synthetic"``, ``"paretobandit"``, ``"table"``), or a mapping with its
-        name under ``"source"`` and its options beside it, for example
+        Name of a source (``"synthetic"``, ``"paretobandit"``, ``"table"``, or an imported data
+        set: ``"routerbench"``, ``"sprout"``, ``"embedllm"``, ``"wildchat"``), or a mapping with
+        its name under ``"source"`` and its options beside it, for example
         ``{"source": "synthetic", "kind": "specialists"}``.
     num_llms, context_dim : int or None
         Sizes asked for; None takes the source's own. Both may also stand in the spec.
@@ -112,6 +115,8 @@ def make_workload(
         out of range, or the sizes contradict the data.
     ImportError
         If the source needs a package that is not installed.
+    DatasetMissingError
+        If the data set has not been imported on this machine.
     """
     source, options = _read_spec(spec)
     sizes = {"num_llms": num_llms, "context_dim": context_dim}

@@ -29,8 +29,10 @@ from llmqueue_gym.core.deployment import (
     lognormal_mean,
 )
 from llmqueue_gym.core.routing_lp import deploy_opt
+from llmqueue_gym.workloads.datasets import load_pool
 from llmqueue_gym.workloads.pool import QueryPool, check_count, unknown_name
 from llmqueue_gym.workloads.sources import paretobandit, table
+from llmqueue_gym.workloads.stored import read_header
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -597,6 +599,16 @@ def paretobandit_stream(
     return TableStream(pool, online, arrivals)
 
 
+def dataset_stream(
+    name: str, context_dim: int | None = None, arrivals: Mapping[str, int] | None = None
+) -> TableStream:
+    """Stream of the queries of a data set with costs that was imported under this name."""
+    pool, online = load_pool(name, context_dim)
+    if pool.cost is None:
+        raise ValueError(f"data set {name!r} records no costs, and deploying LLMs needs them")
+    return TableStream(pool, online, arrivals)
+
+
 # ------------------------------------------------------------------ building
 
 _SOURCES: dict[str, Callable[..., StreamSource]] = {
@@ -605,6 +617,7 @@ _SOURCES: dict[str, Callable[..., StreamSource]] = {
     "synthetic": SyntheticStream,
     "table": table_stream,
     "paretobandit": paretobandit_stream,
+    "dataset": dataset_stream,
 }
 
 
@@ -615,6 +628,8 @@ def stream_fingerprint(spec: str | Mapping[str, Any]) -> str:
         return table.table_fingerprint(**options)
     if source == "paretobandit":
         return paretobandit.paretobandit_fingerprint()
+    if source == "dataset":
+        return str(read_header(options["name"]).parquet["sha256"])
     if source == "synthetic":
         return ""
     path = options.get("path")
@@ -630,7 +645,8 @@ def make_source(spec: str | Mapping[str, Any]) -> StreamSource:
     ----------
     spec : str or mapping
         Name of an instance (``"routerbench"``, ``"catalog"``, ``"synthetic"``, ``"table"``,
-        ``"paretobandit"``), or a mapping with its name under ``"source"`` and its options beside.
+        ``"paretobandit"``, ``"dataset"``), or a mapping with its name under ``"source"`` and its
+        options beside.
 
     Raises
     ------

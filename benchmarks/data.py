@@ -1,0 +1,274 @@
+"""The bodies of ``llmqueue-bench data``: import, list, show and download published data sets.
+
+What is computed here is about a stored data set as such; environments read it through workloads.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from llmqueue_gym.oracles import capacity
+from llmqueue_gym.workloads.datasets import SOURCES, get_source, import_dataset
+from llmqueue_gym.workloads.pool import QueryPool
+from llmqueue_gym.workloads.stored import (
+    POOL,
+    Header,
+    clear_leftovers,
+    quality_and_cost,
+    read_header,
+    read_table,
+    stored_names,
+)
+
+if TYPE_CHECKING:
+    import typer
+    from rich.table import Table
+
+ASSORTMENT_SIZES = (1, 2)
+"""Assortment sizes K for which `show` gives the capacity."""
+
+
+def build_data_app() -> "typer.Typer":
+    """Return the subcommands of ``llmqueue-bench data``."""
+    import typer
+
+    app = typer.Typer(
+        help="Import published data sets once, and see what is there.", no_args_is_help=True
+    )
+    sources = ", ".join(SOURCES)
+
+    @app.command("import")
+    def import_command(
+        source: Annotated[str, typer.Argument(help=f"Data set: {sources}.")],
+        path: Annotated[Path, typer.Argument(help="Its official file, or the folder of them.")],
+        name: Annotated[
+            str | None, typer.Option(help="Name to store it under; default: SOURCE.")
+        ] = None,
+        prices: Annotated[
+            Path | None,
+            typer.Option(help="JSON {LLM: [USD per million input, output tokens]}."),
+        ] = None,
+    ) -> None:
+        """Convert an official file into the project's own format, in the cache folder."""
+        run_import(source, path, name, prices)
+
+    @app.command("download")
+    def download_command(
+        source: Annotated[str, typer.Argument(help=f"Data set: {sources}.")],
+        name: Annotated[
+            str | None, typer.Option(help="Name to store it under; default: SOURCE.")
+        ] = None,
+        prices: Annotated[Path | None, typer.Option(help="As for import.")] = None,
+        file: Annotated[
+            list[str] | None, typer.Option(help="These files of its repository instead.")
+        ] = None,
+    ) -> None:
+        """Download the official files from the Hugging Face hub, then import them."""
+        run_download(source, name, prices, tuple(file or ()))
+
+    @app.command("list")
+    def list_command() -> None:
+        """List the imported data sets, and those that can be."""
+        list_datasets()
+
+    @app.command("show")
+    def show_command(
+        name: Annotated[str, typer.Argument(help="Name it was imported under.")],
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Show what an imported data set holds."""
+        show(name, as_json)
+
+    return app
+
+
+def run_import(source: str, path: Path, name: str | None, prices: Path | None) -> Header:
+    """Import official files and say what came of it."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"importing {path}"):
+        header = import_dataset(source, path, name=name, prices=prices)
+    facts = header.facts
+    print(f"imported {header.name}: {facts.rows:,} rows, {len(facts.llms)} LLMs, {header.path}")
+    for note in _note_lines(facts.notes):
+        print(f"note: {note}")
+    return header
+
+
+def run_download(
+    source: str, name: str | None, prices: Path | None, files: tuple[str, ...] = ()
+) -> Header:
+    """Download the official files of a source into the hub's own cache and import them."""
+    entry = get_source(source)
+    folder = _snapshot_download()(
+        repo_id=entry.repository, repo_type="dataset", allow_patterns=list(files or entry.patterns)
+    )
+    return run_import(source, Path(folder), name, prices)
+
+
+def _snapshot_download() -> Callable[..., str]:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(
+            'downloading needs huggingface_hub: pip install "llmqueue_gym[hub]"; or download the '
+            "file yourself and run: llmqueue-bench data import SOURCE PATH"
+        ) from error
+    return snapshot_download
+
+
+def list_datasets() -> None:
+    """Print the stored data sets and the sources that are not imported."""
+    from rich.console import Console
+    from rich.table import Table
+
+    clear_leftovers()
+    table = Table("name", "source", "rows", "LLMs", "costs", "licence", "file")
+    for name in stored_names():
+        header = read_header(name)
+        facts = header.facts
+        costs = "yes" if "cost" in facts.units else "no"
+        row = (name, header.source, f"{facts.rows:,}", str(len(facts.llms)), costs, header.licence)
+        table.add_row(*row, ", ".join(file["name"] for file in header.files[:3]))
+    if table.row_count:
+        Console().print(table)
+    for source, entry in SOURCES.items():
+        if source not in stored_names():
+            print(f"not imported: {source} ({entry.reference}; hub data set {entry.repository})")
+
+
+def show(name: str, as_json: bool) -> None:
+    """Print what a stored data set holds, as tables or JSON."""
+    header = read_header(name)
+    summary = summarise(header)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    _print_summary(summary)
+
+
+def summarise(header: Header) -> dict[str, Any]:
+    """Facts about a stored data set, as plain JSON."""
+    about = {
+        "name": header.name,
+        "source": header.source,
+        "reference": header.reference,
+        "licence": header.licence,
+        "rows": header.facts.rows,
+        "llms": list(header.facts.llms),
+        "units": dict(header.facts.units),
+        "files": list(header.files),
+        "notes": dict(header.facts.notes),
+    }
+    if header.facts.kind != POOL:
+        return about
+    table = read_table(header)
+    quality, cost = quality_and_cost(header, table)
+    return about | pool_summary(header.facts.llms, quality, cost)
+
+
+def pool_summary(llms: tuple[str, ...], quality: Any, cost: Any) -> dict[str, Any]:
+    """Quality, complementarity, capacity and cost spread of a pool.
+
+    Parameters
+    ----------
+    llms : tuple of str
+        Names of the N LLMs.
+    quality, cost : ndarray, shape (P, N)
+        Scores in [0, 1] and USD; cost may be None.
+
+    Returns
+    -------
+    dict
+        ``best_llm`` is the LLM with the largest mean quality, ``oracle`` the mean over queries of
+        the best quality, ``complementarity`` what routing could gain at most: oracle minus best
+        LLM; ``beaten`` is the share of queries on which another LLM does strictly better than it.
+        ``capacity`` is 1 / E[1 / p*] by K at cost weight 0; None if all qualities are equal.
+        ``cost_spread`` is the ratio of the largest to the smallest positive mean cost of an LLM.
+    """
+    mean = quality.mean(axis=0)
+    best = int(mean.argmax())
+    oracle = quality.max(axis=1)
+    sizes = [k for k in ASSORTMENT_SIZES if k <= len(llms)]
+    found: dict[str, Any] = {
+        "best_llm": llms[best],
+        "best_quality": float(mean[best]),
+        "oracle": float(oracle.mean()),
+        "complementarity": float(oracle.mean() - mean[best]),
+        "beaten": float((oracle > quality[:, best]).mean()),
+        "capacity": {str(k): None for k in sizes},
+        "quality": dict(zip(llms, mean.tolist(), strict=True)),
+    }
+    if quality.min() < quality.max():
+        contexts = np.zeros((len(quality), 1), dtype=np.float32)
+        utilities = QueryPool(contexts, quality, cost, llms).utilities()
+        found["capacity"] = {str(k): capacity(utilities, k) for k in sizes}
+    if cost is not None:
+        spent = cost.mean(axis=0)
+        paid = spent[spent > 0]
+        found["cost"] = dict(zip(llms, spent.tolist(), strict=True))
+        found["cost_spread"] = float(paid.max() / paid.min()) if paid.size else None
+        found["cost_range"] = [float(spent.min()), float(spent.max())]
+    return found
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    plain: dict[str, str] = {
+        "reference": summary["reference"],
+        "licence": summary["licence"],
+        "rows": f"{summary['rows']:,}",
+        "LLMs": str(len(summary["llms"])),
+        "units": ", ".join(f"{key}: {unit}" for key, unit in summary["units"].items()),
+        "files": ", ".join(f"{f['name']} (SHA-256 {f['sha256'][:12]}…)" for f in summary["files"]),
+    }
+    if "oracle" in summary:
+        plain |= {
+            "best single LLM": f"{summary['best_llm']} ({summary['best_quality']:.4f})",
+            "per-query oracle": f"{summary['oracle']:.4f}",
+            "complementarity": f"{summary['complementarity']:.4f} (another LLM is better on "
+            f"{summary['beaten']:.1%} of the queries)",
+        }
+        for k, value in summary["capacity"].items():
+            plain[f"capacity, K = {k}"] = "none" if value is None else f"{value:.3f} queries / slot"
+    if summary.get("cost_spread"):
+        low, high = summary["cost_range"]
+        plain["cost spread"] = f"x{summary['cost_spread']:,.0f} ({low:.3g} to {high:.3g} USD)"
+    console.print(f"{summary['name']} ({summary['source']})", style="bold", highlight=False)
+    for key, text in plain.items():
+        console.print(f"  {key}: {text}", markup=False, highlight=False, soft_wrap=True)
+    for note in _note_lines(summary["notes"]):
+        console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if "quality" in summary:
+        console.print(_llm_table(summary))
+
+
+def _llm_table(summary: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    cost = summary.get("cost")
+    table = Table("LLM", "mean quality", *(["mean cost, USD"] if cost else []), "missing scores")
+    missing = summary["notes"].get("missing_scores", {})
+    for llm, quality in sorted(summary["quality"].items(), key=lambda item: -item[1]):
+        price = [f"{cost[llm]:.3g}"] if cost else []
+        table.add_row(llm, f"{quality:.4f}", *price, str(missing.get(llm, 0)))
+    return table
+
+
+def _note_lines(notes: Any) -> list[str]:
+    """Return the notes of a header in words; empty ones say nothing."""
+    lines = []
+    for key, value in notes.items():
+        if not value:
+            continue
+        if isinstance(value, dict) and all(isinstance(item, int) for item in value.values()):
+            value = f"{sum(value.values()):,} in {len(value)} LLMs"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        lines.append(f"{key.replace('_', ' ')}: {value}")
+    return lines

@@ -1,0 +1,213 @@
+"""The published data sets by name: how each is imported, and the workloads they become.
+
+``llmqueue-bench data import SOURCE PATH`` runs `import_dataset`; `stored` says how they are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.workloads.embeddings import text_pool
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
+from llmqueue_gym.workloads.sources.routerbench import read_routerbench
+from llmqueue_gym.workloads.stored import (
+    POOL,
+    Facts,
+    Header,
+    check_name,
+    quality_and_cost,
+    read_header,
+    read_table,
+    store,
+)
+
+
+class _Reader(Protocol):
+    def __call__(self, files: Sequence[Path], out: Path, prices: Path | None = None) -> Facts:
+        """Convert official files."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published data set.
+
+    Attributes
+    ----------
+    reader : callable
+        Converts its official files.
+    suffixes : tuple of str
+        How their names end.
+    repository : str
+        Id of the data set on the Hugging Face hub.
+    patterns : tuple of str
+        Which of the repository's files are needed.
+    licence, reference : str
+        As its card states them.
+    """
+
+    reader: _Reader
+    suffixes: tuple[str, ...]
+    repository: str
+    patterns: tuple[str, ...]
+    licence: str
+    reference: str
+
+
+SOURCES: dict[str, Source] = {
+    "routerbench": Source(
+        read_routerbench,
+        (".pkl", ".csv"),
+        "withmartian/routerbench",
+        ("routerbench_0shot.pkl",),
+        "not stated on its card",
+        "Hu et al., RouterBench, arXiv 2403.12031",
+    ),
+}
+
+
+def get_source(name: str) -> Source:
+    """Return a source by name, or raise a ValueError with the nearest known name."""
+    if name not in SOURCES:
+        raise unknown_name("source", name, SOURCES)
+    return SOURCES[name]
+
+
+def import_dataset(
+    source: str, path: str | Path, *, name: str | None = None, prices: str | Path | None = None
+) -> Header:
+    """Convert an official file, or a folder of them, and store it for the environments.
+
+    Parameters
+    ----------
+    source : str
+        ``"routerbench"``, ``"sprout"``, ``"embedllm"`` or ``"wildchat"``.
+    path : str or Path
+        The file, or the folder that holds the files.
+    name : str, optional
+        Name to store it under, by default the source's.
+    prices : str or Path, optional
+        JSON file ``{LLM: [USD per million input tokens, per million output tokens]}`` in place of
+        the published table, for sources that record tokens.
+
+    Raises
+    ------
+    ValueError
+        If something in the file is not as it should be; the message names file, row and column.
+    """
+    entry = get_source(source)
+    name = check_name(source if name is None else name)
+    files = _official_files(entry, Path(path).expanduser())
+    table = None if prices is None else Path(prices).expanduser()
+    return store(
+        name,
+        source,
+        files,
+        lambda out: entry.reader(files, out, table),
+        licence=entry.licence,
+        reference=entry.reference,
+    )
+
+
+def _official_files(source: Source, path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in source.suffixes)
+        if not found:
+            raise ValueError(f"path={str(path)!r}: no {' or '.join(source.suffixes)} file in it")
+        return found
+    if not path.is_file():
+        raise ValueError(f"path={str(path)!r}: there is no such file")
+    if path.suffix.lower() not in source.suffixes:
+        raise ValueError(f"path={str(path)!r}: expected a {' or '.join(source.suffixes)} file")
+    return [path]
+
+
+# --- workloads ------------------------------------------------------------------------------------
+
+
+def stored_header(source: str, name: str | None) -> Header:
+    """Header of a stored data set that comes from ``source``."""
+    header = read_header(source if name is None else name)
+    if header.source != source:
+        raise ValueError(
+            f"name={name!r} was imported from {header.source!r}, not from {source!r}; "
+            f"use workload {header.source!r}"
+        )
+    return header
+
+
+def load_pool(name: str, context_dim: int | None = None) -> tuple[QueryPool, NDArray[np.int64]]:
+    """Pool and online rows of a stored data set; the embedding is fitted on the other rows.
+
+    Parameters
+    ----------
+    name : str
+        Name it is stored under.
+    context_dim : int, optional
+        Length of a context, 64 by default.
+
+    Raises
+    ------
+    DatasetMissingError
+        If it has not been imported.
+    ValueError
+        If it holds conversations and no pool, or its files were changed.
+    """
+    header = read_header(name)
+    if header.facts.kind != POOL:
+        raise ValueError(f"data set {name!r} holds {header.facts.kind}, not scores of every LLM")
+    return _load_pool(header.name, header.parquet["sha256"], context_dim)
+
+
+@lru_cache(maxsize=4)
+def _load_pool(
+    name: str, sha256: str, context_dim: int | None
+) -> tuple[QueryPool, NDArray[np.int64]]:
+    header = read_header(name)
+    table = read_table(header)
+    quality, cost = quality_and_cost(header, table)
+    return text_pool(table["text"].to_list(), quality, cost, header.facts.llms, context_dim)
+
+
+def pool_workload(
+    source: str,
+    *,
+    name: str | None = None,
+    context_dim: int | None = None,
+    cost_weight: float = 0.0,
+    pool_size: int = 1000,
+) -> PoolWorkload:
+    """Workload of a stored pool.
+
+    Parameters
+    ----------
+    source : str
+        Where it was imported from.
+    name : str, optional
+        Name it is stored under, by default the source's.
+    context_dim : int, optional
+        Length of a context, 64 by default.
+    cost_weight, pool_size
+        See `llmqueue_gym.workloads.pool.PoolWorkload`.
+    """
+    pool, online = load_pool(stored_header(source, name).name, context_dim)
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+
+
+def dataset_fingerprint(source: str, *, name: str | None = None, **_: object) -> str:
+    """SHA-256 of the stored Parquet file."""
+    return str(stored_header(source, name).parquet["sha256"])
+
+
+def dataset_workloads() -> dict[str, tuple[Callable[..., PoolWorkload], Callable[..., str]]]:
+    """Workload and fingerprint of every source, by name."""
+    return {
+        source: (partial(pool_workload, source), partial(dataset_fingerprint, source))
+        for source in SOURCES
+    }

@@ -1,0 +1,344 @@
+"""Stored data sets: written whole or not at all, checked when read, and workloads of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+from benchmarks import data
+from benchmarks.cli import build_app
+from llmqueue_gym.oracles import capacity
+from llmqueue_gym.workloads import fingerprint, make_workload, stored
+from llmqueue_gym.workloads.catalog import stream_fingerprint
+from llmqueue_gym.workloads.datasets import import_dataset
+from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
+
+ROWS = 150
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "datasets"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A csv in RouterBench's schema: two LLMs that are good at different queries."""
+    return write(tmp_path / "table.csv")
+
+
+def write(path: Path, cost: float = 0.01) -> Path:
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "kappa", "sigma", "omega", "theta"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["sample_id", "prompt", "eval_name", "a", "b", "a|total_cost", "b|total_cost"]
+        )
+        for i in range(ROWS):
+            text = f"{i} " + " ".join(rng.choice(words, 9))
+            good = i % 3 == 0
+            writer.writerow([i, f"[{text!r}]", "x", int(good), int(not good), cost, cost / 10])
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+# --- whole or not at all -------------------------------------------------------------------------
+
+
+def test_an_import_leaves_a_header_and_a_parquet_file_and_nothing_else(
+    table: Path, cache: Path
+) -> None:
+    header = import_dataset("routerbench", table)
+    assert names(cache) == sorted([header.path.name, "routerbench.json"])
+    assert stored.read_header("routerbench") == header
+    raw = json.loads((cache / "routerbench.json").read_text())
+    assert raw["facts"]["llms"] == ["a", "b"]
+    assert raw["facts"]["units"] == {"quality": "score in [0, 1]", "cost": "USD per query"}
+    assert raw["files"] == [stored.file_facts(table)]
+    assert raw["parquet"]["sha256"] == stored.file_facts(header.path)["sha256"]
+    assert raw["licence"]
+    assert str(table.parent) not in (cache / "routerbench.json").read_text()
+
+
+def test_importing_again_replaces_and_a_failed_import_does_not(table: Path, cache: Path) -> None:
+    first = import_dataset("routerbench", table)
+    second = import_dataset("routerbench", write(table, cost=0.02))
+    assert second.parquet["sha256"] != first.parquet["sha256"]
+    assert names(cache) == sorted([second.path.name, "routerbench.json"])
+    table.write_text("sample_id,prompt\n")
+    with pytest.raises(ValueError, match="eval_name"):
+        import_dataset("routerbench", table)
+    assert stored.read_header("routerbench") == second
+    assert names(cache) == sorted([second.path.name, "routerbench.json"])
+
+
+SLOW_IMPORT = """
+import sys, time
+from pathlib import Path
+from llmqueue_gym.workloads.stored import store
+
+def convert(out):
+    out.write_bytes(b"half a table")
+    print("converting", flush=True)
+    time.sleep(120)
+
+store("slow", "routerbench", [], convert, licence="", reference="")
+"""
+
+
+def start_slow_import() -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", SLOW_IMPORT], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "converting\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_import_leaves_nothing_behind(number: int, cache: Path) -> None:
+    process = start_slow_import()
+    assert names(cache) == [".import.part"]
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert names(cache) == []
+
+
+def test_what_a_killed_import_leaves_is_invisible_and_cleared_away(
+    table: Path, cache: Path
+) -> None:
+    process = start_slow_import()
+    process.kill()
+    process.communicate(timeout=30)
+    assert stored.stored_names() == []
+    data.list_datasets()
+    assert names(cache) == []
+    process = start_slow_import()
+    process.kill()
+    process.communicate(timeout=30)
+    header = import_dataset("routerbench", table)
+    assert names(cache) == sorted([header.path.name, "routerbench.json"])
+
+
+def test_an_import_killed_before_its_header_leaves_a_file_nobody_names(
+    table: Path, cache: Path
+) -> None:
+    header = import_dataset("routerbench", table)
+    (cache / "routerbench-0123456789abcdef.parquet").write_bytes(b"orphan")
+    stored.clear_leftovers()
+    assert names(cache) == sorted([header.path.name, "routerbench.json"])
+
+
+def test_one_import_at_a_time(table: Path, cache: Path) -> None:
+    process = start_slow_import()
+    try:
+        with pytest.raises(BlockingIOError, match="another import is running"):
+            import_dataset("routerbench", table)
+        data.list_datasets()  # looking is allowed, and clears nothing away meanwhile
+        assert names(cache) == [".import.part"]
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def test_killing_the_command_while_it_unpickles_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    """The real command, killed at some moment of a real import, never shows half a data set."""
+    source = Path(__file__).parent / "data" / "routerbench" / "pandas2-protocol4.pkl"
+    command = [sys.executable, "-m", "benchmarks.cli", "data", "import", "routerbench", str(source)]
+    for delay in (0.5, 0.9, 1.3):
+        process = subprocess.Popen(command, stdout=-1, stderr=-1)
+        time.sleep(delay)
+        process.kill()
+        process.communicate(timeout=60)
+        stored.clear_leftovers()
+        if "routerbench" in stored.stored_names():
+            assert len(stored.read_table(stored.read_header("routerbench"))) == 4
+            stored.remove("routerbench")
+        assert not cache.exists() or names(cache) == []
+
+
+def test_removing_deletes_both_files(table: Path, cache: Path) -> None:
+    import_dataset("routerbench", table)
+    stored.remove("routerbench")
+    assert names(cache) == []
+
+
+# --- checked when read ---------------------------------------------------------------------------
+
+
+def test_a_changed_or_missing_table_is_noticed(table: Path) -> None:
+    header = import_dataset("routerbench", table)
+    header.path.write_bytes(header.path.read_bytes() + b" ")
+    for spoil in (lambda: None, header.path.unlink):
+        spoil()
+        with pytest.raises(ValueError, match="import 'routerbench' again"):
+            stored.read_table(header)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "facts": 3}'])
+def test_a_damaged_header_is_an_error_that_names_it(text: str, table: Path, cache: Path) -> None:
+    import_dataset("routerbench", table)
+    (cache / "routerbench.json").write_text(text)
+    with pytest.raises(ValueError, match=r"routerbench\.json: not a header"):
+        stored.read_header("routerbench")
+
+
+@pytest.mark.parametrize("name", ["../up", "", "Caps", "a/b", ".hidden", "x" * 80])
+def test_a_name_that_is_no_file_name_is_refused(name: str, table: Path) -> None:
+    with pytest.raises(ValueError, match="name="):
+        import_dataset("routerbench", table, name=name)
+
+
+def test_wrong_paths_and_sources_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'routerbench'"):
+        import_dataset("routerbensh", tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        import_dataset("routerbench", tmp_path / "none.pkl")
+    with pytest.raises(ValueError, match=r"no \.pkl or \.csv file"):
+        import_dataset("routerbench", tmp_path)
+    (tmp_path / "t.txt").touch()
+    with pytest.raises(ValueError, match=r"expected a \.pkl or \.csv file"):
+        import_dataset("routerbench", tmp_path / "t.txt")
+
+
+# --- environments --------------------------------------------------------------------------------
+
+
+def build(spec: Any, **sizes: Any) -> Any:
+    given = {"num_llms": None, "context_dim": None, "assortment_size": 1} | sizes
+    return make_workload(spec, **given)
+
+
+def test_a_missing_data_set_says_to_import_it_first() -> None:
+    for make in (
+        lambda: build("routerbench"),
+        lambda: fingerprint("routerbench"),
+        lambda: gym.make("LLMQueue-v0", workload="routerbench", load=0.8),
+        lambda: gym.make("LLMDeploy-v0", instance={"source": "dataset", "name": "routerbench"}),
+    ):
+        with pytest.raises(FileNotFoundError, match="llmqueue-bench data import routerbench PATH"):
+            make()
+
+
+def test_an_environment_plays_an_imported_data_set_with_its_options(table: Path) -> None:
+    header = import_dataset("routerbench", table)
+    spec = {"source": "routerbench", "cost_weight": 5, "pool_size": 40, "context_dim": 8}
+    env = gym.make("LLMQueue-v0", workload=spec, load=0.8, assortment_size=2)
+    observation, _ = env.reset(seed=0)
+    assert observation["contexts"].shape[1] == 8
+    env.step(env.action_space.sample())
+    workload = build(spec)
+    contexts, utilities = workload.draw(np.random.default_rng(0))
+    assert contexts.shape == (40, 8)
+    assert workload.llms == ("a", "b")
+    # v = q - 5 c has four values; the best is 1 - 5 * 0.001 for LLM b and has rate r_hi
+    assert np.isclose(1 / (1 + np.exp(-utilities.max())), 0.99)
+    assert fingerprint(spec) == header.parquet["sha256"]
+
+
+def test_a_data_set_under_another_name_is_reached_by_it(table: Path) -> None:
+    import_dataset("routerbench", table, name="five-shot")
+    spec = {"source": "routerbench", "name": "five-shot", "context_dim": 4}
+    assert build(spec).llms == ("a", "b")
+    with pytest.raises(FileNotFoundError, match="imported: five-shot"):
+        build("routerbench")
+
+
+def test_deployment_plays_a_data_set_with_costs(table: Path) -> None:
+    import_dataset("routerbench", table)
+    instance = {"source": "dataset", "name": "routerbench", "context_dim": 4}
+    env = gym.make(
+        "LLMDeploy-v0", instance=instance, horizon=40, num_stages=2, budget_per_query=0.02
+    )
+    env.reset(seed=0)
+    assert env.unwrapped.llms == ("a", "b")  # type: ignore[attr-defined]
+    assert len(stream_fingerprint(instance)) == 64
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> Any:
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(build_app(), ["data", *arguments])
+
+
+def test_show_gives_the_closed_forms(table: Path) -> None:
+    assert run("import", "routerbench", str(table)).exit_code == 0
+    shown = json.loads(run("show", "routerbench", "--json").stdout)
+    assert shown["rows"] == ROWS
+    assert shown["best_llm"] == "b"
+    assert np.isclose(shown["best_quality"], 2 / 3)
+    assert shown["oracle"] == 1.0
+    assert np.isclose(shown["complementarity"], 1 / 3)
+    assert np.isclose(shown["beaten"], 1 / 3)
+    assert np.isclose(shown["cost_spread"], 10)
+    # every query has one LLM with rate .99 and one with .1
+    odds = np.log([[0.99 / 0.01, 0.1 / 0.9]])
+    assert np.isclose(shown["capacity"]["1"], 0.99)
+    assert np.isclose(shown["capacity"]["2"], capacity(odds, 2))
+    text = run("show", "routerbench").stdout
+    assert "b (0.6667)" in text
+    assert "x10" in text
+
+
+def test_list_names_what_is_there_and_what_is_not(table: Path) -> None:
+    assert "not imported: routerbench" in run("list").stdout
+    run("import", "routerbench", str(table), "--name", "mine")
+    listed = run("list").stdout
+    assert "mine" in listed
+    assert "not imported: routerbench" in listed
+
+
+def test_download_fetches_from_the_hub_and_checks_like_an_import(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    folder = tmp_path / "hub"
+    folder.mkdir()
+
+    def snapshot_download(**arguments: Any) -> str:
+        asked.update(arguments)
+        return str(folder)
+
+    monkeypatch.setattr(data, "_snapshot_download", lambda: snapshot_download)
+    table.rename(folder / "t.csv")
+    data.run_download("routerbench", None, None)
+    assert asked["repo_id"] == "withmartian/routerbench"
+    assert asked["repo_type"] == "dataset"
+    assert asked["allow_patterns"] == ["routerbench_0shot.pkl"]
+    assert stored.read_header("routerbench").facts.rows == ROWS
+    (folder / "t.csv").write_text("sample_id,prompt\n")
+    with pytest.raises(ValueError, match="eval_name"):
+        data.run_download("routerbench", None, None)
+
+
+def test_download_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r'pip install "llmqueue_gym\[hub\]"'):
+        data.run_download("routerbench", None, None)
+
+
+def test_the_stub_stands_for_the_real_download_function() -> None:
+    import inspect
+
+    hub = pytest.importorskip("huggingface_hub")
+    assert data._snapshot_download() is hub.snapshot_download
+    parameters = inspect.signature(hub.snapshot_download).parameters
+    assert {"repo_id", "repo_type", "allow_patterns"} <= set(parameters)
