@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: leaderboard readme test lint types format docs speed clean
+.PHONY: leaderboard readme readme-check test lint types format docs speed clean
 
 leaderboard: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
@@ -15,7 +15,13 @@ leaderboard: $(VENV)/.bench
 
 readme: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
-	$(BIN)/llmqueue-bench report results/quick --readme README.md
+	$(BIN)/llmqueue-bench export results/quick benchmarks/results/quick.json.gz
+	for results in benchmarks/results/*.json.gz; do \
+	  $(BIN)/llmqueue-bench report $$results --readme README.md >/dev/null || exit 1; done
+
+readme-check: $(VENV)/.bench
+	for results in benchmarks/results/*.json.gz; do \
+	  $(BIN)/llmqueue-bench report $$results --readme README.md --check || exit 1; done
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

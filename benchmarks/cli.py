@@ -5,14 +5,13 @@ Typer and rich come with the ``bench`` extra; they are imported when the command
 
 import os
 import shlex
-import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from benchmarks.store import Store, write_text
+from benchmarks.store import Store
 from benchmarks.suite import (
     REFERENCES,
     Plan,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from benchmarks.engines import Outcome
-    from benchmarks.report import Picture
     from benchmarks.scoring import Board
 
 _EXTRA = ("typer", "rich", "polars", "matplotlib")
@@ -156,15 +154,37 @@ def build_app() -> "typer.Typer":
     @app.command("report")
     def report_command(
         results: Annotated[
-            Path | None, typer.Argument(help="Results folder; default: the last run.")
+            Path | None,
+            typer.Argument(help="Results folder or exported file; default: the last run."),
         ] = None,
-        out: Annotated[Path, typer.Option(help="Where the page and picture go.")] = LEADERBOARD,
+        out: Annotated[Path, typer.Option(help="Where the page and pictures go.")] = LEADERBOARD,
         readme: Annotated[
             Path | None, typer.Option(help="Page whose marked part takes the short tables.")
         ] = None,
+        check: Annotated[
+            bool,
+            typer.Option("--check", help="Write nothing; exit code 1 if --readme is out of date."),
+        ] = False,
     ) -> None:
-        """Print the leaderboard and write leaderboard.md with its picture."""
-        raise typer.Exit(report(Store(results or _last_results()), out, readme))
+        """Print the leaderboard and write leaderboard.md with its pictures."""
+        from benchmarks.report.command import check_readme, report
+
+        found = results or _last_results()
+        if not check:
+            raise typer.Exit(_verdict(report(found, out, readme)))
+        if readme is None:
+            raise ValueError("--check needs --readme PATH: the page to compare")
+        raise typer.Exit(OK if check_readme(found, readme) else FAILED)
+
+    @app.command("export")
+    def export_command(
+        results: Annotated[Path, typer.Argument(help="Results folder.")],
+        path: Annotated[Path, typer.Argument(help="File to write, SUITE.json.gz.")],
+    ) -> None:
+        """Write a run into one small file that `report` reads in place of a results folder."""
+        from benchmarks.report.command import export
+
+        export(results, path)
 
     @app.command("list")
     def list_command() -> None:
@@ -278,54 +298,6 @@ def _progress(console: "Console") -> "Progress":
         TimeRemainingColumn(),
         console=console,
     )
-
-
-def report(store: Store, out: Path, readme: Path | None = None) -> int:
-    """Print the board of a store, write page and picture; return the exit code."""
-    from rich.console import Console
-
-    from benchmarks.report import board_markdown, board_tables, draw_figure
-    from benchmarks.scoring import load_board
-
-    board = load_board(store)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures = draw_figure(board, out)
-    page = out / "leaderboard.md"
-    beside = [picture._replace(path=Path(picture.path.name)) for picture in pictures]
-    write_text(page, board_markdown(board, beside))
-    if readme is not None:
-        _write_readme(readme, board, pictures)
-    console = Console()
-    for table in board_tables(board):
-        console.print(table)
-    for name, failure in board.failures:
-        console.print(f"failed: {name}: {failure['error']}", markup=False, highlight=False)
-    if board.missing:
-        print(f"{len(board.missing)} cells were not run; the same command computes them")
-    for name, reason in board.skipped.items():
-        print(f"skipped {name}: {reason}")
-    print("wrote " + ", ".join(str(path) for path in (page, *(p.path for p in pictures))))
-    return _verdict(board)
-
-
-def _write_readme(readme: Path, board: "Board", pictures: "list[Picture]") -> None:
-    """Put the short tables between the leaderboard markers of a page, with a picture a kind."""
-    from benchmarks.report import board_summary, insert_between_markers
-
-    first = {picture.section: picture for picture in reversed(pictures)}
-    shown = []
-    for number, picture in enumerate(first[section] for section in board.sections):
-        kind, protocol = picture.section
-        parts = [kind.name, *([protocol] if protocol != "online" else [])]
-        name = "-".join([board.suite, *(parts if number else [])])
-        shown.append(picture._replace(path=Path("docs", "images", f"{name}.png")))
-    summary = board_summary(board, shown)
-    text = insert_between_markers(readme.read_text(encoding="utf-8"), "leaderboard", summary)
-    for picture in shown:
-        copy = readme.parent / picture.path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(first[picture.section].path, copy)
-    write_text(readme, text)
 
 
 def list_suites() -> None:

@@ -450,7 +450,7 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
                 f"train_{name}": cell["spec"]["agent"].get("training", {}).get(name)
                 for name in ("steps", "seconds")
             },
-            **{name: cell["metrics"][name] for name in kind.metrics},
+            **{name: cell["metrics"].get(name) for name in kind.metrics},  # older ones lack some
         }
         for cell in cells
     ]

@@ -91,19 +91,21 @@ def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(
 ):
     assert bench(monkeypatch, "run", "tiny.toml", "--workers", "1") == 0
     page = here / "README.md"
-    page.write_text("# Mine\n<!-- leaderboard: begin -->\nold\n<!-- leaderboard: end -->\nend\n")
+    page.write_text(
+        "# Mine\n<!-- leaderboard tiny: begin -->\nold\n<!-- leaderboard tiny: end -->\nend\n"
+    )
     for _ in range(2):
         assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 0
         text = page.read_text()
-        assert text.startswith("# Mine\n<!-- leaderboard: begin -->\n| rank |")
-        assert text.endswith("<!-- leaderboard: end -->\nend\n")
+        assert text.startswith("# Mine\n<!-- leaderboard tiny: begin -->\n| rank |")
+        assert text.endswith("<!-- leaderboard tiny: end -->\nend\n")
         assert "old" not in text
         assert text.count("| greedy |") == 2
         assert "(docs/images/tiny.png)" in text
     assert (here / "docs/images/tiny.png").stat().st_size > 1000
     page.write_text("no markers\n")
     assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 2
-    assert "leaderboard: begin" in capsys.readouterr().err
+    assert "leaderboard tiny: begin" in capsys.readouterr().err
     assert page.read_text() == "no markers\n"
 
 

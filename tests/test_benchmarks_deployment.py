@@ -422,7 +422,9 @@ def test_a_suite_of_both_kinds_has_a_board_and_pictures_of_each(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "both.toml").write_text(TOML)
-    (tmp_path / "README.md").write_text("<!-- leaderboard: begin -->\n<!-- leaderboard: end -->\n")
+    (tmp_path / "README.md").write_text(
+        "<!-- leaderboard both: begin -->\n<!-- leaderboard both: end -->\n"
+    )
     assert bench("run", "both.toml") == 0
     assert bench("report", "--readme", "README.md") == 0
     printed = capsys.readouterr().out
@@ -433,7 +435,7 @@ def test_a_suite_of_both_kinds_has_a_board_and_pictures_of_each(tmp_path, monkey
     for text, folder in ((page, tmp_path / "leaderboard"), (readme, tmp_path)):
         pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
         assert all((folder / picture).stat().st_size > 5000 for picture in pictures)
-        assert len(pictures) == (6 if text is page else 2)
+        assert len(pictures) == (8 if text is page else 2)
     assert readme.index("### Queueing") < readme.index("### Deployment")
     assert "### deploy: max_deployed from 2 to 4" in page
     assert "| ledger / query |" in page

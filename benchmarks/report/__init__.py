@@ -1,4 +1,4 @@
-"""Reports: the board as a table in the terminal, ``leaderboard.md`` and pictures."""
+"""Reports: the board as a table in the terminal, ``leaderboard.md``, pictures and a page."""
 
 from benchmarks.report.figure import Picture, draw_figure
 from benchmarks.report.tables import (

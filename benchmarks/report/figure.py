@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,26 +14,37 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from benchmarks.intervals import Floats
-from benchmarks.kinds import DEPLOYMENT, QUEUEING, Curves, Traffic
-from benchmarks.scoring import Board, Section, Sweep, TaskBoard
+from benchmarks.kinds import DEPLOYMENT, QUEUEING
+from benchmarks.report.series import HeatMap, Panel, Scale, heat_map, mean_and_error, panels
+from benchmarks.scoring import (
+    PROFILE_THRESHOLDS,
+    Board,
+    OverallRow,
+    Section,
+    Standing,
+    Sweep,
+    TaskBoard,
+)
 from benchmarks.suite import REFERENCES
 
 Style = dict[str, object]
-Panel = Callable[[Axes, TaskBoard, dict[str, Style]], None]
 
 # Okabe and Ito's colour-blind-safe palette, black kept for the oracle and yellow left out (too
 # pale on white); further agents repeat the colours with another dash.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 _ROWS = 4  # tasks a figure
-_LOG_ABOVE = 30.0  # queue lengths beyond this get a logarithmic axis
-_WINDOWS = 28  # means of the queue length are taken over so many log-spaced windows
 _HEAT_AGENTS = 3  # learning agents in a heat map, beside the oracle
-_HEAT_LLMS = 24  # LLMs with a row of their own; the others share one
-_MOST_SPEND = 2.0  # money axis, in budgets
+_PROFILES = 7  # agents with a performance profile: more cannot be told apart
+
+_PAGES = {
+    QUEUEING.name: ("leaderboard", "queue length and routing regret over time"),
+    DEPLOYMENT.name: ("deployment", "ledger reward and money spent over time"),
+}
+"""Kind -> file name and caption of its pages."""
 
 
 class Picture(NamedTuple):
@@ -49,38 +60,83 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
 
     ``leaderboard``: queueing, one row a task, queue length and cumulative routing regret over time;
     ``deployment``: ledger reward against the oracle's and money spent; lines are means over seeds,
-    bands one standard error, further tasks go to ``leaderboard-2`` and so on. ``traffic-TASK``:
+    bands one standard error, further tasks go to ``leaderboard-2`` and so on. ``overall``: the
+    overall scores, performance profiles, and score against decision time. ``traffic-TASK``:
     share of every LLM by stage, the oracle's and the best agents'. ``sweeps``: score and regret
     against the swept parameter.
     """
     pictures = []
-    for section in board.sections:
-        name, caption, panels = _PAGES[section.kind.name]
-        if section.protocol != "online":
-            name, caption = f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
-        boards = [task for task in board.tasks if task.section == section and task.curves]
+    for standing in board.standings:
+        section = standing.section
         styles = _styles(board, section)
+        boards = [task for task in board.tasks if task.section == section and task.curves]
+        name, caption = _curves_name(section)
         for first in range(0, len(boards), _ROWS):
             number = f"-{first // _ROWS + 1}" if first else ""
-            figure = _page(board.suite, boards[first : first + _ROWS], styles, panels)
+            figure = _page(board.suite, boards[first : first + _ROWS], styles)
             pictures.append(_save(figure, folder, f"{name}{number}", caption, section))
+        if standing.profiles:
+            name, caption = _overall_name(section)
+            figure = _overall_page(board.suite, standing, styles)
+            pictures.append(_save(figure, folder, name, caption, section))
     if board.sweeps:
         section = Section(DEPLOYMENT, "online")
         figure = _sweep_page(board, _styles(board, section))
         caption = "ledger score and regret against the swept parameter"
         pictures.append(_save(figure, folder, "sweeps", caption, section))
     for task in board.tasks:
-        if any(task.traffic.values()) and task.rows:
+        traffic = heat_map(task) if task.rows else None
+        if traffic is not None:
             name = task.task["name"]
             caption = f"{name}: share of the queries by LLM and stage"
-            figure = _traffic_page(task)
+            figure = _traffic_page(task, traffic)
             if task.section.protocol != "online":
                 name = f"{name}-{task.section.protocol}"
             pictures.append(_save(figure, folder, f"traffic-{name}", caption, task.section))
     return pictures
 
 
+def main_picture(board: Board, section: Section) -> tuple[str, str]:
+    """File name and caption of the picture that shows a section best.
+
+    The curves of its tasks if they fit one picture, else what is said of all tasks together.
+    """
+    standing = next(s for s in board.standings if s.section == section)
+    count = sum(task.section == section for task in board.tasks)
+    name, caption = (
+        _overall_name(section) if standing.profiles and count > _ROWS else _curves_name(section)
+    )
+    return f"{name}.png", caption
+
+
+def _curves_name(section: Section) -> tuple[str, str]:
+    name, caption = _PAGES[section.kind.name]
+    if section.protocol == "online":
+        return name, caption
+    return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
+
+
+def _overall_name(section: Section) -> tuple[str, str]:
+    name = f"overall-{section.kind.name}"
+    caption = "overall score, performance profiles, score against decision time"
+    if section.protocol == "online":
+        return name, caption
+    return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
+
+
+def file_name(name: str) -> str:
+    """Return a name without characters that mean something in a path."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
+
+
+def _text(label: str) -> str:
+    """Return text that Matplotlib takes as it is: no formulas, no labels hidden by a ``_``."""
+    text = "".join(c if c.isprintable() else " " for c in label).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _save(figure: Figure, folder: Path, name: str, caption: str, section: Section) -> Picture:
+    name = file_name(name)
     for suffix in ("svg", "png"):
         temporary = folder / f".{name}.{suffix}.tmp"
         figure.savefig(temporary, dpi=160, format=suffix)
@@ -94,25 +150,45 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _page(
-    suite: str, boards: list[TaskBoard], styles: dict[str, Style], panels: tuple[Panel, Panel]
-) -> Figure:
+def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figure:
     """One row of panels a task above a shared legend."""
     figure = _new_figure(11, 3.6 * len(boards) + 1.2)
     axes = figure.subplots(len(boards), 2, squeeze=False)
     for row, task in zip(axes, boards, strict=True):
-        for axis, panel in zip(row, panels, strict=True):
-            panel(axis, task, styles)
+        for axis, panel in zip(row, panels(task), strict=True):
+            _draw(axis, panel, styles)
         title = f"{task.task['name']}  ({task.about})"
-        row[0].set_title(title, loc="left", fontsize=11, fontweight="bold")
+        row[0].set_title(_text(title), loc="left", fontsize=11, fontweight="bold")
     _legend(figure, styles)
     figure.suptitle(_suptitle(suite, max(task.seeds for task in boards)), fontsize=11)
     return figure
 
 
+def _draw(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
+    """Draw a panel."""
+    for x, values in panel.marks:
+        flat = len(set(values[0].tolist())) == 1
+        dash: object = "-" if flat else (0, (2, 2))
+        axis.plot(x, values[0], color="#9A9A9A", linewidth=1.0, linestyle=dash, label="_")
+    for label, (x, values) in panel.lines.items():
+        _band(axis, x, values, label, styles[label])
+    _scale(axis, "x", panel.x_scale)
+    _scale(axis, "y", panel.y_scale)
+    axis.set_xlim(*panel.x_range)
+    axis.set_ylim(*panel.y_range)
+    _dress(axis, panel.across, panel.quantity)
+
+
+def _scale(axis: Axes, name: str, scale: Scale) -> None:
+    """Set an axis' scale, with plain numbers on it."""
+    linear = {"linthresh": 1.0, "linscale": 0.5} if scale == "symlog" else {}
+    (axis.set_xscale if name == "x" else axis.set_yscale)(scale, **linear)
+    getattr(axis, f"{name}axis").set_major_formatter(_plain)
+
+
 def _suptitle(suite: str, seeds: int) -> str:
     what = f"mean over {seeds} seeds, band one standard error" if seeds > 1 else "one seed"
-    return f"{suite}: {what}"
+    return _text(f"{suite}: {what}")
 
 
 def _legend(figure: Figure, styles: dict[str, Style]) -> None:
@@ -122,7 +198,7 @@ def _legend(figure: Figure, styles: dict[str, Style]) -> None:
     columns = -(-len(order) // -(-len(order) // 6))  # full rows of at most six
     figure.legend(
         [lines[label] for label in order],
-        order,
+        [_text(label) for label in order],
         loc="outside lower center",
         ncols=columns,
         frameon=False,
@@ -145,69 +221,17 @@ def _styles(board: Board, section: Section) -> dict[str, Style]:
     return styles
 
 
-def _queue_panel(axis: Axes, task: TaskBoard, styles: dict[str, Style]) -> None:
-    highest = 0.0
-    for label, curves in task.curves.items():
-        slots, means = windowed_means(curves)
-        _band(axis, slots, means, label, styles[label])
-        highest = max(highest, float(means.mean(axis=0).max()))
-    if highest > _LOG_ABOVE:
-        axis.set_yscale("symlog", linthresh=1.0, linscale=0.5)
-        axis.yaxis.set_major_formatter(_plain)
-    axis.set_ylim(bottom=0)
-    _dress_slots(axis, task, "queue length")
-
-
-def _regret_panel(axis: Axes, task: TaskBoard, styles: dict[str, Style]) -> None:
-    visible = []
-    for label, curves in task.curves.items():
-        if label != "oracle":  # its regret is 0
-            regret = curves.sums["regret"]
-            _band(axis, curves.t, regret, label, styles[label])
-            visible.append(regret.mean(axis=0)[curves.t >= _first_slot(task)])
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(_plain)
-    shown = np.concatenate([np.zeros(0), *visible])
-    if (shown > 0).any():
-        axis.set_ylim(0.8 * shown[shown > 0].min(), 1.5 * shown.max())
-    _dress_slots(axis, task, "cumulative routing regret")
-
-
-def _first_slot(task: TaskBoard) -> int:
-    """Two decades are shown: earlier slots tell nothing apart and would fill half a log axis."""
-    return max(1, int(task.task["horizon"]) // 100)
-
-
 @FuncFormatter
 def _plain(value: float, _: int | None = None) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1 or value == 0 else f"{value:g}"
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
-def windowed_means(curves: Curves) -> tuple[Floats, Floats]:
-    """Mean queue length in log-spaced windows: centres (L,) and means (seeds, L)."""
-    t = np.concatenate([[0.0], curves.t])
-    queue = curves.sums["queue"]
-    total = np.concatenate([np.zeros((queue.shape[0], 1)), queue], axis=1)
-    wanted = np.geomspace(1, curves.t[-1], _WINDOWS)
-    edges = np.unique(np.concatenate([[0], np.searchsorted(t, wanted)]))
-    means = np.diff(total[:, edges], axis=1) / np.diff(t[edges])
-    return np.sqrt(np.maximum(t[edges[:-1]], 1.0) * t[edges[1:]]), means
-
-
-def _band(axis: Axes, slots: Floats, values: Floats, label: str, style: Style) -> None:
-    mean = values.mean(axis=0)
-    axis.plot(slots, mean, label=label, **style)  # type: ignore[arg-type]
-    if values.shape[0] > 1:
-        error = values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
+def _band(axis: Axes, x: Floats, values: Floats, label: str, style: Style) -> None:
+    mean, error = mean_and_error(values)
+    axis.plot(x, mean, label=label, **style)  # type: ignore[arg-type]
+    if error is not None:
         colour = str(style["color"])
-        axis.fill_between(slots, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
-
-
-def _dress_slots(axis: Axes, task: TaskBoard, quantity: str) -> None:
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(_plain)
-    axis.set_xlim(_first_slot(task), task.task["horizon"])
-    _dress(axis, "slot t", quantity)
+        axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
 
 
 def _dress(axis: Axes, across: str, quantity: str) -> None:
@@ -218,126 +242,106 @@ def _dress(axis: Axes, across: str, quantity: str) -> None:
     axis.set_axisbelow(True)
 
 
-_QUEUE_PANELS: tuple[Panel, Panel] = (_queue_panel, _regret_panel)
+# --- over several tasks ---------------------------------------------------------------------------
+
+
+def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> Figure:
+    """Overall scores, performance profiles, score against decision time."""
+    rows = [row for row in standing.rows if row.rank is not None]
+    figure = _new_figure(12.5, max(3.6, 1.6 + 0.27 * len(rows)))
+    scores, profiles, clocks = figure.subplots(1, 3)
+    for place, row in enumerate(rows):
+        _score_line(scores, row, float(place), styles[row.agent])
+    scores.set_yticks(range(len(rows)), [_text(row.agent) for row in rows])
+    scores.set_ylim(len(rows) - 0.4, -0.6)
+    _dress(scores, "score, 95% interval", "")
+    for row in rows[:_PROFILES]:
+        profile = standing.profiles[row.agent]
+        style = styles[row.agent]
+        profiles.plot(PROFILE_THRESHOLDS, profile.share, label=row.agent, **style)
+        profiles.fill_between(
+            PROFILE_THRESHOLDS,
+            profile.low,
+            profile.high,
+            color=str(style["color"]),
+            alpha=0.12,
+            linewidth=0,
+        )
+    profiles.set_xlim(0, 1)
+    profiles.set_ylim(0, 1.01)
+    _dress(profiles, "score x", "share of runs that score above x")
+    for row in rows:
+        if row.score is not None and row.decision_us is not None:
+            colour = str(styles[row.agent]["color"])
+            clocks.plot(row.decision_us, row.score.value, "o", color=colour, label="_")
+            clocks.annotate(
+                _text(row.agent),
+                (row.decision_us, row.score.value),
+                xytext=(5, 3),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    clocks.set_xscale("log")
+    clocks.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    clocks.xaxis.set_major_formatter(_plain)
+    clocks.xaxis.set_minor_formatter(NullFormatter())
+    clocks.margins(x=0.15)
+    _dress(clocks, "µs a decision", "score")
+    _legend(figure, {label: styles[label] for label in standing.profiles})
+    tasks = len(standing.tasks)
+    title = f"{suite}, {standing.section.kind.name}: interquartile mean over {tasks} tasks"
+    figure.suptitle(_text(title), fontsize=11)
+    return figure
+
+
+def _score_line(axis: Axes, row: OverallRow, place: float, style: Style) -> None:
+    if row.score is not None:
+        colour = str(style["color"])
+        axis.plot(
+            [row.score.low, row.score.high], [place] * 2, color=colour, linewidth=2, label="_"
+        )
+        axis.plot(row.score.value, place, "o", color=colour, label="_")
 
 
 # --- deployment -----------------------------------------------------------------------------------
 
 
-def _ledger_panel(axis: Axes, task: TaskBoard, styles: dict[str, Style]) -> None:
-    """Cumulative ledger reward over the oracle's at the same query."""
-    oracle = task.curves.get("oracle")
-    extremes = [1.0]
-    for label, curves in task.curves.items():
-        if oracle is None:
-            continue
-        _, mine, theirs = np.intersect1d(curves.seeds, oracle.seeds, return_indices=True)
-        reference = oracle.sums["ledger"][theirs]
-        own = curves.sums["ledger"][mine]
-        late = curves.t >= _first_slot(task)  # a ratio of a few rewards tells nothing
-        ratio = own[:, late] / reference[:, late]
-        _band(axis, curves.t[late], ratio, label, styles[label])
-        extremes += ratio.mean(axis=0)[curves.t[late] >= task.task["horizon"] / 10].tolist()
-    low, high = min(extremes), max(extremes)
-    axis.set_ylim(max(0.0, low - 0.15 * (high - low) - 0.005), high + 0.15 * (high - low) + 0.005)
-    _dress_queries(axis, task, "ledger reward so far / oracle's")
-
-
-def _spend_panel(axis: Axes, task: TaskBoard, styles: dict[str, Style]) -> None:
-    """Money spent, in units of the whole budget B = bT."""
-    horizon, highest = task.task["horizon"], 1.0
-    axis.plot([0, horizon], [0, 1], color="#9A9A9A", linewidth=1.0, linestyle=(0, (2, 2)))
-    axis.axhline(1.0, color="#9A9A9A", linewidth=1.0)
-    for label, curves in task.curves.items():
-        start = np.zeros((curves.seeds.size, 1))
-        spend = np.concatenate([start, curves.sums["spend"]], axis=1)
-        _band(axis, np.append(0.0, curves.t), spend, label, styles[label])
-        highest = max(highest, float(spend[:, -1].mean()))
-    axis.set_ylim(0, min(_MOST_SPEND, 1.08 * highest))
-    axis.annotate(
-        "budget",
-        (0.01, 1.01),
-        xycoords=("axes fraction", "data"),
-        size=8,
-        bbox={"pad": 0.5, "facecolor": "white", "edgecolor": "none"},
-    )
-    _dress_queries(axis, task, "money spent / budget (dotted: b t)")
-
-
-def _dress_queries(axis: Axes, task: TaskBoard, quantity: str) -> None:
-    axis.xaxis.set_major_formatter(_plain)
-    axis.set_xlim(0, task.task["horizon"])
-    _dress(axis, "query t", quantity)
-
-
-_DEPLOY_PANELS: tuple[Panel, Panel] = (_ledger_panel, _spend_panel)
-
-_PAGES = {
-    QUEUEING.name: ("leaderboard", "queue length and routing regret over time", _QUEUE_PANELS),
-    DEPLOYMENT.name: ("deployment", "ledger reward and money spent over time", _DEPLOY_PANELS),
-}
-"""Kind -> file name, caption and panels of its pages."""
-
-
-def _traffic_page(task: TaskBoard) -> Figure:
+def _traffic_page(task: TaskBoard, traffic: HeatMap) -> Figure:
     """Heat maps side by side: the oracle's traffic and that of the best agents."""
-    learning = [row.agent for row in task.rows if row.agent not in REFERENCES]
-    labels = [name for name in ("oracle", *learning[:_HEAT_AGENTS]) if task.traffic.get(name)]
-    runs = {label: _runs(task.traffic[label]) for label in labels}
-    first = runs[labels[0]][0]
-    shares = {
-        label: np.mean([run.shares for run in found], axis=0) for label, found in runs.items()
-    }
-    total = np.max([share.sum(axis=0) for share in shares.values()], axis=0)
-    shown = np.sort(np.argsort(-total, kind="stable")[:_HEAT_LLMS])
-    shown = shown[total[shown] > 0]
-    shown = shown[np.argsort(first.arrival[shown], kind="stable")]
-    others = np.setdiff1d(np.flatnonzero(total > 0), shown)
-    names = [first.llms[llm] for llm in shown]
-    names += [f"{others.size} others"] if others.size else []
-    figure = _new_figure(2.6 + 2.7 * len(labels), 1.3 + max(1.8, 0.24 * len(names)))
+    learning = [label for label in traffic.shares if label not in REFERENCES]
+    labels = [name for name in ("oracle", *learning[:_HEAT_AGENTS]) if name in traffic.shares]
+    labels = labels or list(traffic.shares)[:1]
+    rows = len(traffic.names)
+    figure = _new_figure(2.6 + 2.7 * len(labels), 1.3 + max(1.8, 0.24 * rows))
     axes = figure.subplots(1, len(labels), squeeze=False, sharey=True)[0]
-    highest = max(float(share[:, shown].max()) for share in shares.values())
-    for axis, (label, share) in zip(axes, shares.items(), strict=True):
-        parts = [share[:, shown]]
-        parts += [share[:, others].sum(axis=1, keepdims=True)] if others.size else []
-        mesh = _heat_map(axis, np.concatenate(parts, axis=1).T, first, shown, highest)
-        axis.set_title(label, fontsize=10, fontweight="bold")
-    axes[0].set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)
+    single = rows - 1 if traffic.others and rows > 1 else rows
+    highest = max(float(traffic.shares[label][:single].max()) for label in labels)
+    for axis, label in zip(axes, labels, strict=True):
+        mesh = _heat_map(axis, traffic, traffic.shares[label], max(highest, 1e-9))
+        axis.set_title(_text(label), fontsize=10, fontweight="bold")
+    axes[0].set_yticks(np.arange(rows) + 0.5, [_text(name) for name in traffic.names], fontsize=8)
     axes[0].invert_yaxis()
     bar = figure.colorbar(
         mesh,
         ax=axes,
         format=PercentFormatter(1.0, 0),
-        extend="max" if others.size else "neither",  # together they may take more than any one LLM
+        extend="max" if traffic.others else "neither",  # together they may exceed any one LLM
         pad=0.01,
         aspect=30,
     )
     bar.set_label("share of the stage's queries", fontsize=9)
     bar.outline.set_visible(False)
-    seeds = len(runs[labels[0]])
-    which = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    which = f"mean over {traffic.seeds} seeds" if traffic.seeds > 1 else "one seed"
     title = f"{task.task['name']}: traffic by LLM (in order of arrival) and stage, {which}"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_text(title), fontsize=11)
     return figure
 
 
-def _runs(traffic: dict[int, Traffic]) -> list[Traffic]:
-    """Return the runs to average: all if every seed has the same LLMs, else the first."""
-    runs = [traffic[seed] for seed in sorted(traffic)]
-    same = all(np.array_equal(run.arrival, runs[0].arrival) for run in runs)
-    return runs if same else runs[:1]
-
-
-def _heat_map(
-    axis: Axes, shares: Floats, stages: Traffic, llms: Floats, highest: float
-) -> QuadMesh:
+def _heat_map(axis: Axes, traffic: HeatMap, shares: Floats, highest: float) -> QuadMesh:
     """Draw shares (rows LLMs, columns stages); grey before an LLM is there."""
-    edges = np.append(stages.starts, stages.starts[-1] + stages.lengths[-1])
-    early = np.zeros_like(shares, dtype=np.bool_)
-    early[: len(llms)] = stages.starts[None, :] < stages.arrival[llms, None]
+    edges = traffic.edges
     colours = colormaps["Blues"].with_extremes(bad="#E9E9E9", over="black")
-    values = np.ma.masked_array(shares, early)
+    values = np.ma.masked_array(shares, traffic.absent)
     rows = np.arange(len(shares) + 1)
     mesh = axis.pcolormesh(edges, rows, values, cmap=colours, vmin=0.0, vmax=highest)
     mesh.set_rasterized(True)  # an SVG of thousands of cells shows seams
@@ -371,7 +375,7 @@ def _sweep_page(board: Board, styles: dict[str, Style]) -> Figure:
         row[1].yaxis.set_major_formatter(_plain)
         means = np.concatenate([np.zeros(1), *(part.mean(axis=0) for part in regrets.values())])
         row[1].set_ylim(1.5 * float(means.min()), 1.5 * float(means.max()) + 1.0)
-        row[0].set_title(sweep.name, loc="left", fontsize=11, fontweight="bold")
+        row[0].set_title(_text(sweep.name), loc="left", fontsize=11, fontweight="bold")
     _legend(figure, styles)
     seeds = max(part.shape[0] for sweep in board.sweeps for part in sweep.regret.values())
     figure.suptitle(_suptitle(board.suite, seeds), fontsize=11)

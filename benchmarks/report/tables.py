@@ -5,12 +5,15 @@ No figure is typed by hand: every table carries the command, the seeds and the v
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.intervals import Interval
 from benchmarks.kinds import DEPLOYMENT
@@ -19,6 +22,18 @@ from benchmarks.scoring import Board, OverallRow, Section, Sweep, TaskBoard, Tas
 from benchmarks.suite import REFERENCES
 
 _OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
+_ORIGIN = (
+    "agent",
+    "seeds",
+    "wall time",
+    "version",
+    "commit",
+    "Python",
+    "NumPy",
+    "machine",
+    "command",
+)
+_README_TASKS = 4
 
 _INTERVALS = """\
 [..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
@@ -54,8 +69,8 @@ def board_tables(board: Board) -> list[Table]:
 def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
     """Return ``leaderboard.md``, beside which the pictures lie."""
     origin = _origin(board)
-    parts = [f"# Leaderboard: {board.suite}\n"]
-    parts += [f"**The oracle was beaten.** {text}\n" for text in board.violations]
+    parts = [f"# Leaderboard: {_escaped(board.suite)}\n"]
+    parts += [f"**The oracle was beaten.** {_escaped(text)}\n" for text in board.violations]
     mark = "##" if len(board.sections) < 2 else "###"
     for section in board.sections:
         kind = section.kind
@@ -66,12 +81,15 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         parts += [_image(figure) for figure in figures if figure.section == section]
         for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
             lines = _sweep_lines(sweep)
-            parts += [f"{mark} {_sweep_title(sweep)}\n", _markdown(_SWEEP_COLUMNS, lines)]
+            parts += [f"{mark} {_escaped(_sweep_title(sweep))}\n", _markdown(_SWEEP_COLUMNS, lines)]
             parts += [f"{_SWEEP_NOTE}\n{origin}\n"]
         for task in _tasks(board, section):
-            parts += [f"{mark} {_task_title(task)}\n"]
+            parts += [f"{mark} {_escaped(_task_title(task))}\n"]
             parts += [_markdown(_headers(task, short=False), _lines(task, False))]
             parts += [f"{_seeds(task)} {origin}\n"]
+        lines = [_origin_line(row) for row in board.overall if row.section == section and row.cells]
+        if lines:
+            parts += [f"{mark} Where the overall rows come from\n", _markdown(_ORIGIN, lines)]
         note = _PROTOCOL_NOTES.get(section.protocol, "")
         parts += [f"**How to read it.** {kind.legend}\n{note}{_INTERVALS}"]
     parts += _trouble(board)
@@ -79,7 +97,10 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
 
 
 def board_summary(board: Board, figures: Sequence[Picture]) -> str:
-    """Return the short tables in Markdown, as a README shows them; paths as in ``figures``."""
+    """Return the short tables in Markdown, as a README shows them; paths as in ``figures``.
+
+    Tasks have tables of their own in a section of at most four.
+    """
     parts = []
     for section in board.sections:
         if name := section_name(board, section):
@@ -87,9 +108,10 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
         parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, section))]
         parts += [f"{_overall_note(board, section)}\n", f"{_origin(board)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
-        for task in _tasks(board, section):
+        tasks = _tasks(board, section)
+        for task in tasks if len(tasks) <= _README_TASKS else []:
             headers = ("rank", *_headers(task, short=True)[1:])
-            parts += [f"**{_task_title(task)}**, {_seeds(task)}\n"]
+            parts += [f"**{_escaped(_task_title(task))}**, {_seeds(task)}\n"]
             parts += [_markdown(headers, _lines(task, True))]
     return "\n".join(parts)
 
@@ -133,9 +155,12 @@ def _headline(board: Board, section: Section) -> list[str]:
 
 
 def _overall_note(board: Board, section: Section) -> str:
-    names = ", ".join(_headline(board, section)) or "none: no task separates the agents"
+    headline = [_escaped(name) for name in _headline(board, section)]
+    names = ", ".join(headline) or "none: no task separates the agents"
+    if len(headline) > 12:
+        names = f"{len(headline)} of {len(_tasks(board, section))}"
     note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
-    if tied := [t.task["name"] for t in _tasks(board, section) if not t.separates]:
+    if tied := [_escaped(t.task["name"]) for t in _tasks(board, section) if not t.separates]:
         note += f" Left out because they separate nothing: {', '.join(tied)}."
     if any(row.cells < row.expected for row in board.overall if row.section == section):
         note += " Agents with missing cells are not ranked."
@@ -215,7 +240,7 @@ def _sweep_lines(sweep: Sweep) -> list[list[str]]:
 
 
 def _image(figure: Picture) -> str:
-    return f"![{figure.caption}]({figure.path.as_posix()})\n"
+    return f"![{_escaped(figure.caption)}]({figure.path.as_posix()})\n"
 
 
 def _seeds(board: TaskBoard) -> str:
@@ -230,9 +255,29 @@ def _origin(board: Board) -> str:
     machines = {cell["provenance"]["machine"] for cell in board.cells} or {run["machine"]}
     versions = f"Python {run['python']}, NumPy {run['numpy']}, Gymnasium {run['gymnasium']}"
     return (
-        f"`{run['command']}`; llmqueue_gym {run['version']} ({commit}); {versions}; "
-        f"{'; '.join(sorted(machines))}."
+        f"{_code(run['command'])}; llmqueue_gym {run['version']} ({commit}); {versions}; "
+        f"{_escaped('; '.join(sorted(machines)))}."
     )
+
+
+def _origin_line(row: OverallRow) -> list[str]:
+    origin = row.origin
+    return [
+        row.agent,
+        seed_ranges(origin.seeds),
+        duration(origin.wall_seconds),
+        *(
+            ", ".join(_escaped(part) for part in parts)
+            for parts in (
+                origin.versions,
+                origin.commits,
+                origin.pythons,
+                origin.numpys,
+                origin.machines,
+            )
+        ),
+        ", ".join(_code(part) for part in origin.commands),
+    ]
 
 
 def _trouble(board: Board) -> list[str]:
@@ -240,19 +285,39 @@ def _trouble(board: Board) -> list[str]:
     parts = []
     if board.failures:
         parts += ["## Failed cells\n"]
-        parts += [f"- {name}: `{_one_line(record['error'])}`" for name, record in board.failures]
+        parts += [
+            f"- {_escaped(name)}: {_code(record['error'])}" for name, record in board.failures
+        ]
         parts.append("")
     if board.missing:
         parts += ["## Not run\n", "The run was interrupted; the same command computes the rest.\n"]
-        parts += [f"- {name}" for name in board.missing] + [""]
+        parts += [f"- {_escaped(name)}" for name in board.missing] + [""]
     if board.skipped:
         parts += ["## Skipped\n"]
-        parts += [f"- {name}: {reason}" for name, reason in board.skipped.items()] + [""]
+        parts += [
+            f"- {_escaped(name)}: {_escaped(reason)}" for name, reason in board.skipped.items()
+        ]
+        parts.append("")
     return parts
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("`", "'")
+# --- text that others wrote -----------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    """Return one line without control characters: names and errors come from third parties."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown and the HTML made of it show as it is."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(plain(text), quote=False))
+
+
+def _code(text: str) -> str:
+    """Return text as code."""
+    return "`" + plain(text).replace("`", "'") + "`"
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -278,6 +343,25 @@ def _interval(interval: Interval | None, digits: int = 2) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def duration(seconds: float) -> str:
+    """Time in the two largest units that say something."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def seed_ranges(seeds: Sequence[int]) -> str:
+    """Seeds as ``0-9`` or ``0-4, 7``."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
 def _value(interval: Interval | None) -> float | None:
     return None if interval is None else interval.value
 
@@ -290,17 +374,30 @@ def _rank(rank: int | None) -> str:
 
 
 def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table = Table(
+        title=Text(plain(title), style="table.title"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
     for name in columns:
         agent = name == "agent"  # the column that gives way on a narrow terminal
         justify: Literal["left", "right"] = "left" if agent else "right"
         table.add_column(name, justify=justify, no_wrap=not agent, overflow="ellipsis")
     for line in lines:
-        table.add_row(*line, style="dim" if set(line[:2]) & set(REFERENCES) else None)
+        cells = [Text(plain(cell)) for cell in line]  # a name is no markup
+        table.add_row(*cells, style="dim" if set(line[:2]) & set(REFERENCES) else None)
     return table
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rules = [":---" if name == "agent" else "---:" for name in columns]
-    rows = [columns, rules, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    """Return a table; agents are other people's text, all else is escaped where it comes from."""
+    rules = [":---" if name in ("agent", "command") else "---:" for name in columns]
+    rows = [
+        [
+            _escaped(cell) if name == "agent" else cell.replace("|", "\\|")
+            for name, cell in zip(columns, line, strict=True)
+        ]
+        for line in lines
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, rules, *rows]) + "\n"

@@ -1,0 +1,251 @@
+"""What the pictures and the page draw: lines over time, traffic by LLM and stage.
+
+Numbers only; `benchmarks.report.figure` draws them with Matplotlib, `benchmarks.report.page` sends
+them to the browser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from benchmarks.intervals import Floats
+from benchmarks.kinds import QUEUEING, Curves, Ints, Traffic
+from benchmarks.scoring import TaskBoard
+from benchmarks.suite import REFERENCES
+
+Scale = Literal["linear", "log", "symlog"]
+Line = tuple[Floats, Floats]
+"""x of shape (L,) and values of shape (seeds, L)."""
+
+_LOG_ABOVE = 30.0  # queue lengths beyond this get a logarithmic axis
+_WINDOWS = 28  # means of the queue length are taken over so many log-spaced windows
+_MOST_SPEND = 2.0  # money axis, in budgets
+_HEAT_LLMS = 24  # LLMs with a row of their own; the others share one
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity over time, a line an agent.
+
+    Attributes
+    ----------
+    across, quantity : str
+        What the axes show.
+    lines : dict of Line
+        Per agent.
+    x_scale, y_scale : str
+        ``"linear"``, ``"log"``, or ``"symlog"`` (linear below 1).
+    x_range, y_range : tuple of float
+        What is worth seeing; data may lie outside.
+    marks : tuple of Line
+        Lines to compare with, as x (2,) and y (1, 2).
+    """
+
+    across: str
+    quantity: str
+    lines: dict[str, Line]
+    x_scale: Scale
+    y_scale: Scale
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    marks: tuple[Line, ...] = field(default=())
+
+
+def panels(task: TaskBoard) -> list[Panel]:
+    """Return the two panels of a task; empty if none of its cells was run."""
+    if not task.curves:
+        return []
+    if task.kind is QUEUEING:
+        return [_queue_panel(task), _regret_panel(task)]
+    return [_ledger_panel(task), _spend_panel(task)]
+
+
+def mean_and_error(values: Floats) -> tuple[Floats, Floats | None]:
+    """Mean over seeds and its standard error, each of shape (L,); no error of a single seed."""
+    mean = values.mean(axis=0)
+    seeds = values.shape[0]
+    return mean, values.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else None
+
+
+def _first_slot(task: TaskBoard) -> float:
+    """Two decades are shown: earlier slots tell nothing apart and would fill half a log axis."""
+    return float(max(1, int(task.task["horizon"]) // 100))
+
+
+# --- queueing -------------------------------------------------------------------------------------
+
+
+def _queue_panel(task: TaskBoard) -> Panel:
+    lines = {label: windowed_means(curves) for label, curves in task.curves.items()}
+    highest = max(float(means.mean(axis=0).max()) for _, means in lines.values())
+    return Panel(
+        "slot t",
+        "queue length",
+        lines,
+        "log",
+        "symlog" if highest > _LOG_ABOVE else "linear",
+        (_first_slot(task), float(task.task["horizon"])),
+        (0.0, (1.5 if highest > _LOG_ABOVE else 1.05) * highest + 0.01),
+    )
+
+
+def _regret_panel(task: TaskBoard) -> Panel:
+    first = _first_slot(task)
+    lines = {
+        label: (curves.t, curves.sums["regret"])
+        for label, curves in task.curves.items()
+        if label != "oracle"  # its regret is 0
+    }
+    shown = np.concatenate(
+        [np.zeros(0), *(regret.mean(axis=0)[t >= first] for t, regret in lines.values())]
+    )
+    positive = shown[shown > 0]
+    return Panel(
+        "slot t",
+        "cumulative routing regret",
+        lines,
+        "log",
+        "log",
+        (first, float(task.task["horizon"])),
+        (0.8 * float(positive.min()), 1.5 * float(positive.max())) if positive.size else (0.1, 1.0),
+    )
+
+
+def windowed_means(curves: Curves) -> Line:
+    """Mean queue length in log-spaced windows: centres (L,) and means (seeds, L)."""
+    t = np.concatenate([[0.0], curves.t])
+    queue = curves.sums["queue"]
+    total = np.concatenate([np.zeros((queue.shape[0], 1)), queue], axis=1)
+    wanted = np.geomspace(1, curves.t[-1], _WINDOWS)
+    edges = np.unique(np.concatenate([[0], np.searchsorted(t, wanted)]))
+    means = np.diff(total[:, edges], axis=1) / np.diff(t[edges])
+    return np.sqrt(np.maximum(t[edges[:-1]], 1.0) * t[edges[1:]]), means
+
+
+# --- deployment -----------------------------------------------------------------------------------
+
+
+def _ledger_panel(task: TaskBoard) -> Panel:
+    """Cumulative ledger reward over the oracle's at the same query."""
+    oracle = task.curves.get("oracle")
+    horizon = float(task.task["horizon"])
+    lines: dict[str, Line] = {}
+    extremes = [1.0]
+    for label, curves in task.curves.items():
+        if oracle is None:
+            continue
+        _, mine, theirs = np.intersect1d(curves.seeds, oracle.seeds, return_indices=True)
+        late = curves.t >= _first_slot(task)  # a ratio of a few rewards tells nothing
+        reference = oracle.sums["ledger"][theirs][:, late]
+        if mine.size and (reference > 0).all():
+            ratio = curves.sums["ledger"][mine][:, late] / reference
+            lines[label] = (curves.t[late], ratio)
+            extremes += ratio.mean(axis=0)[curves.t[late] >= horizon / 10].tolist()
+    low, high = min(extremes), max(extremes)
+    room = 0.15 * (high - low) + 0.005
+    return Panel(
+        "query t",
+        "ledger reward so far / oracle's",
+        lines,
+        "linear",
+        "linear",
+        (0.0, horizon),
+        (max(0.0, low - room), high + room),
+    )
+
+
+def _spend_panel(task: TaskBoard) -> Panel:
+    """Money spent, in units of the whole budget B = bT."""
+    horizon = float(task.task["horizon"])
+    lines = {}
+    for label, curves in task.curves.items():
+        start = np.zeros((curves.seeds.size, 1))
+        spend = np.concatenate([start, curves.sums["spend"]], axis=1)
+        lines[label] = (np.append(0.0, curves.t), spend)
+    highest = max([1.0, *(float(spend[:, -1].mean()) for _, spend in lines.values())])
+    ends = np.array([0.0, horizon])
+    return Panel(
+        "query t",
+        "money spent / budget (dotted: b t)",
+        lines,
+        "linear",
+        "linear",
+        (0.0, horizon),
+        (0.0, min(_MOST_SPEND, 1.08 * highest)),
+        ((ends, np.array([[0.0, 1.0]])), (ends, np.array([[1.0, 1.0]]))),
+    )
+
+
+class HeatMap(NamedTuple):
+    """Share of a stage's queries by LLM, mean over the seeds that meet the same LLMs.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Rows: LLMs in order of arrival, and perhaps one of all others.
+    edges : ndarray, shape (K + 1,)
+        First query of every stage, and the end.
+    absent : ndarray of bool, shape (rows, K)
+        Where the LLM is not there yet.
+    shares : dict of ndarray, shape (rows, K)
+        Per agent.
+    seeds : int
+        Seeds averaged.
+    others : bool
+        Whether the last row is that of all others.
+    """
+
+    names: tuple[str, ...]
+    edges: Ints
+    absent: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+    shares: dict[str, Floats]
+    seeds: int
+    others: bool
+
+
+def heat_map(task: TaskBoard) -> HeatMap | None:
+    """Return the traffic of a deployment task, agents in the order of its rows, oracle first."""
+    order = [row.agent for row in task.rows if row.agent not in REFERENCES]
+    runs = {
+        label: _runs(task.traffic[label])
+        for label in ("oracle", *order, "random")
+        if task.traffic.get(label)
+    }
+    if not runs:
+        return None
+    first = next(iter(runs.values()))[0]
+    shares = {
+        label: np.mean([run.shares for run in found], axis=0)
+        for label, found in runs.items()
+        if found[0].served.shape == first.served.shape
+    }
+    # By the oracle and the best: what weak agents try would crowd out what is worth using.
+    best = [shares[label] for label in [*shares][:4]]
+    total = np.max([share.sum(axis=0) for share in best], axis=0)
+    shown = np.sort(np.argsort(-total, kind="stable")[:_HEAT_LLMS])
+    shown = shown[total[shown] > 0]
+    shown = shown[np.argsort(first.arrival[shown], kind="stable")]
+    used = np.max([share.sum(axis=0) for share in shares.values()], axis=0) > 0
+    others = np.setdiff1d(np.flatnonzero(used), shown)
+    names = [first.llms[llm] for llm in shown]
+    names += [f"{others.size} others"] if others.size else []
+    rows = {}
+    for label, share in shares.items():
+        parts = [share[:, shown]]
+        parts += [share[:, others].sum(axis=1, keepdims=True)] if others.size else []
+        rows[label] = np.concatenate(parts, axis=1).T
+    absent = np.zeros((len(names), first.starts.size), dtype=np.bool_)
+    absent[: shown.size] = first.starts[None, :] < first.arrival[shown, None]
+    edges = np.append(first.starts, first.starts[-1] + first.lengths[-1])
+    seeds = len(next(iter(runs.values())))
+    return HeatMap(tuple(names), edges, absent, rows, seeds, bool(others.size))
+
+
+def _runs(traffic: dict[int, Traffic]) -> list[Traffic]:
+    """Return the runs to average: all if every seed has the same LLMs, else the first."""
+    runs = [traffic[seed] for seed in sorted(traffic)]
+    same = all(np.array_equal(run.arrival, runs[0].arrival) for run in runs)
+    return runs if same else runs[:1]
