@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.workloads.pool import OfflineData
+
 Observation = Mapping[str, NDArray[Any]]
 Action = NDArray[np.int64]
 
@@ -41,6 +43,9 @@ class QueueProblem:
         Probability that a query arrives in a slot, lambda.
     horizon : int
         Number of slots of the run, T. Anytime policies only set constants from it.
+    offline : OfflineData, optional
+        Queries that never arrive with the utility of every LLM; only under the protocol
+        ``pretrained``, and only where the workload keeps some back.
     """
 
     num_llms: int
@@ -49,6 +54,7 @@ class QueueProblem:
     window: int
     arrival_rate: float
     horizon: int
+    offline: OfflineData | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

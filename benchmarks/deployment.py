@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def public_problem(env: gym.Env[Any, Any], horizon: int) -> DeployProblem:
-    """Public parameters of a deployment environment."""
+def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = False) -> DeployProblem:
+    """Public parameters of a deployment environment; the same under both protocols."""
     return DeployProblem(**env.unwrapped.problem)  # type: ignore[attr-defined]
 
 

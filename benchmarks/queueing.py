@@ -62,8 +62,11 @@ class Trace:
         return cls(ints[0], floats[0], floats[1], flags[0], flags[1], ints[1], flags[2])
 
 
-def public_problem(env: gym.Env[Any, Any], horizon: int) -> QueueProblem:
-    """Public parameters of a queueing environment that has been reset."""
+def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = False) -> QueueProblem:
+    """Public parameters of a queueing environment that has been reset.
+
+    Pretrained agents are given the queries that the workload keeps back for training.
+    """
     choices = np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
     contexts = env.observation_space["contexts"]  # type: ignore[index]
     return QueueProblem(
@@ -73,6 +76,7 @@ def public_problem(env: gym.Env[Any, Any], horizon: int) -> QueueProblem:
         window=int(choices[0]),
         arrival_rate=float(env.unwrapped.dynamics.arrival_rate[0]),  # type: ignore[attr-defined]
         horizon=horizon,
+        offline=env.unwrapped.offline if pretrained else None,  # type: ignore[attr-defined]
     )
 
 

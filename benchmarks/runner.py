@@ -62,8 +62,10 @@ class Problem(Protocol):
     HORIZON_ARGUMENT: str
     ACTION_LAYOUT: str
 
-    def public_problem(self, env: gym.Env[Any, Any], horizon: int) -> QueueProblem | DeployProblem:
-        """Return what an agent is told of the task."""
+    def public_problem(
+        self, env: gym.Env[Any, Any], horizon: int, pretrained: bool = False
+    ) -> QueueProblem | DeployProblem:
+        """Return what an agent is told of the task, the more so if it may train beforehand."""
         ...
 
     def make_oracle(self, env: gym.Env[Any, Any]) -> Any:
@@ -112,7 +114,7 @@ def run_cell(
         if agent["name"] == "oracle":
             policy = problem.make_oracle(env)
         else:
-            public = problem.public_problem(env, horizon)
+            public = problem.public_problem(env, horizon, spec["protocol"] == "pretrained")
             settings = agent["settings"]
             if model is not None:  # the very file that the cell names
                 settings = {**settings, "sha256": agent["training"]["sha256"]}

@@ -28,7 +28,11 @@ from baselines.queueing.acqb import (
 from baselines.queueing.base import AssortmentCycle, best_pairing, newest, top_llms
 from baselines.queueing.qucb import exploration_probability
 
-NAMES = [spec.name for spec in registered_agents() if spec.target.startswith("baselines.queueing")]
+NAMES = [  # pretrained agents: test_offline_agents.py
+    spec.name
+    for spec in registered_agents()
+    if spec.target.startswith("baselines.queueing") and spec.load().protocol == "online"
+]
 LEARNERS = sorted(set(NAMES) - {"random", "fifo-round-robin"})
 WINDOW = 6
 

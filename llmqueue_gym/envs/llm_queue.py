@@ -31,7 +31,7 @@ from llmqueue_gym.envs.base import (
 )
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
-from llmqueue_gym.workloads.pool import check_count
+from llmqueue_gym.workloads.pool import OfflineData, check_count
 
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
@@ -327,6 +327,11 @@ class LLMQueueEnv(RenderedEnv):
     def llms(self) -> tuple[str, ...]:
         """Names of the LLMs, in the order of the action space."""
         return self._task.workload.llms
+
+    @property
+    def offline(self) -> OfflineData | None:
+        """Queries that never arrive with their utilities, for training; None if there are none."""
+        return getattr(self._task.workload, "offline", None)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -187,6 +187,25 @@ def check_cost_weight(cost_weight: Any) -> float:
     return float(cost_weight)
 
 
+@dataclass(frozen=True, eq=False)
+class OfflineData:
+    """Queries that never arrive, and how good every LLM is on them: what may be trained on.
+
+    Public in the ``pretrained`` protocol. With a cost weight the utilities are scaled by the
+    smallest and the largest value of the whole table, so these two numbers of it show.
+
+    Attributes
+    ----------
+    contexts : ndarray of float32, shape (n, d)
+        Contexts, as those of the queries that arrive.
+    utilities : ndarray of float64, shape (n, N)
+        MNL utilities u_ij.
+    """
+
+    contexts: NDArray[np.float32]
+    utilities: NDArray[np.float64]
+
+
 class PoolWorkload:
     """Instances made of real queries: each is a fresh subset of the pool's online rows.
 
@@ -209,6 +228,8 @@ class PoolWorkload:
         Length of a context, d.
     pool_size : int
         Rows of every drawn instance, P.
+    offline : OfflineData or None
+        The rows that never arrive; None if all may.
     """
 
     def __init__(
@@ -230,6 +251,10 @@ class PoolWorkload:
         self.llms = pool.llms
         self.context_dim: int = pool.contexts.shape[1]
         self.pool_size = min(check_count("pool_size", pool_size), len(self._rows))
+        others = np.setdiff1d(np.arange(len(pool.contexts)), self._rows)
+        self.offline = (
+            OfflineData(self._contexts[others], self._utilities[others]) if others.size else None
+        )
 
     def draw(
         self, rng: np.random.Generator, accept: Accept | None = None

@@ -1,0 +1,233 @@
+"""Offline-trained routers: supervised models of every LLM, fitted before the first slot and frozen.
+
+They are the strong baselines that learning online is measured against, under ``pretrained``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from baselines.agent import Observation, QueueProblem
+from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, best_pairing
+from llmqueue_gym.workloads.pool import OfflineData, unknown_name
+
+Floats = NDArray[np.float64]
+Predict = Callable[[Floats], Floats]
+"""Contexts (n, d) -> success rates (n, N)."""
+
+Fit = Callable[[Floats, Floats], Predict]
+"""Contexts (n, d) and success rates (n, N) of the offline split -> predictor."""
+
+RATE_BOUNDS = 1e-3, 1.0 - 1e-3
+"""Predicted success rates are kept within, so that their odds stay finite."""
+
+
+def offline_data(problem: QueueProblem, agent: str) -> OfflineData:
+    """Return the offline split of a problem.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if problem.offline is None:
+        raise ValueError(
+            f"agent {agent!r} trains on queries that never arrive, and this task has none: use a "
+            "workload made of texts (part of them is kept back), and the protocol 'pretrained'"
+        )
+    return problem.offline
+
+
+class OfflineRouter(QueueAgent):
+    """Serve the query and the LLMs with the largest departure rate that a fitted model predicts.
+
+    The model predicts the success rate r_j(x) = P(keeps LLM j | x, {j}) of every LLM from the
+    context. The decision is the myopic oracle's with the odds r / (1 - r) of the predictions. The
+    model is never refitted.
+
+    A retrial still tells something of the query that waits: the prediction was too high. With the
+    predicted rate r as the mean of a Beta(s r, s (1 - r)) prior, the rate after m retrials of
+    queries with this context to whom LLM j was shown is r s / (s + m). (R) The strength s is fitted
+    by moments to the errors of the model's two-fold cross-validated predictions, and a retrial
+    counts in full for each of the LLMs shown. Without this memory a router stays on a query that it
+    wrongly holds to be the best.
+
+    A context is predicted once and remembered, so a decision costs O(Q N) for waiting queries that
+    have been seen before, and one prediction of the model for a new one.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task, with its offline split.
+    seed : int
+        Seed of the agent's own randomness; the models need none.
+    model : {"knn", "ridge", "logistic", "boosting"}
+        Mean over the nearest neighbours; ridge regression of r_j with its weight chosen by
+        leave-one-out; logistic regression with r_j as a soft label; gradient-boosted trees on r_j.
+    heed_retrials : bool
+        Whether to lower the predictions for a query that was retried, until it is kept.
+    neighbours : int
+        Neighbours of ``knn``.
+    inverse_ridge : float
+        Inverse weight C of the squared norm in ``logistic``.
+    trees : int
+        Trees per LLM of ``boosting``.
+
+    Attributes
+    ----------
+    strength : float
+        Strength s of the prior.
+
+    Raises
+    ------
+    ImportError
+        If scikit-learn is not installed.
+    ValueError
+        If the task has no offline split, or a setting is out of range.
+    """
+
+    protocol: ClassVar[str] = "pretrained"
+
+    def __init__(
+        self,
+        problem: QueueProblem,
+        seed: int,
+        model: str = "ridge",
+        heed_retrials: bool = True,
+        neighbours: int = 20,
+        inverse_ridge: float = 1.0,
+        trees: int = 100,
+    ) -> None:
+        super().__init__(problem, seed)
+        models: dict[str, Fit] = {
+            "knn": lambda x, r: fit_knn(x, r, neighbours),
+            "ridge": fit_ridge,
+            "logistic": lambda x, r: fit_logistic(x, r, inverse_ridge),
+            "boosting": lambda x, r: fit_boosting(x, r, trees),
+        }
+        if model not in models:
+            raise unknown_name("model", model, models)
+        for name, value in (("neighbours", neighbours), ("trees", trees)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if not inverse_ridge > 0:
+            raise ValueError(f"inverse_ridge={inverse_ridge!r} must be positive")
+        data = offline_data(problem, f"offline-{model}")
+        contexts, rates = data.contexts.astype(np.float64), expit(data.utilities)
+        try:
+            self._predict = models[model](contexts, rates)
+            self.strength = (
+                prior_strength(contexts, rates, models[model]) if heed_retrials else np.inf
+            )
+        except ImportError as error:
+            raise ImportError(
+                f'agent "offline-{model}" needs scikit-learn: pip install "llmqueue_gym[data]"'
+            ) from error
+        self._known: dict[bytes, Floats] = {}
+        self._retrials: dict[bytes, Floats] = {}  # of the queries that wait, by LLM shown
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Take the best pairing under the predictions."""
+        utilities = logit(self.success_rates(observation["contexts"][:waiting]))
+        return best_pairing(utilities, self.problem.assortment_size)
+
+    def success_rates(self, contexts: Contexts) -> Floats:
+        """Return the expected success rate of every LLM for contexts (Q, d), shape (Q, N)."""
+        keys = [context.tobytes() for context in contexts]
+        new = {key: row for row, key in enumerate(keys) if key not in self._known}
+        if new:
+            rates = self._predict(contexts[list(new.values())].astype(np.float64))
+            self._known.update(zip(new, np.clip(rates, *RATE_BOUNDS), strict=True))
+        rates = np.stack([self._known[key] for key in keys])
+        for row, key in enumerate(keys):
+            if key in self._retrials:
+                rates[row] /= 1.0 + self._retrials[key] / self.strength
+        return np.maximum(rates, RATE_BOUNDS[0] / 10)
+
+    def learn(self, served: Served) -> None:
+        """Remember a retrial as long as the query waits."""
+        key = np.ascontiguousarray(served.context).tobytes()
+        if served.kept >= 0:
+            self._retrials.pop(key, None)
+        else:
+            counts = self._retrials.setdefault(key, np.zeros(self.problem.num_llms))
+            counts[served.shown] += 1.0
+
+
+def prior_strength(contexts: Floats, rates: Floats, fit: Fit) -> float:
+    """Strength s of a Beta prior around predictions: Var(r | prediction p) = p (1 - p) / (s + 1).
+
+    By moments over the queries and LLMs of two-fold cross-validation; kept within [0.01, 1000].
+    """
+    fold = np.arange(len(contexts)) % 2
+    predicted = np.empty_like(rates)
+    for side in (0, 1):
+        model = fit(contexts[fold != side], rates[fold != side])
+        predicted[fold == side] = np.clip(model(contexts[fold == side]), *RATE_BOUNDS)
+    spread = float(np.mean((rates - predicted) ** 2))
+    binary = float(np.mean(predicted * (1.0 - predicted)))
+    return float(np.clip(binary / max(spread, 1e-12) - 1.0, 0.01, 1000.0))
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def fit_knn(contexts: Floats, rates: Floats, neighbours: int) -> Predict:
+    """Mean success rates of the nearest offline queries (all of them, if there are fewer)."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    model = KNeighborsRegressor(n_neighbors=min(neighbours, len(contexts)), algorithm="brute")
+    model.fit(contexts, rates)
+    return lambda x: np.asarray(model.predict(x)).reshape(len(x), -1)
+
+
+def fit_ridge(contexts: Floats, rates: Floats) -> Predict:
+    """Ridge regression per LLM, the weight of each chosen by leave-one-out."""
+    from sklearn.linear_model import RidgeCV
+
+    model = RidgeCV(alphas=np.logspace(-3, 3, 13), alpha_per_target=rates.shape[1] > 1)
+    model.fit(contexts, rates)
+    return lambda x: np.asarray(model.predict(x)).reshape(len(x), -1)
+
+
+def fit_logistic(contexts: Floats, rates: Floats, inverse_ridge: float) -> Predict:
+    """Logistic regression per LLM; a rate is a label 1 of that weight and a 0 of the rest."""
+    from sklearn.linear_model import LogisticRegression
+
+    twice = np.concatenate([contexts, contexts])
+    labels = np.repeat([1, 0], len(contexts))
+    models = [
+        LogisticRegression(C=inverse_ridge, max_iter=1000).fit(
+            twice, labels, np.concatenate([column, 1.0 - column])
+        )
+        for column in rates.T
+    ]
+    return lambda x: np.stack([model.predict_proba(x)[:, 1] for model in models], axis=1)
+
+
+def fit_boosting(contexts: Floats, rates: Floats, trees: int) -> Predict:
+    """Histogram gradient boosting per LLM, without a random part."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    settings: dict[str, Any] = {
+        "max_iter": trees,
+        "learning_rate": 0.05,
+        "max_leaf_nodes": 15,
+        "min_samples_leaf": 10,
+        "early_stopping": False,
+        "random_state": 0,
+    }
+    with threadpool_limits(1):  # small data: a second thread costs more than it gives
+        models = [HistGradientBoostingRegressor(**settings).fit(contexts, c) for c in rates.T]
+
+    def predict(x: Floats) -> Floats:
+        with threadpool_limits(1):
+            return np.stack([model.predict(x) for model in models], axis=1)
+
+    return predict
