@@ -59,8 +59,10 @@ register("OFU-MNL+", f"{_QUEUE}.ofu_mnl:OFUMNLPlus", "Lee, Oh: NeurIPS 2024")
 register("ACQB", f"{_QUEUE}.acqb:ACQB", _ACQB)
 register("ACQB-OMD", f"{_QUEUE}.acqb:ACQB", _ACQB, estimator="omd")
 _OFFLINE = "trained on the workload's offline split, then frozen"
-for _model in ("knn", "ridge", "logistic", "boosting"):
-    register(f"offline-{_model}", f"{_QUEUE}.offline:OfflineRouter", _OFFLINE, model=_model)
+for _predictor in ("knn", "ridge", "logistic", "boosting"):
+    register(
+        f"offline-{_predictor}", f"{_QUEUE}.offline:OfflineRouter", _OFFLINE, predictor=_predictor
+    )
 register("ACQB-CL", f"{_QUEUE}.contrastive:ACQBCL", _ACQB)
 register("paretobandit", f"{_QUEUE}.paretobandit:ParetoBanditRouter", "PyPI package paretobandit")
 

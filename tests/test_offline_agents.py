@@ -161,7 +161,7 @@ def test_without_an_offline_split_the_agent_says_what_it_needs(name):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("offline-ridge", {"model": "rigde"}),
+        ("offline-ridge", {"predictor": "rigde"}),
         ("offline-knn", {"neighbours": 0}),
         ("offline-logistic", {"inverse_ridge": 0.0}),
         ("offline-boosting", {"trees": 2.5}),

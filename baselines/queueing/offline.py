@@ -66,7 +66,7 @@ class OfflineRouter(QueueAgent):
         Public parameters of the task, with its offline split.
     seed : int
         Seed of the agent's own randomness; the models need none.
-    model : {"knn", "ridge", "logistic", "boosting"}
+    predictor : {"knn", "ridge", "logistic", "boosting"}
         Mean over the nearest neighbours; ridge regression of r_j with its weight chosen by
         leave-one-out; logistic regression with r_j as a soft label; gradient-boosted trees on r_j.
     heed_retrials : bool
@@ -97,36 +97,36 @@ class OfflineRouter(QueueAgent):
         self,
         problem: QueueProblem,
         seed: int,
-        model: str = "ridge",
+        predictor: str = "ridge",
         heed_retrials: bool = True,
         neighbours: int = 20,
         inverse_ridge: float = 1.0,
         trees: int = 100,
     ) -> None:
         super().__init__(problem, seed)
-        models: dict[str, Fit] = {
+        fits: dict[str, Fit] = {
             "knn": lambda x, r: fit_knn(x, r, neighbours),
             "ridge": fit_ridge,
             "logistic": lambda x, r: fit_logistic(x, r, inverse_ridge),
             "boosting": lambda x, r: fit_boosting(x, r, trees),
         }
-        if model not in models:
-            raise unknown_name("model", model, models)
+        if predictor not in fits:
+            raise unknown_name("predictor", predictor, fits)
         for name, value in (("neighbours", neighbours), ("trees", trees)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if not inverse_ridge > 0:
             raise ValueError(f"inverse_ridge={inverse_ridge!r} must be positive")
-        data = offline_data(problem, f"offline-{model}")
+        data = offline_data(problem, f"offline-{predictor}")
         contexts, rates = data.contexts.astype(np.float64), expit(data.utilities)
         try:
-            self._predict = models[model](contexts, rates)
+            self._predict = fits[predictor](contexts, rates)
             self.strength = (
-                prior_strength(contexts, rates, models[model]) if heed_retrials else np.inf
+                prior_strength(contexts, rates, fits[predictor]) if heed_retrials else np.inf
             )
         except ImportError as error:
             raise ImportError(
-                f'agent "offline-{model}" needs scikit-learn: pip install "llmqueue_gym[data]"'
+                f'agent "offline-{predictor}" needs scikit-learn: pip install "llmqueue_gym[data]"'
             ) from error
         self._known: dict[bytes, Floats] = {}
         self._retrials: dict[bytes, Floats] = {}  # of the queries that wait, by LLM shown
