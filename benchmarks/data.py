@@ -268,6 +268,8 @@ def _note_lines(notes: Any) -> list[str]:
             continue
         if isinstance(value, dict) and all(isinstance(item, int) for item in value.values()):
             value = f"{sum(value.values()):,} in {len(value)} LLMs"
+        elif isinstance(value, dict):
+            value = f"of {len(value)} LLMs"
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         lines.append(f"{key.replace('_', ' ')}: {value}")

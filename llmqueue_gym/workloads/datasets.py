@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
+from llmqueue_gym.workloads.sources.embedllm import read_embedllm
 from llmqueue_gym.workloads.sources.routerbench import read_routerbench
+from llmqueue_gym.workloads.sources.sprout import read_sprout
 from llmqueue_gym.workloads.stored import (
     POOL,
     Facts,
@@ -68,6 +70,22 @@ SOURCES: dict[str, Source] = {
         ("routerbench_0shot.pkl",),
         "not stated on its card",
         "Hu et al., RouterBench, arXiv 2403.12031",
+    ),
+    "sprout": Source(
+        read_sprout,
+        (".parquet",),
+        "CARROT-LLM-Routing/SPROUT",
+        ("data/*.parquet",),
+        "not stated on its card",
+        "Somerstep et al., CARROT, arXiv 2502.03261",
+    ),
+    "embedllm": Source(
+        read_embedllm,
+        (".csv",),
+        "RZ412/EmbedLLM",
+        ("train.csv", "val.csv", "test.csv"),
+        "Apache-2.0",
+        "Zhuang et al., EmbedLLM, arXiv 2410.02223",
     ),
 }
 
