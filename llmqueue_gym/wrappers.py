@@ -1,4 +1,4 @@
-"""Wrappers that Gymnasium does not have: one number per decision, for algorithms that need it.
+"""Wrappers that Gymnasium does not have: discrete decisions, and the previous decision as a memory.
 
 For everything else use Gymnasium's own, which work on every environment here, or SB3's.
 
@@ -13,6 +13,9 @@ scaled or            ``TransformReward``, ``NormalizeReward``;     ``VecNormaliz
 episode statistics   ``RecordEpisodeStatistics``: with the         ``VecMonitor``
                      default reward, -r / l is the mean queue
 discrete actions     :class:`DiscreteActions`                      :class:`DiscreteActionsVector`
+what was decided     :class:`PreviousDecision`                     :class:`PreviousDecisionVector`
+  before, for
+  recurrent policies
 ===================  ============================================  ==============================
 
 Gymnasium's vector wrappers are in ``gymnasium.wrappers.vector``; those that change observations
@@ -165,3 +168,146 @@ class DiscreteActionsVector(VectorWrapper[Any, Any, Any, Any, Any]):
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the legal decisions of every lane, bool of shape (B, W C(N, K))."""
         return self._decisions.mask(self.env.action_masks())  # type: ignore[attr-defined]
+
+
+class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """LLMQueue-v0 that also shows the query served in the slot before and the LLMs it was shown.
+
+    ``feedback`` says how that query's user answered, but not which query it was: with both, a
+    recurrent policy can learn an instance within the episode (RL^2, Duan et al. 2016). Added keys:
+
+    | Key | Shape | Type | Meaning |
+    |-----|-------|------|---------|
+    | previous_context | (d,) | float32 | context of the query served in the slot before |
+    | previous_llms | (N,) | int8 | 1 for the LLMs it was shown |
+
+    Both are zero after a reset and where nothing was served. Put it inside
+    :class:`DiscreteActions`, not around it.
+
+    Parameters
+    ----------
+    env : gymnasium.Env
+        LLMQueue-v0.
+
+    Raises
+    ------
+    ValueError
+        If it is another environment.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self.observation_space = _with_previous(env.observation_space, env.action_space)
+        self._contexts: NDArray[Any] = np.zeros(0)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; nothing was decided yet."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._with(observation, None), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Serve one query and remember which."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        chosen = np.asarray(action) if info["served"] else None
+        return self._with(observation, chosen), float(reward), terminated, truncated, info
+
+    def _with(self, observation: dict[str, Any], action: Ints | None) -> dict[str, Any]:
+        space: Any = self.observation_space
+        context = np.zeros(space["previous_context"].shape, dtype=np.float32)
+        llms = np.zeros(space["previous_llms"].shape, dtype=np.int8)
+        if action is not None:
+            context[:] = self._contexts[action[0]]
+            llms[action[1:]] = 1
+        self._contexts = observation["contexts"].copy()
+        return {**observation, "previous_context": context, "previous_llms": llms}
+
+
+class PreviousDecisionVector(VectorWrapper[Any, Any, Any, Any, Any]):
+    """:class:`PreviousDecision` for the vector environment.
+
+    Parameters
+    ----------
+    env : gymnasium.vector.VectorEnv
+        LLMQueue-v0's native vector environment.
+
+    Raises
+    ------
+    ValueError
+        If it is another environment.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        single = _with_previous(env.single_observation_space, env.single_action_space)
+        self.single_observation_space = single
+        self.observation_space = gym.vector.utils.batch_space(single, env.num_envs)
+        self._context = np.zeros((env.num_envs, *_shape(single, "previous_context")), np.float32)
+        self._llms = np.zeros((env.num_envs, *_shape(single, "previous_llms")), np.int8)
+        self._contexts: NDArray[Any] = np.zeros(0)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the lanes (all, or those of ``options["reset_mask"]``)."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        lanes = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=np.bool_))
+        self._forget(lanes)
+        return self._with(observation), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Serve one query in every lane and remember which."""
+        chosen = np.asarray(actions)
+        observation, rewards, terminated, truncated, info = self.env.step(chosen)
+        served, lanes = info["served"], np.arange(self.num_envs)
+        self._context = self._contexts[lanes, chosen[:, 0]] * served[:, None].astype(np.float32)
+        self._llms = np.zeros_like(self._llms)
+        for column in chosen.T[1:]:
+            self._llms[lanes, column] = served
+        if "final_obs" in info:  # lanes that begin anew in this step
+            ended = info["_final_obs"]
+            final = info["final_obs"].copy()
+            for lane in np.flatnonzero(ended):
+                own = {"previous_context": self._context[lane], "previous_llms": self._llms[lane]}
+                final[lane] = final[lane] | {key: value.copy() for key, value in own.items()}
+            info = info | {"final_obs": final}
+            self._forget(ended)
+        return self._with(observation), rewards, terminated, truncated, info
+
+    def _forget(self, lanes: NDArray[np.bool_]) -> None:
+        self._context[lanes], self._llms[lanes] = 0.0, 0
+
+    def _with(self, observation: dict[str, Any]) -> dict[str, Any]:
+        self._contexts = observation["contexts"]
+        own = {"previous_context": self._context.copy(), "previous_llms": self._llms.copy()}
+        return observation | own
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return the legal actions of every lane, as the environment does."""
+        masks: NDArray[np.bool_] = self.env.action_masks()  # type: ignore[attr-defined]
+        return masks
+
+
+def _with_previous(observed: gym.Space[Any], played: gym.Space[Any]) -> spaces.Dict:
+    """Observation space with the two keys of :class:`PreviousDecision`."""
+    queue = isinstance(observed, spaces.Dict) and "contexts" in observed.spaces
+    if not queue or not isinstance(played, spaces.MultiDiscrete):
+        raise ValueError(
+            f"env has the spaces {observed} and {played}; this wrapper takes LLMQueue-v0's, "
+            "inside DiscreteActions"
+        )
+    assert isinstance(observed, spaces.Dict)
+    context = observed["contexts"]
+    assert isinstance(context, spaces.Box)
+    low, high = float(context.low.min()), float(context.high.max())
+    own: dict[str, gym.Space[Any]] = {
+        "previous_context": spaces.Box(low, high, context.shape[1:], np.float32),
+        "previous_llms": spaces.MultiBinary(int(played.nvec[1])),
+    }
+    return spaces.Dict({**observed.spaces, **own})
+
+
+def _shape(space: spaces.Dict, key: str) -> tuple[int, ...]:
+    shape = space[key].shape
+    assert shape is not None
+    return shape

@@ -101,20 +101,47 @@ def observations(batch: int, waiting: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def recalled(batch: int, waiting: int, seed: int = 0) -> dict[str, Any]:
+    """Random queues with the decision before."""
+    rng = np.random.default_rng([seed, 1])
+    return observations(batch, waiting, seed) | {
+        "previous_context": rng.normal(size=(batch, PROBLEM.context_dim)).astype(np.float32),
+        "previous_llms": np.eye(3, dtype=np.int8)[rng.integers(0, 3, batch)] ^ 1,
+    }
+
+
+def make_policy(cls: Any, problem: QueueProblem = PROBLEM) -> Any:
+    torch.manual_seed(0)
+    observed, played = queue_spaces(problem, previous=cls is RecurrentSetPolicy)
+    shape = {key: getattr(problem, key) for key in ("num_llms", "assortment_size")}
+    return cls(observed, played, lambda _: 0.0, **shape)
+
+
+def random_memory(policy: Any, batch: int) -> tuple[Any, Any]:
+    """States after twenty random decisions."""
+    memory = policy.lstm_actor
+    state = torch.zeros(1, batch, memory.hidden_size)
+    for seed in range(20):
+        seen = obs_as_tensor(recalled(batch, 0, seed), torch.device("cpu"))  # type: ignore[arg-type]
+        features = policy.extract_features(seen)
+        _, (state, _) = memory(features[None], (state, state))
+    return state.detach(), torch.zeros_like(state)
+
+
 def logits_of(distribution: Any) -> Any:
     return distribution.distribution.logits
 
 
 def outputs(policy: Any, observation: dict[str, Any]) -> tuple[Any, Any]:
     """Logits (or Q-values) per slot and set (B, W, sets), and the values (B,)."""
-    tensors: Any = obs_as_tensor(observation, torch.device("cpu"))
+    own = {key: observation[key] for key in policy.observation_space}
+    tensors: Any = obs_as_tensor(own, torch.device("cpu"))
     with torch.no_grad():
         if isinstance(policy, SetQPolicy):
             table, value = policy.q_net(tensors), torch.zeros(len(tensors["feedback"]))
         elif isinstance(policy, RecurrentSetPolicy):
             batch = len(tensors["feedback"])
-            zeros = torch.zeros(1, batch, policy.lstm_output_dim)
-            state, start = (zeros, zeros), torch.zeros(batch)
+            state, start = random_memory(policy, batch), torch.zeros(batch)
             table = logits_of(policy.get_distribution(tensors, state, start)[0])
             value = policy.predict_values(tensors, state, start)
         else:
@@ -125,10 +152,8 @@ def outputs(policy: Any, observation: dict[str, Any]) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("cls", POLICIES)
 def test_scores_follow_the_slots_and_values_ignore_their_order(cls: Any) -> None:
-    torch.manual_seed(0)
-    observed, played = queue_spaces(PROBLEM)
-    policy = cls(observed, played, lambda _: 0.0, num_llms=3, assortment_size=2)
-    seen = observations(7, waiting=5)
+    policy = make_policy(cls)
+    seen = recalled(7, waiting=5)
     order = np.array([3, 0, 4, 1, 2, 5])
     permuted = {
         key: value[:, order] if value.ndim > 1 and value.shape[1] == 6 else value
@@ -144,10 +169,8 @@ def test_scores_follow_the_slots_and_values_ignore_their_order(cls: Any) -> None
 @pytest.mark.parametrize("cls", POLICIES)
 @pytest.mark.parametrize("waiting", [0, 2, 6])
 def test_empty_slots_score_alike(cls: Any, waiting: int) -> None:
-    torch.manual_seed(0)
-    observed, played = queue_spaces(PROBLEM)
-    policy = cls(observed, played, lambda _: 0.0, num_llms=3, assortment_size=2)
-    scores, values = outputs(policy, observations(3, waiting))
+    policy = make_policy(cls)
+    scores, values = outputs(policy, recalled(3, waiting))
     empty = scores[:, waiting:]
     assert torch.isfinite(scores).all()
     assert torch.isfinite(values).all()
@@ -156,10 +179,7 @@ def test_empty_slots_score_alike(cls: Any, waiting: int) -> None:
 
 def test_a_set_scores_as_the_sum_of_its_llms() -> None:
     """l(i, {0,1}) - l(i, {0,2}) does not depend on the third LLM: the score is additive."""
-    torch.manual_seed(0)
-    problem = QueueProblem(4, 2, 5, 6, 0.5, 60)
-    observed, played = queue_spaces(problem)
-    policy = SetPolicy(observed, played, lambda _: 0.0, num_llms=4, assortment_size=2)
+    policy = make_policy(SetPolicy, QueueProblem(4, 2, 5, 6, 0.5, 60))
     seen = observations(2, 6) | {"feedback": np.zeros(2, dtype=np.int64)}
     with torch.no_grad():
         tensors: Any = obs_as_tensor(seen, torch.device("cpu"))
@@ -167,6 +187,87 @@ def test_a_set_scores_as_the_sum_of_its_llms() -> None:
     s01, s02, s03, s12, s13, s23 = logits.unbind(-1)
     torch.testing.assert_close(s01 + s23, s02 + s13, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(s01 + s23, s03 + s12, atol=1e-5, rtol=1e-4)
+
+
+# --- the memory of the recurrent policy -----------------------------------------------------------
+
+
+def test_the_memory_is_ridge_regression_per_llm() -> None:
+    """With the initial weights: targets 1 (kept), -1 (retried), 0 (another's answer kept)."""
+    policy = make_policy(RecurrentSetPolicy)
+    memory = policy.lstm_actor
+    weights = np.array([1.0, np.exp(-2.0), 1.0])
+    history = [recalled(1, 0, seed) for seed in range(30)]
+    features = torch.cat(
+        [policy.extract_features(obs_as_tensor(seen, torch.device("cpu"))) for seen in history]  # type: ignore[arg-type]
+    )
+    zeros = torch.zeros(1, 1, memory.hidden_size)
+    with torch.no_grad():
+        _, (state, _) = memory(features[:, None], (zeros, zeros))
+        queries = torch.as_tensor(observations(1, 6, 99)["contexts"])
+        mean, width = memory.read(state[0], queries)
+        embed = memory.embed(torch.as_tensor(np.stack([h["previous_context"][0] for h in history])))
+        phi, asked = embed.numpy().astype(float), memory.embed(queries[0]).numpy().astype(float)
+    codes = np.array([h["feedback"][0] for h in history])
+    for llm in range(3):
+        shown = np.array([h["previous_llms"][0, llm] for h in history]) == 1
+        kinds = np.select([codes == 2 + llm, codes >= 2, codes == 1], [0, 1, 2], 3)
+        used = shown & (kinds < 3)
+        w, y = weights[kinds[used]], np.array([1.0, 0.0, -1.0])[kinds[used]]
+        gram = np.eye(6) + (phi[used] * w[:, None]).T @ phi[used]
+        theta = np.linalg.solve(gram, phi[used].T @ (w * y))
+        np.testing.assert_allclose(mean[0, :, llm], asked @ theta, atol=1e-4)
+        spread = np.einsum("rk,kl,rl->r", asked, np.linalg.inv(gram), asked)
+        np.testing.assert_allclose(width[0, :, llm], np.sqrt(spread), atol=1e-4)
+
+
+def test_a_sequence_equals_its_steps_and_a_new_episode_forgets() -> None:
+    policy = make_policy(RecurrentSetPolicy)
+    features = policy.extract_features(
+        obs_as_tensor(recalled(8, 3), torch.device("cpu"))  # type: ignore[arg-type]
+    )
+    zeros = torch.zeros(1, 1, policy.lstm_actor.hidden_size)
+    run = policy._process_sequence
+    together, _ = run(features, (zeros, zeros), torch.zeros(8), policy.lstm_actor)
+    state, single = (zeros, zeros), []
+    for row in features:
+        out, state = run(row[None], state, torch.zeros(1), policy.lstm_actor)
+        single.append(out)
+    torch.testing.assert_close(torch.cat(single), together)
+    start = torch.tensor([0.0, 0, 0, 0, 1, 0, 0, 0])
+    restarted, _ = run(features, (zeros, zeros), start, policy.lstm_actor)
+    fresh, _ = run(features[4:], (zeros, zeros), torch.zeros(4), policy.lstm_actor)
+    torch.testing.assert_close(restarted[4:], fresh)
+
+
+def test_the_recurrent_policy_does_not_depend_on_the_order_of_the_llms() -> None:
+    policy = make_policy(RecurrentSetPolicy)
+    order = [2, 0, 1]
+
+    def scores(permuted: bool) -> Any:
+        state = torch.zeros(1, 4, policy.lstm_actor.hidden_size)
+        for seed in range(10):
+            seen = recalled(4, 5, seed)
+            if permuted:
+                codes = seen["feedback"]
+                renamed = 2 + np.argsort(order)[np.maximum(codes - 2, 0)]
+                seen["feedback"] = np.where(codes >= 2, renamed, codes)
+                seen["previous_llms"] = seen["previous_llms"][:, order]
+            tensors: Any = obs_as_tensor(seen, torch.device("cpu"))
+            with torch.no_grad():
+                distribution, (state, _) = policy.get_distribution(
+                    tensors, (state, torch.zeros_like(state)), torch.zeros(4)
+                )
+        return logits_of(distribution).reshape(4, PROBLEM.window, 3)
+
+    sets = [(0, 1), (0, 2), (1, 2)]  # of the renamed LLMs: the same sets under their old names
+    columns = [sets.index(tuple(sorted((order[a], order[b])))) for a, b in sets]
+    plain, renamed = scores(permuted=False), scores(permuted=True)
+    assert not torch.allclose(plain, renamed, atol=1e-4)
+    torch.testing.assert_close(renamed, plain[..., columns], atol=1e-4, rtol=1e-4)
+
+
+# --- spaces ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"num_llms": 4, "assortment_size": 1, "window": 3}])

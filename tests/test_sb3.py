@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import wrappers as gym_wrappers
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as vector_wrappers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +29,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
-from llmqueue_gym.wrappers import DiscreteActions, DiscreteActionsVector, assortments
+from llmqueue_gym.wrappers import (
+    DiscreteActions,
+    DiscreteActionsVector,
+    PreviousDecision,
+    PreviousDecisionVector,
+    assortments,
+)
 
 QUEUE: dict[str, Any] = {"window": 4, "num_llms": 3, "assortment_size": 2, "max_episode_steps": 25}
 DEPLOY: dict[str, Any] = {"horizon": 40, "num_stages": 4}
@@ -199,6 +205,64 @@ def test_discrete_actions_refuse_what_they_cannot_list() -> None:
     for bad in (-1, 12, 0.5):
         with pytest.raises(ValueError, match="whole numbers"):
             env.step(bad)
+
+
+# --- the previous decision ------------------------------------------------------------------------
+
+
+def test_the_previous_decision_is_the_one_that_was_made() -> None:
+    env = PreviousDecision(gym.make("LLMQueue-v0", load=0.9, num_llms=4, window=5))
+    observation, _ = env.reset(seed=0)
+    env.action_space.seed(1)
+    assert not observation["previous_context"].any()
+    for _ in range(60):
+        action = env.action_space.sample()
+        contexts = observation["contexts"]
+        observation, _, _, _, info = env.step(action)
+        assert observation in env.observation_space
+        shown = np.isin(np.arange(4), action[1:]) & info["served"]
+        np.testing.assert_array_equal(observation["previous_llms"], shown)
+        expected = contexts[action[0]] * info["served"]
+        np.testing.assert_array_equal(observation["previous_context"], expected)
+    again, _ = env.reset()
+    assert not again["previous_context"].any()
+    assert not again["previous_llms"].any()
+
+
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version:UserWarning")
+def test_the_previous_decision_passes_gymnasiums_checker() -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(PreviousDecision(gym.make("LLMQueue-v0", **QUEUE)), skip_render_check=True)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_lanes_remember_what_the_scalar_wrapper_does(mode: AutoresetMode) -> None:
+    kwargs = {**QUEUE, "max_episode_steps": 7}
+    lanes = PreviousDecisionVector(gym.make_vec("LLMQueue-v0", 3, autoreset_mode=mode, **kwargs))
+    copies = SyncVectorEnv(
+        [lambda: PreviousDecision(gym.make("LLMQueue-v0", disable_env_checker=True, **kwargs))] * 3,
+        autoreset_mode=mode,
+    )
+    assert lanes.single_observation_space == copies.single_observation_space
+    observation, _ = lanes.reset(seed=2)
+    assert_equal(observation, copies.reset(seed=2)[0], "reset")
+    copies.action_space.seed(0)
+    for step in range(40):
+        actions = copies.action_space.sample()
+        ours, theirs = lanes.step(actions), copies.step(actions)
+        assert_equal(ours[0], theirs[0], f"observation at step {step}")
+        if "final_obs" in theirs[4]:
+            for lane in range(3):
+                mine, other = ours[4]["final_obs"][lane], theirs[4]["final_obs"][lane]
+                assert_equal(mine, other, f"last observation of lane {lane} at step {step}")
+
+
+def test_the_previous_decision_refuses_other_environments() -> None:
+    with pytest.raises(ValueError, match="LLMQueue-v0"):
+        PreviousDecision(gym.make("LLMDeploy-v0", **DEPLOY))
+    with pytest.raises(ValueError, match="inside DiscreteActions"):
+        PreviousDecision(DiscreteActions(gym.make("LLMQueue-v0", **QUEUE)))
 
 
 # --- Gymnasium's own ------------------------------------------------------------------------------

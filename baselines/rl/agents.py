@@ -9,7 +9,7 @@ import hashlib
 import io
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from baselines.agent import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
 from baselines.models import read_card
-from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, recipe
+from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
 from llmqueue_gym.core.deployment import (
     DeploymentRules,
@@ -63,13 +63,18 @@ class TrainedQueueAgent(Agent):
     ) -> None:
         super().__init__(problem, seed)
         keys = ("num_llms", "assortment_size", "context_dim", "window")
-        observed, played = queue_spaces(problem)
         shape = {key: getattr(problem, key) for key in keys}
         path = _model_path(self, model)
-        self._policy, card = _load_policy(path, sha256, QUEUE_ENV, shape, observed, played)
-        self._masked = card["agent"] == "MaskablePPO"
-        self._recurrent = card["agent"] == "RecurrentPPO"
+        self._policy, used = _load_policy(
+            path, sha256, QUEUE_ENV, shape, lambda used: queue_spaces(problem, used.recalls)
+        )
+        self._masked = used.name == "MaskablePPO"
+        self._recurrent = used.recalls
         self._state: Any = None
+        self._previous: dict[str, NDArray[Any]] = {
+            "previous_context": np.zeros(problem.context_dim, dtype=np.float32),
+            "previous_llms": np.zeros(problem.num_llms, dtype=np.int8),
+        }
         self._sets = assortments(problem.num_llms, problem.assortment_size)
 
     def act(self, observation: Observation) -> Action:
@@ -77,11 +82,28 @@ class TrainedQueueAgent(Agent):
         arguments: dict[str, Any] = {"deterministic": True}
         if self._masked:
             arguments["action_masks"] = legal_decisions(observation, len(self._sets))
+        seen = dict(observation)
         if self._recurrent:
             arguments["state"] = self._state
-        decision, self._state = self._policy.predict(dict(observation), **arguments)
+            seen |= self._previous
+        decision, self._state = self._policy.predict(seen, **arguments)
         slot, which = divmod(int(decision), len(self._sets))
         return np.array([slot, *self._sets[which]], dtype=np.int64)
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Remember what was decided, for a recurrent policy; no weight changes."""
+        served = float(observation["waiting"][action[0]])
+        llms = np.zeros(self.problem.num_llms, dtype=np.int8)
+        llms[action[1:]] = served
+        context = observation["contexts"][action[0]] * np.float32(served)
+        self._previous = {"previous_context": context, "previous_llms": llms}
 
 
 class TrainedDeployAgent(DeployAgent):
@@ -112,10 +134,11 @@ class TrainedDeployAgent(DeployAgent):
         self, problem: DeployProblem, seed: int, model: str | None = None, sha256: str | None = None
     ) -> None:
         super().__init__(problem, seed)
-        observed, played = stage_spaces(problem)
         shape = {"num_llms": problem.num_llms}
         path = _model_path(self, model)
-        self._policy, _ = _load_policy(path, sha256, STAGE_ENV, shape, observed, played)
+        self._policy, _ = _load_policy(
+            path, sha256, STAGE_ENV, shape, lambda used: stage_spaces(problem)
+        )
         rules = DeploymentRules(
             problem.horizon, problem.num_stages, problem.max_deployed, problem.alpha, problem.budget
         )
@@ -178,15 +201,20 @@ def legal_decisions(observation: Observation, num_sets: int) -> NDArray[np.bool_
     return np.repeat(legal, num_sets)
 
 
-def queue_spaces(problem: QueueProblem) -> tuple[spaces.Dict, spaces.Discrete]:
-    """Return the spaces of LLMQueue-v0 with discrete actions; no bounds, networks need none."""
+def queue_spaces(
+    problem: QueueProblem, previous: bool = False
+) -> tuple[spaces.Dict, spaces.Discrete]:
+    """Return the spaces of LLMQueue-v0 with discrete actions; no bounds, networks need none.
+
+    With ``previous`` the observation holds the decision before.
+    """
     window = problem.window
     sets = len(assortments(problem.num_llms, problem.assortment_size))
 
     def box(*shape: int) -> spaces.Box:
         return spaces.Box(-np.inf, np.inf, shape, np.float32)
 
-    observed = {
+    observed: dict[str, spaces.Space[Any]] = {
         "contexts": box(window, problem.context_dim),
         "waiting": spaces.MultiBinary(window),
         "retrials": box(window),
@@ -195,6 +223,9 @@ def queue_spaces(problem: QueueProblem) -> tuple[spaces.Dict, spaces.Discrete]:
         "queue_length": box(1),
         "feedback": spaces.Discrete(2 + problem.num_llms),
     }
+    if previous:
+        observed["previous_context"] = box(problem.context_dim)
+        observed["previous_llms"] = spaces.MultiBinary(problem.num_llms)
     return spaces.Dict(observed), spaces.Discrete(window * sets)
 
 
@@ -223,9 +254,8 @@ def _load_policy(
     sha256: str | None,
     env_id: str,
     shape: Mapping[str, int],
-    observed: spaces.Dict,
-    played: spaces.Space[Any],
-) -> tuple[Any, dict[str, Any]]:
+    make_spaces: Callable[[Recipe], tuple[spaces.Dict, spaces.Space[Any]]],
+) -> tuple[Any, Recipe]:
     """Rebuild the network of a model file and read its weights."""
     card = read_card(path)
     if card["env_id"] != env_id:
@@ -245,10 +275,10 @@ def _load_policy(
     )
     used = recipe(card["agent"], env_id)
     policy = load_class(used.policy)(
-        observed, played, lambda _: 0.0, **policy_arguments(used, card["problem"])
+        *make_spaces(used), lambda _: 0.0, **policy_arguments(used, card["problem"])
     )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         weights = io.BytesIO(archive.read("policy.pth"))
     policy.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     policy.set_training_mode(False)
-    return policy, card
+    return policy, used

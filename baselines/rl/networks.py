@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
+PREVIOUS = ("previous_context", "previous_llms")
 _SLOT_COUNTS = ("retrials", "age", "wait")
 
 _EMPTY_SCALE = 10.0
@@ -27,7 +28,9 @@ class QueueFeatures(BaseFeaturesExtractor):
     """Flat features of LLMQueue-v0: W slots of F numbers, then G numbers about the queue.
 
     A slot is its context, log(1 + retrials), log(1 + age), log(1 + wait) and ``waiting``; the
-    queue is log(1 + its length) and the feedback, one-hot. Nothing is learned here.
+    queue is log(1 + its length) and the feedback, one-hot, and with
+    ``llmqueue_gym.wrappers.PreviousDecision`` the context served before and the LLMs it was shown.
+    Nothing is learned here.
 
     Parameters
     ----------
@@ -39,6 +42,8 @@ class QueueFeatures(BaseFeaturesExtractor):
         window, dim = observation_space["contexts"].shape  # type: ignore[misc]
         codes = int(observation_space["feedback"].n)  # type: ignore[attr-defined]
         self.window, self.slot_size, self.queue_size = window, dim + 4, 1 + codes
+        self.previous = [key for key in PREVIOUS if key in observation_space.spaces]
+        self.queue_size += sum(int(spaces.flatdim(observation_space[k])) for k in self.previous)
         super().__init__(observation_space, window * self.slot_size + self.queue_size)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
@@ -47,8 +52,9 @@ class QueueFeatures(BaseFeaturesExtractor):
         columns = torch.stack([*counts, observation["waiting"].float()], dim=-1)
         slots = torch.cat([observation["contexts"], columns], dim=-1)
         length = torch.log1p(observation["queue_length"])
-        feedback = observation["feedback"].flatten(1)
-        return torch.cat([slots.flatten(1), length, feedback], dim=-1)
+        queue = [length, observation["feedback"].flatten(1)]
+        queue += [observation[key].float() for key in self.previous]
+        return torch.cat([slots.flatten(1), *queue], dim=-1)
 
 
 class SetEncoder(nn.Module):
@@ -125,12 +131,13 @@ class SetScorer(nn.Module):
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Score all decisions."""
+    def forward(self, features: Tensor, llms: Tensor | None = None) -> Tensor:
+        """Score all decisions; ``llms``, shape (R, N), stands for the l_ij of R waiting slots."""
         codes, rows, places, pooled = self.encoder(features)
         hidden = torch.tanh(self.from_code(codes) + self.from_pool(pooled)[rows])
         scores = self.head(hidden)
-        decisions = scores[:, :1] + scores[:, 1:] @ self.members
+        own = scores[:, 1:] if llms is None else llms
+        decisions = scores[:, :1] + own @ self.members
         empty = _EMPTY_SCALE * self.empty
         table = empty.expand(len(features), self.encoder.window, self.members.shape[1])
         return table.index_put((rows, places), decisions).flatten(1)
@@ -157,8 +164,8 @@ class _ActorCritic(nn.Module):
         self, window: int, slot_size: int, queue_size: int, llms: tuple[int, int], width: int
     ) -> None:
         super().__init__()
-        self.actor = SetScorer(window, slot_size, queue_size, *llms, width)
-        self.critic = SetValue(window, slot_size, queue_size, width)
+        self.actor: nn.Module = SetScorer(window, slot_size, queue_size, *llms, width)
+        self.critic: nn.Module = SetValue(window, slot_size, queue_size, width)
         self.latent_dim_pi = self.latent_dim_vf = width
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,35 +227,179 @@ class MaskableSetPolicy(_SetPolicyMixin, MaskableActorCriticPolicy):
     """For MaskablePPO; parameters as :class:`SetPolicy`."""
 
 
-class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
-    """For RecurrentPPO: an LSTM reads the mean slot and the feedback; the scores read its state.
+class LeastSquaresMemory(nn.Module):
+    """A recurrent cell that keeps, per LLM, the sums of a least-squares fit in a learned space.
 
-    The slots themselves go past the memory, so the decision is order-independent as well.
-    Parameters as :class:`SetPolicy`, besides ``lstm_hidden_size``.
+    With phi(x) = (P x, 1) the embedding of the context served before, in R^k, and an answer of kind
+    a (this LLM's answer kept, another one's, none), the state of every LLM shown changes by ::
+
+        V <- V + w_a phi phi^T,        b <- b + w_a v_a phi
+
+    and a waiting query x reads, per LLM, its prediction phi(x) . (V + l I)^-1 b and its width
+    sqrt(phi(x)^T (V + l I)^-1 phi(x)). P, w, v and l are learned by gradient through the reads; no
+    LLM has parameters of its own, so the cell does not depend on their order. An episode starts
+    with zeros. It takes the place of Stable-Baselines3's LSTM: ``h`` is the state, ``c`` unused.
+
+    Parameters
+    ----------
+    features : QueueFeatures
+        Of observations with the previous decision.
+    num_llms : int
+        N.
+    dim : int
+        Most dimensions of the embedding, k - 1; contexts of more are projected.
     """
+
+    num_layers = 1
+
+    def __init__(self, features: QueueFeatures, num_llms: int, dim: int) -> None:
+        super().__init__()
+        self.input_size = features.features_dim
+        self.context_dim = features.slot_size - 4
+        self.num_llms, self.size = num_llms, min(dim, self.context_dim) + 1
+        self.hidden_size = num_llms * self.size * (self.size + 1)
+        self.project = nn.Linear(self.context_dim, self.size - 1, bias=False)
+        nn.init.orthogonal_(self.project.weight)
+        self.value = nn.Parameter(torch.tensor([1.0, 0.0, -1.0]))
+        self.log_weight = nn.Parameter(torch.tensor([0.0, -2.0, 0.0]))
+        self.log_ridge = nn.Parameter(torch.zeros(()))
+
+    def embed(self, contexts: Tensor) -> Tensor:
+        """Return phi, shape (..., k)."""
+        return torch.cat([self.project(contexts), torch.ones_like(contexts[..., :1])], dim=-1)
+
+    def increments(self, features: Tensor) -> Tensor:
+        """Return what the previous decision adds to the state, shape (..., N k (k + 1))."""
+        start = self.input_size - self.context_dim - 2 * self.num_llms - 2
+        codes = 2 + self.num_llms  # nothing served, retried, kept LLM j
+        last = features[..., start:]
+        feedback, context, shown = torch.tensor_split(
+            last, (codes, codes + self.context_dim), dim=-1
+        )
+        retried, kept = feedback[..., 1:2] * shown, feedback[..., 2:] * shown
+        other = feedback[..., 2:].sum(dim=-1, keepdim=True) * shown - kept
+        answers = torch.stack([kept, other, retried], dim=-1) * self.log_weight.exp()
+        phi = self.embed(context)
+        row = torch.cat(
+            [
+                answers.sum(dim=-1, keepdim=True) * phi.unsqueeze(-2),
+                (answers @ self.value).unsqueeze(-1),
+            ],
+            dim=-1,
+        )
+        return (phi[..., None, :, None] * row[..., :, None, :]).flatten(-3)
+
+    def read(self, state: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict contexts (B, W, d) from states (B, N k (k + 1)): means and widths (B, W, N)."""
+        table = state.view(-1, self.num_llms, self.size, self.size + 1)
+        ridge = self.log_ridge.exp() * torch.eye(self.size)
+        inverse = torch.linalg.inv(table[..., :-1] + ridge)  # (B, N, k, k)
+        theta = (inverse @ table[..., -1:]).squeeze(-1)  # (B, N, k)
+        phi = self.embed(contexts)  # (B, W, k)
+        mean = phi @ theta.transpose(1, 2)
+        spread = ((phi.unsqueeze(1) @ inverse) * phi.unsqueeze(1)).sum(dim=-1)  # (B, N, W)
+        return mean, spread.transpose(1, 2).clamp(min=1e-12).sqrt()
+
+    def forward(
+        self, features: Tensor, states: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run over a sequence (T, B, features): the state after every step, and the last one."""
+        memory = states[0] + self.increments(features).cumsum(dim=0)
+        return memory, (memory[-1:], states[1])
+
+
+class _Recall:
+    """Splits SB3's latent (features, memory) and reads the memory for the waiting slots."""
+
+    def __init__(self, features: QueueFeatures, memory: LeastSquaresMemory) -> None:
+        self._shape, self._memory = features, memory
+
+    def __call__(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features, and what R waiting slots read, shape (R, N, 2).
+
+        The features have three more numbers a slot, and of the queue its length only: the rest
+        names single LLMs.
+        """
+        shape, memory = self._shape, self._memory
+        features, state = torch.tensor_split(latent, (shape.features_dim,), dim=1)
+        flat = shape.window * shape.slot_size
+        slots = features[:, :flat].view(-1, shape.window, shape.slot_size)
+        mean, width = memory.read(state, slots[..., : memory.context_dim])
+        waiting = slots[..., -1:]
+        summary = torch.stack([mean.amax(dim=2), mean.mean(dim=2), width.mean(dim=2)], dim=2)
+        slots = torch.cat([summary * waiting, slots], dim=-1)  # ``waiting`` stays last
+        reads = torch.stack([mean, width], dim=-1)[waiting[..., 0].bool()]
+        return torch.cat([slots.flatten(1), features[:, flat : flat + 1]], dim=1), reads
+
+
+class _RecallScorer(nn.Module):
+    """A score per decision: s_i + sum over j in S of l(mean_ij, width_ij), shape (B, W C(N, K))."""
+
+    def __init__(self, recall: _Recall, scorer: SetScorer, width: int) -> None:
+        super().__init__()
+        self.recall, self.scorer = recall, scorer
+        self.llm = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        features, reads = self.recall(latent)
+        return self.scorer(features, self.llm(reads).squeeze(-1))  # type: ignore[no-any-return]
+
+
+class _RecallValue(nn.Module):
+    """The value's features from the same reads, which it does not train."""
+
+    def __init__(self, recall: _Recall, value: SetValue) -> None:
+        super().__init__()
+        self.recall, self.value = recall, value
+
+    def forward(self, latent: Tensor) -> Tensor:
+        with torch.no_grad():
+            features, _ = self.recall(latent)
+        return self.value(features)  # type: ignore[no-any-return]
+
+
+class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
+    """For RecurrentPPO: learns to learn a new instance from the answers within the episode (RL^2).
+
+    Needs ``llmqueue_gym.wrappers.PreviousDecision``: the recurrent cell, a
+    :class:`LeastSquaresMemory`, is fed with the context served before, the LLMs shown and the
+    answer. The scores of a slot read it; they do not depend on the order of slots or LLMs.
+    Parameters as :class:`SetPolicy`.
+
+    Parameters
+    ----------
+    memory_dim : int
+        Most dimensions of the embedding in memory; the state takes O(N memory_dim^2) numbers and a
+        step O(N memory_dim^3) operations.
+    """
+
+    def __init__(self, *args: Any, memory_dim: int = 16, **kwargs: Any) -> None:
+        self._memory_dim = memory_dim
+        super().__init__(*args, **{**kwargs, "shared_lstm": True, "enable_critic_lstm": False})
+        self.lstm_actor = self._memory  # type: ignore[assignment]
+        self.lstm_hidden_state_shape = (1, 1, self._memory.hidden_size)
+        adam: Any = self.optimizer_class  # without the LSTM, with the memory
+        self.optimizer = adam(self.parameters(), lr=args[2](1), **self.optimizer_kwargs)
 
     def _build_mlp_extractor(self) -> None:
         policy: Any = self
         shape = policy.features_extractor
-        read = shape.slot_size + shape.queue_size
-        policy.mlp_extractor = _ActorCritic(
-            shape.window,
-            shape.slot_size,
-            shape.queue_size + self.lstm_output_dim,
-            self._llms,
-            self._width,
-        )
-        policy.features_dim = read  # SB3 sizes its LSTMs by this next
+        memory = LeastSquaresMemory(shape, self._llms[0], self._memory_dim)
+        self._memory = memory
+        recall = _Recall(shape, memory)
+        sizes = (shape.window, shape.slot_size + 3, 1)
+        policy.mlp_extractor = networks = _ActorCritic(*sizes, self._llms, self._width)
+        networks.actor = _RecallScorer(recall, networks.actor, 16)  # type: ignore[arg-type]
+        networks.critic = _RecallValue(recall, networks.critic)  # type: ignore[arg-type]
 
     def _process_sequence(  # type: ignore[override]  # SB3's is static
         self, features: Tensor, *args: Any
     ) -> tuple[Tensor, Any]:
-        shape: Any = self.features_extractor
-        flat = shape.window * shape.slot_size
-        slots = features[:, :flat].view(-1, shape.window, shape.slot_size)
-        summary = torch.cat([slots.mean(dim=1), features[:, flat:]], dim=1)
-        memory, states = RecurrentActorCriticPolicy._process_sequence(summary, *args)
+        memory, states = RecurrentActorCriticPolicy._process_sequence(features, *args)
         return torch.cat([features, memory], dim=1), states
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"memory_dim": self._memory_dim}
 
 
 class _DuelingSet(nn.Module):

@@ -38,6 +38,8 @@ class Recipe:
         Slots of a training episode, where the environment does not end by itself.
     anneal : bool
         Whether the learning rate falls linearly to 0 at the last step.
+    recalls : bool
+        Whether it sees the decision before (``llmqueue_gym.wrappers.PreviousDecision``).
     """
 
     name: str
@@ -50,6 +52,7 @@ class Recipe:
     network: Mapping[str, Any] = field(default_factory=dict)
     episode: int | None = None
     anneal: bool = False
+    recalls: bool = False
 
 
 # The reward is 1 per departure: minus the queue length, shaped by the potential
@@ -150,9 +153,10 @@ _ALL = (
         64,
         _DEPARTURES,
         {**_ON_POLICY, "n_steps": 32},
-        {**_WIDTH, "lstm_hidden_size": 64},
+        _WIDTH,
         500,
         anneal=True,
+        recalls=True,
     ),
     Recipe(
         "PPO",

@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from baselines.models import CARD, FORMAT, read_card
 from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecisionVector
 
 _CURVE_POINTS = 100
 _SECONDS_BETWEEN_REPORTS = 1.0
@@ -234,12 +234,16 @@ def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
     if used.env_id == QUEUE_ENV:
         episode = used.episode or gym.spec(QUEUE_ENV).max_episode_steps or 1
         arguments["max_episode_steps"] = min(episode, card["horizon"] or episode)
-        wrapper: Callable[[Any], Any] = DiscreteActionsVector
+        wrapper: Callable[[Any], Any] = _recalling if used.recalls else DiscreteActionsVector
     else:
         if card["horizon"] is not None:
             arguments["horizon"] = card["horizon"]
         wrapper = stage_wrapper
     return make_vec_env(used.env_id, card["num_envs"], wrapper=wrapper, **arguments)
+
+
+def _recalling(venv: Any) -> Any:
+    return DiscreteActionsVector(PreviousDecisionVector(venv))
 
 
 def stage_wrapper(venv: Any) -> Any:
