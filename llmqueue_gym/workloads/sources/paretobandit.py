@@ -6,6 +6,7 @@ The data stay in the installed package (Apache-2.0); nothing of it is imported, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.embeddings import text_pool
+from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
 from llmqueue_gym.workloads.sources.table import read_jsonl
 
@@ -23,7 +24,11 @@ _FILES = ("val.jsonl", "test_holdout.jsonl")
 
 
 def paretobandit_workload(
-    *, context_dim: int | None = None, cost_weight: float = 0.0, pool_size: int = 1000
+    *,
+    context_dim: int | None = None,
+    contexts: str | Mapping[str, Any] | None = None,
+    cost_weight: float = 0.0,
+    pool_size: int = 1000,
 ) -> PoolWorkload:
     """Workload of the package's example prompts; quality is its ``reward``, LLMs sorted by name.
 
@@ -31,6 +36,8 @@ def paretobandit_workload(
     ----------
     context_dim : int, optional
         Length of a context, 64 by default.
+    contexts : str or mapping, optional
+        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
     cost_weight, pool_size
         See `llmqueue_gym.workloads.pool.PoolWorkload`.
 
@@ -41,7 +48,7 @@ def paretobandit_workload(
     ValueError
         If an option is out of range, or its files are not as they should be.
     """
-    pool, online = _load(context_dim)
+    pool, online = _load(context_dim, read_contexts(contexts))
     return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
 
 
@@ -72,7 +79,9 @@ def _paths() -> list[Path]:
 
 
 @lru_cache(maxsize=4)
-def _load(context_dim: int | None) -> tuple[QueryPool, NDArray[np.int64]]:
+def _load(
+    context_dim: int | None, how: ContextMethod | None = None
+) -> tuple[QueryPool, NDArray[np.int64]]:
     records: list[dict[str, Any]] = [row for path in _paths() for _, row in read_jsonl(path)]
     try:
         llms = tuple(sorted(records[0]["arms"]))
@@ -88,4 +97,4 @@ def _load(context_dim: int | None) -> tuple[QueryPool, NDArray[np.int64]]:
             f"the prompts of paretobandit {version('paretobandit')} have an unknown layout "
             f"({error}); install version 0.1.1"
         ) from error
-    return text_pool(texts, quality, cost, llms, context_dim)
+    return text_pool(texts, quality, cost, llms, context_dim, how)

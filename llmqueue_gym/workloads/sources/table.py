@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.embeddings import text_pool
+from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
 
 Row = dict[str, Any]
@@ -35,6 +35,7 @@ def table_workload(
     embedding: str | None = None,
     cost: Mapping[str, str] | Sequence[str] | str | None = None,
     context_dim: int | None = None,
+    contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
     pool_size: int = 1000,
 ) -> PoolWorkload:
@@ -58,6 +59,8 @@ def table_workload(
         Likewise the cost in USD; a list follows the order of the list ``quality``.
     context_dim : int, optional
         Length of a context; 64 by default for text, given by the column for an embedding.
+    contexts : str or mapping, optional
+        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
     cost_weight, pool_size
         See `llmqueue_gym.workloads.pool.PoolWorkload`.
 
@@ -83,8 +86,13 @@ def table_workload(
             )
         costs = tuple(zip(quality, cost, strict=True))
     layout = _Layout(str(source), text, embedding, pairs, costs)
+    if contexts is not None and text is None:
+        raise ValueError(
+            f"contexts={contexts!r} says how texts become contexts, but this table brings vectors"
+        )
     stat = source.stat()
-    pool, online = _load(layout, context_dim, (stat.st_mtime_ns, stat.st_size))
+    changed = stat.st_mtime_ns, stat.st_size
+    pool, online = _load(layout, context_dim, changed, read_contexts(contexts))
     return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
 
 
@@ -138,14 +146,17 @@ class _Parsed:
 
 @lru_cache(maxsize=8)
 def _load(
-    layout: _Layout, context_dim: int | None, stamp: tuple[int, int]
+    layout: _Layout,
+    context_dim: int | None,
+    stamp: tuple[int, int],
+    how: ContextMethod | None = None,
 ) -> tuple[QueryPool, NDArray[np.int64] | None]:
     """Pool and online rows (None: all); the stamp makes a changed file a new cache entry."""
     parsed = _parse(layout)
     quality = np.array(parsed.quality, dtype=np.float64)
     cost = None if layout.cost is None else np.array(parsed.cost, dtype=np.float64)
     if layout.text is not None:
-        return text_pool(parsed.texts, quality, cost, parsed.llms, context_dim)
+        return text_pool(parsed.texts, quality, cost, parsed.llms, context_dim, how)
     vectors = np.stack(parsed.vectors)
     if context_dim is not None and context_dim != vectors.shape[1]:
         raise ValueError(
