@@ -13,6 +13,8 @@ import numpy as np
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads.datasets import SOURCES, get_source, import_dataset
 from llmqueue_gym.workloads.pool import QueryPool
+from llmqueue_gym.workloads.sources import retrials
+from llmqueue_gym.workloads.sources.wildchat import outcomes_of, retrial_rates
 from llmqueue_gym.workloads.stored import (
     POOL,
     Header,
@@ -25,6 +27,7 @@ from llmqueue_gym.workloads.stored import (
 
 if TYPE_CHECKING:
     import typer
+    from rich.console import Console
     from rich.table import Table
 
 ASSORTMENT_SIZES = (1, 2)
@@ -81,6 +84,23 @@ def build_data_app() -> "typer.Typer":
     ) -> None:
         """Show what an imported data set holds."""
         show(name, as_json)
+
+    @app.command("outcomes")
+    def outcomes_command(
+        name: Annotated[str, typer.Argument(help="Imported conversations.")] = "wildchat",
+        context_dim: Annotated[int, typer.Option(min=2, help="Length of a context.")] = 64,
+        sample: Annotated[int, typer.Option(min=1, help="Turns the model is fitted on.")] = 20_000,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Fit the outcome model of logged conversations and show its calibration."""
+        show_outcomes(name, context_dim, sample, as_json)
+
+    @app.command("retrials")
+    def retrials_command(
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Judge the rule that finds retrials by its hand-labelled pairs."""
+        show_retrials(as_json)
 
     return app
 
@@ -164,7 +184,7 @@ def summarise(header: Header) -> dict[str, Any]:
         "notes": dict(header.facts.notes),
     }
     if header.facts.kind != POOL:
-        return about
+        return about | {"retrial_rates": retrial_rates(header)}
     table = read_table(header)
     quality, cost = quality_and_cost(header, table)
     return about | pool_summary(header.facts.llms, quality, cost)
@@ -242,10 +262,96 @@ def _print_summary(summary: dict[str, Any]) -> None:
     console.print(f"{summary['name']} ({summary['source']})", style="bold", highlight=False)
     for key, text in plain.items():
         console.print(f"  {key}: {text}", markup=False, highlight=False, soft_wrap=True)
+    if "retrial_rates" in summary:
+        _print_conversations(console, summary)
+        return
     for note in _note_lines(summary["notes"]):
         console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
     if "quality" in summary:
         console.print(_llm_table(summary))
+
+
+def _print_conversations(console: "Console", summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    notes = summary["notes"]
+    found, seen = notes["difflib_sample"]
+    by_turn = ", ".join(
+        f"{turn}: {retried / followed:.3f}"
+        for turn, (retried, followed) in notes["retrials_by_turn"].items()
+    )
+    runs = ", ".join(f"{length}: {count}" for length, count in notes["retrial_run_lengths"].items())
+    lines = {
+        "conversations": f"{notes['conversations']:,}",
+        "a retrial": f"next user turn with similarity of at least {notes['threshold']}",
+        "retrials per followed turn, by turn (6: and later)": by_turn or "none",
+        "lengths of runs of retrials": runs or "none",
+        "by difflib's ratio > 0.6 instead (first pairs)": f"{found} of {seen}",
+    }
+    for key, text in lines.items():
+        console.print(f"  {key}: {text}", markup=False, highlight=False, soft_wrap=True)
+    table = Table("LLM", "turns", "retrials", "rate", "95% (Wilson)")
+    for row in summary["retrial_rates"]:
+        interval = f"{row['low']:.4f} to {row['high']:.4f}"
+        counts = (f"{row['turns']:,}", f"{row['retried']:,}")
+        table.add_row(row["llm"], *counts, f"{row['rate']:.4f}", interval)
+    console.print(table)
+
+
+def show_outcomes(name: str, context_dim: int, sample: int, as_json: bool) -> None:
+    """Print the calibration of the outcome model of logged conversations."""
+    from rich.console import Console
+    from rich.table import Table
+
+    model = outcomes_of(name, context_dim, sample)
+    found = model.calibration
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    console = Console()
+    console.print(
+        f"held out: {found['turns']:,} turns of conversations that did not fit the model\n"
+        f"expected calibration error: {found['ece']:.4f}\n"
+        f"log loss: {found['log_loss']:.4f} (always the mean: {found['base_log_loss']:.4f})\n"
+        f"Brier score: {found['brier']:.4f} (always the mean: {found['base_brier']:.4f})\n"
+        f"area under the curve: {found['auc'] or float('nan'):.3f}",
+        highlight=False,
+    )
+    for title, key in (("by predicted chance that the answer is kept", "table"), ("", "llms")):
+        table = Table(*(["LLM"] if key == "llms" else []), "turns", "predicted", "observed", "95%")
+        table.title = title or "by LLM"
+        for row in found[key]:
+            first = [row["llm"]] if key == "llms" else []
+            numbers = ["" if row[k] is None else f"{row[k]:.4f}" for k in ("predicted", "observed")]
+            interval = f"{row['low']:.4f} to {row['high']:.4f}"
+            table.add_row(*first, f"{row['turns']:,}", *numbers, interval)
+        console.print(table)
+
+
+def show_retrials(as_json: bool) -> None:
+    """Print how well the rule finds the retrials among the labelled pairs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    pairs = retrials.labelled_pairs()
+    sets = retrials.halves(pairs) | {"all": pairs}
+    found = {name: retrials.confusion(chosen) for name, chosen in sets.items()}
+    if as_json:
+        print(json.dumps({"threshold": retrials.THRESHOLD, "pairs": found}, indent=1))
+        return
+    table = Table("pairs", "retrials", "others", "precision", "recall", "F1")
+    table.title = f"similarity of at least {retrials.THRESHOLD}"
+    for name, row in found.items():
+        positive = row["retrials_found"] + row["retrials_missed"]
+        negative = row["false_alarms"] + row["others"]
+        scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(name, str(positive), str(negative), *scores)
+    Console().print(table)
+    for pair in pairs:
+        likeness = retrials.similarity(pair["previous"], pair["next"])
+        if (likeness >= retrials.THRESHOLD) != pair["retrial"]:
+            what = "missed" if pair["retrial"] else "false alarm"
+            print(f"{what} ({likeness:.2f}): {pair['previous'][:50]!r} -> {pair['next'][:50]!r}")
 
 
 def _llm_table(summary: dict[str, Any]) -> "Table":

@@ -19,6 +19,7 @@ from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
 from llmqueue_gym.workloads.sources.embedllm import read_embedllm
 from llmqueue_gym.workloads.sources.routerbench import read_routerbench
 from llmqueue_gym.workloads.sources.sprout import read_sprout
+from llmqueue_gym.workloads.sources.wildchat import read_wildchat, wildchat_workload
 from llmqueue_gym.workloads.stored import (
     POOL,
     Facts,
@@ -86,6 +87,14 @@ SOURCES: dict[str, Source] = {
         ("train.csv", "val.csv", "test.csv"),
         "Apache-2.0",
         "Zhuang et al., EmbedLLM, arXiv 2410.02223",
+    ),
+    "wildchat": Source(
+        read_wildchat,
+        (".parquet",),
+        "allenai/WildChat-1M",
+        ("data/train-*.parquet",),
+        "ODC-BY",
+        "Zhao et al., WildChat, arXiv 2405.01470",
     ),
 }
 
@@ -233,7 +242,11 @@ def dataset_fingerprint(source: str, *, name: str | None = None, **_: object) ->
 
 def dataset_workloads() -> dict[str, tuple[Callable[..., PoolWorkload], Callable[..., str]]]:
     """Workload and fingerprint of every source, by name."""
+    workloads: dict[str, Callable[..., PoolWorkload]] = {
+        source: partial(pool_workload, source) for source in SOURCES
+    }
+    workloads["wildchat"] = wildchat_workload
     return {
-        source: (partial(pool_workload, source), partial(dataset_fingerprint, source))
-        for source in SOURCES
+        source: (workload, partial(dataset_fingerprint, source))
+        for source, workload in workloads.items()
     }

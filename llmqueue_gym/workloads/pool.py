@@ -219,6 +219,8 @@ class PoolWorkload:
         Quality given up per USD; see `QueryPool.utilities`.
     pool_size : int
         Queries per instance, drawn without replacement; all online rows if there are fewer.
+    utilities : ndarray, shape (P, N), optional
+        Utilities known otherwise, in place of those that follow from quality and cost.
 
     Attributes
     ----------
@@ -239,6 +241,7 @@ class PoolWorkload:
         *,
         cost_weight: float = 0.0,
         pool_size: int = 1000,
+        utilities: NDArray[np.float64] | None = None,
     ) -> None:
         self._rows = np.arange(len(pool.contexts)) if online is None else online
         if not len(self._rows):
@@ -247,7 +250,7 @@ class PoolWorkload:
                 "(about 75% of the texts); give more queries"
             )
         self._contexts = pool.contexts
-        self._utilities = pool.utilities(cost_weight)
+        self._utilities = pool.utilities(cost_weight) if utilities is None else utilities
         self.llms = pool.llms
         self.context_dim: int = pool.contexts.shape[1]
         self.pool_size = min(check_count("pool_size", pool_size), len(self._rows))

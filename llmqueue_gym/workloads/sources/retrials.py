@@ -1,0 +1,112 @@
+"""When is a user's next message the same request once more? A rule, and pairs to judge it by.
+
+The pairs in ``retrial_pairs.json`` were written and labelled by hand for this project.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+THRESHOLD = 0.88
+"""Least similarity of a retrial: the best F1 on the development half of the labelled pairs.
+
+The measure itself was picked seeing all pairs: `llmqueue-bench data retrials` shows both halves."""
+
+COMPARED = 600
+"""Characters of a message that are compared; pasted material after them says little."""
+
+LENGTH_RATIO = 1 / 3
+"""Least ratio of the two messages' numbers of trigrams: a word out of a long request is another."""
+
+_CONTINUING = """
+continue|go on|keep going|next|more|yes|no|ok|okay|thanks|thank you|hello|hi|sure|proceed
+继续|下一个|更多|好|好的|是|是的|谢谢|продолжай|продолжить|дальше|ещё|да|нет|спасибо|weiter|ja|nein|danke
+continua|continuar|sigue|sí|gracias|suite|oui|non|merci|sim|não|obrigado|devam|devam et|evet
+続けて|はい|계속|네|tiếp tục|tiếp|اكمل|أكمل|نعم|شكرا
+"""
+
+
+def normalise(text: str) -> str:
+    """Letters and digits of a message's beginning: no case, accents or punctuation."""
+    plain = unicodedata.normalize("NFKD", text[:COMPARED]).casefold()
+    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    return re.sub(r"[\W_]+", " ", plain).strip()
+
+
+CONTINUING = frozenset(normalise(word) for word in re.split(r"[|\n]", _CONTINUING) if word)
+"""Messages that ask for what follows and are no retrial when they are sent twice."""
+
+
+def trigrams(normalised: str) -> frozenset[str]:
+    """Character trigrams of a normalised message; a shorter one is its own."""
+    places = range(max(1, len(normalised) - 2))
+    return frozenset(normalised[i : i + 3] for i in places) if normalised else frozenset()
+
+
+def overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    """Share of the smaller set that the larger one has; 0 if it is smaller than LENGTH_RATIO.
+
+    Who asks again adds or drops words, who asks for something else replaces them. Only the second
+    lowers this measure, and so it tells them apart better than Dice's or difflib's ratio do.
+    """
+    low, high = sorted((len(one), len(other)))
+    if not low or low < LENGTH_RATIO * high:
+        return 0.0
+    return len(one & other) / low
+
+
+def similarity(previous: str, following: str) -> float:
+    """Similarity of two consecutive user messages in [0, 1]; 0 for words like "continue"."""
+    plain = normalise(following)
+    if plain in CONTINUING:
+        return 0.0
+    return overlap(trigrams(normalise(previous)), trigrams(plain))
+
+
+def labelled_pairs() -> list[dict[str, Any]]:
+    """Hand-labelled pairs: ``language``, ``retrial`` (bool), ``previous`` and ``next``."""
+    text = resources.files(__package__).joinpath("retrial_pairs.json").read_text("utf-8")
+    pairs: list[dict[str, Any]] = json.loads(text)
+    return pairs
+
+
+def halves(pairs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Split into the half the threshold was chosen on, and the half it is judged by."""
+    return {"development": pairs[::2], "test": pairs[1::2]}
+
+
+def confusion(
+    pairs: Iterable[Mapping[str, Any]], threshold: float = THRESHOLD
+) -> dict[str, float | int]:
+    """Precision, recall and F1 of the rule on labelled pairs, with the counts they come from."""
+    hit = wrong = missed = rest = 0
+    for pair in pairs:
+        found = similarity(pair["previous"], pair["next"]) >= threshold
+        hit += found and pair["retrial"]
+        wrong += found and not pair["retrial"]
+        missed += not found and pair["retrial"]
+        rest += not found and not pair["retrial"]
+    return {
+        "retrials_found": hit,
+        "false_alarms": wrong,
+        "retrials_missed": missed,
+        "others": rest,
+        "precision": hit / (hit + wrong) if hit + wrong else 0.0,
+        "recall": hit / (hit + missed) if hit + missed else 0.0,
+        "f1": 2 * hit / (2 * hit + wrong + missed) if hit else 0.0,
+    }
+
+
+def rate_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a rate; (0, 1) without trials."""
+    from scipy.stats import binomtest
+
+    if not trials:
+        return 0.0, 1.0
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
