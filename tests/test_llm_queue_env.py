@@ -231,6 +231,19 @@ def test_bad_actions_are_refused_and_change_nothing(action):
     assert vector.dynamics.slot[0] == 0
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
+def test_actions_of_any_integer_type_do_the_same(dtype):
+    envs = [LLMQueueVectorEnv(8, arrival_rate=0.9, window=4) for _ in range(2)]
+    for env in envs:
+        env.reset(seed=0)
+    envs[0].action_space.seed(0)
+    for _ in range(30):
+        actions = envs[0].action_space.sample()
+        steps = [env.step(a) for env, a in zip(envs, (actions, actions.astype(dtype)), strict=True)]
+        for key, value in steps[0][4].items():
+            np.testing.assert_array_equal(value, steps[1][4][key], err_msg=key)
+
+
 def test_vector_environment_names_bad_arguments():
     with pytest.raises(ValueError, match="NEXT_STEP"):
         LLMQueueVectorEnv(2, autoreset_mode="sometimes")

@@ -25,20 +25,23 @@ Bools = NDArray[np.bool_]
 NOTHING_SERVED, RETRIED, FIRST_LLM = 0, 1, 2
 """Codes of the feedback: nothing was served, the user retried, LLM j was kept (2 + j)."""
 
+ARRIVALS, CONTEXTS, OUTCOMES = range(3)
 NUM_STREAMS = 3
 """Arrivals, contexts and outcomes each have a stream of their own."""
-
 
 MAX_UTILITY = 600.0
 MAX_SLOTS = 2**24
 """Slots an episode may last: float32 holds stamps and counts exactly up to here."""
 
-# One waiting query; stamps are slots.
-_RECORD = np.dtype([("query", "i4"), ("retrials", "f4"), ("arrived", "f4"), ("joined", "f4")])
-_EMPTY = np.array((-1, 0.0, 0.0, 0.0), dtype=_RECORD)
-# NumPy moves opaque items whole, structured ones field by field.
-_ITEM = np.dtype((np.void, _RECORD.itemsize))
-_EMPTY_ITEM = _EMPTY.view(_ITEM)[()]
+# A waiting query takes four 32-bit cells: its row (int32, -1 where nobody waits), how often its
+# user has retried, the slots since its arrival and since it last joined the tail (float32). In the
+# backlog the last two are the slots since its arrival when it joined, and that slot.
+_CELLS = 4
+_EMPTY = np.array([-1, 0, 0, 0], dtype=np.int32).view(np.uint32)
+# NumPy moves opaque items whole.
+_RECORD = np.dtype((np.void, 4 * _CELLS))
+_CACHE_LINE = 64
+_DOUBLES = _CACHE_LINE // 8
 
 
 @dataclass(frozen=True)
@@ -144,55 +147,69 @@ class QueueDynamics:
         self.arrival_rate = np.zeros(num_lanes)
         self.capacity = np.zeros(num_lanes)
         self._lanes = np.arange(num_lanes)
+        self._both_lanes = np.tile(self._lanes, 2)
+        self._now = np.zeros(num_lanes, dtype=np.float32)  # the slot, for stamps
         self._streams = UniformStreams(NUM_STREAMS, num_lanes)
         self._shared: Population | None = None  # what all lanes hold, if it is one object
         self._first_row = np.zeros(num_lanes, dtype=np.int64)
         self._rows = 0  # population size P; 0 before the first reset
-        self.contexts = np.zeros((1, context_dim), dtype=np.float32)
-        self.odds = np.zeros((1, 1))
         self.best_rate = np.zeros(1)
         self.best_llms = np.zeros((1, assortment_size), dtype=np.int64)
-        # Column W is scratch: what moves into the window when a slot frees.
-        self._slots = np.full((num_lanes, window + 1), _EMPTY)
+        self._table, self._num_llms = _query_table(1, context_dim, 1), 1
+        # The window, a row of cells a field: NumPy is fast along long contiguous rows.
+        self._cells = np.repeat(_EMPTY[:, None], num_lanes * window, axis=1)
         # Contexts move with their queries: gathering them from a large table misses the cache.
-        self._context = np.zeros((num_lanes, window + 1, context_dim), dtype=np.float32)
+        self._context = np.zeros((num_lanes, window, context_dim), dtype=np.float32)
         self._waiting = np.tri(window + 1, window, -1, dtype=np.int8)  # by visible queries
+        # By the slot that frees: which slots take over their right neighbour.
+        self._moving = np.tri(window, dtype=np.bool_).T.copy()
+        self._moving[:, -1] = False
+        self._moving_bits = np.where(self._moving, np.uint32(0xFFFFFFFF), np.uint32(0))
         self._occupied = self._waiting.astype(np.float32)
-        self._keep = np.ones((num_lanes, window + 1), dtype=np.bool_)
-        self._first_slot = self._lanes * (window + 1)
-        self._backlog = np.zeros((num_lanes, 16), dtype=_ITEM)  # rings, a power of two long
+        self._first_slot = self._lanes * window
+        self._backlog = np.zeros((num_lanes, 16), dtype=_RECORD)  # rings, a power of two long
         self._backlog_head = np.zeros(num_lanes, dtype=np.int64)
+        self._arrivals: tuple[Bools, NDArray[np.uint32]] | None = None
+        self._arrivals_of = -1
         self._bind_views()
 
     def _bind_views(self) -> None:
         """Name the views of the state; copies and pickles bind them to their own arrays."""
-        slots, window = self._slots, self.window
+        shape = self.num_lanes, self.window
         context_item = np.dtype((np.void, 4 * self.context_dim))
-        self._items = slots.view(_ITEM)
-        self._query = slots["query"][:, :window]
-        self._retrials = slots["retrials"][:, :window]
-        self._arrived = slots["arrived"][:, :window]
-        self._joined = slots["joined"][:, :window]
-        self._context_items = self._context.view(context_item)[..., 0]
-        self._table_items = self.contexts.view(context_item)[:, 0]
-        self._flat_items = self._items.reshape(-1)
-        self._flat_contexts = self._context_items.reshape(-1)
-        self._flat_keep = self._keep.reshape(-1)
-        self._lane = slots[0], self._items[0], self._context_items[0]
+        fields = self._cells.view(np.float32)
+        self._flat_query = self._cells[0].view(np.int32)
+        self._query = self._flat_query.reshape(shape)
+        self._seen = fields[1:].reshape(3, *shape)  # retrials, age, wait
+        self._ages = fields[2:]
+        self._context_items = self._context.view(context_item).reshape(-1)
+        self._lane = (
+            self._cells[:, : self.window],
+            fields[:, : self.window],
+            self._context_items[: self.window],
+            self._seen[:, 0],
+            self._seen[1:, 0],
+        )
+        table, width = self._table, self._table.shape[1]
+        self.contexts = table.view(np.float32)[:, : self.context_dim]
+        self.odds = table[:, width - self._num_llms :]
+        self._flat_table = table.reshape(-1)
+        self._table_rows = self._flat_table.view(np.dtype((np.void, 8 * width)))
+        self._table_items = np.ndarray(len(table), context_item, table, strides=table.strides[:1])
 
     _VIEWS = frozenset(
         {
-            "_items",
+            "_flat_query",
             "_query",
-            "_retrials",
-            "_arrived",
-            "_joined",
+            "_seen",
+            "_ages",
             "_context_items",
-            "_table_items",
-            "_flat_items",
-            "_flat_contexts",
-            "_flat_keep",
             "_lane",
+            "contexts",
+            "odds",
+            "_flat_table",
+            "_table_rows",
+            "_table_items",
         }
     )
 
@@ -236,7 +253,7 @@ class QueueDynamics:
         self.slot[index] = 0
         self.queue_length[index] = 0
         self.feedback[index] = NOTHING_SERVED
-        self._slots[index] = _EMPTY
+        self._cells.reshape(_CELLS, self.num_lanes, -1)[:, index] = _EMPTY[:, None, None]
         self._context[index] = 0.0
         self._backlog_head[index] = 0
         self._load_tables(index, populations)
@@ -269,10 +286,9 @@ class QueueDynamics:
             self._store(self._first_row[lane], population)
 
     def _allocate(self, like: Population, copies: int) -> None:
-        self._rows = len(like.contexts)
+        self._rows, self._num_llms = like.utilities.shape
         rows = self._rows * copies + 1
-        self.contexts = np.zeros((rows, self.context_dim), dtype=np.float32)
-        self.odds = np.zeros((rows, like.utilities.shape[1]))
+        self._table = _query_table(rows, self.context_dim, self._num_llms)
         self.best_rate = np.zeros(rows)
         self.best_llms = np.zeros((rows, self.assortment_size), dtype=np.int64)
         self._bind_views()
@@ -300,104 +316,146 @@ class QueueDynamics:
         SlotOutcome
             Freshly allocated arrays.
         """
-        arrival_draw, context_draw, outcome_draw = self._streams.draw()
-        window = self.window
+        near = self._streams.advance()
+        if self._arrivals is None or self._arrivals_of != self._streams.chunk:
+            self._arrivals, self._arrivals_of = self._plan_arrivals(), self._streams.chunk
+        arrived = self._arrivals[0][near].copy()
+        length, window = self.queue_length, self.window
         self.slot += 1
+        self._now[:] = self.slot
+        self._ages += self._occupied.take(np.minimum(length, window), axis=0).reshape(-1)
 
         # 1-3. Serve: inverse CDF over [retry, S[0], S[1], ...] with S in increasing order.
+        queries = np.empty((_CELLS, 2, self.num_lanes), dtype=np.uint32)  # those that may join
         place = self._first_slot + slots
-        item, context = self._flat_items.take(place), self._flat_contexts.take(place)
-        record = item.view(_RECORD)
-        query = record["query"].astype(np.int64)
+        for cells, taken in zip(self._cells[:3], queries[:3, 0], strict=True):
+            cells.take(place, out=taken, mode="clip")
+        query = queries[0, 0].view(np.int32).astype(np.int64)
         served = query >= 0
         shown, cumulative = self._cumulative_odds(query, llms)
-        threshold = outcome_draw * cumulative[-1]
+        threshold = self._streams.near[near, OUTCOMES] * cumulative[-1]
         departed = threshold >= 1.0
         departed &= served
         choice = shown[-1]
         for llm, upper in zip(shown[-2::-1], cumulative[-2::-1], strict=True):
-            choice = np.where(threshold < upper, llm, choice)
-        kept_llm = (choice + 1) * departed - 1
-        retried = served & ~departed
+            # np.where is slow on conditions that look random.
+            choice = choice + (llm - choice) * (threshold < upper)
+        code = (choice + 1) * departed
 
-        # 4. The served query leaves its slot; the head of the backlog moves up; a retried query
-        # joins the tail.
-        self._move_up(served)
-        removed = self._first_slot + np.where(served, slots, window)
-        self._flat_keep[removed] = False
-        for array in (self._items, self._context_items):
-            array[:, :window] = array[self._keep].reshape(-1, window)
-        self._flat_keep[removed] = True
-        self.queue_length -= served
-        record["retrials"] += 1.0
-        record["joined"] = self.slot
-        self._join(retried, item, context)
+        # 4. The served query leaves its slot and the head of the backlog moves up; a query that
+        # retries joins the tail. 5. A query that arrives at the end of the slot joins it.
+        joins = np.empty((2, self.num_lanes), dtype=np.bool_)
+        retried = np.greater(served, departed, out=joins[0])
+        joins[1] = arrived
+        fields = queries.view(np.float32)
+        fields[1, 0] += 1.0
+        fields[3, 0] = 0.0
+        queries[:, 1] = self._arrivals[1][:, near]
+        self._close_gaps(np.where(served, slots, window - 1))
+        entering = self._move_up(served)
+        position = np.empty((2, self.num_lanes), dtype=np.int64)
+        np.subtract(length, served, out=position[0])
+        np.subtract(length, departed, out=position[1])
+        np.add(position[1], arrived, out=length)
+        self._join(joins, position, queries.reshape(_CELLS, -1), entering)
+        self.feedback = code + served
+        return SlotOutcome(arrived, served, departed, retried.copy(), code - 1)
 
-        # 5. A query arrives at the end of the slot.
-        arrived = arrival_draw < self.arrival_rate
-        record["query"] = rows = self._first_row + (context_draw * self._rows).astype(np.int64)
-        record["retrials"] = 0.0
-        record["arrived"] = self.slot
-        self._join(arrived, item, self._table_items.take(rows))
+    def _plan_arrivals(self) -> tuple[Bools, NDArray[np.uint32]]:
+        """Prepare the arrivals of the slots whose draws lie ready: they depend on no action."""
+        near = self._streams.near
+        cells = np.zeros((_CELLS, len(near), self.num_lanes), dtype=np.uint32)
+        cells[0] = self._first_row + (near[:, CONTEXTS] * self._rows).astype(np.int64)
+        return near[:, ARRIVALS] < self.arrival_rate, cells
 
-        self._items[:, window] = _EMPTY_ITEM
-        self._context_items[:, window] = self._table_items[-1]
-        self.feedback = np.where(served, kept_llm + FIRST_LLM, NOTHING_SERVED)
-        return SlotOutcome(arrived, served, departed, retried, kept_llm)
-
-    def _cumulative_odds(self, query: Ints, llms: Ints) -> tuple[list[Ints], list[Floats]]:
+    def _cumulative_odds(self, query: Ints, llms: Ints) -> tuple[Ints, Floats]:
         """Sort the LLMs of each lane and add up 1 + o_1 + ... + o_j; a repeat adds nothing.
 
-        Works on columns of shape (B,): K is small, and NumPy is slow along short rows.
+        Returns arrays of shape (K, B): NumPy is slow along short rows.
         """
-        shown = [llms[:, column] for column in range(self.assortment_size)]
+        shown = llms.T.copy()
         for end in range(self.assortment_size - 1, 0, -1):
             for j in range(end):
-                low, high = shown[j], shown[j + 1]
-                shown[j], shown[j + 1] = np.minimum(low, high), np.maximum(low, high)
-        odds, first = self.odds.reshape(-1), query * self.odds.shape[1]
-        total = odds.take(first + shown[0])
-        cumulative = [total + 1.0]
-        for previous, llm in pairwise(shown):
-            total = total + odds.take(first + llm) * (llm != previous)
-            cumulative.append(total + 1.0)
-        return shown, cumulative
+                low = np.minimum(shown[j], shown[j + 1])
+                np.maximum(shown[j], shown[j + 1], out=shown[j + 1])
+                shown[j] = low
+        width = self._table.shape[1]
+        odds = self._flat_table.take(shown + (query * width + (width - self._num_llms)))
+        odds[1:] *= shown[1:] != shown[:-1]
+        for previous, total in pairwise(odds):
+            total += previous
+        odds += 1.0
+        return shown, odds
 
-    def _move_up(self, served: Bools) -> None:
-        """Put the head of the backlog where it enters the window when a query is served."""
-        lanes = np.flatnonzero(served & (self.queue_length > self.window))
-        if lanes.size:
-            head = self._backlog_head.take(lanes)
-            item = self._backlog.reshape(-1).take(lanes * self._backlog.shape[1] + head)
-            place = self._first_slot.take(lanes) + self.window
-            self._flat_items[place] = item
-            self._flat_contexts[place] = self._table_items.take(item.view(_RECORD)["query"])
-            self._backlog_head[lanes] = (head + 1) & (self._backlog.shape[1] - 1)
+    def _close_gaps(self, slots: Ints) -> None:
+        """Move what waits behind a slot of each lane up by one; the last slot stays as it is."""
+        bits = self._moving_bits.take(slots, axis=0).reshape(-1)[:-1]
+        change = np.empty_like(bits)
+        for cells in self._cells:  # x ^ (x ^ y) = y where the bits are set
+            np.bitwise_xor(cells[:-1], cells[1:], out=change)
+            change &= bits
+            cells[:-1] ^= change
+        moving = self._moving.take(slots, axis=0).reshape(-1)[:-1]
+        # In one dimension NumPy moves in place, without a temporary copy.
+        np.copyto(self._context_items[:-1], self._context_items[1:], where=moving)
 
-    def _join(self, joining: Bools, item: NDArray[np.void], context: NDArray[np.void]) -> None:
-        """Append the query of every joining lane to its tail, in the window or the backlog."""
-        position = self.queue_length
-        visible = joining & (position < self.window)
-        lanes = np.flatnonzero(visible)
-        if lanes.size:
-            place = (self._first_slot + position).take(lanes)
-            self._flat_items[place] = item.take(lanes)
-            self._flat_contexts[place] = context.take(lanes)
-        lanes = np.flatnonzero(joining > visible)
-        if lanes.size:
-            behind = position.take(lanes) - self.window
-            if behind.max() >= self._backlog.shape[1]:
+    def _move_up(self, served: Bools) -> tuple[Ints, NDArray[np.uint32]]:
+        """Return what enters the last slot of full windows: the head of the backlog, or nobody."""
+        lanes = (served & (self.queue_length >= self.window)).nonzero()[0]
+        waits = self.queue_length.take(lanes) > self.window
+        head, size = self._backlog_head.take(lanes), self._backlog.shape[1]
+        records = self._backlog.reshape(-1).take(lanes * size + head)
+        self._backlog_head[lanes] = (head + waits) & (size - 1)
+        entering = np.ascontiguousarray(records.view(np.uint32).reshape(-1, _CELLS).T)
+        fields = entering.view(np.float32)
+        np.subtract(self._now.take(lanes), fields[3], out=fields[3])
+        fields[2] += fields[3]
+        entering *= waits
+        entering[0] -= ~waits  # -1: nobody
+        return self._first_slot.take(lanes) + (self.window - 1), entering
+
+    def _join(
+        self,
+        joins: Bools,
+        position: Ints,
+        queries: NDArray[np.uint32],
+        entering: tuple[Ints, NDArray[np.uint32]],
+    ) -> None:
+        """Write what enters full windows, then queries at their positions in their queues.
+
+        Joins and positions have shape (2, B), queries (4, 2 B).
+        """
+        visible = position < self.window
+        visible &= joins
+        inside = visible.reshape(-1).nonzero()[0]
+        place = (self._first_slot + position).reshape(-1).take(inside)
+        place = np.concatenate([entering[0], place])  # of one place twice, the last value stays
+        written = np.concatenate([entering[1], queries.take(inside, axis=1)], axis=1)
+        for cells, values in zip(self._cells, written, strict=True):
+            cells[place] = values
+        rows = written[0].view(np.int32).astype(np.int64)
+        # Reading a number of each row first overlaps the cache misses; copying rows does not.
+        self._flat_table.take(rows * self._table.shape[1])
+        rows = self._table_rows.take(rows)
+        contexts = np.ndarray(rows.size, self._context_items.dtype, rows, strides=rows.strides)
+        self._context_items[place] = contexts
+        beyond = (joins > visible).reshape(-1).nonzero()[0]
+        if beyond.size:
+            behind = position.reshape(-1).take(beyond) - self.window
+            while behind.max() >= self._backlog.shape[1]:
                 self._grow_backlog()
-            size = self._backlog.shape[1]
+            lanes, size = self._both_lanes.take(beyond), self._backlog.shape[1]
             tail = (self._backlog_head.take(lanes) + behind) & (size - 1)
-            self._backlog.reshape(-1)[lanes * size + tail] = item.take(lanes)
-        self.queue_length += joining
+            records = np.empty((beyond.size, _CELLS), dtype=np.uint32)
+            queries.take(beyond, axis=1, out=records.T, mode="clip")
+            records.view(np.float32)[:, 3] = self._now.take(lanes)
+            self._backlog.reshape(-1)[lanes * size + tail] = records.view(_RECORD)[:, 0]
 
     def _grow_backlog(self) -> None:
         """Double the ring buffers (amortised constant time per query)."""
         capacity = self._backlog.shape[1]
         order = (self._backlog_head[:, None] + np.arange(capacity)) & (capacity - 1)
-        grown = np.zeros((self.num_lanes, 2 * capacity), dtype=_ITEM)
+        grown = np.zeros((self.num_lanes, 2 * capacity), dtype=_RECORD)
         grown[:, :capacity] = self._backlog[self._lanes[:, None], order]
         self._backlog, self._backlog_head = grown, np.zeros_like(self._backlog_head)
 
@@ -418,36 +476,41 @@ class QueueDynamics:
             The LLM whose answer was kept, -1 where none was.
         """
         arrival_draw, context_draw, outcome_draw = self._streams.draw_single()
-        slots, items, contexts = self._lane  # views of lane 0
+        cells, fields, contexts, _, ages = self._lane  # views of lane 0
         length, now = self.queue_length.item(0), self.slot.item(0) + 1
         if now > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
         self.slot[0] = now
+        visible = min(length, self.window)
+        ages += self._occupied[visible]
         kept_llm, feedback = -1, NOTHING_SERVED
         served = slot < length
         if served:
-            query, retrials, arrived_at, _ = slots.item(slot)
+            query, last = self._flat_query.item(slot), visible - 1
+            retrials, age = fields.item(1, slot), fields.item(2, slot)
             kept_llm = self._choose_single(query, llms, outcome_draw)
             feedback = kept_llm + FIRST_LLM
-            last = min(length, self.window) - 1
             if slot < last:
-                items[slot:last] = items[slot + 1 : last + 1]
-                contexts[slot:last] = contexts[slot + 1 : last + 1]
+                cells[:, slot:last] = cells[:, slot + 1 : visible]
+                contexts[slot:last] = contexts[slot + 1 : visible]
             if length > self.window:
                 head = self._backlog_head.item(0)
-                items[last] = self._backlog[0, head]
-                contexts[last] = self._table_items[self._query.item(last)]
+                cells[:, last] = self._backlog[0, head : head + 1].view(np.uint32)
+                elapsed = now - fields.item(3, last)
+                fields[2, last] += elapsed
+                fields[3, last] = elapsed
+                contexts[last] = self._table_items[self._flat_query.item(last)]
                 self._backlog_head[0] = (head + 1) & (self._backlog.shape[1] - 1)
             else:
-                items[last] = _EMPTY_ITEM
+                cells[:, last] = _EMPTY
                 contexts[last] = self._table_items[-1]
             length -= 1
             if kept_llm < 0:
-                self._join_single(length, (query, retrials + 1.0, arrived_at, now))
+                self._join_single(length, query, retrials + 1.0, age)
                 length += 1
         arrived = arrival_draw < self.arrival_rate.item(0)
         if arrived:
-            self._join_single(length, (int(context_draw * self._rows), 0.0, now, now))
+            self._join_single(length, int(context_draw * self._rows), 0.0, 0.0)
             length += 1
         self.queue_length[0] = length
         self.feedback[0] = feedback
@@ -468,17 +531,21 @@ class QueueDynamics:
                 return llm
         return shown[-1]
 
-    def _join_single(self, length: int, record: tuple[int, float, float, float]) -> None:
-        if length < self.window:
-            slots, _, contexts = self._lane
-            slots[length] = record
-            contexts[length] = self._table_items[record[0]]
+    def _join_single(self, length: int, query: int, retrials: float, age: float) -> None:
+        if length < self.window:  # where nobody waits, every cell but the row is zero
+            _, fields, contexts, _, _ = self._lane
+            self._flat_query[length] = query
+            if retrials:
+                fields[1, length], fields[2, length] = retrials, age
+            contexts[length] = self._table_items[query]
             return
         behind = length - self.window
         if behind >= self._backlog.shape[1]:
             self._grow_backlog()
         tail = (self._backlog_head.item(0) + behind) & (self._backlog.shape[1] - 1)
-        self._backlog.view(_RECORD)[0, tail] = record
+        record = self._backlog[0, tail : tail + 1]
+        record.view(np.int32)[0] = query
+        record.view(np.float32)[1:] = retrials, age, self.slot.item(0)
 
     # ---------------------------------------------------------------- observe
 
@@ -492,16 +559,12 @@ class QueueDynamics:
             ``wait`` (B, W) float32 (``age`` and ``wait`` in slots), ``queue_length`` (B, 1)
             float32, ``feedback`` (B,) int64. Empty slots are zero.
         """
+        retrials, age, wait = self._seen.copy()
         visible = np.minimum(self.queue_length, self.window)
-        occupied = self._occupied.take(visible, axis=0)
-        now = self.slot.astype(np.float32)[:, None]
-        age, wait = now - self._arrived, now - self._joined
-        age *= occupied
-        wait *= occupied
         return {
-            "contexts": self._context[:, : self.window].copy(),
+            "contexts": self._context.copy(),
             "waiting": self._waiting.take(visible, axis=0),
-            "retrials": self._retrials.copy(),
+            "retrials": retrials,
             "age": age,
             "wait": wait,
             "queue_length": self.queue_length[:, None].astype(np.float32),
@@ -510,15 +573,12 @@ class QueueDynamics:
 
     def observe_single(self) -> dict[str, Any]:
         """Return :meth:`observe` of the only lane, without the lane axis."""
-        length, now = self.queue_length.item(0), float(self.slot.item(0))
-        visible = min(length, self.window)
-        age, wait = now - self._arrived[0], now - self._joined[0]
-        age *= self._occupied[visible]
-        wait *= self._occupied[visible]
+        length = self.queue_length.item(0)
+        retrials, age, wait = self._lane[3].copy()
         return {
-            "contexts": self._context[0, : self.window].copy(),
-            "waiting": self._waiting[visible].copy(),
-            "retrials": self._retrials[0].copy(),
+            "contexts": self._context[0].copy(),
+            "waiting": self._waiting[min(length, self.window)].copy(),
+            "retrials": retrials,
             "age": age,
             "wait": wait,
             "queue_length": np.array([length], dtype=np.float32),
@@ -530,7 +590,8 @@ class QueueDynamics:
     @property
     def window_queries(self) -> NDArray[np.int32]:
         """Row of ``contexts`` in every visible slot, -1 where empty; shape (B, W)."""
-        return self._query
+        queries: NDArray[np.int32] = self._query
+        return queries
 
     @property
     def load(self) -> Floats:
@@ -552,3 +613,15 @@ class QueueDynamics:
         """Return the myopic oracle's action: slots (B,) and LLMs (B, K); ties to the head."""
         slots = self.best_rate[self._query].argmax(axis=1)
         return slots, self.best_llms[self._query[self._lanes, slots]]
+
+
+def _query_table(rows: int, context_dim: int, num_llms: int) -> Floats:
+    """Allocate a row a query: its context (float32) first, its odds last.
+
+    Rows start at cache lines, so that serving a query finds its odds where its context was read
+    when it joined: with a table per lane most reads miss the cache.
+    """
+    width = -(-((context_dim + 1) // 2 + num_llms) // _DOUBLES) * _DOUBLES
+    memory = np.zeros(rows * width + _DOUBLES)
+    first = -memory.ctypes.data % _CACHE_LINE // 8
+    return memory[first : first + rows * width].reshape(rows, width)

@@ -38,15 +38,25 @@ class UniformStreams:
         Independent purposes (arrivals, contexts, outcomes, ...).
     num_lanes : int
         Independent copies of the problem, B.
+
+    Attributes
+    ----------
+    near : ndarray, shape (n, num_streams, B)
+        Draws of this and the following slots that lie ready.
+    place : int
+        Where the current slot's draws stand in ``near``.
+    chunk : int
+        Counts the times ``near`` was replaced.
     """
 
     def __init__(self, num_streams: int, num_lanes: int) -> None:
         self._generators: list[Sequence[Draws]] = [()] * num_lanes
-        self._block = np.zeros((num_streams, num_lanes, BLOCK))
-        # The next slots, slot first: columns of the block are too far apart to be read singly.
-        self._near: NDArray[np.float64] = np.zeros((0, num_streams, num_lanes))
-        self._near_start = 0
+        # Rows a power of two apart would share a few sets of the cache.
+        self._block = np.zeros((num_streams, num_lanes, BLOCK + 8))[..., :BLOCK]
         self._position = 0
+        self.near: NDArray[np.float64] = np.zeros((0, num_streams, num_lanes))
+        self.place = 0
+        self.chunk = 0
 
     def reset(self, lane: int, generators: Sequence[Draws]) -> None:
         """Give a lane new generators, one per stream; its next draw is their first."""
@@ -59,34 +69,35 @@ class UniformStreams:
             generator.random(out=self._block[stream, lane, start:])
 
     def _forget(self) -> None:
-        self._near = self._near[:0]
-        self._near_list: list[list[float]] = []
+        self.near = self.near[:0]
 
-    def _advance(self) -> int:
-        """Move to the next slot and return its place among the near ones."""
+    def advance(self) -> int:
+        """Move to the next slot; its draws are ``near[place]`` with the place returned."""
         if self._position == BLOCK:
             self._position = 0
             for lane in range(len(self._generators)):
                 self._fill(lane, 0)
             self._forget()
-        place = self._position - self._near_start
-        if not 0 <= place < len(self._near):
-            self._near_start, place = self._position, 0
+        self.place += 1
+        if self.place >= len(self.near):
+            # Slot first: columns of the block are too far apart to be read singly.
             ahead = self._block[:, :, self._position : self._position + NEAR]
-            self._near = np.ascontiguousarray(ahead.transpose(2, 0, 1))
-            self._near_list = []
+            self.near = np.ascontiguousarray(ahead.transpose(2, 0, 1))
+            self.place = 0
+            self.chunk += 1
+            self._near_list: list[list[float]] = []
         self._position += 1
-        return place
+        return self.place
 
     def draw(self) -> NDArray[np.float64]:
         """Return the draws of the next slot, shape (num_streams, B)."""
-        place = self._advance()
-        draws: NDArray[np.float64] = self._near[place]
+        place = self.advance()
+        draws: NDArray[np.float64] = self.near[place]
         return draws
 
     def draw_single(self) -> list[float]:
         """Return the draws of the next slot of lane 0 as Python floats, one per stream."""
-        place = self._advance()
+        place = self.advance()
         if not self._near_list:
-            self._near_list = self._near[:, :, 0].tolist()
+            self._near_list = self.near[:, :, 0].tolist()
         return self._near_list[place]

@@ -188,14 +188,15 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
         if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
             return None
         # As unsigned numbers, negative ones are too large as well.
-        if (actions.astype(np.uint64) >= self._upper).any():
+        wide = actions.view(np.uint64) if actions.itemsize == 8 else actions.astype(np.uint64)
+        if np.count_nonzero(wide >= self._upper):  # half the time of any(), like those below
             return None
         if self._autoreset is AutoresetMode.DISABLED and self._ended.any():
             raise ValueError(
                 "lanes have ended and autoreset_mode is DISABLED; "
                 "reset them with reset(options={'reset_mask': mask})"
             )
-        checked: Ints = actions
+        checked: Ints = actions.astype(np.int64, copy=False)
         return checked
 
     def _end_step(
@@ -203,12 +204,12 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
     ) -> VectorStep:
         """Return what a step returns, resetting lanes that ended as the autoreset mode says."""
         observation = self._observe()
-        if truncated.any():
+        if np.count_nonzero(truncated):
             if self._autoreset is AutoresetMode.SAME_STEP:
                 observation, info = self._same_step_reset(observation, truncated, info)
             else:
                 self._ended = truncated.copy()
-        return observation, rewards, np.zeros_like(truncated), truncated, info
+        return observation, rewards, np.zeros(self.num_envs, dtype=np.bool_), truncated, info
 
     def _same_step_reset(
         self, last: Observation, truncated: Bools, info: dict[str, Any]

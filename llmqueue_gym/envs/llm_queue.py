@@ -6,6 +6,7 @@ The scalar and the vector environment are thin shells over one QueueDynamics.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +21,7 @@ from llmqueue_gym.core.queue import (
     NUM_STREAMS,
     Population,
     QueueDynamics,
+    SlotOutcome,
 )
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.envs.base import (
@@ -36,6 +38,7 @@ from llmqueue_gym.workloads.pool import OfflineData, check_count
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
 _INSTANCE_TAG = 0x1A57
+_OUTCOME_MASKS = tuple(f"_{field.name}" for field in fields(SlotOutcome))
 DEFAULT_ARRIVAL_RATE = 0.7
 DEFAULT_SLACK = 0.1
 
@@ -428,6 +431,7 @@ class LLMQueueVectorEnv(LaneVectorEnv):
         self.dynamics = task.dynamics(num_envs)
         self._masks = task.mask_table()
         self._info_masks = self._masks.astype(np.int8)
+        self._every_lane = np.ones(num_envs, dtype=np.bool_)
 
     @property
     def llms(self) -> tuple[str, ...]:
@@ -452,15 +456,15 @@ class LLMQueueVectorEnv(LaneVectorEnv):
         if checked is None:
             raise task.invalid_action(actions)
         outcome = dynamics.step(checked[:, 0], checked[:, 1:])
-        resetting = self._ended.copy() if self._ended.any() else None
+        resetting = self._ended.copy() if np.count_nonzero(self._ended) else None
         if resetting is not None:
             self._reset_lanes(np.flatnonzero(resetting))
         truncated = dynamics.slot >= self._max_episode_steps
         if task.reward == "queue_length":
-            rewards = -dynamics.queue_length.astype(np.float64)
+            rewards = np.negative(dynamics.queue_length, dtype=np.float64)
         else:
             rewards = outcome.departed.astype(np.float64)
-        stepped = np.ones(self.num_envs, dtype=np.bool_)
+        stepped = self._every_lane.copy()
         info: dict[str, Any] = vars(outcome).copy()
         if resetting is not None:
             rewards[resetting] = 0.0
@@ -468,9 +472,8 @@ class LLMQueueVectorEnv(LaneVectorEnv):
             for key in ("arrived", "served", "departed", "retried"):
                 info[key] &= stepped
             info["kept_llm"][resetting] = -1
-        for key in tuple(info):
-            info[f"_{key}"] = stepped
-        info |= self._state_info(np.ones(self.num_envs, dtype=np.bool_))
+        info |= dict.fromkeys(_OUTCOME_MASKS, stepped)
+        info |= self._state_info(self._every_lane.copy())
         return self._end_step(rewards, truncated, info)
 
     def _state_info(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
