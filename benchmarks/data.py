@@ -109,8 +109,14 @@ def run_import(source: str, path: Path, name: str | None, prices: Path | None) -
     """Import official files and say what came of it."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"importing {path}"):
-        header = import_dataset(source, path, name=name, prices=prices)
+    with Console(stderr=True).status(f"importing {path}") as status:
+        header = import_dataset(
+            source,
+            path,
+            name=name,
+            prices=prices,
+            tell=lambda rows: status.update(f"importing {path}: {rows:,} rows"),
+        )
     facts = header.facts
     print(f"imported {header.name}: {facts.rows:,} rows, {len(facts.llms)} LLMs, {header.path}")
     for note in _note_lines(facts.notes):

@@ -394,6 +394,35 @@ def test_the_commands_show_rates_calibration_and_the_rule(chats: Path) -> None:
     assert "missed" in run("retrials")
 
 
+def test_arrivals_are_replayed_by_the_conversations_times(chats: Path) -> None:
+    """The trace of the stored data set is that of a file of its first askings."""
+    from llmqueue_gym.workloads.arrivals import arrivals_fingerprint, make_arrivals
+
+    header = import_dataset("wildchat", chats)
+    times = wildchat.arrival_times()
+    written = chats.with_name("times.parquet")
+    pl.DataFrame({"timestamp": times}).write_parquet(written)
+    draws = []
+    spec = {"process": "trace", "dataset": "wildchat"}
+    for given in (spec, {"process": "trace", "path": str(written)}):
+        out = np.empty(5000)
+        draws.append(make_arrivals(given).stream(0.4, np.random.default_rng(0)).random(out=out))
+    assert np.array_equal(*draws)
+    assert arrivals_fingerprint(spec) == header.parquet["sha256"]
+    with pytest.raises(ValueError, match="'path' and 'dataset'"):
+        make_arrivals(spec | {"path": str(written)})
+    env = gym.make("LLMQueue-v0", workload="wildchat", arrivals=spec, load=0.8)
+    env.reset(seed=0)
+
+
+def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wildchat, "BATCH", 4)
+    told: list[int] = []
+    path = write(tmp_path / "t.parquet", generated(10))
+    import_dataset("wildchat", path, tell=told.append)
+    assert told == [4, 8, 10]
+
+
 AGGREGATES = (
     Path(__file__).resolve().parents[1].parent
     / "shared"

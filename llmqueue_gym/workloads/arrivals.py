@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.workloads.pool import unknown_name
 from llmqueue_gym.workloads.sources.table import read_jsonl
+from llmqueue_gym.workloads.sources.wildchat import arrival_times, conversations_header
 
 Floats = NDArray[np.float64]
 
@@ -169,13 +170,13 @@ def map_to_slots(times: Floats, rate: float) -> Mapped:
 
 
 class Trace:
-    """Arrivals replayed from a file of requests, laid on slots by `map_to_slots`.
+    """Arrivals replayed from a file of requests or logged conversations, see `map_to_slots`.
 
     An episode starts at a slot of the cycle that its seed draws, and goes round if it lasts longer.
 
     Parameters
     ----------
-    path : str
+    path : str, optional
         A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` file, a row a request, in any order.
     column : str, optional
         Column of the times; by default the first there of ``TIMESTAMP`` (Azure LLM traces),
@@ -183,6 +184,9 @@ class Trace:
     unit : str, optional
         ``"s"`` or ``"ms"`` for numbers; milliseconds by default in a file with Mooncake's
         ``hash_ids``, else seconds. Dates and times in ISO 8601 need none.
+    dataset : str, optional
+        Imported conversations in place of a file, such as ``"wildchat"``: when new queries came,
+        retrials left out. Exactly one of ``path`` and ``dataset`` is given.
 
     Raises
     ------
@@ -191,8 +195,21 @@ class Trace:
         are fewer than two different times.
     """
 
-    def __init__(self, path: str, column: str | None = None, unit: str | None = None) -> None:
-        self._times = read_times(path, column, unit)
+    def __init__(
+        self,
+        path: str | None = None,
+        column: str | None = None,
+        unit: str | None = None,
+        dataset: str | None = None,
+    ) -> None:
+        if (path is None) == (dataset is None):
+            raise ValueError(
+                f"arrivals 'trace' needs one of the options 'path' and 'dataset'; they are {path!r} "
+                f"and {dataset!r}"
+            )
+        self._times = (
+            read_times(path, column, unit) if path is not None else _logged_times(str(dataset))
+        )
 
     def check(self, rate: float) -> None:
         """Accept every rate up to 1."""
@@ -275,6 +292,8 @@ def arrivals_fingerprint(spec: str | Mapping[str, Any]) -> str:
     name, options = _read_spec(spec)
     if name != "trace":
         return ""
+    if options.get("dataset") is not None:
+        return str(conversations_header(options["dataset"]).parquet["sha256"])
     with _find(options["path"]).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -295,8 +314,8 @@ def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
     for option in options:
         if option not in parameters:
             raise unknown_name(f"option of arrivals {name!r}", option, parameters)
-    if process is Trace and "path" not in options:
-        raise ValueError("arrivals 'trace' needs the option 'path'")
+    if process is Trace and not {"path", "dataset"} & options.keys():
+        raise ValueError("arrivals 'trace' needs the option 'path' or 'dataset'")
     return name, options
 
 
@@ -327,6 +346,22 @@ def read_times(path: str, column: str | None = None, unit: str | None = None) ->
     stat = source.stat()
     key = (str(source), stat.st_mtime_ns, stat.st_size, column, unit)
     return _Times(key, _load_times(*key))
+
+
+def _logged_times(name: str) -> _Times:
+    """Times at which new queries of an imported data set came, from the first on."""
+    key = (name, conversations_header(name).parquet["sha256"])
+    return _Times(key, _load_logged_times(*key))
+
+
+@lru_cache(maxsize=4)
+def _load_logged_times(name: str, _sha256: str) -> Floats:
+    times = arrival_times(name)
+    if len(times) < 2 or times[0] == times[-1]:
+        raise ValueError(f"data set {name!r} needs at least two different times")
+    times = times - times[0]
+    times.flags.writeable = False
+    return times
 
 
 @lru_cache(maxsize=4)

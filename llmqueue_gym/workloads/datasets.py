@@ -24,6 +24,7 @@ from llmqueue_gym.workloads.stored import (
     POOL,
     Facts,
     Header,
+    Tell,
     check_name,
     quality_and_cost,
     read_header,
@@ -33,7 +34,13 @@ from llmqueue_gym.workloads.stored import (
 
 
 class _Reader(Protocol):
-    def __call__(self, files: Sequence[Path], out: Path, prices: Path | None = None) -> Facts:
+    def __call__(
+        self,
+        files: Sequence[Path],
+        out: Path,
+        prices: Path | None = None,
+        tell: Tell | None = None,
+    ) -> Facts:
         """Convert official files."""
 
 
@@ -107,7 +114,12 @@ def get_source(name: str) -> Source:
 
 
 def import_dataset(
-    source: str, path: str | Path, *, name: str | None = None, prices: str | Path | None = None
+    source: str,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    prices: str | Path | None = None,
+    tell: Tell | None = None,
 ) -> Header:
     """Convert an official file, or a folder of them, and store it for the environments.
 
@@ -122,6 +134,8 @@ def import_dataset(
     prices : str or Path, optional
         JSON file ``{LLM: [USD per million input tokens, per million output tokens]}`` in place of
         the published table, for sources that record tokens.
+    tell : callable, optional
+        Called now and then with the number of rows read so far.
 
     Raises
     ------
@@ -136,7 +150,7 @@ def import_dataset(
         name,
         source,
         files,
-        lambda out: entry.reader(files, out, table),
+        lambda out: entry.reader(files, out, table, tell),
         licence=entry.licence,
         reference=entry.reference,
     )

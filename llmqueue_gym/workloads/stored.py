@@ -28,6 +28,9 @@ from llmqueue_gym.workloads.embeddings import _cache_dir
 if TYPE_CHECKING:
     import polars as pl
 
+Tell = Callable[[int], None]
+"""Called with how many rows have been read, for progress."""
+
 FORMAT = 1
 POOL, CONVERSATIONS = "pool", "conversations"
 _PART = ".import.part"

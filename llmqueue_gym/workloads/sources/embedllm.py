@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.sources.csv_rows import check_utf8, read_csv
-from llmqueue_gym.workloads.stored import Facts, write_pool
+from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
 
 COLUMNS = ("prompt_id", "model_id", "prompt", "label", "model_name", "category")
 _FLUSH = 1_000_000
 """Rows that are collected before they go into the table."""
 
 
-def read_embedllm(files: Sequence[Path], out: Path, prices: Path | None = None) -> Facts:
+def read_embedllm(
+    files: Sequence[Path], out: Path, prices: Path | None = None, tell: Tell | None = None
+) -> Facts:
     """Convert EmbedLLM's long csv files (``train.csv``, ``val.csv``, ``test.csv``) into one table.
 
     A question is a ``prompt_id`` with the text of its first row, an LLM a ``model_name``. Of
@@ -36,6 +38,8 @@ def read_embedllm(files: Sequence[Path], out: Path, prices: Path | None = None) 
         Where the Parquet goes.
     prices : Path, optional
         Not taken: the file has no tokens.
+    tell : callable, optional
+        Called with the number of rows read so far.
 
     Raises
     ------
@@ -44,7 +48,7 @@ def read_embedllm(files: Sequence[Path], out: Path, prices: Path | None = None) 
     """
     if prices is not None:
         raise ValueError(f"prices={str(prices)!r}: EmbedLLM records no tokens that have a price")
-    table = _Table()
+    table = _Table(tell)
     for path in files:
         table.read(path)
     if not table.texts:
@@ -77,7 +81,8 @@ class _Table:
         Rows of a pair that was there before, and rows whose text is not the question's first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Tell | None = None) -> None:
+        self._tell, self._taken = tell, 0
         self.rows: dict[str, int] = {}
         self.llms: dict[str, int] = {}
         self.texts: list[str] = []
@@ -145,6 +150,9 @@ class _Table:
         distinct = np.unique(np.ravel_multi_index(place, shape))
         known = ~np.isnan(self._labels.ravel()[distinct])
         self.repeated += len(self._row) - len(distinct) + int(known.sum())
+        self._taken += len(self._row)
+        if self._tell is not None:
+            self._tell(self._taken)
         np.fmax.at(self._labels, place, np.frombuffer(self._label))
         del place
         self._row, self._llm, self._label = array("q"), array("q"), array("d")

@@ -31,11 +31,16 @@ continua|continuar|sigue|sí|gracias|suite|oui|non|merci|sim|não|obrigado|devam
 """
 
 
+_OTHERS = re.compile(r"[\W_]+")
+
+
 def normalise(text: str) -> str:
     """Letters and digits of a message's beginning: no case, accents or punctuation."""
-    plain = unicodedata.normalize("NFKD", text[:COMPARED]).casefold()
-    plain = "".join(char for char in plain if not unicodedata.combining(char))
-    return re.sub(r"[\W_]+", " ", plain).strip()
+    plain = text[:COMPARED].casefold()
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKD", plain).casefold()
+        plain = "".join(char for char in plain if not unicodedata.combining(char))
+    return _OTHERS.sub(" ", plain).strip()
 
 
 CONTINUING = frozenset(normalise(word) for word in re.split(r"[|\n]", _CONTINUING) if word)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.sources import inert_pickle
 from llmqueue_gym.workloads.sources.csv_rows import check_utf8, read_csv
-from llmqueue_gym.workloads.stored import Facts, write_pool
+from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
 
 COST_SUFFIX = "|total_cost"
 TEXT_COLUMNS = ("sample_id", "prompt", "eval_name")
@@ -30,7 +30,9 @@ Texts = dict[str, list[str | None]]
 Numbers = dict[str, NDArray[np.float64]]
 
 
-def read_routerbench(files: Sequence[Path], out: Path, prices: Path | None = None) -> Facts:
+def read_routerbench(
+    files: Sequence[Path], out: Path, prices: Path | None = None, tell: Tell | None = None
+) -> Facts:
     """Convert a RouterBench file.
 
     The LLMs are those with a ``<llm>|total_cost`` column. A missing score is a failed call and
@@ -45,6 +47,8 @@ def read_routerbench(files: Sequence[Path], out: Path, prices: Path | None = Non
         Where the Parquet goes.
     prices : Path, optional
         Not taken: the costs are in the file.
+    tell : callable, optional
+        Not called: the file is read at once.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.stored import Facts, write_pool
+from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,7 +41,9 @@ code (github.com/somerstep/CARROT, commit c75a41e). The router's demo in the sam
 (0.5, 1.5) for aws-titan-text-premier-v1."""
 
 
-def read_sprout(files: Sequence[Path], out: Path, prices: Path | None = None) -> Facts:
+def read_sprout(
+    files: Sequence[Path], out: Path, prices: Path | None = None, tell: Tell | None = None
+) -> Facts:
     """Convert SPROUT's splits; all rows go into one table, with ids ``split/key``.
 
     The LLMs are the columns of structs with a score and token counts. A missing score is 0, and the
@@ -55,6 +57,8 @@ def read_sprout(files: Sequence[Path], out: Path, prices: Path | None = None) ->
         Where the Parquet goes.
     prices : Path, optional
         JSON ``{LLM: [USD per million input tokens, output tokens]}`` in place of `PRICES`.
+    tell : callable, optional
+        Called with the number of rows read so far.
 
     Raises
     ------
@@ -62,7 +66,11 @@ def read_sprout(files: Sequence[Path], out: Path, prices: Path | None = None) ->
         If a file, column, cell or price is not as it should be.
     """
     table = PRICES if prices is None else read_prices(prices)
-    parts = [_read(path, table, prices) for path in files]
+    parts = []
+    for path in files:
+        parts.append(_read(path, table, prices))
+        if tell is not None:
+            tell(sum(len(texts["key"]) for texts, _, _ in parts))
     llms = sorted(parts[0][1])
     for path, (_, scores, _) in zip(files, parts, strict=True):
         if sorted(scores) != llms:

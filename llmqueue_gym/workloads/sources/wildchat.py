@@ -26,7 +26,14 @@ from llmqueue_gym.workloads.sources.retrials import (
     rate_interval,
     trigrams,
 )
-from llmqueue_gym.workloads.stored import CONVERSATIONS, Facts, Header, read_header, read_table
+from llmqueue_gym.workloads.stored import (
+    CONVERSATIONS,
+    Facts,
+    Header,
+    Tell,
+    read_header,
+    read_table,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
 BATCH = 20_000
 """Conversations that are held in memory at a time."""
 
-AGGREGATE_SAMPLE = 2000
+AGGREGATE_SAMPLE = 1000
 """Pairs on which the difflib definition of the published aggregates is computed beside ours."""
 
 HELD_OUT = 4
@@ -50,7 +57,9 @@ _OPTIONAL = ("conversation_hash", "language", "hashed_ip")
 # --- import ---------------------------------------------------------------------------------------
 
 
-def read_wildchat(files: Sequence[Path], out: Path, prices: Path | None = None) -> Facts:
+def read_wildchat(
+    files: Sequence[Path], out: Path, prices: Path | None = None, tell: Tell | None = None
+) -> Facts:
     """Convert WildChat's Parquet files into a row a user turn, in batches of conversations.
 
     Columns: ``conversation`` (number), ``hash``, ``user`` (hashed IP), ``language``, ``turn`` (from
@@ -67,6 +76,8 @@ def read_wildchat(files: Sequence[Path], out: Path, prices: Path | None = None) 
         Where the Parquet goes.
     prices : Path, optional
         Not taken: WildChat records no tokens.
+    tell : callable, optional
+        Called with the number of conversations read so far.
 
     Raises
     ------
@@ -83,6 +94,8 @@ def read_wildchat(files: Sequence[Path], out: Path, prices: Path | None = None) 
         for batch, row in _batches(path):
             turns = _user_turns(batch, path, row, conversations)
             conversations += len(batch)
+            if tell is not None:
+                tell(conversations)
             if len(turns):
                 parts.append(out.with_name(f"part-{len(parts):05d}.parquet"))
                 _judge(turns, pairs).write_parquet(parts[-1])
