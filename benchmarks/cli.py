@@ -191,6 +191,20 @@ def build_app() -> "typer.Typer":
         """List the built-in suites and their tasks."""
         list_suites()
 
+    @app.command("compare")
+    def compare_command(
+        first: Annotated[str, typer.Argument(help="An agent, as the leaderboard calls it.")],
+        second: Annotated[str, typer.Argument(help="The agent it is compared with.")],
+        results: Annotated[
+            Path | None, typer.Option(help="Results folder; default: the last run.")
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Show what is different between two agents, task by task, paired by seed."""
+        from benchmarks.compare import show_comparison
+
+        show_comparison(results or _last_results(), first, second, as_json)
+
     @app.command("arrivals")
     def arrivals_command(
         path: Annotated[Path, typer.Argument(help="Trace of requests: CSV, JSONL or Parquet.")],
