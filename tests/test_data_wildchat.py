@@ -404,9 +404,9 @@ def test_arrivals_are_replayed_by_the_conversations_times(chats: Path) -> None:
     pl.DataFrame({"timestamp": times}).write_parquet(written)
     draws = []
     spec = {"process": "trace", "dataset": "wildchat"}
-    for given in (spec, {"process": "trace", "path": str(written)}):
+    for one in (spec, {"process": "trace", "path": str(written)}):
         out = np.empty(5000)
-        draws.append(make_arrivals(given).stream(0.4, np.random.default_rng(0)).random(out=out))
+        draws.append(make_arrivals(one).stream(0.4, np.random.default_rng(0)).random(out=out))
     assert np.array_equal(*draws)
     assert arrivals_fingerprint(spec) == header.parquet["sha256"]
     with pytest.raises(ValueError, match="'path' and 'dataset'"):

@@ -204,8 +204,8 @@ class Trace:
     ) -> None:
         if (path is None) == (dataset is None):
             raise ValueError(
-                f"arrivals 'trace' needs one of the options 'path' and 'dataset'; they are {path!r} "
-                f"and {dataset!r}"
+                f"arrivals 'trace': path={path!r}, dataset={dataset!r}; give exactly one of "
+                "'path' and 'dataset'"
             )
         self._times = (
             read_times(path, column, unit) if path is not None else _logged_times(str(dataset))
@@ -349,7 +349,7 @@ def read_times(path: str, column: str | None = None, unit: str | None = None) ->
 
 
 def _logged_times(name: str) -> _Times:
-    """Times at which new queries of an imported data set came, from the first on."""
+    """Return the times at which new queries of an imported data set came, from the first on."""
     key = (name, conversations_header(name).parquet["sha256"])
     return _Times(key, _load_logged_times(*key))
 
@@ -359,7 +359,7 @@ def _load_logged_times(name: str, _sha256: str) -> Floats:
     times = arrival_times(name)
     if len(times) < 2 or times[0] == times[-1]:
         raise ValueError(f"data set {name!r} needs at least two different times")
-    times = times - times[0]
+    times -= times[0]
     times.flags.writeable = False
     return times
 

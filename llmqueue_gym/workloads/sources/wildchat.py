@@ -291,7 +291,8 @@ def arrival_times(name: str = "wildchat") -> NDArray[np.float64]:
     """Return the times at which new queries (no retrials) arrived, in seconds, increasing."""
     header = conversations_header(name)
     table = read_table(header, ["time", "repeat"])
-    return np.sort(table.filter(~table["repeat"])["time"].to_numpy())
+    times: NDArray[np.float64] = table.filter(~table["repeat"])["time"].sort().to_numpy().copy()
+    return times
 
 
 def conversations_header(name: str) -> Header:
