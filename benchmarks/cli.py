@@ -3,15 +3,16 @@
 Typer and rich come with the ``bench`` extra; they are imported when the command starts.
 """
 
+import json
 import os
 import shlex
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from benchmarks.store import Store
+from benchmarks.store import Store, StoreBusyError, StoreWriteError
 from benchmarks.suite import (
     REFERENCES,
     Plan,
@@ -27,13 +28,19 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks.engines import Outcome
+    from benchmarks.engines import Engine, Outcome
     from benchmarks.scoring import Board
 
 _EXTRA = ("typer", "rich", "polars", "matplotlib")
 RESULTS = Path("results")
 LEADERBOARD = Path("leaderboard")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 cells failed, an oracle was beaten, results do not verify or "
+    "could not be stored; 2 wrong usage, or the results folder is in use; 130 interrupted."
+)
+TIMEOUT = 3600.0
+"""Seconds a cell may take unless told otherwise: a hanging agent must end some day."""
 
 
 def main() -> None:
@@ -44,10 +51,19 @@ def main() -> None:
         print(f'llmqueue-bench needs {names}: pip install "llmqueue_gym[bench]"', file=sys.stderr)
         raise SystemExit(USAGE)
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script's path lacks the user's own folder
+        sys.path.append(os.getcwd())  # a console script's path lacks the user's own folder
     try:
         build_app()()
-    except (ValueError, OSError, ImportError) as error:
+    except StoreWriteError as error:
+        print(
+            f"llmqueue-bench: {error.strerror}; finished cells are kept, "
+            "the same command computes the rest",
+            file=sys.stderr,
+        )
+        raise SystemExit(FAILED) from None
+    except (ValueError, OSError, ImportError, StoreBusyError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise  # a fault of an installation or of ours, not a missing extra
         print(f"llmqueue-bench: {error}", file=sys.stderr)
         raise SystemExit(USAGE) from None
 
@@ -58,8 +74,8 @@ def build_app() -> "typer.Typer":
 
     app = typer.Typer(
         help="Run benchmark suites of llmqueue_gym and report them.",
+        epilog=EXIT_CODES,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
 
@@ -78,18 +94,32 @@ def build_app() -> "typer.Typer":
             int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
         ] = None,
         results: Annotated[
-            Path | None, typer.Option(help="Results folder; default: results/SUITE.")
+            str | None,
+            typer.Option(help="Results folder or URL (s3://...); default: results/SUITE."),
         ] = None,
         data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
-        timeout: Annotated[float | None, typer.Option(help="Seconds a cell may take.")] = None,
+        timeout: Annotated[
+            float, typer.Option(help="Seconds a cell may take; inf for no limit.")
+        ] = TIMEOUT,
+        memory: Annotated[
+            float | None,
+            typer.Option(help="Megabytes of data a cell may hold (an idle one has 200); Linux."),
+        ] = None,
+        engine: Annotated[str, typer.Option(help="Where cells run: local or ray.")] = "local",
+        address: Annotated[
+            str | None, typer.Option(help="Ray cluster: HOST:PORT or auto; default: a new one.")
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
     ) -> None:
         """Run the cells of a suite that have no result yet; train first what has to be trained."""
         chosen = load_suite(suite)
         store = Store(results or RESULTS / chosen.name)
-        arguments = (chosen, agent or [], task or [], seeds, data or [], store.root / "models")
+        models = (store.root or RESULTS / chosen.name) / "models"
+        runner = _engine(engine, address, workers, timeout, memory)
+        arguments = (chosen, agent or [], task or [], seeds, data or [], models)
         plan = _plan(*arguments)
         if plan.trainings:
-            failed = _train(plan, store.root / "models", workers or _cores())
+            failed = _train(plan, models, workers or _cores())
             if failed is None:
                 raise typer.Exit(INTERRUPTED)
             plan = _plan(*arguments)
@@ -98,7 +128,7 @@ def build_app() -> "typer.Typer":
                 for t in plan.trainings
             }
             plan = replace(plan, skipped={**plan.skipped, **skipped})
-        raise typer.Exit(run(plan, store, workers or _cores(), timeout))
+        raise typer.Exit(run(plan, store, runner, as_json))
 
     @app.command("train")
     def train_command(
@@ -245,16 +275,15 @@ def _train(plan: Plan, models: Path, workers: int) -> dict[str, str] | None:
         return None
 
 
-def run(plan: Plan, store: Store, workers: int, timeout: float | None) -> int:
+def run(plan: Plan, store: Store, engine: "Engine", as_json: bool = False) -> int:
     """Run a plan with a progress bar; return the exit code."""
     from rich.console import Console
 
-    from benchmarks.engines import LocalEngine, execute
+    from benchmarks.engines import execute
     from benchmarks.runner import provenance
     from benchmarks.scoring import load_board
 
     console = Console(stderr=True)
-    engine = LocalEngine(workers, timeout)
     for name, reason in plan.skipped.items():
         console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
     with _progress(console) as progress:
@@ -283,12 +312,51 @@ def run(plan: Plan, store: Store, workers: int, timeout: float | None) -> int:
             note("interrupted: finished cells are kept, the same command computes the rest")
             return INTERRUPTED
     console.print(
-        f"{tally.computed} cells computed, {tally.reused} taken from {store.root}, "
+        f"{tally.computed} cells computed, {tally.reused} taken from {store}, "
         f"{tally.failed} failed",
         markup=False,
         highlight=False,
     )
-    return _verdict(load_board(store))
+    board = load_board(store)
+    code = _verdict(board)
+    if as_json:
+        failures = [{"cell": name, "error": failure["error"]} for name, failure in board.failures]
+        _print_json(
+            suite=plan.suite,
+            results=str(store),
+            computed=tally.computed,
+            reused=tally.reused,
+            failed=tally.failed,
+            failures=failures,
+            skipped=dict(plan.skipped),
+            violations=board.violations,
+            exit_code=code,
+        )
+    return code
+
+
+def _engine(
+    name: str,
+    address: str | None,
+    workers: int | None,
+    timeout: float,
+    memory: float | None,
+) -> "Engine":
+    from benchmarks.engines import LocalEngine
+
+    if name == "local":
+        if address is not None:
+            raise ValueError(f"--address {address} belongs to --engine ray")
+        return LocalEngine(workers or _cores(), timeout, memory)
+    if name != "ray":
+        raise ValueError(f"--engine {name!r} is not one of local, ray")
+    from benchmarks.ray_engine import RayEngine
+
+    return RayEngine(address, workers, timeout, memory)
+
+
+def _print_json(**fields: Any) -> None:
+    print(json.dumps(fields, indent=2, allow_nan=False))
 
 
 def _progress(console: "Console") -> "Progress":

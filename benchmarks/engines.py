@@ -5,20 +5,21 @@ Every cell runs in a process of its own, so whatever an agent does costs that ce
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import site
 import sys
-import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Protocol
 
 from baselines.agent import agent_spec
@@ -26,7 +27,9 @@ from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import Cell, Plan, canonical
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_OUTPUT_TAIL = 4000  # characters of an agent's output kept with its error
+_OUTPUT_TAIL = 4000  # bytes of an agent's output kept with its error
+_SAFE_PATH = "PYTHONSAFEPATH"  # no current folder before the installed packages
+_SPARE_MEMORY = 64  # MB on top of a limit, to say that it was reached
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,21 @@ class Outcome:
         The result of ``run_cell``, or ``error``, ``traceback`` and ``output``.
     failed : bool
         Which of the two it is.
+    provenance : Mapping[str, Any]
+        Where it was computed, if not in the process that stores it.
     """
 
     cell: Cell
     payload: dict[str, Any]
     failed: bool
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):
     """Runs cells in any order and yields each one's outcome when it is there."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
-        """Run the cells; closing the iterator stops those still running."""
+    def run(self, cells: Sequence[Cell]) -> Generator[Outcome]:
+        """Run the cells; closing the generator stops those still running."""
         ...
 
 
@@ -88,36 +94,46 @@ def execute(
         Kept with each result (``benchmarks.runner.provenance``).
     on_outcome, on_damage, on_start : callables
         Told of each outcome, each damaged file (it is recomputed) and the number of cells to run.
+
+    Raises
+    ------
+    StoreBusyError
+        If another runner is at work on the store.
+    StoreWriteError
+        If a result cannot be stored; those stored before it are kept.
     """
-    store.save_run(
-        {
-            "suite": plan.suite,
-            "skipped": dict(plan.skipped),
-            "cells": [dict(cell.spec) for cell in plan.cells],
-            "provenance": provenance,
-        }
-    )
-    missing = list(_missing(plan.cells, store, on_damage))
-    on_start(len(missing))
-    failed = 0
-    for outcome in engine.run(missing):
-        record = {**outcome.payload, "provenance": provenance}
-        save = store.save_failure if outcome.failed else store.save
-        save(outcome.cell.spec, record)
-        failed += outcome.failed
-        on_outcome(outcome)
+    with store.lock():
+        store.save_run(
+            {
+                "suite": plan.suite,
+                "skipped": dict(plan.skipped),
+                "cells": [cell.spec for cell in plan.cells],
+                "data": {name: dict(paths) for name, paths in plan.data.items()},
+                "provenance": provenance,
+            }
+        )
+        missing = list(_missing(plan.cells, store, on_damage))
+        on_start(len(missing))
+        failed = 0
+        with closing(engine.run(missing)) as outcomes:
+            for outcome in outcomes:
+                record = {**outcome.payload, "provenance": {**provenance, **outcome.provenance}}
+                save = store.save_failure if outcome.failed else store.save
+                save(outcome.cell.spec, record)
+                failed += outcome.failed
+                on_outcome(outcome)
     return Tally(len(missing) - failed, len(plan.cells) - len(missing), failed)
 
 
 def _missing(
-    cells: Iterable[Cell], store: Store, on_damage: Callable[[str], None]
+    cells: Sequence[Cell], store: Store, on_damage: Callable[[str], None]
 ) -> Iterator[Cell]:
-    for cell in cells:
-        try:
-            if store.load(cell.key) is None:
-                yield cell
-        except CorruptResultError as error:
-            on_damage(f"{error}; computing {cell} again")
+    stored = store.load_many(cell.key for cell in cells)
+    for cell, (_, found) in zip(cells, stored, strict=True):
+        if isinstance(found, CorruptResultError):
+            on_damage(f"{found}; computing {cell} again")
+            yield cell
+        elif found is None:
             yield cell
 
 
@@ -129,8 +145,23 @@ class _Running:
     cell: Cell
     process: Any
     results: Connection
-    output: Path
+    output: Connection | None  # None at its end
     deadline: float
+    tail: bytes = b""
+
+    def drain(self) -> None:
+        """Read what the worker printed and keep the end of it."""
+        for _ in range(16):  # a worker that prints without end must not keep us here
+            if self.output is None:
+                return
+            try:
+                read = os.read(self.output.fileno(), 1 << 16)
+            except BlockingIOError:
+                return
+            self.tail = (self.tail + read)[-_OUTPUT_TAIL:]
+            if not read:
+                self.output.close()
+                self.output = None
 
 
 class LocalEngine:
@@ -138,7 +169,8 @@ class LocalEngine:
 
     Results therefore do not depend on the number of workers, and a cell that crashes, hangs, is
     killed or changes global state harms no other. Starting a process costs about 20 ms where the
-    fork server exists (Linux, macOS); elsewhere processes are spawned and pay the imports.
+    fork server exists (Linux, macOS); elsewhere processes are spawned and pay the imports. When a
+    cell ends, so do the processes its agent started, unless they have left its process group.
 
     Parameters
     ----------
@@ -146,29 +178,38 @@ class LocalEngine:
         Cells run at once.
     timeout : float, optional
         Seconds after which a cell is stopped and counted as failed.
+    memory : float, optional
+        Megabytes of data a cell may hold; beyond them its allocations fail (Linux).
     """
 
-    def __init__(self, workers: int, timeout: float | None = None) -> None:
+    def __init__(
+        self, workers: int, timeout: float | None = None, memory: float | None = None
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers} must be at least 1")
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout} must be a positive number of seconds")
+        if memory is not None and not memory > 0:
+            raise ValueError(f"memory={memory} must be a positive number of megabytes")
+        if memory is not None and sys.platform != "linux":
+            raise ValueError(f"memory={memory}: only Linux limits the memory of a process")
         self.workers = workers
-        self.timeout = timeout
+        self.timeout = float("inf") if timeout is None else timeout
+        self.memory = memory
         server = "forkserver" in multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if server else "spawn")
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
+    def run(self, cells: Sequence[Cell]) -> Generator[Outcome]:
         """Run the cells and yield outcomes in order of completion."""
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_preloaded(cells))
         running: list[_Running] = []
         queue = iter(cells)
-        with tempfile.TemporaryDirectory(prefix="llmqueue-bench-") as folder, _single_threaded():
+        with _worker_environment():
             try:
                 while True:
                     while len(running) < self.workers and (cell := next(queue, None)) is not None:
-                        running.append(self._start(cell, Path(folder)))
+                        running.append(self._start(cell))
                     if not running:
                         return
                     _wait(running)
@@ -181,19 +222,25 @@ class LocalEngine:
                 for job in running:
                     _stop(job)
 
-    def _start(self, cell: Cell, folder: Path) -> _Running:
+    def _start(self, cell: Cell) -> _Running:
         results, sender = self._context.Pipe(duplex=False)
-        output = folder / f"{cell.key}.out"
+        output = printer = None
+        if sys.platform != "win32":  # whose pipes cannot stand in for stdout
+            output, printer = self._context.Pipe(duplex=False)
+            os.set_blocking(output.fileno(), False)
         process = self._context.Process(
-            target=_work, args=(dict(cell.spec), dict(cell.kwargs), cell.model, sender, str(output))
+            target=_work,
+            args=(dict(cell.spec), dict(cell.kwargs), cell.model, sender, printer, self.memory),
         )
-        process.start()
-        sender.close()  # so that the worker's death ends the pipe
-        limit = float("inf") if self.timeout is None else monotonic() + self.timeout
-        return _Running(cell, process, results, output, limit)
+        _start(process)
+        sender.close()  # so that the worker's death ends the pipes
+        if printer is not None:
+            printer.close()
+        return _Running(cell, process, results, output, monotonic() + self.timeout)
 
     def _outcome(self, job: _Running) -> Outcome | None:
         """Return the job's outcome, or None while it is still running."""
+        job.drain()
         error = None
         if job.results.poll():
             try:
@@ -203,33 +250,56 @@ class LocalEngine:
                 return _failure(job, **message["payload"])
             except (EOFError, OSError):
                 job.process.join(5)
-                error = _cause_of_death(job.process.exitcode)
+                error = self._cause_of_death(job.process.exitcode)
+            except (ValueError, KeyError, TypeError) as wrong:  # an agent that found the pipe
+                error = f"the worker sent something that is no result ({wrong!r})"
         elif not job.process.is_alive():
-            error = _cause_of_death(job.process.exitcode)
+            error = self._cause_of_death(job.process.exitcode)
         elif monotonic() >= job.deadline:
-            error = f"stopped after the timeout of {self.timeout:g} s"
+            error = f"stopped after the timeout of {self.timeout:g} s (--timeout allows more)"
         return None if error is None else _failure(job, error, "")
+
+    def _cause_of_death(self, code: int | None) -> str:
+        if code is None or code >= 0:
+            return f"the worker left with exit code {code} and no result"
+        name = signal.Signals(-code).name
+        limit = "" if self.memory is None else f" the limit is {self.memory:g} MB"
+        hint = f" (out of memory?{limit})" if limit or name == "SIGKILL" else ""
+        return f"the worker was killed by {name}{hint}"
+
+
+def _start(process: Any) -> None:
+    """Start a process; the fork server may be gone, and found to be so a moment later."""
+    for pause in (0.01, 0.1, 1.0):
+        try:
+            process.start()
+            return
+        except (ConnectionError, EOFError):
+            sleep(pause)
+    process.start()
 
 
 def _failure(job: _Running, error: str, traceback: str) -> Outcome:
     """Return a failed outcome with the end of what the worker printed."""
-    output = ""
-    with suppress(OSError):
-        output = job.output.read_text(encoding="utf-8", errors="replace")[-_OUTPUT_TAIL:]
+    job.drain()
+    output = job.tail.decode(errors="replace")
     payload = {"error": error, "traceback": traceback, "output": output}
     return Outcome(job.cell, payload, failed=True)
 
 
 def _wait(running: Sequence[_Running]) -> None:
-    """Sleep until a job reports, dies or reaches its deadline."""
+    """Sleep until a job reports, prints, dies or reaches its deadline."""
     left = min(job.deadline for job in running) - monotonic()
     handles = [handle for job in running for handle in (job.results, job.process.sentinel)]
+    handles += [job.output for job in running if job.output is not None]
     wait(handles, None if left == float("inf") else max(0.0, left))
 
 
 def _stop(job: _Running) -> None:
     """End a job and the processes it may have started, and free its handles."""
     job.results.close()
+    if job.output is not None:
+        job.output.close()
     job.process.join(0.2)  # a worker that has reported is about to leave by itself
     if job.process.is_alive():
         job.process.kill()
@@ -238,22 +308,21 @@ def _stop(job: _Running) -> None:
             os.killpg(job.process.pid, signal.SIGKILL)
     job.process.join()
     job.process.close()
-    job.output.unlink(missing_ok=True)
-
-
-def _cause_of_death(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"the worker was killed by {name}{hint}"
-    return f"the worker left with exit code {code} and no result"
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Workers inherit one algebra thread each: sums are then the same on every machine load."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+def _worker_environment() -> Iterator[None]:
+    """Let workers inherit one algebra thread each, and this very code.
+
+    With one thread sums are the same on every machine load. The fork server would look for modules
+    in the current folder first, and might find some other ``benchmarks`` or ``baselines`` there.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    roots = [] if root in site.getsitepackages() else [root]  # an installed one is found anyway
+    path = os.pathsep.join(filter(None, [*roots, os.environ.get("PYTHONPATH", "")]))
+    wanted = {**dict.fromkeys(ONE_THREAD, "1"), "PYTHONPATH": path, _SAFE_PATH: "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -272,46 +341,92 @@ def _preloaded(cells: Sequence[Cell]) -> list[str]:
     names = {cell.model or cell.spec["agent"]["name"] for cell in cells} - {"oracle"}
     modules = {agent_spec(name).target.partition(":")[0] for name in names}
     own = sorted(module for module in modules if module.split(".")[0] == "baselines")
-    return ["benchmarks.runner", "benchmarks.engines", "llmqueue_gym.oracles", *own]
+    shared = ["benchmarks.runner", "benchmarks.engines", "llmqueue_gym.envs"]
+    return [*shared, "llmqueue_gym.oracles", "llmqueue_gym.workloads", *own]
 
 
 # --- inside a worker ------------------------------------------------------------------------------
 
 
 def _work(
-    spec: dict[str, Any], kwargs: dict[str, Any], model: str | None, sender: Connection, output: str
+    spec: dict[str, Any],
+    kwargs: dict[str, Any],
+    model: str | None,
+    sender: Connection,
+    printer: Connection | None,
+    memory: float | None,
 ) -> None:
-    """Run one cell and send its result as JSON."""
-    _detach(output)
+    """Run one cell, send its result as JSON, and leave at once."""
+    own = os.getpid()
+    os.environ.pop(_SAFE_PATH, None)  # an agent's subprocesses are its own affair
+    _detach(printer)
+    if memory is not None:
+        _limit_memory(memory, memory + _SPARE_MEMORY)
     try:
         from benchmarks.runner import run_cell
 
-        message = {"failed": False, "payload": run_cell(spec, kwargs, model)}
-        text = canonical(message)
+        text = canonical({"failed": False, "payload": run_cell(spec, kwargs, model)})
     except BaseException as error:  # whatever an agent raises, SystemExit included
-        summary = f"{type(error).__name__}: {error}"
-        payload = {"error": summary, "traceback": traceback.format_exc()}
+        if memory is not None:
+            _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
+        payload = {"error": _summary(error, memory), "traceback": traceback.format_exc()}
         text = canonical({"failed": True, "payload": payload})
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with suppress(BrokenPipeError):
-        sender.send_bytes(text.encode())
-    sender.close()
+    if os.getpid() == own:  # else a child that the agent forked and let go on
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # the agent may have closed or replaced it
+                stream.flush()
+        with suppress(OSError):
+            sender.send_bytes(text.encode())
+    os._exit(0)
 
 
-def _detach(output: str) -> None:
-    """Own process group, output to a file, and no life without the parent."""
+def _summary(error: BaseException, memory: float | None) -> str:
+    summary = f"{type(error).__name__}: {error}"
+    starved = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if starved or "can't allocate memory" in str(error):  # the last is torch's RuntimeError
+        limit = "" if memory is None else f" within the limit of {memory:g} MB"
+        return f"out of memory{limit} ({summary})"
+    return summary
+
+
+def _limit_memory(soft: float, hard: float) -> None:
+    """Limit the data of this process, in megabytes."""
+    import resource
+
+    limits = int(soft * 2**20), int(hard * 2**20)
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def _detach(printer: Connection | None) -> None:
+    """Own process group, output to the pipe if there is one, and no life without the parent."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent alone; children of the agent can be ended
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+    target = os.open(os.devnull, os.O_WRONLY) if printer is None else printer.fileno()
+    for handle in (1, 2):
+        os.dup2(target, handle)
+    if printer is not None:
+        printer.close()
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Have this process group killed when the parent is gone, however it went."""
+    parent: Any = multiprocessing.parent_process()
+    if sys.platform == "linux":  # where the kernel does it, even to what is stopped or busy in C
+        import fcntl
+
+        handle = parent.sentinel
+        with suppress(OSError):
+            fcntl.fcntl(handle, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_ASYNC)
+            if parent.is_alive():
+                return
 
     def follow() -> None:
         parent.join()
+        if hasattr(os, "killpg"):
+            os.killpg(os.getpgrp(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -33,7 +33,7 @@ def open_results(path: Path | str) -> Store | ExportedRun:
     """Return the results at a path: a results folder (or its URL), or an exported file."""
     if "://" not in str(path) and Path(path).is_file():
         return ExportedRun(Path(path))
-    return Store(Path(path))
+    return Store(path)
 
 
 class ExportedRun:

@@ -222,13 +222,20 @@ def curve_steps(horizon: int) -> NDArray[np.int64]:
 
 def provenance(command: str) -> dict[str, Any]:
     """Versions, commit, machine and the command of a run."""
-    packages = ("numpy", "scipy", "gymnasium")
     return {
         "command": command,
         "version": llmqueue_gym.__version__,
+        "commit": _git_commit(),
+        **platform_here(),
+    }
+
+
+def platform_here() -> dict[str, str]:
+    """Versions and machine that may change a result in its last bits, or its timing."""
+    packages = ("numpy", "scipy", "gymnasium")
+    return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
-        "commit": _git_commit(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
     }
 

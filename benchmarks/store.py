@@ -1,4 +1,4 @@
-"""The result store: one JSON file a cell, written atomically, checked when read.
+"""The result store: one JSON file a cell, written whole or not at all, checked when read.
 
 ``cells/<key>.json`` holds results, ``failed/<key>.json`` errors, ``run.json`` the last run's plan.
 """
@@ -8,40 +8,79 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from time import strftime
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from benchmarks.suite import canonical, spec_key
 
 Record = dict[str, Any]
+
+_BATCH = 500  # files asked for at once: hides the latency of an object store
 
 
 class CorruptResultError(ValueError):
     """A stored file that is truncated, edited, or belongs to another cell."""
 
 
+class StoreBusyError(RuntimeError):
+    """Another runner is at work on the store."""
+
+
+class StoreWriteError(OSError):
+    """A result that could not be stored: disk full, no permission, connection lost."""
+
+
 class Store:
-    """Results of one benchmark run in a folder.
+    """Results of one benchmark run in a folder, here or behind a URL.
+
+    A file is written whole or not at all: to a temporary name, then renamed, in a folder; with one
+    PUT in an object store, which is as atomic. On any other remote file system a write that breaks
+    off may leave a part; like every damaged file it is noticed by its checksum and recomputed.
 
     Parameters
     ----------
-    root : Path
-        The folder; created when the first file is written.
+    root : Path or str
+        A folder, created when the first file is written, or a URL that fsspec knows
+        (``s3://bucket/folder``; ``file://`` is the folder it names).
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str) -> None:
+        text = str(root)
+        scheme = text.partition("://")[0] if "://" in text else ""
+        self._files: _Files
+        if scheme in ("", "file"):
+            path = Path(url2pathname(urlsplit(text).path)) if scheme else Path(root)
+            self._files = _Folder(path)
+        else:
+            self._files = _Remote(text)
+
+    def __str__(self) -> str:
+        return str(self._files)
+
+    @property
+    def root(self) -> Path | None:
+        """The folder, or None if the store is behind a URL."""
+        return self._files.path if isinstance(self._files, _Folder) else None
+
+    # --- results ------------------------------------------------------------------------------
 
     def save(self, spec: Mapping[str, Any], payload: Record) -> None:
         """Store a cell's result and forget an earlier failure of it."""
         key = spec_key(spec)
-        _write(self.root / "cells" / f"{key}.json", _seal(spec, payload))
-        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
+        self._write(f"cells/{key}.json", _seal(spec, key, payload))
+        self._files.remove(f"failed/{key}.json")
 
     def save_failure(self, spec: Mapping[str, Any], payload: Record) -> None:
         """Store why a cell has no result."""
-        _write(self.root / "failed" / f"{spec_key(spec)}.json", _seal(spec, payload))
+        key = spec_key(spec)
+        self._write(f"failed/{key}.json", _seal(spec, key, payload))
 
     def load(self, key: str) -> Record | None:
         """Return the result of a cell, or None if it has not been computed.
@@ -51,18 +90,44 @@ class Store:
         CorruptResultError
             If the file is not what was written for this cell.
         """
-        return _read(self.root / "cells" / f"{key}.json", key)
+        name = f"cells/{key}.json"
+        return self._open(name, self._files.read([name])[0], key)
+
+    def load_many(
+        self, keys: Iterable[str]
+    ) -> Iterator[tuple[str, Record | CorruptResultError | None]]:
+        """Yield every key with what `load` returns for it, or the error it raises."""
+        known = self.keys()
+        rest = iter(keys)
+        while batch := list(islice(rest, _BATCH)):
+            here = [key for key in batch if key in known]
+            texts = dict(
+                zip(here, self._files.read([f"cells/{key}.json" for key in here]), strict=True)
+            )
+            for key in batch:
+                try:
+                    yield key, self._open(f"cells/{key}.json", texts.get(key), key)
+                except CorruptResultError as error:
+                    yield key, error
 
     def load_failure(self, key: str) -> Record | None:
         """Return the error of a failed cell, or None; a damaged error file is an error."""
+        name = f"failed/{key}.json"
         try:
-            return _read(self.root / "failed" / f"{key}.json", key)
+            return self._open(name, self._files.read([name])[0], key)
         except CorruptResultError as error:
             return {"error": str(error), "traceback": "", "output": ""}
 
+    def keys(self) -> set[str]:
+        """Keys of all stored results, of this run and of earlier ones."""
+        return self._files.stems("cells")
+
+    # --- the run ------------------------------------------------------------------------------
+
     def save_run(self, run: Record) -> None:
         """Store the plan of the last run: which cells belong to it and what was skipped."""
-        _write(self.root / "run.json", _seal({"run": "plan"}, run))
+        packed = {**run, "cells": _pack(run["cells"])}
+        self._write("run.json", _seal(_RUN, spec_key(_RUN), packed))
 
     def load_run(self) -> Record:
         """Plan of the last run in this folder.
@@ -74,28 +139,251 @@ class Store:
         FileNotFoundError
             If nothing was run here.
         """
-        run = _read(self.root / "run.json", spec_key({"run": "plan"}))
+        run = self._open("run.json", self._files.read(["run.json"])[0], spec_key(_RUN))
         if run is None:
-            raise FileNotFoundError(f"no results in {self.root}: `llmqueue-bench run` writes them")
-        return run
+            raise FileNotFoundError(f"no results in {self}: `llmqueue-bench run` writes them")
+        return {**run, "cells": _unpack(run["cells"])}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runners out while this one is at work.
+
+        The operating system frees the lock of a process that ends, however it ends. Object stores
+        have no locks: two runners on one of them may compute a cell twice, with equal results.
+
+        Raises
+        ------
+        StoreBusyError
+            If another runner is at work; the message says which.
+        """
+        with self._files.lock():
+            yield
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _write(self, name: str, record: Record) -> None:
+        text = json.dumps(record, allow_nan=False)
+        try:
+            self._files.write(name, text)
+        except OSError as error:
+            raise StoreWriteError(error.errno, f"cannot write {name} in {self}: {error}") from error
+
+    def _open(self, name: str, content: bytes | None, key: str) -> Record | None:
+        """Break the seal of a file's content; None if there is none."""
+        if content is None:
+            return None
+        path = f"{self}/{name}"
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise CorruptResultError(f"{path} is not text: {error}") from error
+        try:
+            record = json.loads(text)
+            payload, spec = record["payload"], record["spec"]
+            intact = record["checksum"] == _checksum(payload) and isinstance(payload, dict)
+            own = record["key"] == key == spec_key(spec)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptResultError(
+                f"{path} is truncated or not a result file ({error!r})"
+            ) from error
+        if not intact:
+            raise CorruptResultError(f"{path} was edited: its checksum does not match")
+        if not own:
+            raise CorruptResultError(f"{path} holds the result of another cell")
+        result: Record = {**payload, "spec": spec}
+        return result
+
+
+_RUN = {"run": "plan"}
 
 
 def _checksum(payload: Record) -> str:
     return hashlib.sha256(canonical(payload).encode()).hexdigest()
 
 
-def _seal(spec: Mapping[str, Any], payload: Record) -> Record:
+def _seal(spec: Mapping[str, Any], key: str, payload: Record) -> Record:
     """Wrap a payload with what is needed to recognise it again."""
-    return {
-        "key": spec_key(spec),
-        "spec": dict(spec),
-        "checksum": _checksum(payload),
-        "payload": payload,
-    }
+    return {"key": key, "spec": dict(spec), "checksum": _checksum(payload), "payload": payload}
 
 
-def _write(path: Path, record: Record) -> None:
-    write_text(path, json.dumps(record, allow_nan=False))
+def _pack(specs: Sequence[Mapping[str, Any]]) -> Record:
+    """Write every distinct value once: a million cells share a few tasks and agents."""
+    fields = sorted({field for spec in specs for field in spec})
+    values: list[Any] = []
+    place: dict[str, int] = {}
+    seen: dict[int, int] = {}  # by identity: the specs of a plan share their parts
+    rows = []
+    for spec in specs:
+        row = []
+        for field in fields:
+            value = spec.get(field)
+            if (number := seen.get(id(value))) is None:
+                text = canonical(value)
+                if (number := place.get(text)) is None:
+                    number = place[text] = len(values)
+                    values.append(value)
+                seen[id(value)] = number
+            row.append(number)
+        rows.append(row)
+    return {"fields": fields, "values": values, "rows": rows}
+
+
+def _unpack(packed: Record) -> list[Record]:
+    fields, values = packed["fields"], packed["values"]
+    return [dict(zip(fields, map(values.__getitem__, row), strict=True)) for row in packed["rows"]]
+
+
+# --- where the files are --------------------------------------------------------------------------
+
+
+class _Files(Protocol):
+    """Text files below a root; names have forward slashes."""
+
+    def read(self, names: Sequence[str]) -> list[bytes | None]:
+        """Contents, None where there is no such file."""
+        ...
+
+    def write(self, name: str, text: str) -> None: ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def stems(self, folder: str) -> set[str]:
+        """Names of the folder's ``.json`` files without the ending."""
+        ...
+
+    def lock(self) -> Any: ...
+
+
+class _Folder:
+    """A folder on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self, names: Sequence[str]) -> list[bytes | None]:
+        return [self._read(self.path / name) for name in names]
+
+    @staticmethod
+    def _read(path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        write_text(self.path / name, text)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def stems(self, folder: str) -> set[str]:
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return {
+                    entry.name[:-5]
+                    for entry in entries
+                    if entry.name.endswith(".json") and not entry.name.startswith(".")
+                }
+        except FileNotFoundError:
+            return set()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
+            try:
+                _lock(handle.fileno())
+            except OSError:
+                handle.seek(0)
+                raise StoreBusyError(
+                    f"results folder {self} is in use by {handle.read().strip() or 'a runner'}: "
+                    "wait for it, or choose another --results"
+                ) from None
+            handle.truncate(0)
+            handle.write(
+                f"process {os.getpid()} on {socket.gethostname()}, "
+                f"started {strftime('%Y-%m-%d %H:%M:%S')}\n"
+            )
+            handle.flush()
+            for folder in (self.path, self.path / "cells", self.path / "failed"):
+                for litter in folder.glob(".*.tmp"):  # of a runner that was killed while writing
+                    litter.unlink(missing_ok=True)
+            yield
+
+
+def _lock(handle: int) -> None:
+    """Lock an open file or raise OSError if somebody else holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class _Remote:
+    """A folder behind a URL, through fsspec."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+        except ImportError as error:
+            raise ImportError(
+                f"results at {url} need fsspec and the package of its protocol: "
+                'pip install "llmqueue_gym[ray]" (and s3fs, gcsfs, adlfs, ...)'
+            ) from error
+        self.url = url.rstrip("/")
+        self._fs, self._base = fsspec.core.url_to_fs(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, names: Sequence[str]) -> list[bytes | None]:
+        paths = [f"{self._base}/{name}" for name in names]
+        if not paths:
+            return []
+        found = self._fs.cat(paths, on_error="return")
+        return [self._content(found.get(path)) for path in paths]
+
+    @staticmethod
+    def _content(found: bytes | Exception | None) -> bytes | None:
+        if isinstance(found, Exception):
+            if isinstance(found, FileNotFoundError):
+                return None
+            raise found
+        return found
+
+    def write(self, name: str, text: str) -> None:
+        path = f"{self._base}/{name}"
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(path, text.encode())
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError, KeyError):
+            self._fs.rm_file(f"{self._base}/{name}")
+
+    def stems(self, folder: str) -> set[str]:
+        self._fs.invalidate_cache()
+        try:
+            names = self._fs.ls(f"{self._base}/{folder}", detail=False)
+        except FileNotFoundError:
+            return set()
+        return {
+            name.rpartition("/")[2].removesuffix(".json")
+            for name in names
+            if name.endswith(".json")
+        }
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -111,26 +399,3 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _read(path: Path, key: str) -> Record | None:
-    """Read a sealed file; None if there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise CorruptResultError(f"{path} is not text: {error}") from error
-    try:
-        record = json.loads(text)
-        payload, spec = record["payload"], record["spec"]
-        intact = record["checksum"] == _checksum(payload) and isinstance(payload, dict)
-        own = record["key"] == key == spec_key(spec)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptResultError(f"{path} is truncated or not a result file ({error!r})") from error
-    if not intact:
-        raise CorruptResultError(f"{path} was edited: its checksum does not match")
-    if not own:
-        raise CorruptResultError(f"{path} holds the result of another cell")
-    result: Record = {**payload, "spec": spec}
-    return result

@@ -197,12 +197,14 @@ class Plan:
     """The cells of a run, references first, and what is skipped (name -> reason).
 
     Agents of ``trainings`` have no cells yet: train them, and plan again.
+    ``data`` holds the data names and default paths of the tasks that read files, by task.
     """
 
     suite: str
     cells: tuple[Cell, ...]
     skipped: Mapping[str, str]
     trainings: tuple[Training, ...] = ()
+    data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def kind_of(env: str) -> str:
@@ -522,15 +524,15 @@ def make_plan(
     skipped: dict[str, str] = {}
     cells: list[Cell] = []
     for task in chosen:
-        paths, reason = _data_paths(task, data or {})
+        paths, reason = _data_paths(task.data, data or {})
         reason = reason or _missing_package(task.requires)
         if reason is None:
             kwargs = _fill(dict(task.kwargs), paths, (), f"task {task.name!r}")
-            content, reason = _fingerprint(task, kwargs)
+            content, reason = _fingerprint(task.env, task.name, kwargs)
         if reason is not None:
             skipped[task.name] = reason
             continue
-        kind = kind_of(task.env)
+        kind, identity = kind_of(task.env), _task_identity(task)
         labels = {entry.label for entry in task.agents}
         entries = [AgentEntry(name, label) for label, name in REFERENCE_AGENTS[kind].items()]
         entries += task.agents
@@ -554,11 +556,18 @@ def make_plan(
                 continue
             played.add(entry)
             for seed in range(seeds or suite.seeds):
-                cells.append(Cell(_spec(task, player, seed, content), kwargs, player.model))
+                cells.append(
+                    Cell(
+                        _spec(identity, player.identity, seed, player.protocol, content),
+                        kwargs,
+                        player.model,
+                    )
+                )
     for entry in players.keys() - played:
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
-    return Plan(suite.name, tuple(cells), skipped, tuple(trainings.values()))
+    reading = {task.name: task.data for task in chosen if task.data and task.name not in skipped}
+    return Plan(suite.name, tuple(cells), skipped, tuple(trainings.values()), reading)
 
 
 def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
@@ -569,7 +578,7 @@ def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
     SuiteError
         If a package or data file it needs is not here.
     """
-    paths, reason = _data_paths(task, data)
+    paths, reason = _data_paths(task.data, data)
     reason = reason or _missing_package(task.requires)
     if reason is not None:
         raise SuiteError(f"task {task.name!r}: {reason}")
@@ -586,22 +595,85 @@ def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
     return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
 
 
-def _spec(task: Task, player: _Player, seed: int, workload: str | None) -> dict[str, Any]:
+def spec_here(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell's identity as it would be planned here and now.
+
+    It differs from ``spec`` where the version, the code or the workload's content does.
+
+    Parameters
+    ----------
+    spec : Mapping[str, Any]
+        Identity of a cell planned earlier or elsewhere.
+    kwargs : Mapping[str, Any]
+        The environment's arguments on this machine.
+
+    Raises
+    ------
+    SuiteError
+        If the agent or the workload is not to be had here.
+    """
+    task, agent = spec["task"], spec["agent"]
+    content, reason = _fingerprint(task["env"], task["name"], kwargs)
+    if reason is not None:
+        raise SuiteError(f"task {task['name']!r}: {reason}")
+    if "training" in agent:  # whoever plays the model insists on the file with this digest
+        identity = agent
+    else:
+        entry = AgentEntry(agent["name"], agent["label"], agent["settings"])
+        identity = _player(entry).identity
+    return _spec(task, identity, spec["seed"], spec["protocol"], content)
+
+
+def kwargs_here(
+    task: Mapping[str, Any], defaults: Mapping[str, str], data: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the environment's arguments of a stored task on this machine.
+
+    Parameters
+    ----------
+    task : Mapping[str, Any]
+        The ``task`` of a cell's identity.
+    defaults, data : Mapping[str, str]
+        Data name -> path inside the ``LLMQUEUE_GYM_DATA`` folder, and -> path chosen instead.
+
+    Raises
+    ------
+    SuiteError
+        If a file is missing.
+    """
+    paths, reason = _data_paths(defaults, data)
+    if reason is not None:
+        raise SuiteError(f"task {task['name']!r}: {reason}")
+    filled: dict[str, Any] = _fill(dict(task["kwargs"]), paths, (), f"task {task['name']!r}")
+    return filled
+
+
+def _task_identity(task: Task) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "env": task.env,
+        "kwargs": dict(task.kwargs),
+        "horizon": task.horizon,
+        "tags": list(task.tags),
+        "headline": task.headline,
+    }
+
+
+def _spec(
+    task: Mapping[str, Any],
+    agent: Mapping[str, Any],
+    seed: int,
+    protocol: str,
+    workload: str | None,
+) -> dict[str, Any]:
     """Everything that decides a cell's result, as plain JSON."""
     import llmqueue_gym
 
     return {
-        "task": {
-            "name": task.name,
-            "env": task.env,
-            "kwargs": dict(task.kwargs),
-            "horizon": task.horizon,
-            "tags": list(task.tags),
-            "headline": task.headline,
-        },
-        "agent": player.identity,
+        "task": task,
+        "agent": agent,
         "seed": seed,
-        "protocol": player.protocol,
+        "protocol": protocol,
         "version": llmqueue_gym.__version__,
         "code": _code_hash(),
         "workload": workload,
@@ -751,11 +823,13 @@ def _module_hash(module: str, agent: str) -> str:
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
-def _data_paths(task: Task, given: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
-    """Where the task's data files are, or the reason why the task cannot run here."""
+def _data_paths(
+    defaults: Mapping[str, str], given: Mapping[str, str]
+) -> tuple[dict[str, str], str | None]:
+    """Where a task's data files are, or the reason why the task cannot run here."""
     paths = {}
     folder = os.environ.get(DATA_VARIABLE)
-    for name, default in task.data.items():
+    for name, default in defaults.items():
         if name in given:
             if not Path(given[name]).exists():
                 raise SuiteError(f"data {name}={given[name]!r}: there is no such file")
@@ -781,9 +855,9 @@ def _missing_package(names: Sequence[str]) -> str | None:
     return None
 
 
-def _fingerprint(task: Task, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Content hash of the task's workload, or the reason why it is not to be had here."""
-    argument = "instance" if kind_of(task.env) == "deployment" else "workload"
+def _fingerprint(env: str, task: str, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Content hash of a task's workload, or the reason why it is not to be had here."""
+    argument = "instance" if kind_of(env) == "deployment" else "workload"
     if argument not in kwargs and "arrivals" not in kwargs:
         return None, None
     from llmqueue_gym import workloads
@@ -799,4 +873,4 @@ def _fingerprint(task: Task, kwargs: Mapping[str, Any]) -> tuple[str | None, str
     except (ImportError, OSError) as error:
         return None, str(error)
     except ValueError as error:
-        raise SuiteError(f"task {task.name!r}: {error}") from error
+        raise SuiteError(f"task {task!r}: {error}") from error

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from baselines.models import models_folder, read_card
-from benchmarks.engines import _single_threaded
+from benchmarks.engines import _worker_environment
 from benchmarks.suite import Plan, SuiteError, Training, find_task, task_arguments
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def train_all(
     context = multiprocessing.get_context("spawn")
     waiting, errors = iter(trainings), dict[str, str]()
     running: dict[Connection, tuple[Training, Any]] = {}
-    with _single_threaded():
+    with _worker_environment():
         try:
             while True:
                 while len(running) < workers and (training := next(waiting, None)) is not None:

@@ -1,0 +1,413 @@
+"""Runs that are killed, starved, meddled with or doubled: nothing is lost, repeated or wrong.
+
+What happens to single cells is in test_benchmarks_engines.py; here also whole runners are ended.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.engines import LocalEngine, execute
+from benchmarks.store import Store, StoreBusyError, StoreWriteError
+from benchmarks.suite import make_plan, parse_suite, spec_key
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="ends processes through Linux's /proc"),
+]
+
+TASK = {"name": "tiny", "env": "LLMQueue-v0", "horizon": 30}
+KWARGS = {"load": 0.8, "assortment_size": 1}
+
+AGENTS = '''
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from baselines.queueing.heuristics import RandomAgent
+
+HERE = Path(__file__).parent
+
+def tell(name, text):
+    """Write a file whole."""
+    (HERE / "part").write_text(text)
+    (HERE / "part").replace(HERE / name)
+
+class Fine(RandomAgent):
+    """Leaves a line a cell behind."""
+    def __init__(self, problem, seed):
+        super().__init__(problem, seed)
+        with (HERE / "started").open("a") as log:
+            log.write(f"{seed}\\n")
+
+class Waits(RandomAgent):
+    """Starts a child, tells both process ids and waits."""
+    def act(self, observation):
+        if not (HERE / "go").exists():
+            child = os.fork()
+            if not child:
+                time.sleep(300)
+                os._exit(0)
+            tell("pids", f"{os.getpid()} {child}")
+            time.sleep(300)
+        return super().act(observation)
+
+class Stops(RandomAgent):
+    def act(self, observation):
+        tell("pids", f"{os.getpid()}")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return super().act(observation)
+
+class Leaks(RandomAgent):
+    kept = []
+    def act(self, observation):
+        while True:
+            self.kept.append(np.ones(2**17))
+
+class LeaksQuietly(Leaks):
+    """Wraps the error away and goes on."""
+    def act(self, observation):
+        try:
+            return super().act(observation)
+        except MemoryError:
+            raise RuntimeError("something else") from None
+
+class Floods(RandomAgent):
+    def act(self, observation):
+        for _ in range(200):
+            sys.stdout.write("x" * 10_000 + "\\n")
+        raise ValueError("enough")
+
+class ClosesStdout(RandomAgent):
+    def act(self, observation):
+        if sys.stderr is not None:
+            sys.stdout.close()
+            sys.stderr = None
+            os.close(2)
+        return super().act(observation)
+
+class ForksAndBothGoOn(RandomAgent):
+    forked = False
+    def act(self, observation):
+        if not self.forked:
+            self.forked = True
+            os.fork()
+        return super().act(observation)
+
+class TouchesGlobals(RandomAgent):
+    """Reseeds, patches and rewires what others might share."""
+    def __init__(self, problem, seed):
+        super().__init__(problem, seed)
+        import random
+        np.random.seed(0)
+        random.seed(0)
+        np.random.default_rng = lambda seed=None: np.random.Generator(np.random.PCG64(1))
+        np.seterr(all="ignore")
+        os.environ["PYTHONHASHSEED"] = "1"
+        os.chdir("/")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.setrecursionlimit(10_000)
+
+class KillsTheForkServer(RandomAgent):
+    def __init__(self, problem, seed):
+        super().__init__(problem, seed)
+        if not (HERE / "go").exists():
+            tell("go", "")
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(300)
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with odd agents, as a third party has it."""
+    (tmp_path / "odd.py").write_text(AGENTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("odd", None)
+    return tmp_path
+
+
+def plan(*agents, seeds=1, tasks=(TASK,)):
+    document = {"seeds": seeds, "agents": [], "task": [{**t, "kwargs": KWARGS} for t in tasks]}
+    return make_plan(parse_suite("s", document), agents=[f"odd:{name}" for name in agents])
+
+
+def run(plan, store, engine, **callbacks):
+    return execute(plan, store, engine, {"command": "test"}, **callbacks)
+
+
+def failure(plan, store, agent):
+    [cell] = [c for c in plan.cells if c.spec["agent"]["label"] == f"odd:{agent}"]
+    assert store.load(cell.key) is None
+    return store.load_failure(cell.key)
+
+
+def command(here, *arguments, suite=(TASK,), seeds=1):
+    """Arguments of a runner in a process of its own."""
+    lines = [f"seeds = {seeds}", "agents = []"]
+    for task in suite:
+        lines += ["[[task]]", *(f"{key} = {json.dumps(value)}" for key, value in task.items())]
+        lines += ["[task.kwargs]", *(f"{key} = {value}" for key, value in KWARGS.items())]
+    (here / "s.toml").write_text("\n".join(lines))
+    return [sys.executable, "-m", "benchmarks.cli", "run", "s.toml", "--results", "r", *arguments]
+
+
+def start(here, arguments, **more):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        arguments, cwd=here, env=environment, stderr=subprocess.PIPE, text=True, **more
+    )
+
+
+def finish(process):
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, err
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+# --- the runner is killed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", ["Waits", "Stops"])
+def test_kill_9_ends_workers_and_their_children_and_a_rerun_repeats_nothing(here, agent):
+    arguments = command(
+        here, "--agent", "odd:Fine", "--agent", f"odd:{agent}", "--workers", "2", seeds=2
+    )
+    runner = start(here, arguments)
+    cells = here / "r" / "cells"
+    wait_until(lambda: (here / "pids").exists() and len(list(cells.glob("*.json"))) == 6)
+    pids = [int(pid) for pid in (here / "pids").read_text().split()]
+    assert all(alive(pid) for pid in pids)
+    runner.kill()
+    runner.communicate(timeout=30)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+    (here / "go").touch()
+    before = {file: file.stat().st_mtime_ns for file in cells.glob("*.json")}
+    store, work = Store(here / "r"), plan("Fine", "Waits", seeds=2)
+    assert run(work, store, LocalEngine(2)).computed == 2
+    assert all(file.stat().st_mtime_ns == mtime for file, mtime in before.items())
+    started = (here / "started").read_text().split()
+    assert len(started) == len(set(started)) == 2
+
+
+def test_what_a_killed_runner_left_half_written_is_cleared_away(here):
+    store = Store(here / "r")
+    litter = here / "r" / "cells" / ".abc.123.tmp"
+    litter.parent.mkdir(parents=True)
+    litter.write_text("{")
+    run(plan(), store, LocalEngine(1))
+    assert not litter.exists()
+    assert store.keys() == {cell.key for cell in plan().cells}
+
+
+# --- two runners ----------------------------------------------------------------------------------
+
+
+def test_a_second_runner_on_the_folder_is_refused_until_the_first_has_ended(here):
+    first = start(here, command(here, "--agent", "odd:Waits"))
+    wait_until((here / "pids").exists)
+    code, err = finish(start(here, command(here, "--agent", "odd:Fine")))
+    assert code == 2
+    assert f"results folder r is in use by process {first.pid} on " in err
+    with pytest.raises(StoreBusyError, match="choose another --results"):
+        run(plan(), Store(here / "r"), LocalEngine(1))
+    assert not (here / "started").exists()
+    first.kill()  # its lock goes with it
+    first.communicate(timeout=30)
+    code, err = finish(start(here, command(here, "--agent", "odd:Fine")))
+    assert code == 0
+    assert "1 cells computed, 2 taken" in err
+
+
+# --- the disk is full -----------------------------------------------------------------------------
+
+SMALL_AND_LARGE = ({**TASK, "horizon": 5}, {**TASK, "name": "large", "horizon": 3000})
+
+
+def check_a_stop_for_lack_of_space(here, process, free_space):
+    code, err = finish(process)
+    assert code == 1
+    assert "cannot write cells/" in err
+    assert "finished cells are kept" in err
+    store, work = Store(here / "r"), plan(tasks=SMALL_AND_LARGE)
+    keys = store.keys()
+    small = {c.key for c in work.cells if c.spec["task"]["name"] == "tiny"}
+    assert small <= keys < {c.key for c in work.cells}
+    assert all(store.load(key) is not None for key in keys)
+    assert not [file for file in (here / "r").rglob("*.tmp")]
+    free_space()
+    tally = run(work, store, LocalEngine(1))
+    assert (tally.computed, tally.reused, tally.failed) == (4 - len(keys), len(keys), 0)
+
+
+def test_a_file_that_cannot_grow_stops_the_run_with_what_is_done_kept(here):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    arguments = command(here, "--workers", "1", suite=SMALL_AND_LARGE)
+    check_a_stop_for_lack_of_space(here, start(here, arguments, preexec_fn=limit), lambda: None)
+
+
+def test_a_full_disk_stops_the_run_with_what_is_done_kept(here):
+    folder = here / "r"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        arguments = command(here, "--workers", "1", suite=SMALL_AND_LARGE)
+        remount = ["mount", "-o", "remount,size=1m", str(folder)]
+        process = start(here, arguments)
+        check_a_stop_for_lack_of_space(here, process, lambda: subprocess.run(remount, check=True))
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_write_error_names_file_and_reason(here, monkeypatch):
+    store = Store(here / "r")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreWriteError, match=r"cannot write run\.json in .*No space left"):
+        run(plan(), store, LocalEngine(1))
+
+
+# --- files are damaged ----------------------------------------------------------------------------
+
+
+def edit(path):
+    record = json.loads(path.read_text())
+    record["payload"]["metrics"]["mean_queue"] += 1.0
+    path.write_text(json.dumps(record))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def blank(path):
+    path.write_bytes(b"")
+
+
+def fill_with_zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [edit, truncate, blank, fill_with_zeros])
+def test_a_damaged_result_is_computed_again_with_a_note(here, damage):
+    store, work, notes = Store(here / "r"), plan(), []
+    run(work, store, LocalEngine(1))
+    whole = store.load(work.cells[0].key)
+    damage(here / "r" / "cells" / f"{work.cells[0].key}.json")
+    tally = run(work, store, LocalEngine(1), on_damage=notes.append)
+    assert (tally.computed, tally.reused) == (1, 1)
+    assert "computing tiny / oracle / seed 0 again" in notes[0]
+    assert store.load(work.cells[0].key)["metrics"] == whole["metrics"]
+
+
+def test_results_swapped_between_cells_are_noticed(here):
+    store, work, notes = Store(here / "r"), plan(), []
+    run(work, store, LocalEngine(1))
+    first, second = (here / "r" / "cells" / f"{cell.key}.json" for cell in work.cells)
+    second.write_bytes(first.read_bytes())
+    assert run(work, store, LocalEngine(1), on_damage=notes.append).computed == 1
+    assert "holds the result of another cell" in notes[0]
+
+
+# --- agents that misbehave ------------------------------------------------------------------------
+
+
+def test_a_leaking_agent_meets_the_memory_limit_and_others_do_not(here):
+    store, work = Store(here / "r"), plan("Leaks", "LeaksQuietly", "Fine")
+    tally = run(work, store, LocalEngine(2, timeout=60, memory=400))
+    assert (tally.computed, tally.failed) == (3, 2)
+    error = failure(work, store, "Leaks")
+    assert error["error"].startswith("out of memory within the limit of 400 MB (")
+    assert "np.ones" in error["traceback"]
+    assert "RuntimeError: something else" in failure(work, store, "LeaksQuietly")["error"]
+
+
+def test_a_limit_too_small_for_the_program_itself_is_a_failure_that_says_so(here):
+    store, work = Store(here / "r"), plan()
+    assert run(work, store, LocalEngine(1, memory=1)).failed == 2
+    assert "memory" in store.load_failure(work.cells[0].key)["error"]
+
+
+def test_a_flood_of_output_is_kept_to_its_end(here):
+    store, work = Store(here / "r"), plan("Floods")
+    assert run(work, store, LocalEngine(1, timeout=60)).failed == 1
+    error = failure(work, store, "Floods")
+    assert error["error"] == "ValueError: enough"
+    assert 1000 < len(error["output"]) <= 4000
+
+
+def test_a_stopped_worker_meets_the_timeout(here):
+    store, work = Store(here / "r"), plan("Stops", "Fine")
+    tally = run(work, store, LocalEngine(2, timeout=5))
+    assert (tally.computed, tally.failed) == (3, 1)
+    assert "stopped after the timeout of 5 s" in failure(work, store, "Stops")["error"]
+    assert not alive(int((here / "pids").read_text()))
+
+
+@pytest.mark.parametrize("agent", ["ClosesStdout", "ForksAndBothGoOn", "TouchesGlobals"])
+def test_an_agent_that_meddles_gets_its_result_and_changes_no_other(here, agent):
+    alone, beside = Store(here / "a"), Store(here / "b")
+    run(plan("Fine"), alone, LocalEngine(1))
+    work = plan(agent, "Fine")
+    tally = run(work, beside, LocalEngine(2, timeout=60))
+    assert tally.failed == 0
+    own = {c.spec["agent"]["label"]: beside.load(c.key) for c in work.cells}
+    for cell in plan("Fine").cells:
+        mine, theirs = alone.load(cell.key), beside.load(cell.key)
+        assert (mine["metrics"], mine["curve"]) == (theirs["metrics"], theirs["curve"])
+    if agent != "TouchesGlobals":  # they play like `random`, which Fine is as well
+        assert own[f"odd:{agent}"]["metrics"] == own["odd:Fine"]["metrics"]
+
+
+def test_the_end_of_the_fork_server_costs_only_what_was_running(here):
+    store, work = Store(here / "r"), plan("KillsTheForkServer", "Fine", seeds=3)
+    first = run(work, store, LocalEngine(2, timeout=60))
+    assert first.computed >= 10
+    assert first.computed + first.failed == 12
+    again = run(work, store, LocalEngine(2, timeout=60))
+    assert (again.computed, again.reused, again.failed) == (first.failed, first.computed, 0)
+    assert not any(store.load_failure(spec_key(c.spec)) for c in work.cells)
+
+
+def test_modules_in_the_current_folder_do_not_replace_the_project(here):
+    """The fork server looks into the current folder first unless it is told not to."""
+    for name in ("benchmarks", "baselines", "llmqueue_gym"):
+        (here / name).mkdir()
+        (here / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
+    script = here / "elsewhere" / "llmqueue-bench"
+    script.parent.mkdir()
+    script.write_text("from benchmarks.cli import main\nif __name__ == '__main__':\n    main()\n")
+    arguments = command(here, "--agent", "odd:Fine")
+    code, err = finish(start(here, [sys.executable, str(script), *arguments[3:]]))
+    assert code == 0, err
+    assert "3 cells computed" in err
