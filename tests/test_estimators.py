@@ -176,6 +176,37 @@ def test_kept_projections_follow_the_factors() -> None:
         confidence.update(int(rng.integers(3)), queue[0])
 
 
+def test_single_precision_factors_stay_close_to_double_ones() -> None:
+    rng = np.random.default_rng(4)
+    dim = 80
+    double, single = (ConfidenceFactors(2, dim, dtype=name) for name in ("float64", "float32"))
+    queue = rng.normal(size=(40, dim)).astype(np.float32) / dim**0.5
+    for step in range(2000):
+        context = queue[step % 40]
+        for confidence in (double, single):
+            confidence.update(step % 2, context)
+        if step % 100 == 0:  # projections are kept from slot to slot
+            np.testing.assert_allclose(single.norms(queue), double.norms(queue), rtol=1e-3)
+    assert single.factors.dtype == np.float32
+    np.testing.assert_allclose(single.norms(queue), double.norms(queue), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_equal_and_nearly_equal_contexts_get_equal_noise(dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    dim = 70
+    confidence = ConfidenceFactors(2, dim, dtype=dtype)
+    context = rng.normal(size=dim).astype(np.float32)
+    queue = np.stack([context, context, np.nextafter(context, np.float32(9)), -context])
+    for _ in range(300):
+        confidence.update(int(rng.integers(2)), context + rng.normal(size=dim).astype(np.float32))
+        noise = confidence.noise(queue, rng, 3)
+        np.testing.assert_array_equal(noise[0], noise[1])
+        scale = confidence.norms(queue)[0].max()
+        assert np.abs(noise[0] - noise[2]).max() < 0.02 * scale
+        assert np.abs(noise[0] + noise[3]).max() < 0.02 * scale
+
+
 @pytest.mark.parametrize("dim", [3, 70])
 def test_thompson_noise_has_the_covariance_of_the_ellipsoid(dim: int) -> None:
     rng = np.random.default_rng(2)

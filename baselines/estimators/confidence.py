@@ -16,7 +16,7 @@ Array = NDArray[np.floating[Any]]
 DIRECT_DIM = 64
 """Up to this many dimensions contexts are projected anew each slot; beyond it once a query."""
 
-JITTER = 1e-9
+JITTER = {"float64": 1e-9, "float32": 1e-6}
 """Relative weight added to the diagonal of a covariance before its Cholesky factor is taken."""
 
 
@@ -32,8 +32,9 @@ class ConfidenceFactors:
 
     Costs, all flat in the number of updates: an update is O(d^2). Up to ``DIRECT_DIM`` dimensions
     norms of Q queries are O(Q N d^2). Above that the projections A_j^T x of the waiting queries
-    are computed when a query is first seen (O(N d^2)) and kept current by the same rank-one
-    formula, so norms are O(Q N d), noise O(N (Q^2 d + Q^3)) and an update O(d^2 + Q d).
+    and their inner products x^T V_j^{-1} x' are computed when a query is first seen,
+    O(N d (d + Q)), and kept current by the same rank-one formula, so norms are O(Q N), noise
+    O(N Q^3) and an update O(d^2 + Q d).
 
     Parameters
     ----------
@@ -43,44 +44,49 @@ class ConfidenceFactors:
         Length of a context, d.
     ridge : float
         Weight of the identity in V_j, lambda_0.
+    dtype : {"float64", "float32"}
+        Storage of the factors. Single precision halves the memory traffic, which is the cost at
+        large d; A_j A_j^T stays positive definite whatever the rounding.
     """
 
-    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0) -> None:
-        self.factors = np.zeros((num_llms, dim, dim))  # A_j
+    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
+        self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # A_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
         # A_j is C-ordered and BLAS reads it as A_j^T in Fortran order, so ger works in place.
         self._transposed = [factor.T for factor in self.factors]
         self._ger = get_blas_funcs("ger", (self.factors,))
         self._direct = dim <= DIRECT_DIM
         self._rows: dict[bytes, int] = {}  # context bytes -> row of self._kept
-        self._kept = np.zeros((0, num_llms, dim))  # A_j^T x of the waiting queries
+        self._kept: Array = np.zeros((num_llms, 0, dim), dtype)  # A_j^T x of the waiting queries
+        self._products = np.zeros((num_llms, 0, 0))  # x^T V_j^{-1} x' of the waiting queries
 
-    def project(self, llm: int, context: Array) -> NDArray[np.float64]:
+    def project(self, llm: int, context: Array) -> Array:
         """Return v = A_j^T x, shape (d,), for one LLM and one context."""
         if not self._direct:
             row = self._rows.get(context.tobytes())
             if row is not None:
-                kept: NDArray[np.float64] = self._kept[row, llm].copy()
+                kept: Array = self._kept[llm, row].copy()
                 return kept
-        projected: NDArray[np.float64] = np.matmul(context, self.factors[llm])
+        projected: Array = np.matmul(context, self.factors[llm])
         return projected
 
     def update(self, llm: int, context: Array, weight: float = 1.0) -> None:
         """Add ``weight`` x x^T to V_j."""
         self.update_projected(llm, self.project(llm, context), weight)
 
-    def update_projected(
-        self, llm: int, projection: NDArray[np.float64], weight: float = 1.0
-    ) -> None:
+    def update_projected(self, llm: int, projection: Array, weight: float = 1.0) -> None:
         """Add ``weight`` x x^T to V_j, given v = A_j^T x."""
         v = projection if weight == 1.0 else projection * weight**0.5
-        root = (1.0 + float(v @ v)) ** 0.5
+        square = 1.0 + float(v @ v)
+        root = square**0.5
         scale = 1.0 / (root * (root + 1.0))
         direction = self.factors[llm] @ v
         self._ger(-scale, v, direction, a=self._transposed[llm], overwrite_a=1)
         if self._rows:
-            kept = self._kept[:, llm]
-            kept -= np.multiply.outer(kept @ v, scale * v)
+            kept, products = self._kept[llm], self._products[llm]
+            along = kept @ v
+            kept -= np.multiply.outer(along, scale * v)
+            products -= np.multiply.outer(along / square, along)
 
     def norms(self, contexts: Array) -> NDArray[np.float64]:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
@@ -88,8 +94,8 @@ class ConfidenceFactors:
             projected = contexts @ self.factors  # (N, Q, d)
             squares: NDArray[np.float64] = np.einsum("nqd,nqd->qn", projected, projected)
         else:
-            kept = self._waiting(contexts)
-            squares = np.einsum("qnd,qnd->qn", kept, kept)
+            rows = self._waiting(contexts)
+            squares = self._products[:, rows, rows].T.clip(0.0)
         return np.asarray(np.sqrt(squares))
 
     def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> NDArray[np.float64]:
@@ -104,30 +110,45 @@ class ConfidenceFactors:
             offsets = (self.factors @ draws).transpose(1, 0, 2).reshape(dim, -1)
             noise: NDArray[np.float64] = np.matmul(contexts, offsets)
             return noise.reshape(len(contexts), num_llms, samples)
-        kept = self._waiting(contexts).transpose(1, 0, 2)
-        covariance = np.matmul(kept, kept.transpose(0, 2, 1))
-        # Equal contexts make it singular; the jitter is far below what alpha could resolve.
-        covariance += (JITTER * covariance.max() + JITTER**2) * np.eye(len(contexts))
-        draws = rng.standard_normal((num_llms, len(contexts), samples))
-        noise = np.matmul(np.linalg.cholesky(covariance), draws)
+        rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
+        draws = rng.standard_normal((num_llms, len(rows), samples))
+        try:
+            roots = self._covariance_roots(rows)
+        except np.linalg.LinAlgError:  # rounding has built up in products kept for very long
+            self._rows = {}
+            rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
+            roots = self._covariance_roots(rows)
+        noise = np.matmul(roots, draws)[:, queries]
         return noise.transpose(1, 0, 2)
 
-    def _waiting(self, contexts: Array) -> NDArray[np.float64]:
-        """Projections (Q, N, d) of the waiting queries, kept from slot to slot."""
+    def _covariance_roots(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Cholesky factors of x^T V_j^{-1} x' over distinct waiting queries, shape (N, Q, Q)."""
+        covariance = self._products[:, rows[:, None], rows]
+        # Contexts that are nearly equal make it nearly singular; alpha could not resolve this.
+        jitter = JITTER[self.factors.dtype.name]
+        covariance += (jitter * covariance.max() + jitter**2) * np.eye(len(rows))
+        return np.asarray(np.linalg.cholesky(covariance), np.float64)
+
+    def _waiting(self, contexts: Array) -> NDArray[np.intp]:
+        """Rows of the waiting queries in what is kept of them from slot to slot, shape (Q,)."""
         keys = [context.tobytes() for context in contexts]
         new = {key: i for i, key in enumerate(keys) if key not in self._rows}
         if new:
             waiting = set(keys)
             self._rows = {key: row for key, row in self._rows.items() if key in waiting}
             taken = set(self._rows.values())
-            free = [row for row in range(len(self._kept)) if row not in taken]
+            size = self._kept.shape[1]
+            free = [row for row in range(size) if row not in taken]
             missing = len(new) - len(free)
             if missing > 0:
-                free.extend(range(len(self._kept), len(self._kept) + missing))
-                spare = np.zeros((missing, *self._kept.shape[1:]))
-                self._kept = np.concatenate([self._kept, spare])
+                free.extend(range(size, size + missing))
+                self._kept = np.pad(self._kept, ((0, 0), (0, missing), (0, 0)))
+                self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
             rows = free[: len(new)]
             fresh = contexts[list(new.values())] @ self.factors  # (N, new, d)
-            self._kept[rows] = fresh.transpose(1, 0, 2)
+            self._kept[:, rows] = fresh
+            products = np.matmul(fresh, self._kept.transpose(0, 2, 1))  # (N, new, R)
+            self._products[:, rows] = products
+            self._products[:, :, rows] = products.transpose(0, 2, 1)
             self._rows.update(zip(new, rows, strict=True))
-        return self._kept[[self._rows[key] for key in keys]]
+        return np.array([self._rows[key] for key in keys])

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, get_blas_funcs
+from scipy.linalg import get_blas_funcs
+from scipy.linalg.lapack import dpotrf, dpotri
 
 Array = NDArray[np.floating[Any]]
 
@@ -210,8 +211,13 @@ class RidgeMNL:
         weight = probability * (1.0 - probability)
         # In double precision: large collinear contexts lose the ridge in single precision.
         rows = contexts.astype(np.float64)
-        identity = np.eye(rows.shape[1])
-        hessian = (rows * weight[:, None].astype(np.float64)).T @ rows + self.ridge * identity
-        inverse = cho_solve(cho_factor(hessian, overwrite_a=True), identity, overwrite_b=True)
-        history.inverse_hessian = np.asfortranarray(inverse.astype(self._dtype))
+        hessian = (rows * weight[:, None].astype(np.float64)).T @ rows
+        hessian.flat[:: len(hessian) + 1] += self.ridge
+        factor, failed = dpotrf(hessian, overwrite_a=1)
+        if failed:
+            raise np.linalg.LinAlgError("an LLM's Hessian is not positive definite")
+        upper, _ = dpotri(factor, overwrite_c=1)  # the upper triangle of the inverse
+        inverse = np.triu(upper).astype(self._dtype)
+        inverse += np.triu(inverse, 1).T
+        history.inverse_hessian = np.asfortranarray(inverse)
         history.recompute_at = max(2 * size, FIRST_RECOMPUTATION)

@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 
 from baselines.agent import Action, Observation, QueueProblem
 from baselines.estimators import ConfidenceFactors, OnlineMirrorDescentMNL, RidgeMNL
+from baselines.estimators.confidence import DIRECT_DIM
 from baselines.queueing.base import (
     AssortmentCycle,
     Pairing,
@@ -127,7 +128,9 @@ class ACQB(QueueAgent):
         else:
             near = difflib.get_close_matches(str(estimator), ("mle", "omd"), n=1, cutoff=0.0)[0]
             raise ValueError(f"estimator={estimator!r} is not mle or omd; use {near!r}?")
-        self.confidence = ConfidenceFactors(size, dim, ridge)
+        # Large factors are read and written at the speed of the memory.
+        precision = "float64" if dim <= DIRECT_DIM else "float32"
+        self.confidence = ConfidenceFactors(size, dim, ridge, precision)
         self.alpha_coef = alpha_coef
         self.anytime = anytime
         self.ridge = ridge
