@@ -223,17 +223,29 @@ def build_app() -> "typer.Typer":
 
     @app.command("compare")
     def compare_command(
-        first: Annotated[str, typer.Argument(help="An agent, as the leaderboard calls it.")],
-        second: Annotated[str, typer.Argument(help="The agent it is compared with.")],
+        first: Annotated[str, typer.Argument(help="Results (folder, export, URL), or an agent.")],
+        second: Annotated[str, typer.Argument(help="What it is compared with.")],
         results: Annotated[
-            Path | None, typer.Option(help="Results folder; default: the last run.")
+            Path | None, typer.Option(help="Of two agents: results folder; default: the last run.")
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """Show what is different between two agents, task by task, paired by seed."""
+        """Show which cells changed between two results, or how two agents of a run differ.
+
+        Cells are paired by task, agent, seed and protocol; FOLDER@X takes the cells of version X
+        (or of a code hash or commit that begins with X) from a folder that holds several.
+        """
+        from benchmarks.changes import is_results, show_changes
         from benchmarks.compare import show_comparison
 
-        show_comparison(results or _last_results(), first, second, as_json)
+        there = [name for name in (first, second) if is_results(name)]
+        if results is None and len(there) == 2:
+            show_changes(first, second, as_json)
+        elif results is None and there:
+            [other] = {first, second} - set(there)
+            raise ValueError(f"{there[0]} is a folder of results, and there is no {other}")
+        else:
+            show_comparison(results or _last_results(), first, second, as_json)
 
     @app.command("arrivals")
     def arrivals_command(
@@ -247,6 +259,30 @@ def build_app() -> "typer.Typer":
         from benchmarks.arrivals import show_trace
 
         show_trace(path, rate, column, unit, as_json)
+
+    @app.command("verify")
+    def verify_command(
+        results: Annotated[
+            str | None, typer.Argument(help="Results folder, URL or export; default: the last run.")
+        ] = None,
+        sample: Annotated[int, typer.Option(min=1, help="Cells to compute again.")] = 10,
+        seed: Annotated[int, typer.Option(min=0, help="Seed by which they are chosen.")] = 0,
+        workers: Annotated[
+            int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
+        ] = None,
+        data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+        timeout: Annotated[float, typer.Option(help="Seconds a cell may take.")] = TIMEOUT,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Compute a sample of stored cells again and compare bit for bit; 1 if one differs."""
+        from benchmarks.engines import LocalEngine
+        from benchmarks.verify import show_verification
+
+        engine = LocalEngine(workers or _cores(), timeout)
+        verified = show_verification(
+            results or _last_results(), sample, seed, engine, _data(data or []), as_json
+        )
+        raise typer.Exit(OK if verified else FAILED)
 
     from benchmarks.data import build_data_app
 

@@ -164,7 +164,7 @@ def _pack_group(
         group["provenance"] = [shared(record["provenance"]) for record in records]
         for part in ("metrics", "timing"):
             group[part] = {
-                name: [_rounded(record[part][name]) for record in records]
+                name: [rounded(record[part][name]) for record in records]
                 for name in records[0][part]
             }
         t = np.array(records[0]["curve"]["t"])
@@ -180,7 +180,8 @@ def _pack_group(
     return group
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Return a metric as an export keeps it."""
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 

@@ -1,0 +1,333 @@
+"""``llmqueue-bench verify``: recompute a sample of stored cells and compare bit for bit.
+
+Everything a cell stores must come out again but its clock and its provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines import LocalEngine, Outcome
+from benchmarks.export import ExportedRun, open_results, rounded
+from benchmarks.runner import platform_here
+from benchmarks.store import CorruptResultError, Store
+from benchmarks.suite import Cell, SuiteError, kwargs_here, load_suite, spec_here, spec_key
+
+Record = Mapping[str, Any]
+
+NOT_COMPARED = ("spec", "timing", "provenance")
+
+_SHOWN = 5  # differing fields named a cell
+_DECIDES = {
+    "version": "the package version",
+    "code": "the code of environments, agents and runner",
+    "workload": "the content of the workload",
+    "agent": "the code of the agent",
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A stored cell and what came of computing it again.
+
+    Attributes
+    ----------
+    cell, key : str
+        Name and key.
+    status : str
+        ``"same"``, ``"different"``, ``"failed"`` (to compute again) or ``"damaged"``.
+    differences : list[dict]
+        ``field``, ``stored`` and ``recomputed`` of the first few; ``count`` is how many differ.
+    notes : list[str]
+        What differs between then and now: code, versions, machine; or why it failed.
+    """
+
+    cell: str
+    key: str
+    status: str
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the stored result came out again."""
+        return self.status == "same"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The cells that were checked, the number that could have been, and tasks that could not."""
+
+    checked: list[Checked]
+    candidates: int
+    skipped: dict[str, str]
+
+    @property
+    def verified(self) -> bool:
+        """Whether something was checked and all of it came out again."""
+        return bool(self.checked) and all(cell.verified for cell in self.checked)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "verified": self.verified,
+            "checked": len(self.checked),
+            "candidates": self.candidates,
+            "cells": [asdict(cell) for cell in self.checked],
+            "skipped": self.skipped,
+        }
+
+
+def verify(
+    store: Store | ExportedRun,
+    sample: int = 10,
+    seed: int = 0,
+    *,
+    engine: LocalEngine,
+    data: Mapping[str, str] | None = None,
+    on_start: Callable[[int], None] = lambda count: None,
+    on_checked: Callable[[Checked], None] = lambda checked: None,
+) -> Verification:
+    """Recompute a random sample of the last run's results.
+
+    Parameters
+    ----------
+    store : Store or ExportedRun
+        Where the results are. An export keeps six digits of a metric and few points of a curve, so
+        of its cells the metrics are compared, to six digits.
+    sample, seed : int
+        Cells to check, and the seed by which they are chosen.
+    engine : LocalEngine
+        Runs them as the benchmark does: each in a process of its own.
+    data : Mapping[str, str], optional
+        Data name -> path, before the ``LLMQUEUE_GYM_DATA`` folder is looked at.
+    on_start, on_checked : callables
+        Told of the number of cells chosen and of each one checked.
+    """
+    if sample < 1:
+        raise ValueError(f"sample={sample} must be at least 1")
+    run = store.load_run()
+    cells, skipped = _cells_here(store, run, data or {})
+    order = np.random.default_rng(seed).permutation(len(cells))[:sample]
+    chosen = [cells[place] for place in sorted(order.tolist())]
+    on_start(len(chosen))
+    checked: list[Checked] = []
+
+    def note(result: Checked) -> None:
+        checked.append(result)
+        on_checked(result)
+
+    whole: dict[str, tuple[Record, list[str]]] = {}
+    for cell in chosen:
+        try:
+            record = store.load(cell.key)
+            assert record is not None  # a candidate has a result
+            whole[cell.key] = record, _changes(cell, record.get("provenance", {}))
+        except CorruptResultError as error:
+            note(Checked(str(cell), cell.key, "damaged", notes=[str(error)]))
+    exported = isinstance(store, ExportedRun)
+    for outcome in engine.run([cell for cell in chosen if cell.key in whole]):
+        note(_check(outcome, *whole[outcome.cell.key], exported))
+    return Verification(checked, len(cells), skipped)
+
+
+def _cells_here(
+    store: Store | ExportedRun, run: Record, data: Mapping[str, str]
+) -> tuple[list[Cell], dict[str, str]]:
+    """Find the stored cells that this machine can compute; and task or agent -> why it cannot."""
+    stored = store.keys() if isinstance(store, Store) else None
+    defaults = _data_defaults(run)
+    arguments: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    cells = []
+    for spec in run["cells"]:
+        task, agent = spec["task"]["name"], spec["agent"]["label"]
+        key = spec_key(spec)
+        if (key not in stored) if stored is not None else store.load(key) is None:
+            continue
+        if task not in arguments and task not in skipped:
+            try:
+                arguments[task] = kwargs_here(spec["task"], defaults.get(task, {}), data)
+            except SuiteError as error:
+                skipped[task] = str(error)
+        if task in skipped or agent in skipped:
+            continue
+        try:
+            model = _model(spec["agent"], store.root)
+        except ValueError as error:
+            skipped[agent] = str(error)
+            continue
+        cells.append(Cell(spec, arguments[task], model))
+    return cells, skipped
+
+
+def _data_defaults(run: Record) -> Mapping[str, Mapping[str, str]]:
+    """Find the data names and default paths by task, as the run noted or the suite names them."""
+    if "data" in run:
+        noted: Mapping[str, Mapping[str, str]] = run["data"]
+        return noted
+    try:
+        return {task.name: task.data for task in load_suite(run["suite"]).tasks}
+    except SuiteError:  # somebody's own file; --data names the paths
+        return {}
+
+
+def _model(agent: Record, root: Path | None) -> str | None:
+    """Path of the model that a trained agent plays, None for other agents."""
+    from baselines.agent import agent_spec
+
+    if "training" not in agent:
+        return None
+    if (key := agent["training"].get("key")) is None:
+        found = agent_spec(agent["name"]).settings.get("model")
+        return None if found is None else str(Path(found).resolve())
+    path = (root or Path()) / "models" / f"{key}.zip"
+    if not path.is_file():
+        raise ValueError(f"its model {path} is not here")
+    return str(path.resolve())
+
+
+def _changes(cell: Cell, provenance: Record) -> list[str]:
+    """Say what has changed since a cell was computed: its code, then versions and machine."""
+    notes = []
+    try:
+        here = spec_here(cell.spec, cell.kwargs)
+    except SuiteError as error:
+        notes.append(f"it cannot be planned here: {error}")
+    else:
+        for name, words in _DECIDES.items():
+            if cell.spec[name] != here[name]:
+                then, now = _short(name, cell.spec[name]), _short(name, here[name])
+                notes.append(f"{words} differs: {then} then, {now} now")
+    if notes and provenance.get("commit"):
+        notes.append(f"it was computed at commit {provenance['commit']}")
+    notes += [
+        f"{name} differs: {provenance[name]} then, {now} now"
+        for name, now in platform_here().items()
+        if name in provenance and provenance[name] != now
+    ]
+    return notes
+
+
+def _short(name: str, value: Any) -> str:
+    value = value.get("code") if name == "agent" else value
+    return str(value)[:12]
+
+
+def _check(outcome: Outcome, record: Record, changes: Sequence[str], exported: bool) -> Checked:
+    cell = outcome.cell
+    if outcome.failed:
+        notes = [f"computing it again failed: {outcome.payload['error']}", *changes]
+        return Checked(str(cell), cell.key, "failed", notes=notes)
+    if exported:
+        metrics = {name: rounded(value) for name, value in outcome.payload["metrics"].items()}
+        found = list(_differences(record["metrics"], metrics, "metrics"))
+    else:
+        stored, recomputed = (
+            {name: value for name, value in part.items() if name not in NOT_COMPARED}
+            for part in (record, outcome.payload)
+        )
+        found = list(_differences(stored, recomputed))
+    notes = list(changes)
+    if found and not changes:
+        notes.append(
+            "same code, same versions, same machine: the stored result is not reproducible"
+        )
+    return Checked(
+        cell=str(cell),
+        key=cell.key,
+        status="different" if found else "same",
+        differences=found[:_SHOWN],
+        count=len(found),
+        notes=notes,
+    )
+
+
+def _differences(stored: Any, recomputed: Any, path: str = "") -> Iterator[dict[str, Any]]:
+    """Fields in which two JSON values differ, by path: ``metrics.mean_queue``, ``curve.t[3]``."""
+    if isinstance(stored, dict) and isinstance(recomputed, dict):
+        for name in dict.fromkeys([*stored, *recomputed]):
+            own = f"{path}.{name}" if path else str(name)
+            if name in stored and name in recomputed:
+                yield from _differences(stored[name], recomputed[name], own)
+            else:
+                sides = stored.get(name, "missing"), recomputed.get(name, "missing")
+                yield {"field": own, "stored": sides[0], "recomputed": sides[1]}
+    elif isinstance(stored, list) and isinstance(recomputed, list):
+        if len(stored) != len(recomputed):
+            lengths = f"{len(stored)} entries", f"{len(recomputed)} entries"
+            yield {"field": path, "stored": lengths[0], "recomputed": lengths[1]}
+            return
+        for place, (first, second) in enumerate(zip(stored, recomputed, strict=True)):
+            yield from _differences(first, second, f"{path}[{place}]")
+    elif type(stored) is not type(recomputed) or stored != recomputed:
+        yield {"field": path, "stored": stored, "recomputed": recomputed}
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def show_verification(
+    results: Path | str,
+    sample: int,
+    seed: int,
+    engine: LocalEngine,
+    data: Mapping[str, str],
+    as_json: bool,
+) -> bool:
+    """Verify results and print what came of it, cells as they come; return whether all is well."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    store = open_results(results)
+    console = Console(stderr=as_json)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("computing again", total=None)
+
+        def note(checked: Checked) -> None:
+            progress.advance(bar)
+            console.print(as_text(checked), markup=False, highlight=False, soft_wrap=True)
+
+        found = verify(
+            store,
+            sample,
+            seed,
+            engine=engine,
+            data=data,
+            on_start=lambda count: progress.update(bar, total=count),
+            on_checked=note,
+        )
+    for name, reason in found.skipped.items():
+        text = f"not checked: {name}: {reason}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    same = sum(cell.verified for cell in found.checked)
+    console.print(
+        f"{same} of {len(found.checked)} cells came out again, bit for bit "
+        f"({found.candidates} could be checked, seed {seed})",
+        markup=False,
+        highlight=False,
+    )
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+    return found.verified
+
+
+def as_text(checked: Checked) -> str:
+    """Return a checked cell as lines of text; one that came out again with no news is one line."""
+    words = {"same": "verified", "different": "DIFFERENT", "failed": "FAILED", "damaged": "DAMAGED"}
+    lines = [f"{words[checked.status]}: {checked.cell}"]
+    lines += [
+        f"    {entry['field']}: stored {entry['stored']!r}, recomputed {entry['recomputed']!r}"
+        for entry in checked.differences
+    ]
+    if checked.count > len(checked.differences):
+        lines.append(f"    ... {checked.count} fields differ in all")
+    lines += [f"    {note}" for note in checked.notes]
+    return "\n".join(lines)

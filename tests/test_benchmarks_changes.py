@@ -1,0 +1,180 @@
+"""Comparing two results: matched whatever the code, changes counted, differences in closed form."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import cli, suite
+from benchmarks.changes import Match, find_changes, load_side
+from benchmarks.engines import LocalEngine, execute
+from benchmarks.export import export_run
+from benchmarks.intervals import t_interval
+from benchmarks.store import Store
+from benchmarks.suite import make_plan, parse_suite
+
+SUITE = {
+    "seeds": 3,
+    "agents": ["greedy"],
+    "task": [
+        {
+            "name": "tiny",
+            "env": "LLMQueue-v0",
+            "horizon": 40,
+            "kwargs": {"load": 0.8, "assortment_size": 1},
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """One run; every test compares changed copies of it."""
+    store = Store(tmp_path_factory.mktemp("honest"))
+    plan = make_plan(parse_suite("s", SUITE))
+    execute(plan, store, LocalEngine(2), {"command": "test", "commit": "aaaa1111"})
+    return store, plan
+
+
+def copy(honest, folder, change=lambda spec, record: None, keep=lambda spec: True):
+    """Write a run like the first, with other code, each record changed."""
+    store, plan = honest
+    target, specs = Store(folder), []
+    for cell in plan.cells:
+        record = store.load(cell.key)
+        spec = {**record.pop("spec"), "code": "f" * 64, "version": "9.9"}
+        if keep(spec):
+            record["provenance"] = {"command": "test", "commit": "bbbb2222"}
+            change(spec, record)
+            target.save(spec, record)
+            specs.append(spec)
+    run = {"suite": "s", "skipped": {}, "cells": specs, "provenance": {}, "data": {}}
+    target.save_run(run)
+    return target
+
+
+def changes(first, second):
+    return find_changes(load_side(str(first)), load_side(str(second)))
+
+
+def row(found, agent):
+    [one] = [row for row in found.rows if row.agent == agent]
+    return one
+
+
+def test_other_code_with_equal_results_changes_nothing(honest, tmp_path):
+    found = changes(honest[0], copy(honest, tmp_path / "b"))
+    assert [r.agent for r in found.rows] == ["greedy", "oracle", "random"]
+    assert all((r.cells, r.changed) == (3, 0) for r in found.rows)
+    assert all(f.difference == (0, 0, 0) for r in found.rows for f in r.figures.values())
+    assert "-> 9.9 (bbbb2222)" in found.rows[0].notes[0]
+    assert found.only_first == found.only_second == []
+
+
+def test_differences_are_paired_by_seed(honest, tmp_path):
+    shifts = {0: 1.0, 1: 2.0, 2: 4.5}
+
+    def change(spec, record):
+        if spec["agent"]["label"] == "greedy":
+            record["metrics"]["mean_queue"] += shifts[spec["seed"]]
+
+    found = changes(honest[0], copy(honest, tmp_path / "b", change))
+    greedy = row(found, "greedy")
+    assert greedy.changed == 3
+    assert greedy.figures["mean_queue"].difference == pytest.approx(t_interval([1.0, 2.0, 4.5]))
+    assert greedy.figures["score"].difference.value < 0
+    assert row(found, "oracle").changed == 0
+
+
+def test_cells_of_one_side_only_are_named(honest, tmp_path):
+    def keep(spec):
+        return (spec["agent"]["label"], spec["seed"]) != ("greedy", 1)
+
+    b = copy(honest, tmp_path / "b", keep=keep)
+    alone = [Match("tiny", "greedy", "online", 1)]
+    assert changes(honest[0], b).only_first == alone
+    assert changes(b, honest[0]).only_second == alone
+    assert row(changes(b, honest[0]), "greedy").cells == 2
+
+
+def test_what_else_differs_is_noted(honest, tmp_path):
+    def change(spec, record):
+        spec["task"] = {**spec["task"], "horizon": 41}
+        spec["workload"] = "other"
+        spec["agent"] = {**spec["agent"], "settings": {"x": 1}}
+
+    notes = changes(honest[0], copy(honest, tmp_path / "b", change)).rows[0].notes
+    assert notes[:3] == (
+        "another definition of the task",
+        "other data",
+        "other settings of the agent",
+    )
+
+
+def test_clock_and_provenance_are_no_change_but_a_curve_is(honest, tmp_path):
+    def tick(spec, record):
+        record["timing"]["wall_seconds"] += 1
+        if spec["agent"]["label"] == "random":
+            record["curve"]["queue"][0] += 1
+
+    found = changes(honest[0], copy(honest, tmp_path / "b", tick))
+    assert [r.changed for r in found.rows] == [0, 0, 3]
+
+
+def test_an_export_is_compared_to_the_digits_it_keeps(honest, tmp_path):
+    path = tmp_path / "run.json.gz"
+    export_run(honest[0], path)
+    assert all(r.changed == 0 for r in changes(honest[0], path).rows)
+
+    def change(spec, record):
+        record["metrics"]["mean_queue"] += 0.5
+
+    other = copy(honest, tmp_path / "b", change)
+    assert all(r.changed == r.cells for r in changes(path, other).rows)
+
+
+def test_two_versions_in_one_folder(honest, tmp_path):
+    folder = tmp_path / "both"
+    copy(honest, folder, lambda spec, record: record["metrics"].update(retrials=-1))
+    both, (store, plan) = Store(folder), honest
+    for cell in plan.cells:
+        record = store.load(cell.key)
+        both.save(record.pop("spec"), record)
+    version = plan.cells[0].spec["version"]
+    found = changes(f"{folder}@{version}", f"{folder}@9.9")
+    assert all(r.changed == r.cells == 3 for r in found.rows)
+    by_commit = changes(f"{folder}@aaaa", f"{folder}@{'f' * 8}")
+    assert [r.changed for r in by_commit.rows] == [3, 3, 3]
+    with pytest.raises(ValueError, match="there is no result in"):
+        load_side(f"{folder}@7.7")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "_code_hash", lambda: "e" * 64)
+        again = make_plan(parse_suite("s", SUITE))
+    record = store.load(plan.cells[0].key)
+    del record["spec"]
+    both.save(again.cells[0].spec, record)
+    with pytest.raises(ValueError, match="holds two results of tiny / oracle / seed 0"):
+        load_side(f"{folder}@{version}")
+
+
+def test_the_command_prints_a_table_or_json(honest, tmp_path, monkeypatch, capsys):
+    def bench(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0
+
+    a, b = str(honest[0]), str(copy(honest, tmp_path / "b", keep=lambda s: s["seed"] < 2))
+    assert bench("compare", a, b) == 0
+    out = capsys.readouterr().out
+    assert "0 of 6 common cells have another result" in out
+    assert f"only in {a}: tiny / greedy / seed 2" in out.replace("\n", "")
+    assert bench("compare", a, b, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["cells"], document["changed"]) == (6, 0)
+    assert {row["agent"] for row in document["rows"]} == {"greedy", "oracle", "random"}
+    assert bench("compare", a, str(tmp_path / "nowhere")) == 2
+    assert "there is no" in capsys.readouterr().err
+    assert bench("compare", "greedy", "random", "--results", a) == 0
+    assert "mean queue" in capsys.readouterr().out
