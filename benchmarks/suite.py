@@ -46,6 +46,9 @@ PROTOCOLS = ("online", "pretrained")
 have been trained on the task's instance, or on the distribution of instances, and is frozen since.
 """
 
+PUBLISHED_FIGURE = "routing_regret_per_slot"
+"""The figure that a task may give as its paper published it."""
+
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -109,6 +112,9 @@ class Task:
         Data name -> default path inside the ``LLMQUEUE_GYM_DATA`` folder.
     agents : tuple[AgentEntry, ...]
         Agents listed for the task, the references not counted; those of another kind do not play.
+    published : Mapping[str, Any]
+        Figures of a paper that the report sets beside the run's: ``source``, ``note`` and
+        ``routing_regret_per_slot`` = {label: number}; empty if there are none.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Task:
     requires: tuple[str, ...]
     data: Mapping[str, str]
     agents: tuple[AgentEntry, ...]
+    published: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -312,7 +319,7 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
     """Expand one [[task]] table along its matrix."""
     table = _table(table, where)
     keys = ("name", "env", "horizon", "tags", "headline", "requires", "data")
-    _only(table, where, *keys, "kwargs", "matrix", "agents", "extra_agents")
+    _only(table, where, *keys, "kwargs", "matrix", "agents", "extra_agents", "published")
     name = _text(table, "name", where)
     where = f"{where} ({name})"
     data = _table(table.get("data", {}), f"{where}: data")
@@ -342,7 +349,23 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
             requires=_texts(table, "requires", where),
             data=data,
             agents=agents + extra,
+            published=_published(table.get("published", {}), f"{where}: published"),
         )
+
+
+def _published(value: object, where: str) -> dict[str, Any]:
+    """Read the figures of a paper that a task's run is compared with."""
+    table = _plain(_table(value, where), where)
+    if not table:
+        return {}
+    _only(table, where, "source", "note", PUBLISHED_FIGURE)
+    _text(table, "source", where)
+    _text(table, "note", where, "")
+    figures = _table(table.get(PUBLISHED_FIGURE), f"{where}: {PUBLISHED_FIGURE}")
+    for label, figure in figures.items():
+        if not isinstance(figure, int | float) or isinstance(figure, bool):
+            raise SuiteError(f"{where}: {PUBLISHED_FIGURE}.{label}={figure!r} must be a number")
+    return table
 
 
 def _matrix(table: object, where: str) -> Iterable[dict[str, Any]]:
@@ -649,7 +672,7 @@ def kwargs_here(
 
 
 def _task_identity(task: Task) -> dict[str, Any]:
-    return {
+    identity = {
         "name": task.name,
         "env": task.env,
         "kwargs": dict(task.kwargs),
@@ -657,6 +680,7 @@ def _task_identity(task: Task) -> dict[str, Any]:
         "tags": list(task.tags),
         "headline": task.headline,
     }
+    return identity | ({"published": dict(task.published)} if task.published else {})
 
 
 def _spec(

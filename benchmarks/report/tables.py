@@ -15,11 +15,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.intervals import Interval
+from benchmarks.intervals import Interval, t_interval
 from benchmarks.kinds import DEPLOYMENT
 from benchmarks.report.figure import Picture
 from benchmarks.scoring import Board, OverallRow, Section, Sweep, TaskBoard, TaskRow
-from benchmarks.suite import REFERENCES
+from benchmarks.suite import PUBLISHED_FIGURE, REFERENCES
 
 _OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
 _ORIGIN = (
@@ -33,6 +33,7 @@ _ORIGIN = (
     "machine",
     "command",
 )
+_PUBLISHED_COLUMNS = ("agent", "published", "here", "seeds")
 _README_TASKS = 4
 
 _INTERVALS = """\
@@ -61,6 +62,8 @@ def board_tables(board: Board) -> list[Table]:
         tables.append(_rich(title, _OVERALL_COLUMNS, _overall_lines(board, section)))
         for task in _tasks(board, section):
             tables.append(_rich(_task_title(task), _headers(task, short=True), _lines(task, True)))
+            if lines := _published_lines(task):
+                tables.append(_rich(_published_title(task), _PUBLISHED_COLUMNS, lines))
     for sweep in board.sweeps:
         tables.append(_rich(_sweep_title(sweep), _SWEEP_COLUMNS, _sweep_lines(sweep)))
     return tables
@@ -87,6 +90,9 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
             parts += [f"{mark} {_escaped(_task_title(task))}\n"]
             parts += [_markdown(_headers(task, short=False), _lines(task, False))]
             parts += [f"{_seeds(task)} {origin}\n"]
+            if lines := _published_lines(task):
+                parts += [f"{_escaped(_published_title(task))}\n"]
+                parts += [_markdown(_PUBLISHED_COLUMNS, lines)]
         lines = [_origin_line(row) for row in board.overall if row.section == section and row.cells]
         if lines:
             parts += [f"{mark} Where the overall rows come from\n", _markdown(_ORIGIN, lines)]
@@ -219,6 +225,29 @@ value. *exponent of regret*: of the regret at the end in T, least squares over t
 sweep with a bootstrap over seeds ("none" where it is not positive); published for StageRoute with
 K ~ T^(1/3): at most 2/3.
 """
+
+
+def _published_title(board: TaskBoard) -> str:
+    """Say what is compared, whose figures they are, and what is known to differ."""
+    published = board.task["published"]
+    figure = PUBLISHED_FIGURE.replace("_", " ")
+    note = f" {published['note']}" if published.get("note") else ""
+    return f"{board.task['name']}: {figure} beside {published['source']}.{note}"
+
+
+def _published_lines(board: TaskBoard) -> list[list[str]]:
+    """Figures of a paper beside the run's, by agent; empty if the task gives none."""
+    figures = board.task.get("published", {}).get(PUBLISHED_FIGURE, {})
+    lines = []
+    for row in board.rows:
+        curves = board.curves.get(row.agent)
+        if curves is None or "regret" not in curves.sums:
+            continue
+        own = t_interval(curves.sums["regret"][:, -1] / curves.t[-1])
+        if row.agent in figures:
+            here = _interval(own, 4)
+            lines.append([row.agent, f"{figures[row.agent]:.4f}", here, str(row.seeds)])
+    return lines
 
 
 def _sweep_title(sweep: Sweep) -> str:

@@ -1,0 +1,169 @@
+"""The suite `datasets`: what is imported is played, the rest skipped; published figures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.engines import LocalEngine, execute
+from benchmarks.report import board_markdown, board_tables
+from benchmarks.runner import provenance
+from benchmarks.scoring import load_board
+from benchmarks.store import Store
+from benchmarks.suite import SuiteError, load_suite, make_plan, parse_suite
+from llmqueue_gym.workloads.datasets import import_dataset
+from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
+
+ROWS = 320
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def routerbench(tmp_path: Path) -> None:
+    """Import an invented table in RouterBench's schema: each of three LLMs is good at one topic."""
+    rng = np.random.default_rng(0)
+    llms, topics = ("a", "b", "c"), ("algebra sums", "old wars", "python loops")
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        costs = [f"{llm}|total_cost" for llm in llms]
+        writer.writerow(["sample_id", "prompt", "eval_name", *llms, *costs])
+        for i in range(ROWS):
+            text = f"{topics[i % 3]} {' '.join(rng.choice(list('abcdefgh'), 5))} {i}"
+            scores = [int(rng.random() < (0.95 if j == i % 3 else 0.2)) for j in range(3)]
+            writer.writerow([i, repr([text]), topics[i % 3], *scores, 0.001, 0.002, 0.003])
+    import_dataset("routerbench", path)
+
+
+def test_without_data_every_task_is_skipped_and_the_reason_says_how_to_import() -> None:
+    suite = load_suite("datasets")
+    plan = make_plan(suite)
+    assert not plan.cells
+    skipped = {task.name: plan.skipped[task.name] for task in suite.tasks}
+    for source in ("routerbench", "sprout", "embedllm", "wildchat"):
+        mine = {name: reason for name, reason in skipped.items() if name.startswith(source)}
+        assert mine
+        for name, reason in mine.items():
+            if not name.endswith("minilm"):  # which may be skipped for its package first
+                assert f"llmqueue-bench data import {source} PATH" in reason
+
+
+def test_the_suite_crosses_load_assortment_and_cost_weight() -> None:
+    found: dict[str, set[Any]] = {}
+    for task in load_suite("datasets").tasks:
+        workload = task.kwargs["workload"]
+        setting = (task.kwargs.get("load"), task.kwargs["assortment_size"])
+        found.setdefault(workload["source"], set()).add((*setting, workload.get("cost_weight")))
+    both = {(load, k) for load in (0.8, 0.95) for k in (1, 2)}
+    for source in ("routerbench", "sprout"):
+        assert {(*pair, weight) for pair in both for weight in (0, 1, 5)} <= found[source]
+    for source in ("embedllm", "wildchat"):  # no costs are recorded
+        assert found[source] == {(*pair, None) for pair in both}
+
+
+def test_the_reproduction_has_the_published_settings() -> None:
+    suite = load_suite("datasets")
+    tasks = [task for task in suite.tasks if "reproduction" in task.tags]
+    assert suite.seeds == 10
+    assert len(tasks) == 2
+    for task in tasks:
+        assert task.horizon == 5000
+        assert not task.headline
+        assert task.kwargs["arrival_rate"] == 0.5
+        assert task.kwargs["assortment_size"] == 2
+        assert task.kwargs["workload"]["pool_size"] == 1000
+        assert task.kwargs["workload"].get("cost_weight", 0) == 0
+        labels = {"random", *(entry.label for entry in task.agents)}
+        assert set(task.published["routing_regret_per_slot"]) <= labels
+
+
+@pytest.mark.usefixtures("routerbench")
+def test_an_imported_data_set_is_played_and_its_content_is_part_of_the_cells(
+    tmp_path: Path,
+) -> None:
+    plan = make_plan(load_suite("datasets"), seeds=1, tasks=["routerbench-load*", "sprout-*"])
+    assert {cell.spec["task"]["name"] for cell in plan.cells} == {
+        f"routerbench-load{load}-k{k}-cost{weight}"
+        for load in (0.8, 0.95)
+        for k in (1, 2)
+        for weight in (0, 1, 5)
+    }
+    assert sum(name.startswith("sprout") for name in plan.skipped) == 12
+    before = {cell.key for cell in plan.cells}
+    table = (tmp_path / "table.csv").read_text()
+    (tmp_path / "table.csv").write_text(table.replace("0.003", "0.004"))
+    import_dataset("routerbench", tmp_path / "table.csv")
+    again = make_plan(load_suite("datasets"), seeds=1, tasks=["routerbench-load*"])
+    assert not before & {cell.key for cell in again.cells}
+
+
+DOCUMENT: dict[str, Any] = {
+    "seeds": 2,
+    "agents": ["greedy"],
+    "task": [
+        {
+            "name": "mini",
+            "env": "LLMQueue-v0",
+            "horizon": 60,
+            "kwargs": {
+                "arrival_rate": 0.5,
+                "assortment_size": 2,
+                "workload": {"source": "routerbench", "pool_size": 100, "context_dim": 8},
+            },
+            "published": {
+                "source": "a paper | of 2026",
+                "note": "There something was different.",
+                "routing_regret_per_slot": {"greedy": 0.125, "random": 0.25, "absent": 1},
+            },
+        }
+    ],
+}
+
+
+@pytest.mark.usefixtures("routerbench")
+def test_the_report_sets_published_figures_beside_those_of_the_run(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    plan = make_plan(parse_suite("mini", DOCUMENT))
+    execute(plan, store, LocalEngine(1), provenance("test"))
+    board = load_board(store)
+    page = board_markdown(board)
+    part = page[page.index("mini: routing regret per slot beside") :].partition("#")[0]
+    assert "There something was different." in part
+    cells = [c for c in board.cells if c["spec"]["agent"]["label"] == "greedy"]
+    own = float(np.mean([cell["metrics"]["routing_regret"] / 60 for cell in cells]))
+    rows = {line.split("|")[1].strip(): line for line in part.splitlines() if line.startswith("| ")}
+    assert "0.1250" in rows["greedy"]
+    assert f"{own:.4f} [" in rows["greedy"]
+    assert "0.2500" in rows["random"]
+    assert "oracle" not in rows  # the paper says nothing about it
+    assert len(board_tables(board)) == 3
+
+
+def test_tasks_without_published_figures_keep_their_identity() -> None:
+    task = {key: value for key, value in DOCUMENT["task"][0].items() if key != "published"}
+    task["kwargs"] = {"load": 0.5, "workload": "synthetic"}
+    plan = make_plan(parse_suite("mini", {**DOCUMENT, "task": [task]}))
+    assert all("published" not in cell.spec["task"] for cell in plan.cells)
+
+
+@pytest.mark.parametrize(
+    ("published", "words"),
+    [
+        ({"source": "x"}, "routing_regret_per_slot"),
+        ({"routing_regret_per_slot": {"a": 1}}, "source"),
+        ({"source": "x", "routing_regret_per_slot": {"a": "high"}}, "'high' must be a number"),
+        ({"source": "x", "regret": {}}, "'regret' is not one of"),
+    ],
+)
+def test_wrong_published_figures_are_refused(published: Any, words: str) -> None:
+    task = DOCUMENT["task"][0] | {"published": published}
+    with pytest.raises(SuiteError, match=words):
+        parse_suite("mini", {**DOCUMENT, "task": [task]})
