@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: leaderboard readme readme-check test lint types format docs speed clean
+.PHONY: leaderboard readme readme-check test lint types format docs speed speed-guard clean
 
 leaderboard: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
@@ -42,6 +42,9 @@ docs: $(VENV)/.dev
 
 speed: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.speed
+
+speed-guard: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.speed --guard benchmarks/speed_baseline.json
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

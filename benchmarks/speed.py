@@ -1,7 +1,7 @@
 """``python -m benchmarks.speed``: how fast environments and agents are, as ratios in one process.
 
-Environments are compared with CartPole-v1 by gymnasium.utils.performance (random actions, sampling
-included); agents are timed over whole runs, ACQB's refit against L-BFGS on the same history.
+Environments run the loops of gymnasium.utils.performance (random actions, sampling included), in
+short rounds that take turns; agents are timed over whole runs, ACQB's refit against L-BFGS.
 """
 
 from __future__ import annotations
@@ -12,26 +12,41 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from time import perf_counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time, process_time_ns
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils import performance
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.agent import Action, Agent, Observation, QueueProblem, make_agent
 from benchmarks.engines import ONE_THREAD
-from benchmarks.queueing import Recorder, public_problem
-from benchmarks.runner import play, provenance
+from benchmarks.queueing import public_problem
+from benchmarks.runner import checked_action, provenance
+from benchmarks.store import write_text
 
 Floats = NDArray[np.float64]
 
 LANES = 1024
+BATCHES = (1, 16, 64, 256, 1024)
 HORIZON = 5000
+ROUNDS = 12
+GROWTH_LANES = 256
+GROWTH = {
+    "B (lanes)": [{"num_envs": lanes} for lanes in BATCHES],
+    "W (window)": [{"window": window} for window in (8, 32, 128)],
+    "N (LLMs)": [{"num_llms": llms} for llms in (5, 20, 100)],
+    "d (context)": [{"context_dim": dim} for dim in (5, 64, 384)],
+}
+SCALAR, VECTOR = "LLMQueue-v0 / CartPole-v1", f"LLMQueue-v0 x{LANES} / CartPole-v1 x{LANES}"
 SMALL = {"num_llms": 5, "context_dim": 5, "assortment_size": 2, "load": 0.9}
 LARGE = {
     "workload": {"source": "synthetic", "kind": "lookalike", "num_llms": 11, "context_dim": 384},
@@ -40,41 +55,180 @@ LARGE = {
 }
 
 
-def environment_speed(seconds: int) -> dict[str, float]:
-    """Compare LLMQueue-v0 with CartPole-v1, and its vector form with SyncVectorEnv of itself.
+# --- environments ---------------------------------------------------------------------------------
 
-    Raises
-    ------
-    RuntimeError
-        If the installed Gymnasium cannot time vector environments.
+
+@dataclass
+class Runner:
+    """An environment stepped with random actions, as Gymnasium's benchmark steps it.
+
+    Attributes
+    ----------
+    env : gymnasium.Env or gymnasium.vector.VectorEnv
+        The environment, reset once.
+    clock : callable
+        Seconds used so far. CPU time of this process does not count what other programs on the
+        machine do; an environment with worker processes needs ``perf_counter``.
     """
-    if not hasattr(performance, "benchmark_vector_step"):
-        raise RuntimeError(f"gymnasium {gym.__version__} has no benchmark_vector_step; upgrade it")
 
-    def scalar(env_id: str) -> float:
-        return float(performance.benchmark_step(gym.make(env_id), seconds, seed=0))
+    env: Any
+    clock: Callable[[], float] = process_time
 
-    def vector(env_id: str, mode: str, **kwargs: Any) -> float:
-        envs = gym.make_vec(env_id, num_envs=LANES, vectorization_mode=mode, **kwargs)
-        speed = float(performance.benchmark_vector_step(envs, seconds, seed=0))
-        envs.close()
-        return speed
+    def __post_init__(self) -> None:
+        self.env.reset(seed=0)
+        self.env.action_space.seed(0)
+        self._vector = isinstance(self.env, gym.vector.VectorEnv)
+        self.run(0.0)  # what is set up by the first step is not measured
 
-    cartpole, queue = scalar("CartPole-v1"), scalar("LLMQueue-v0")
-    lanes = vector("LLMQueue-v0", "vector_entry_point", instance_seed=0)
-    own = vector("LLMQueue-v0", "vector_entry_point")
-    cartpoles = vector("CartPole-v1", "vector_entry_point")
-    return {
-        "CartPole-v1 steps/s": cartpole,
-        "LLMQueue-v0 steps/s": queue,
-        "LLMQueue-v0 / CartPole-v1": queue / cartpole,
-        f"CartPole-v1 x{LANES} steps/s": cartpoles,
-        f"LLMQueue-v0 x{LANES} (one instance) steps/s": lanes,
-        f"LLMQueue-v0 x{LANES} (one instance) / CartPole-v1 x{LANES}": lanes / cartpoles,
-        f"LLMQueue-v0 x{LANES} (an instance per lane) / CartPole-v1 x{LANES}": own / cartpoles,
-        f"LLMQueue-v0 x{LANES} / SyncVectorEnv of it": lanes
-        / vector("LLMQueue-v0", "sync", instance_seed=0),
+    def run(self, seconds: float) -> float:
+        """Return environment steps per second over a round of at least ``seconds``."""
+        clock, step, sample = self.clock, self.env.step, self.env.action_space.sample
+        steps, ended, end = 0, 0, 0.0
+        start = clock()
+        while end - start <= seconds:
+            _, _, terminated, truncated, _ = step(sample())
+            if self._vector:
+                steps += self.env.num_envs - ended  # a lane's reset is no step of it
+                ended = int(np.count_nonzero(terminated | truncated))
+            else:
+                steps += 1
+                if terminated or truncated:
+                    self.env.reset()
+            end = clock()
+        return steps / (end - start)
+
+
+@contextmanager
+def _vectors(makers: Mapping[str, Callable[[], Any]]) -> Iterator[dict[str, Runner]]:
+    """Make the environments, and close them whatever happens; async ones run on wall time."""
+    runners: dict[str, Runner] = {}
+    try:
+        for name, make in makers.items():
+            env = make()
+            wall = isinstance(env, gym.vector.AsyncVectorEnv)
+            runners[name] = Runner(env, perf_counter if wall else process_time)
+        yield runners
+    finally:
+        for runner in runners.values():
+            runner.env.close()
+
+
+def take_turns(
+    runners: Mapping[str, Runner], seconds: float, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Return steps per second of each round; the rounds of all runners alternate.
+
+    What else the machine does drifts slowly, so ratios within a round are far steadier than
+    ratios of long runs one after the other.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            speeds[name].append(runner.run(seconds / rounds))
+    return speeds
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def _vector_env(env_id: str, lanes: int, mode: str, **kwargs: Any) -> Any:
+    return gym.make_vec(env_id, num_envs=lanes, vectorization_mode=mode, **kwargs)
+
+
+def cartpole_ratios(seconds: float, lanes: int = LANES) -> dict[str, float]:
+    """Speeds of LLMQueue-v0 over CartPole-v1's: scalar, and native vector environments.
+
+    Both with default arguments, so that every lane has an instance of its own.
+    """
+    native = "vector_entry_point"
+    makers: dict[str, Callable[[], Any]] = {
+        "queue": lambda: gym.make("LLMQueue-v0"),
+        "cartpole": lambda: gym.make("CartPole-v1"),
+        "queues": lambda: _vector_env("LLMQueue-v0", lanes, native),
+        "cartpoles": lambda: _vector_env("CartPole-v1", lanes, native),
     }
+    with _vectors(makers) as runners:
+        speeds = take_turns(runners, seconds)
+    return {
+        SCALAR: median_ratio(speeds["queue"], speeds["cartpole"]),
+        VECTOR: median_ratio(speeds["queues"], speeds["cartpoles"]),
+    }
+
+
+def environment_speed(seconds: float, lanes: int = LANES) -> dict[str, float]:
+    """Compare LLMQueue-v0 with CartPole-v1, and its vector form with SyncVectorEnv of itself."""
+    native = "vector_entry_point"
+    makers: dict[str, Callable[[], Any]] = {
+        "CartPole-v1": lambda: gym.make("CartPole-v1"),
+        "LLMQueue-v0": lambda: gym.make("LLMQueue-v0"),
+        f"CartPole-v1 x{lanes}": lambda: _vector_env("CartPole-v1", lanes, native),
+        f"LLMQueue-v0 x{lanes}": lambda: _vector_env("LLMQueue-v0", lanes, native),
+        f"LLMQueue-v0 x{lanes} (one instance)": lambda: _vector_env(
+            "LLMQueue-v0", lanes, native, instance_seed=0
+        ),
+        f"SyncVectorEnv x{lanes} (one instance)": lambda: _vector_env(
+            "LLMQueue-v0", lanes, "sync", instance_seed=0
+        ),
+    }
+    with _vectors(makers) as runners:
+        speeds = take_turns(runners, seconds)
+    scalar_cart, scalar, cart, own, one, sync = speeds
+    ratios = [(scalar, scalar_cart), (own, cart), (one, cart), (one, sync)]
+    return {
+        **{f"{name} steps/s": median(values) for name, values in speeds.items()},
+        **{f"{a} / {b}": median_ratio(speeds[a], speeds[b]) for a, b in ratios},
+    }
+
+
+def vector_table(seconds: float, batches: Sequence[int] = BATCHES) -> list[list[str]]:
+    """Steps/s of the native vector environment, its Sync and Async forms and CartPole's, by B."""
+    kinds = {
+        "native": ("LLMQueue-v0", "vector_entry_point"),
+        "SyncVectorEnv": ("LLMQueue-v0", "sync"),
+        "AsyncVectorEnv": ("LLMQueue-v0", "async"),
+        "CartPole-v1": ("CartPole-v1", "vector_entry_point"),
+    }
+    table = [["B", *kinds, "native / Sync", "native / CartPole-v1"]]
+    for lanes in batches:
+        # A process a lane: more than this says nothing about the environment.
+        chosen = {name: kind for name, kind in kinds.items() if "Async" not in name or lanes <= 64}
+        makers = {
+            name: partial(_vector_env, env_id, lanes, mode)
+            for name, (env_id, mode) in chosen.items()
+        }
+        with _vectors(makers) as runners:
+            speeds = take_turns(runners, seconds, rounds=6)
+        table.append(
+            [
+                f"{lanes}",
+                *(f"{median(speeds[name]):,.0f}" if name in speeds else "" for name in kinds),
+                f"{median_ratio(speeds['native'], speeds['SyncVectorEnv']):.1f}",
+                f"{median_ratio(speeds['native'], speeds['CartPole-v1']):.2f}",
+            ]
+        )
+    return table
+
+
+def growth_table(seconds: float, lanes: int = GROWTH_LANES) -> list[list[str]]:
+    """Microseconds of a native vector step, varying B, W, N and d one at a time."""
+    table = [["varied", "value", "us a step", "us a lane and step"]]
+    for varied, settings in GROWTH.items():
+        for setting in settings:
+            arguments: dict[str, Any] = {"load": 0.9, "instance_seed": 0, **setting}
+            env = _vector_env(
+                "LLMQueue-v0", arguments.pop("num_envs", lanes), "vector_entry_point", **arguments
+            )
+            microseconds = 1e6 / Runner(env).run(seconds) * env.num_envs
+            env.close()
+            value = next(iter(setting.values()))
+            each = microseconds / env.num_envs
+            table.append([varied, f"{value}", f"{microseconds:,.0f}", f"{each:.2f}"])
+    return table
+
+
+# --- agents ---------------------------------------------------------------------------------------
 
 
 def agent_speed(horizon: int) -> dict[str, float]:
@@ -101,9 +255,26 @@ def decision_times(
     env = gym.make("LLMQueue-v0", horizon, disable_env_checker=True, **kwargs)
     observation, _ = env.reset(seed=0)
     agent = make_agent(name, public_problem(env, horizon), 0)
-    times = play(env, agent, observation, horizon, Recorder(env, horizon))
+    times = _play(env, agent, observation, horizon)
     env.close()
     return times if keep_empty else times[times >= 0]
+
+
+def _play(env: Any, agent: Agent, observation: Any, horizon: int) -> NDArray[np.int64]:
+    """Run an agent; CPU nanoseconds of every decision, -1 where nobody waits."""
+    times = np.full(horizon, -1, dtype=np.int64)
+    for t in range(horizon):
+        start = process_time_ns()
+        action = agent.act(observation)
+        spent = process_time_ns() - start
+        checked_action(action, env.action_space.nvec, type(agent).__name__, t)
+        following, reward, _, _, info = env.step(action)
+        start = process_time_ns()
+        agent.update(observation, action, float(reward), following, info)
+        if observation["waiting"].any():
+            times[t] = spent + process_time_ns() - start
+        observation = following
+    return times
 
 
 # --- ACQB against a full refit --------------------------------------------------------------------
@@ -154,19 +325,19 @@ def refit_speed(horizon: int, samples: int = 8) -> dict[str, float]:
     observation, _ = env.reset(seed=0)
     problem = public_problem(env, horizon)
     recorder = _RecordingACQB(problem, 0, max(1, horizon // (samples + 2)))
-    play(env, recorder, observation, horizon, Recorder(env, horizon))
+    _play(env, recorder, observation, horizon)
     env.close()
     acqb = float(np.mean(decision_times("ACQB", LARGE, horizon))) / 1e3
     contexts, shown = np.stack(recorder.contexts), np.array(recorder.shown)
     kept = np.array(recorder.kept)
 
     def lbfgs(warm: bool) -> float:
-        clock = perf_counter()
+        clock = process_time()
         for length, before in recorder.estimates.items():
             start = before if warm else np.zeros_like(before)
             theta = full_refit(contexts[:length], shown[:length], kept[:length], start)
             best_pair_by_enumeration(contexts[length - 1 : length + problem.window - 1] @ theta.T)
-        return (perf_counter() - clock) * 1e6 / len(recorder.estimates)
+        return (process_time() - clock) * 1e6 / len(recorder.estimates)
 
     cold, warm = lbfgs(warm=False), lbfgs(warm=True)
     return {
@@ -210,6 +381,102 @@ def best_pair_by_enumeration(utilities: Floats) -> tuple[int, tuple[int, ...]]:
     return int(query), pairs[int(pair)]
 
 
+# --- the guard ------------------------------------------------------------------------------------
+
+
+def write_baseline(path: Path, ratios: Mapping[str, float], command: str) -> None:
+    """Write the ratios that the guard compares with, and where they come from."""
+    rounded = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    content = {"ratios": rounded, "provenance": provenance(command)}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_baseline(path: Path) -> dict[str, float]:
+    """Read the committed ratios.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged or holds no positive ratios.
+    """
+    fix = f"write it anew with `python -m benchmarks.speed --write-baseline {path}`"
+    try:
+        ratios = json.loads(path.read_text(encoding="utf-8"))["ratios"]
+        baseline = {str(name): float(ratio) for name, ratio in ratios.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no speed baseline ({error!r}); {fix}") from error
+    if not baseline or not all(0 < ratio < np.inf for ratio in baseline.values()):
+        raise ValueError(f"{path} holds no positive ratios; {fix}")
+    return baseline
+
+
+def slowdowns(baseline: Mapping[str, float], measured: Mapping[str, float]) -> list[str]:
+    """Say which ratios fell below half of the committed ones.
+
+    Raises
+    ------
+    ValueError
+        If the two do not name the same ratios.
+    """
+    if baseline.keys() != measured.keys():
+        raise ValueError(
+            f"the baseline holds {sorted(baseline)} and the bench measures {sorted(measured)}; "
+            "write the baseline anew with --write-baseline"
+        )
+    return [
+        f"{name}: {measured[name]:.3f} is below half of {ratio:.3f}"
+        for name, ratio in baseline.items()
+        if not measured[name] >= ratio / 2
+    ]
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+def markdown(seconds: float, batches: Sequence[int] = BATCHES) -> str:
+    """Return the page with the tables of vector speeds and of growth."""
+    command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
+    source = provenance(command)
+    versions = ", ".join(
+        f"{name} {source[name]}" for name in ("python", "numpy", "scipy", "gymnasium")
+    )
+    return f"""# Speed
+
+<!-- Generated by `{command}`; do not edit. -->
+
+Measured by `{command}`,
+llmqueue_gym {source["version"]} ({source["commit"]}), {versions},
+on {source["machine"]}.
+Random actions, sampling included, on the CPU time of the process (AsyncVectorEnv: wall time),
+medians of rounds that take turns. Ratios say more than steps/s: they compare two environments in
+one process at one time.
+
+## Vector environments
+
+Environment steps per second of `LLMQueue-v0` with default arguments, an instance per lane:
+
+{_table(vector_table(seconds, batches))}
+
+AsyncVectorEnv runs a process per lane; it is measured up to 64.
+
+## How a step grows
+
+A step of the native vector environment with B = {GROWTH_LANES}, W = 32, N = 5, d = 5, K = 2 and
+one instance, and with one of them varied:
+
+{_table(growth_table(seconds))}
+
+A step is O(B (W d + N K)) whatever the backlog and the time. For small B it is the fixed price of
+about 110 NumPy calls; for large B or W d it is writing the observation, which is allocated anew
+in every step.
+"""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + " ---: |" * len(rows[0]), *body])
+
+
 def _restart_with_one_thread() -> None:
     """Run this program again with one BLAS thread, as the workers of a benchmark run do."""
     if any(os.environ.get(name) != "1" for name in ONE_THREAD):
@@ -219,27 +486,63 @@ def _restart_with_one_thread() -> None:
 
 
 def main() -> None:
-    """Measure and print a table, or JSON with ``--json``."""
+    """Measure and print a table, or what the options say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=3, help="per environment measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per environment measured")
     parser.add_argument("--horizon", type=int, default=HORIZON, help="slots of an agent's run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the page with the vector tables"
+    )
+    output.add_argument(
+        "--guard",
+        type=Path,
+        metavar="FILE",
+        help="fail if a ratio to CartPole-v1 is below half of the one in this baseline",
+    )
+    output.add_argument(
+        "--write-baseline", type=Path, metavar="FILE", help="measure and write the baseline"
+    )
     options = parser.parse_args()
-    if options.seconds < 1 or options.horizon < 100:
-        parser.error("--seconds must be at least 1 and --horizon at least 100")
+    if not options.seconds > 0 or options.horizon < 100:
+        parser.error("--seconds must be positive and --horizon at least 100")
     _restart_with_one_thread()
-    figures = {
-        **environment_speed(options.seconds),
-        **agent_speed(options.horizon),
-        **refit_speed(options.horizon),
-    }
-    if options.json:
-        command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "provenance": provenance(command)}, indent=2))
-        return
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"{name:<{width}}  {value:>14,.2f}")
+    command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
+    if options.markdown:
+        write_text(options.markdown, markdown(options.seconds))
+    elif options.write_baseline:
+        write_baseline(options.write_baseline, cartpole_ratios(options.seconds), command)
+    elif options.guard:
+        raise SystemExit(guard(options.guard, options.seconds))
+    else:
+        figures = {
+            **environment_speed(options.seconds),
+            **agent_speed(options.horizon),
+            **refit_speed(options.horizon),
+        }
+        if options.json:
+            print(json.dumps({"figures": figures, "provenance": provenance(command)}, indent=2))
+            return
+        width = max(map(len, figures))
+        for name, value in figures.items():
+            print(f"{name:<{width}}  {value:>14,.2f}")
+
+
+def guard(path: Path, seconds: float) -> int:
+    """Measure and compare; return the exit code: 0, 1 if a ratio is too low, 2 if none is known."""
+    try:
+        baseline = read_baseline(path)
+        measured = cartpole_ratios(seconds)
+        slow = slowdowns(baseline, measured)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, ratio in measured.items():
+        print(f"{name}: {ratio:.3f} (committed {baseline[name]:.3f})")
+    for message in slow:
+        print(message, file=sys.stderr)
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":

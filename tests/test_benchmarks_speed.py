@@ -1,9 +1,26 @@
 """The speed bench's own reference computations, and that its agent figures come out."""
 
+import json
+
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks.speed import agent_speed, best_pair_by_enumeration, full_refit
+from benchmarks import speed
+from benchmarks.speed import (
+    Runner,
+    agent_speed,
+    best_pair_by_enumeration,
+    cartpole_ratios,
+    full_refit,
+    guard,
+    median_ratio,
+    read_baseline,
+    slowdowns,
+    take_turns,
+    vector_table,
+    write_baseline,
+)
 
 
 def test_the_full_refit_is_the_maximum():
@@ -34,3 +51,102 @@ def test_agents_are_timed():
     figures = agent_speed(100)
     assert len(figures) == 5
     assert all(value == pytest.approx(value) and value > 0 for value in figures.values())
+
+
+class FakeClock:
+    """A clock that advances by a fixed price at every step of an environment."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Priced(gym.Env):
+    """An environment whose step costs ``price`` seconds and whose episodes last three steps."""
+
+    observation_space = action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, clock, price):
+        self.clock, self.price, self.steps, self.resets = clock, price, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.resets += 1
+        return 0, {}
+
+    def step(self, action):
+        self.clock.now += self.price
+        self.steps += 1
+        return 0, 0.0, self.steps % 3 == 0, False, {}
+
+
+def test_rounds_take_turns_and_ratios_are_taken_within_a_round():
+    clock = FakeClock()
+    envs = {"slow": Priced(clock, 0.02), "fast": Priced(clock, 0.005)}
+    runners = {name: Runner(env, clock) for name, env in envs.items()}
+    speeds = take_turns(runners, seconds=3.0, rounds=3)
+    assert {name: len(values) for name, values in speeds.items()} == {"slow": 3, "fast": 3}
+    assert speeds["slow"] == pytest.approx([50.0] * 3)
+    assert median_ratio(speeds["fast"], speeds["slow"]) == pytest.approx(4.0)
+    assert envs["slow"].resets == 1 + envs["slow"].steps // 3
+    # The machine is three times slower in one round: the ratio does not see it.
+    assert median_ratio([100.0, 30.0, 100.0], [50.0, 15.0, 50.0]) == 2.0
+
+
+def test_a_vector_environments_resets_are_no_steps():
+    clock = FakeClock()
+
+    class Lanes(gym.vector.VectorEnv):
+        num_envs = 4
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return 0, {}
+
+        def step(self, actions):
+            clock.now += 1.0
+            ended = np.array([True, False, False, True])
+            return 0, 0, ended, np.zeros(4, dtype=bool), {}
+
+    runner = Runner(Lanes(), clock)
+    assert runner.run(2.5) == pytest.approx((4 + 2 + 2) / 3)
+
+
+def test_the_guard_fails_below_half_only(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "baseline.json"
+    write_baseline(path, {"scalar": 0.5, "vector": 0.2}, "a command")
+    assert read_baseline(path) == {"scalar": 0.5, "vector": 0.2}
+    assert json.loads(path.read_text())["provenance"]["command"] == "a command"
+    assert slowdowns(read_baseline(path), {"scalar": 0.25, "vector": 9.0}) == []
+    for measured, code in (
+        ({"scalar": 0.26, "vector": 0.11}, 0),
+        ({"scalar": 0.26, "vector": 0.09}, 1),
+        ({"scalar": float("nan"), "vector": 0.2}, 1),
+        ({"scalar": 0.26}, 2),
+    ):
+        monkeypatch.setattr(speed, "cartpole_ratios", lambda seconds, figures=measured: figures)
+        assert guard(path, 0.1) == code
+    assert "vector: 0.090 is below half of 0.200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"ratios": {}}', '{"ratios": {"a": 0}}', "[1]"])
+def test_a_damaged_baseline_is_named_with_the_fix(tmp_path, text, capsys):
+    path = tmp_path / "baseline.json"
+    path.write_text(text)
+    assert guard(path, 0.1) == 2
+    assert "--write-baseline" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="baseline"):
+        read_baseline(tmp_path / "missing.json")
+
+
+def test_the_committed_baseline_names_what_is_measured():
+    baseline = read_baseline(speed.Path(speed.__file__).with_name("speed_baseline.json"))
+    assert slowdowns(baseline, baseline) == []
+    assert baseline.keys() == cartpole_ratios(0.01, lanes=2).keys()
+
+
+def test_vector_speeds_come_out_in_a_table():
+    head, row = vector_table(0.01, batches=(2,))
+    assert len(head) == len(row) == 7
+    assert all(float(cell.replace(",", "")) > 0 for cell in row)
