@@ -288,6 +288,53 @@ def build_app() -> "typer.Typer":
 
     app.add_typer(build_data_app(), name="data")
 
+    logs = typer.Typer(help="Your own logs: what they hold, what an agent would have earned.")
+    app.add_typer(logs, name="logs", no_args_is_help=True)
+    log_file = Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet, a row a request.")]
+    renamed = Annotated[
+        list[str] | None, typer.Option("--column", help="Another name of a column: query=prompt.")
+    ]
+
+    @logs.command("show")
+    def logs_show(
+        file: log_file,
+        column: renamed = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
+        from benchmarks.logs import show_log
+
+        show_log(file, column or [], as_json)
+
+    @logs.command("evaluate")
+    def logs_evaluate(
+        file: log_file,
+        agent: Annotated[
+            list[str], typer.Option(help="Agent: a name or mypackage.module:MyAgent.")
+        ],
+        column: renamed = None,
+        train_share: Annotated[float, typer.Option(help="Part that agents learn from.")] = 0.5,
+        cost_weight: Annotated[float, typer.Option(help="Reward given up per USD.")] = 0.0,
+        contexts: Annotated[str | None, typer.Option(help="tfidf-svd, wordllama, ...")] = None,
+        seed: Annotated[int, typer.Option(help="Seed of the agents.")] = 0,
+        draws: Annotated[int, typer.Option(min=1, help="Decisions a request.")] = 10,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Estimate what agents would have earned: IPS, self-normalised and doubly robust."""
+        from benchmarks.logs import show_evaluation
+
+        show_evaluation(
+            file,
+            agent,
+            columns=column or [],
+            train_share=train_share,
+            cost_weight=cost_weight,
+            contexts=contexts,
+            seed=seed,
+            draws=draws,
+            as_json=as_json,
+        )
+
     @app.command("agents")
     def agents_command() -> None:
         """List the agents by name, with their sources."""

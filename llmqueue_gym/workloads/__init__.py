@@ -20,6 +20,7 @@ from llmqueue_gym.workloads.pool import (
     check_count,
     unknown_name,
 )
+from llmqueue_gym.workloads.sources.logs import log_fingerprint, logs_workload
 from llmqueue_gym.workloads.sources.paretobandit import (
     paretobandit_fingerprint,
     paretobandit_workload,
@@ -82,6 +83,7 @@ _SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = {
     "synthetic": (Synthetic, lambda **_: ""),
     "paretobandit": (paretobandit_workload, lambda **_: paretobandit_fingerprint()),
     "table": (table_workload, table_fingerprint),
+    "logs": (logs_workload, log_fingerprint),
     **dataset_workloads(),
 }
 _SIZES = ("num_llms", "context_dim")

@@ -380,7 +380,7 @@ def fit_outcomes(name: str, sha256: str, context_dim: int, sample: int, ridge: f
 def fit_mnl(
     contexts: NDArray[np.float32],
     llm: NDArray[np.int64],
-    kept: NDArray[np.bool_],
+    kept: NDArray[np.bool_] | NDArray[np.float64],
     num_llms: int,
     ridge: float,
 ) -> NDArray[np.float64]:
@@ -391,7 +391,8 @@ def fit_mnl(
     contexts : ndarray, shape (n, d)
     llm : ndarray of int, shape (n,)
         LLM whose answer was shown.
-    kept : ndarray of bool, shape (n,)
+    kept : ndarray of bool or float64, shape (n,)
+        Whether the answer was kept, or a score in [0, 1] that counts as that share of it.
     num_llms : int
         N.
     ridge : float
@@ -399,10 +400,10 @@ def fit_mnl(
     """
     from scipy.optimize import minimize
 
-    if kept.all() or not kept.any():
+    share = kept.astype(np.float64)
+    if (share == 1.0).all() or (share == 0.0).all():
         raise ValueError("the logged turns are all kept or all retried: nothing can be fitted")
     x = contexts.astype(np.float64)
-    sign = np.where(kept, 1.0, -1.0)
     groups = [np.flatnonzero(llm == j) for j in range(num_llms)]
     shape = (num_llms + 1, x.shape[1])  # row 0 is theta_0, row j + 1 is delta_j
 
@@ -410,9 +411,9 @@ def fit_mnl(
         parameters = flat.reshape(shape)
         slope, value = ridge * parameters, 0.5 * ridge * float(flat @ flat)
         for j, rows in enumerate(groups):
-            margin = sign[rows] * (x[rows] @ (parameters[0] + parameters[j + 1]))
-            value += float(np.logaddexp(0.0, -margin).sum())
-            pull = x[rows].T @ (-sign[rows] * np.exp(-np.logaddexp(0.0, margin)))
+            utility = x[rows] @ (parameters[0] + parameters[j + 1])
+            value += float((np.logaddexp(0.0, utility) - share[rows] * utility).sum())
+            pull = x[rows].T @ (np.exp(-np.logaddexp(0.0, -utility)) - share[rows])
             slope[0] += pull
             slope[j + 1] += pull
         return value, slope.ravel()

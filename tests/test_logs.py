@@ -1,0 +1,430 @@
+"""Own logs: every way to write one, clear errors, off-policy values against a simulator, workload.
+
+The simulator draws contexts and logit utilities, logs a softmax policy, and knows every value.
+"""
+
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+from baselines.agent import Agent
+from benchmarks.logs import evaluate, prepare
+from llmqueue_gym.workloads import fingerprint, make_workload
+from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
+from llmqueue_gym.workloads.sources.logs import (
+    Log,
+    describe_log,
+    fit_outcomes,
+    judge_outcomes,
+    read_log,
+)
+
+ROWS = [
+    {"query": "a b c", "llm": "x", "kept": True, "cost": 0.1, "timestamp": 2.0, "propensity": 0.5},
+    {
+        "query": "d e f",
+        "llm": "y",
+        "kept": False,
+        "cost": 0.2,
+        "timestamp": 1.0,
+        "propensity": 0.25,
+    },
+    {"query": "a b c", "llm": "y", "kept": True, "cost": 0.3, "timestamp": 3.0, "propensity": 1.0},
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+def write(path, rows):
+    """Write rows as the file's name asks for."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pl.DataFrame(rows).write_parquet(path)
+    else:
+        pl.DataFrame(rows).write_csv(path)
+    return str(path)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_every_format_gives_the_same_log_in_the_order_of_time(suffix, tmp_path):
+    log = read_log(write(tmp_path / f"log.{suffix}", ROWS))
+    assert log.texts == ("d e f", "a b c", "a b c")
+    assert log.llms == ("x", "y")
+    assert log.llm.tolist() == [1, 0, 1]
+    assert log.reward.tolist() == [0.0, 1.0, 1.0]
+    assert log.cost.tolist() == [0.2, 0.1, 0.3]
+    assert log.time.tolist() == [1.0, 2.0, 3.0]
+    assert log.propensity.tolist() == [0.25, 0.5, 1.0]
+
+
+def test_only_query_llm_and_outcome_are_needed_and_columns_have_other_names(tmp_path):
+    rows = [
+        {"prompt": "a", "model": "x", "rating": 0.25},
+        {"prompt": "b", "model": "y", "rating": 1},
+    ]
+    columns = {"query": "prompt", "llm": "model", "score": "rating"}
+    log = read_log(write(tmp_path / "log.jsonl", rows), columns)
+    assert log.reward.tolist() == [0.25, 1.0]
+    assert log.cost is log.time is log.propensity is None
+
+
+def test_a_log_may_bring_vectors(tmp_path):
+    rows = [{"embedding": [1.0, float(i)], "llm": "x", "kept": i % 2} for i in range(4)]
+    log = read_log(write(tmp_path / "log.jsonl", rows))
+    assert log.texts is None
+    assert log.contexts().tolist() == [[1.0, 0.0], [1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]
+    with pytest.raises(ValueError, match="leave context_dim"):
+        log.contexts(5)
+
+
+def litellm(query, session, start, **changes):
+    row = {
+        "request_id": f"{session}-{start}",
+        "call_type": "acompletion",
+        "spend": 0.001,
+        "startTime": f"2026-03-01T10:00:{start:02d}.500Z",
+        "model": "openai/gpt",
+        "model_group": "gpt",
+        "session_id": session,
+        "status": "success",
+        "messages": json.dumps(
+            [{"role": "system", "content": "s"}, {"role": "user", "content": query}]
+        ),
+    }
+    return row | changes
+
+
+def test_litellm_spend_logs_tell_retrials_by_the_sessions_next_message(tmp_path):
+    rows = [
+        litellm("What is the capital city of France?", "s1", 9, model_group=None),
+        litellm("what is the capital city of france", "s1", 12),
+        litellm("And how many people live there today?", "s1", 20),
+        litellm("What is the capital city of France?", "s2", 10),
+        litellm("Write me a poem about the sea", "s3", 1, status="failure"),
+        litellm([{"type": "text", "text": "in parts"}], "s4", 2),
+    ]
+    log = read_log(write(tmp_path / "spend.jsonl", rows))
+    assert log.texts[0] == "Write me a poem about the sea"
+    assert log.texts[1] == "in parts"
+    assert log.reward.tolist() == [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    assert log.llms == ("gpt", "openai/gpt")
+    assert log.cost.tolist() == [0.001] * 6
+    assert np.diff(log.time) == pytest.approx([1, 7, 1, 2, 8])
+
+
+def test_litellm_without_prompts_says_which_switch_keeps_them(tmp_path):
+    path = write(tmp_path / "spend.jsonl", [litellm("x", "s", 1, messages="{}")])
+    with pytest.raises(ValueError, match=r"line 1: column 'messages'.*store_prompts_in_spend_logs"):
+        read_log(path)
+
+
+BAD = [
+    ({"llm": None}, "'llm' is empty"),
+    ({"llm": "  "}, "'llm' is empty"),
+    ({"query": 3}, "'query' must hold text"),
+    ({"kept": "perhaps"}, "'kept' must be true or false"),
+    ({"cost": -1}, "'cost' must be a number in"),
+    ({"cost": "dear"}, "'cost' must be a number in"),
+    ({"propensity": 0}, "positive probability"),
+    ({"propensity": 1.5}, "'propensity' must be a number in"),
+    ({"timestamp": "noon"}, "'timestamp' must be seconds or an ISO"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_errors_name_file_row_and_column(change, message, tmp_path):
+    path = write(tmp_path / "log.jsonl", [ROWS[0], ROWS[1] | change])
+    with pytest.raises(ValueError, match=message) as error:
+        read_log(path)
+    assert "log.jsonl, line 2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        ("query", "no column 'query' or 'embedding'"),
+        ("llm", "no column 'llm'"),
+        ("kept", "no column 'kept' or 'score'"),
+    ],
+)
+def test_missing_columns_are_named(drop, message, tmp_path):
+    rows = [{key: value for key, value in row.items() if key != drop} for row in ROWS]
+    with pytest.raises(ValueError, match=message):
+        read_log(write(tmp_path / "log.csv", rows))
+
+
+def test_wrong_column_options_are_named(tmp_path):
+    path = write(tmp_path / "log.csv", ROWS)
+    with pytest.raises(ValueError, match="did you mean 'query'"):
+        read_log(path, {"qurey": "query"})
+    with pytest.raises(ValueError, match="did you mean 'cost'"):
+        read_log(path, {"cost": "costs"})
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no rows"):
+        read_log(str(tmp_path / "empty.jsonl"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["query", "llm", "kept", "cost"]),
+            st.none()
+            | st.text(max_size=5)
+            | st.floats()
+            | st.booleans()
+            | st.lists(st.integers(), max_size=2),
+        ),
+        max_size=4,
+    )
+)
+def test_any_rows_are_a_log_or_a_clear_error(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("log") / "any.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        log = read_log(str(path))
+    except ValueError as error:
+        found = str(error)
+    else:
+        assert len(log) == len(rows)
+        assert ((log.reward >= 0) & (log.reward <= 1)).all()
+        found = "any.jsonl"
+    assert "any.jsonl" in found
+
+
+# --- a simulator ----------------------------------------------------------------------------------
+
+
+def simulate(n, seed, llms=3, dim=4, logged=True):
+    """A log of a softmax policy, and the true keep rates (n, N)."""
+    rng = np.random.default_rng(seed)
+    theta = np.random.default_rng(99).normal(size=(llms, dim))
+    x = np.hstack([rng.normal(size=(n, dim - 1)), np.ones((n, 1))]).astype(np.float32)
+    rates = expit(x @ theta.T)
+    weights = np.exp(0.7 * x @ np.random.default_rng(7).normal(size=(dim, llms)))
+    chances = weights / weights.sum(axis=1, keepdims=True)
+    llm = (rng.random(n)[:, None] > chances.cumsum(axis=1)).sum(axis=1).clip(max=llms - 1)
+    rows = np.arange(n)
+    reward = (rng.random(n) < rates[rows, llm]).astype(float)
+    names = tuple("abcdef"[:llms])
+    propensity = chances[rows, llm] if logged else None
+    log = Log("simulated", None, x, names, llm, reward, 0.01 * (1.0 + llm), None, propensity)
+    return log, rates
+
+
+class Softmax(Agent):
+    """A stochastic policy that does not learn."""
+
+    def act(self, observation):
+        x = observation["contexts"][0].astype(float)
+        theta = np.random.default_rng(5).normal(size=(len(x), self.problem.num_llms))
+        weights = np.exp(x @ theta)
+        return np.array([0, self.rng.choice(len(weights), p=weights / weights.sum())])
+
+
+@pytest.mark.parametrize("name", [f"{__name__}:Softmax", "greedy", "offline-ridge"])
+def test_intervals_cover_the_agents_true_value(name):
+    hits = dict.fromkeys(("ips", "self-normalised", "doubly robust"), 0)
+    runs = 15
+    for seed in range(runs):
+        log, rates = simulate(500, seed)
+        found = evaluate(prepare(log, log.contexts()), name, seed=seed, draws=4)
+        truth = float((found.policy * rates[250:]).sum(axis=1).mean())
+        for key, interval in found.estimates.items():
+            hits[key] += interval.low <= truth <= interval.high
+    # 95% coverage gives fewer than 12 of 15 about once in 1,800.
+    assert min(hits.values()) >= 12, hits
+
+
+def test_an_agent_that_learns_is_worth_more_than_the_log():
+    log, rates = simulate(4000, 0)
+    data = prepare(log, log.contexts())
+    found = evaluate(data, "offline-ridge", draws=1)
+    best = rates[2000:].max(axis=1).mean()
+    assert found.estimates["doubly robust"].low > found.logged.high
+    assert found.estimates["doubly robust"].value == pytest.approx(best, abs=0.05)
+    online = evaluate(data, "greedy", draws=1)
+    assert 300 < online.trained_on < 1500  # where it agreed with the log
+    assert online.estimates["doubly robust"].low > found.logged.value
+
+
+def test_estimated_propensities_come_near_the_logged_ones():
+    log, _ = simulate(6000, 1)
+    bare, _ = simulate(6000, 1, logged=False)
+    known, fitted = (prepare(each, each.contexts()) for each in (log, bare))
+    assert fitted.estimated
+    assert not known.estimated
+    assert np.abs(known.propensity - fitted.propensity).mean() < 0.03
+
+
+def test_the_cost_weight_takes_the_cost_off_the_reward():
+    log, _ = simulate(400, 0)
+    free, dear = (prepare(log, log.contexts(), cost_weight=weight) for weight in (0.0, 2.0))
+    assert free.reward - dear.reward == pytest.approx(2.0 * log.cost)
+    assert free.predicted - dear.predicted == pytest.approx(np.tile([0.02, 0.04, 0.06], (200, 1)))
+
+
+def test_evaluation_follows_its_seed_and_never_looks_at_the_judging_part():
+    log, _ = simulate(300, 0)
+    other, _ = simulate(300, 0)
+    other.reward[150:] = 1.0 - other.reward[150:]
+    first, again, changed = (
+        evaluate(prepare(each, each.contexts()), "ACQB", seed=3) for each in (log, log, other)
+    )
+    assert np.array_equal(first.policy, again.policy)
+    assert first.estimates == again.estimates
+    assert np.array_equal(first.policy, changed.policy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_share": 1.0}, "train_share"),
+        ({"train_share": 0.01}, "too few"),
+        ({"cost_weight": -1}, "cost_weight"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    log, _ = simulate(60, 0)
+    with pytest.raises(ValueError, match=message):
+        prepare(log, log.contexts(), **arguments)
+
+
+# --- the outcome model and the workload -----------------------------------------------------------
+
+
+def test_the_outcome_model_finds_the_simulators_rates_and_is_calibrated():
+    log, rates = simulate(8000, 0)
+    model = fit_outcomes(log, log.contexts(), np.arange(len(log)))
+    assert np.abs(model.rates(log.contexts()) - rates).mean() < 0.04
+    assert model.cost == pytest.approx([0.01, 0.02, 0.03])
+    found = judge_outcomes(log, log.contexts())
+    assert found["ece"] < 0.06
+    assert found["log_loss"] < found["base_log_loss"]
+
+
+def test_scores_count_as_shares_of_kept_answers():
+    log, rates = simulate(3000, 0)
+    log.reward[:] = rates[np.arange(len(log)), log.llm]
+    model = fit_outcomes(log, log.contexts(), np.arange(len(log)), ridge=1e-3)
+    assert model.rates(log.contexts()) == pytest.approx(rates, abs=0.01)
+    assert judge_outcomes(log, log.contexts()) is None
+    assert describe_log(log)["outcome"] == "score"
+
+
+def text_log(path, rows=400):
+    rng = np.random.default_rng(0)
+    words = {"x": ["sum", "root", "angle", "prime"], "y": ["poem", "verse", "rhyme", "song"]}
+    out = []
+    for i in range(rows):
+        topic, llm = rng.choice(["x", "y"]), rng.choice(["x", "y"])
+        query = f"{i % 150} " + " ".join(
+            np.random.default_rng(i % 150).choice(words["xy"[i % 150 % 2]], 6)
+        )
+        topic = "xy"[i % 150 % 2]
+        kept = rng.random() < (0.9 if llm == topic else 0.2)
+        out.append(
+            {
+                "query": query,
+                "llm": str(llm),
+                "kept": int(kept),
+                "cost": 0.01 if llm == "x" else 0.1,
+            }
+        )
+    return write(path, out)
+
+
+def test_a_log_is_a_workload(tmp_path):
+    path = text_log(tmp_path / "log.csv")
+    spec = {"source": "logs", "path": path, "context_dim": 6}
+    env = gym.make("LLMQueue-v0", workload=spec, load=0.8, assortment_size=1)
+    env.reset(seed=0)
+    dynamics = env.unwrapped.dynamics
+    assert env.unwrapped.llms == ("x", "y")
+    best = np.bincount(dynamics.odds[:-1].argmax(axis=1), minlength=2) / (len(dynamics.odds) - 1)
+    assert best.min() > 0.3  # either LLM is the better one for its topic
+    assert env.unwrapped.offline is not None
+    for _ in range(20):
+        env.step(env.action_space.sample())
+    assert len(fingerprint(spec)) == 64
+    arguments = {"num_llms": None, "context_dim": None, "assortment_size": 1}
+    dear = make_workload({**spec, "cost_weight": 9.0}, **arguments)
+    rng = np.random.default_rng(0)
+    assert (dear.draw(rng)[1].argmax(axis=1) == 0).mean() > 0.9  # the cheap one nearly always
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_rows": 1000}, "no LLM has min_rows=1000 requests"),
+        ({"ridge": 0}, "ridge=0"),
+        ({"columns": {"cost": "price"}}, "column 'price' is not known"),
+        ({"colums": {}}, "did you mean 'columns'"),
+    ],
+)
+def test_a_bad_workload_option_is_named(options, message, tmp_path):
+    spec = {"source": "logs", "path": text_log(tmp_path / "log.csv"), "context_dim": 6, **options}
+    with pytest.raises(ValueError, match=message):
+        make_workload(spec, num_llms=None, context_dim=None, assortment_size=1)
+
+
+def test_a_cost_weight_needs_costs_and_a_model_needs_both_outcomes(tmp_path):
+    arguments = {"num_llms": None, "context_dim": None, "assortment_size": 1}
+    rows = [{"embedding": [1.0, i % 3], "llm": "ab"[i % 2], "kept": 1} for i in range(60)]
+    spec = {"source": "logs", "path": write(tmp_path / "log.jsonl", rows)}
+    with pytest.raises(ValueError, match="needs costs"):
+        make_workload({**spec, "cost_weight": 1.0}, **arguments)
+    with pytest.raises(ValueError, match="all kept or all retried"):
+        make_workload(spec, **arguments)
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.cli", "logs", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_commands_print_tables_and_json(tmp_path):
+    path = text_log(tmp_path / "log.csv")
+    shown = json.loads(command("show", path, "--json").stdout)
+    assert shown["requests"] == 400
+    assert {row["llm"] for row in shown["llms"]} == {"x", "y"}
+    assert shown["outcome_model"]["turns"] == 100
+    assert "calibration error" in command("show", path).stdout
+    asked = ("evaluate", path, "--agent", "offline-ridge", "--agent", "random", "--draws", "2")
+    found = json.loads(command(*asked, "--json").stdout)
+    routed, blind = found["agents"]
+    assert found["propensities"] == "estimated"
+    assert routed["doubly robust"][0] > blind["doubly robust"][2]
+    assert sum(blind["shares"].values()) == pytest.approx(1.0)
+    assert "learned on the first 200 requests" in command(*asked).stdout
+
+
+def test_a_bad_log_is_one_line_on_stderr(tmp_path):
+    path = write(tmp_path / "log.csv", [ROWS[0], ROWS[1] | {"cost": -3}])
+    result = command("show", path)
+    assert result.returncode == 2
+    assert "log.csv, row 2: column 'cost'" in result.stderr
+    assert "Traceback" not in result.stderr
