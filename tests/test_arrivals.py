@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.arrivals import describe_trace
-from benchmarks.suite import Task, _fingerprint
+from benchmarks.suite import make_plan, parse_suite
 from llmqueue_gym.envs import LLMQueueEnv
 from llmqueue_gym.testing import check_coupling, check_lane_equality
 from llmqueue_gym.workloads.arrivals import (
@@ -294,11 +294,13 @@ def test_a_bad_spec_is_named_at_construction(arrivals, message):
 
 
 def test_a_changed_trace_is_another_workload_to_the_benchmark(trace):
-    task = Task("t", "LLMQueue-v0", {}, 10, (), True, (), {}, ())
-    kwargs = {"arrivals": {"process": "trace", "path": str(trace)}}
-    before = _fingerprint(task, kwargs)
+    arrivals = {"process": "trace", "path": str(trace)}
+    task = {"name": "t", "env": "LLMQueue-v0", "horizon": 9, "kwargs": {"arrivals": arrivals}}
+    suite = parse_suite("s", {"seeds": 1, "agents": ["random"], "task": [task]})
+    before = {cell.key for cell in make_plan(suite).cells}
+    assert before == {cell.key for cell in make_plan(suite).cells}
     trace.write_text(trace.read_text() + "9999,x\n")
-    assert before != _fingerprint(task, kwargs)
+    assert not before & {cell.key for cell in make_plan(suite).cells}
 
 
 def test_describe_trace_reports_both_sides(trace):
