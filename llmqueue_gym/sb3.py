@@ -193,13 +193,28 @@ class GymnasiumVecEnv(VecEnv):
 
 
 def _lane_infos(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Split Gymnasium's dict of arrays into a dict a lane; what a lane lacks is left out."""
-    lanes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    """Split Gymnasium's dict of arrays into a dict a lane; what a lane lacks is left out.
+
+    Keys that all lanes have, which is the rule, are dealt out at the speed of ``zip``.
+    """
+    common: dict[str, Any] = {}
+    partial: list[tuple[str, Any, list[bool]]] = []
     for key, values in info.items():
         if key.startswith("_") or key in ("final_obs", "final_info"):
             continue
-        rows = values.tolist() if values.ndim == 1 else values
-        for lane, row, present in zip(lanes, rows, info[f"_{key}"].tolist(), strict=True):
-            if present:
+        rows = values.tolist() if values.ndim == 1 else list(values)
+        present = info[f"_{key}"]
+        if present.all():
+            common[key] = rows
+        else:
+            partial.append((key, rows, present.tolist()))
+    if not common:
+        lanes: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    else:
+        keys = tuple(common)
+        lanes = [dict(zip(keys, row, strict=True)) for row in zip(*common.values(), strict=True)]
+    for key, rows, flags in partial:
+        for lane, row, there in zip(lanes, rows, flags, strict=True):
+            if there:
                 lane[key] = row
     return lanes
