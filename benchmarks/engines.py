@@ -107,6 +107,7 @@ def execute(
             {
                 "suite": plan.suite,
                 "skipped": dict(plan.skipped),
+                "trainings": [dict(curve) for curve in plan.curves],
                 "cells": [cell.spec for cell in plan.cells],
                 "data": {name: dict(paths) for name, paths in plan.data.items()},
                 "provenance": provenance,
@@ -341,6 +342,8 @@ def _preloaded(cells: Sequence[Cell]) -> list[str]:
     names = {cell.model or cell.spec["agent"]["name"] for cell in cells} - {"oracle"}
     modules = {agent_spec(name).target.partition(":")[0] for name in names}
     own = sorted(module for module in modules if module.split(".")[0] == "baselines")
+    if any(module.startswith("baselines.rl.") for module in own):
+        own.append("torch._dynamo")  # the first optimiser of a process would import it for seconds
     shared = ["benchmarks.runner", "benchmarks.engines", "llmqueue_gym.envs"]
     return [*shared, "llmqueue_gym.oracles", "llmqueue_gym.workloads", *own]
 

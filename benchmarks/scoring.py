@@ -328,6 +328,7 @@ class Board:
     violations: list[str]
     provenance: Mapping[str, Any]
     cells: list[Record] = field(repr=False)
+    trainings: Sequence[Record] = ()
 
     @property
     def sections(self) -> list[Section]:
@@ -400,6 +401,7 @@ def make_board(
         violations=broken,
         provenance=run["provenance"],
         cells=cells,
+        trainings=run.get("trainings", ()),
     )
 
 

@@ -203,7 +203,8 @@ class Training:
 class Plan:
     """The cells of a run, references first, and what is skipped (name -> reason).
 
-    Agents of ``trainings`` have no cells yet: train them, and plan again.
+    Agents of ``trainings`` have no cells yet: train them, and plan again. ``curves`` holds learning
+    curves of the trained agents at play: ``task``, ``agent`` (label) and lists by name.
     ``data`` holds the data names and default paths of the tasks that read files, by task.
     """
 
@@ -212,6 +213,7 @@ class Plan:
     skipped: Mapping[str, str]
     trainings: tuple[Training, ...] = ()
     data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    curves: tuple[Mapping[str, Any], ...] = ()
 
 
 def kind_of(env: str) -> str:
@@ -543,6 +545,7 @@ def make_plan(
     added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
     players: dict[AgentEntry, _Player] = {}
     trainings: dict[str, Training] = {}
+    curves: list[Mapping[str, Any]] = []
     played: set[AgentEntry] = set()
     skipped: dict[str, str] = {}
     cells: list[Cell] = []
@@ -578,6 +581,8 @@ def make_plan(
             if player.kind not in (None, kind):
                 continue
             played.add(entry)
+            if player.curve is not None:
+                curves.append({"task": task.name, "agent": entry.label, **player.curve})
             for seed in range(seeds or suite.seeds):
                 cells.append(
                     Cell(
@@ -590,7 +595,9 @@ def make_plan(
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
     reading = {task.name: task.data for task in chosen if task.data and task.name not in skipped}
-    return Plan(suite.name, tuple(cells), skipped, tuple(trainings.values()), reading)
+    return Plan(
+        suite.name, tuple(cells), skipped, tuple(trainings.values()), reading, tuple(curves)
+    )
 
 
 def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
@@ -743,19 +750,21 @@ def _files_hash(*groups: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class _Player:
-    """An agent as cells name it, its kind of task (None for any) and its model file here."""
+    """An agent as cells name it, its kind of task (None for any), model file and training curve."""
 
     identity: Mapping[str, Any]
     protocol: str
     kind: str | None
     model: str | None = None
+    curve: Mapping[str, Any] | None = None
 
 
 def _player(entry: AgentEntry) -> _Player:
     """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
     from baselines.agent import agent_spec
-    from baselines.models import training_facts
+    from baselines.models import read_card, training_facts
 
+    curve = None
     identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
     if entry.name == "oracle":
         return _Player(identity, PROTOCOLS[0], None)
@@ -769,11 +778,12 @@ def _player(entry: AgentEntry) -> _Player:
         brought = model or getattr(cls, "model", None)  # a class may name its own file
         if isinstance(brought, str):
             identity["training"] = training_facts(brought)
+            curve = read_card(brought)["curve"]
     except ValueError as error:
         raise SuiteError(str(error)) from error
     own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
     path = str(Path(model).resolve()) if model else None
-    return _Player(identity, entry.protocol or own, getattr(cls, "kind", None), path)
+    return _Player(identity, entry.protocol or own, getattr(cls, "kind", None), path, curve)
 
 
 def _loaded(spec: AgentSpec) -> type | None:
@@ -813,7 +823,7 @@ def _trained_player(
     entry: AgentEntry, training: Training, kind: str, models: Path | None
 ) -> _Player | None:
     """Return the agent that a finished training made, or None."""
-    from baselines.models import training_facts
+    from baselines.models import read_card, training_facts
 
     if models is None:
         return None
@@ -830,7 +840,7 @@ def _trained_player(
         "settings": dict(entry.settings),
         "training": {"key": training.key, **facts},
     }
-    return _Player(identity, "pretrained", kind, str(path.resolve()))
+    return _Player(identity, "pretrained", kind, str(path.resolve()), read_card(path)["curve"])
 
 
 def _module_hash(module: str, agent: str) -> str:

@@ -42,7 +42,8 @@ class TrainedQueueAgent(Agent):
     problem : QueueProblem
         Public parameters of the task; N, K, d and W as in the training.
     seed : int
-        Unused: the most probable decision is played.
+        Of a recurrent policy's draws, which are how it explores; of others the most probable
+        decision is played.
     model : str
         File written by :func:`baselines.rl.train`; load only files of your own. Subclasses may set
         it as a class attribute instead.
@@ -79,16 +80,28 @@ class TrainedQueueAgent(Agent):
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
-        arguments: dict[str, Any] = {"deterministic": True}
-        if self._masked:
-            arguments["action_masks"] = legal_decisions(observation, len(self._sets))
-        seen = dict(observation)
+        legal = legal_decisions(observation, len(self._sets))
         if self._recurrent:
-            arguments["state"] = self._state
-            seen |= self._previous
-        decision, self._state = self._policy.predict(seen, **arguments)
+            decision = self._sample({**observation, **self._previous}, legal)
+        else:
+            masks = {"action_masks": legal} if self._masked else {}
+            decision, _ = self._policy.predict(dict(observation), deterministic=True, **masks)
         slot, which = divmod(int(decision), len(self._sets))
         return np.array([slot, *self._sets[which]], dtype=np.int64)
+
+    def _sample(self, seen: Observation, legal: NDArray[np.bool_]) -> int:
+        """Draw a legal decision of a recurrent policy: its randomness is how it explores."""
+        tensors, _ = self._policy.obs_to_tensor(seen)
+        with torch.no_grad():
+            if self._state is None:
+                zeros = torch.zeros(self._policy.lstm_hidden_state_shape)
+                self._state = (zeros, zeros)
+            distribution, self._state = self._policy.get_distribution(
+                tensors, self._state, torch.zeros(1)
+            )
+        logits = distribution.distribution.logits[0].double().numpy()
+        weights = np.where(legal, np.exp(logits - logits[legal].max()), 0.0)
+        return int(self.rng.choice(len(weights), p=weights / weights.sum()))
 
     def update(
         self,

@@ -154,7 +154,7 @@ _ALL = (
         _DEPARTURES,
         {**_ON_POLICY, "n_steps": 32},
         _WIDTH,
-        500,
+        1000,
         anneal=True,
         recalls=True,
     ),

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.export import export_run, open_results
-from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture
+from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
+from benchmarks.report.series import training_panels
 from benchmarks.report.tables import (
     board_markdown,
     board_summary,
@@ -85,6 +86,10 @@ def _readme_pictures(board: Board) -> list[Picture]:
         name = "-".join([board.suite, *(parts if number else [])])
         path = Path("docs", "images", f"{file_name(name)}.png")
         pictures.append(Picture(path, main_picture(board, section)[1], section))
+        if training_panels(board, section):
+            stem, caption = training_name(section)
+            path = Path("docs", "images", f"{file_name(f'{board.suite}-{stem}')}.png")
+            pictures.append(Picture(path, caption, section))
     return pictures
 
 

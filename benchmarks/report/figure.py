@@ -18,7 +18,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from benchmarks.intervals import Floats
 from benchmarks.kinds import DEPLOYMENT, QUEUEING
-from benchmarks.report.series import HeatMap, Panel, Scale, heat_map, mean_and_error, panels
+from benchmarks.report.series import (
+    HeatMap,
+    Panel,
+    Scale,
+    heat_map,
+    mean_and_error,
+    panels,
+    training_panels,
+)
 from benchmarks.scoring import (
     PROFILE_THRESHOLDS,
     Board,
@@ -63,7 +71,7 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
     bands one standard error, further tasks go to ``leaderboard-2`` and so on. ``overall``: the
     overall scores, performance profiles, and score against decision time. ``traffic-TASK``:
     share of every LLM by stage, the oracle's and the best agents'. ``sweeps``: score and regret
-    against the swept parameter.
+    against the swept parameter. ``training-KIND``: learning curves of the trained agents.
     """
     pictures = []
     for standing in board.standings:
@@ -78,6 +86,10 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
         if standing.profiles:
             name, caption = _overall_name(section)
             figure = _overall_page(board.suite, standing, styles)
+            pictures.append(_save(figure, folder, name, caption, section))
+        if trained := training_panels(board, section):
+            name, caption = training_name(section)
+            figure = _training_page(board.suite, trained, styles)
             pictures.append(_save(figure, folder, name, caption, section))
     if board.sweeps:
         section = Section(DEPLOYMENT, "online")
@@ -124,6 +136,11 @@ def _overall_name(section: Section) -> tuple[str, str]:
     return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
 
 
+def training_name(section: Section) -> tuple[str, str]:
+    """File name and caption of the picture of a section's learning curves."""
+    return f"training-{section.kind.name}", "learning curves of the trainings"
+
+
 def file_name(name: str) -> str:
     """Return a name without characters that mean something in a path."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
@@ -161,6 +178,18 @@ def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figu
         row[0].set_title(_text(title), loc="left", fontsize=11, fontweight="bold")
     _legend(figure, styles)
     figure.suptitle(_suptitle(suite, max(task.seeds for task in boards)), fontsize=11)
+    return figure
+
+
+def _training_page(suite: str, shown: dict[str, Panel], styles: dict[str, Style]) -> Figure:
+    """Learning curves, a panel a task, above a shared legend."""
+    figure = _new_figure(5.5 * len(shown), 4.6)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, (name, panel) in zip(axes, shown.items(), strict=True):
+        _draw(axis, panel, styles)
+        axis.set_title(_text(name), loc="left", fontsize=11, fontweight="bold")
+    _legend(figure, styles)
+    figure.suptitle(_text(f"{suite}: learning curves, one training each"), fontsize=11)
     return figure
 
 

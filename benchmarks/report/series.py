@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.intervals import Floats
 from benchmarks.kinds import QUEUEING, Curves, Ints, Traffic
-from benchmarks.scoring import TaskBoard
+from benchmarks.scoring import Board, Section, TaskBoard
 from benchmarks.suite import REFERENCES
 
 Scale = Literal["linear", "log", "symlog"]
@@ -249,3 +249,44 @@ def _runs(traffic: dict[int, Traffic]) -> list[Traffic]:
     runs = [traffic[seed] for seed in sorted(traffic)]
     same = all(np.array_equal(run.arrival, runs[0].arrival) for run in runs)
     return runs if same else runs[:1]
+
+
+def training_panels(board: Board, section: Section) -> dict[str, Panel]:
+    """Learning curves of a section's trained agents, a panel a task.
+
+    Means of the policy while it explores: queue lengths, or rewards per query.
+    """
+    shown: dict[str, Panel] = {}
+    for task in board.tasks:
+        name = task.task["name"]
+        runs = [
+            run
+            for run in board.trainings
+            if run["task"] == name and run["steps"] and run["agent"] in task.curves
+        ]
+        if task.section != section or not runs:
+            continue
+        quantity, what = (
+            ("queue", "queue length while training")
+            if task.kind is QUEUEING
+            else ("reward", "reward per query while training")
+        )
+        lines = {
+            run["agent"]: (
+                np.array(run["steps"], dtype=np.float64),
+                np.array([run[quantity]], dtype=np.float64),
+            )
+            for run in runs
+        }
+        x = np.concatenate([line[0] for line in lines.values()])
+        y = np.concatenate([line[1][0] for line in lines.values()])
+        log: Scale = "log" if task.kind is QUEUEING and (y > 0).all() else "linear"
+        margin = 0.05 * float(np.ptp(y)) + 1e-3
+        y_range = (
+            (0.8 * float(y.min()), 1.3 * float(y.max()))
+            if log == "log"
+            else (float(y.min()) - margin, float(y.max()) + margin)
+        )
+        x_range = (float(x.min()), float(x.max()))
+        shown[name] = Panel("environment steps", what, lines, "log", log, x_range, y_range)
+    return shown
