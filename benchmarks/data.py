@@ -22,6 +22,7 @@ from llmqueue_gym.workloads.stored import (
     quality_and_cost,
     read_header,
     read_table,
+    remove,
     stored_names,
 )
 
@@ -85,6 +86,14 @@ def build_data_app() -> "typer.Typer":
         """Show what an imported data set holds."""
         show(name, as_json)
 
+    @app.command("remove")
+    def remove_command(
+        name: Annotated[str, typer.Argument(help="Name it was imported under.")],
+    ) -> None:
+        """Delete an imported data set from the cache folder; official files stay."""
+        remove(name)
+        print(f"removed {name}")
+
     @app.command("outcomes")
     def outcomes_command(
         name: Annotated[str, typer.Argument(help="Imported conversations.")] = "wildchat",
@@ -105,7 +114,13 @@ def build_data_app() -> "typer.Typer":
     return app
 
 
-def run_import(source: str, path: Path, name: str | None, prices: Path | None) -> Header:
+def run_import(
+    source: str,
+    path: Path,
+    name: str | None,
+    prices: Path | None,
+    patterns: tuple[str, ...] = (),
+) -> Header:
     """Import official files and say what came of it."""
     from rich.console import Console
 
@@ -115,6 +130,7 @@ def run_import(source: str, path: Path, name: str | None, prices: Path | None) -
             path,
             name=name,
             prices=prices,
+            patterns=patterns,
             tell=lambda rows: status.update(f"importing {path}: {rows:,} rows"),
         )
     facts = header.facts
@@ -129,10 +145,11 @@ def run_download(
 ) -> Header:
     """Download the official files of a source into the hub's own cache and import them."""
     entry = get_source(source)
+    wanted = files or entry.patterns
     folder = _snapshot_download()(
-        repo_id=entry.repository, repo_type="dataset", allow_patterns=list(files or entry.patterns)
+        repo_id=entry.repository, repo_type="dataset", allow_patterns=list(wanted)
     )
-    return run_import(source, Path(folder), name, prices)
+    return run_import(source, Path(folder), name, prices, wanted)
 
 
 def _snapshot_download() -> Callable[..., str]:

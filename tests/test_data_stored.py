@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -307,7 +308,7 @@ def test_list_names_what_is_there_and_what_is_not(table: Path) -> None:
 
 
 def test_download_fetches_from_the_hub_and_checks_like_an_import(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
     folder = tmp_path / "hub"
@@ -318,15 +319,58 @@ def test_download_fetches_from_the_hub_and_checks_like_an_import(
         return str(folder)
 
     monkeypatch.setattr(data, "_snapshot_download", lambda: snapshot_download)
-    table.rename(folder / "t.csv")
+    source = Path(__file__).parent / "data" / "routerbench" / "pandas2-protocol4.pkl"
+    shutil.copy(source, folder / "routerbench_0shot.pkl")
     data.run_download("routerbench", None, None)
     assert asked["repo_id"] == "withmartian/routerbench"
     assert asked["repo_type"] == "dataset"
     assert asked["allow_patterns"] == ["routerbench_0shot.pkl"]
-    assert stored.read_header("routerbench").facts.rows == ROWS
-    (folder / "t.csv").write_text("sample_id,prompt\n")
-    with pytest.raises(ValueError, match="eval_name"):
+    assert stored.read_header("routerbench").facts.rows == 4
+    (folder / "routerbench_0shot.pkl").write_bytes(b"cposix\nsystem\n(Vid\ntR.")
+    with pytest.raises(ValueError, match=r"posix\.system"):
         data.run_download("routerbench", None, None)
+
+
+def test_a_download_imports_only_what_was_asked_for(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache may hold other files of the repository from earlier."""
+    folder = tmp_path / "hub" / "snapshot"
+    folder.mkdir(parents=True)
+    (folder / "routerbench_0shot.csv").write_text("sample_id\n")
+    table.rename(folder / "routerbench_5shot.csv")
+    monkeypatch.setattr(data, "_snapshot_download", lambda: lambda **_: str(folder))
+    header = data.run_download("routerbench", "five", None, ("routerbench_5shot.csv",))
+    assert header.files[0]["name"] == "routerbench_5shot.csv"
+    with pytest.raises(ValueError, match=r"no none\.pkl file"):
+        data.run_download("routerbench", None, None, ("none.pkl",))
+
+
+def test_a_folder_gives_its_official_files_before_others(tmp_path: Path) -> None:
+    from benchmarks.import_memory import write_long_csv
+
+    write_long_csv(tmp_path / "train.csv", 300)
+    (tmp_path / "model_order.csv").write_text("model_id,model_name\n1,a\n")
+    header = import_dataset("embedllm", tmp_path)
+    assert [file["name"] for file in header.files] == ["train.csv"]
+    (tmp_path / "train.csv").rename(tmp_path / "other.csv")
+    with pytest.raises(ValueError, match=r"model_order\.csv"):
+        import_dataset("embedllm", tmp_path)
+
+
+def test_remove_deletes_and_says_so(table: Path) -> None:
+    run("import", "routerbench", str(table))
+    assert "removed routerbench" in run("remove", "routerbench").stdout
+    assert stored.stored_names() == []
+
+
+@pytest.mark.parametrize("package", ["polars", "filelock"])
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=package):
+        import_dataset("routerbench", table)
 
 
 def test_download_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

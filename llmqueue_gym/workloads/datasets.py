@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,6 +120,7 @@ def import_dataset(
     *,
     name: str | None = None,
     prices: str | Path | None = None,
+    patterns: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> Header:
     """Convert an official file, or a folder of them, and store it for the environments.
@@ -128,12 +130,15 @@ def import_dataset(
     source : str
         ``"routerbench"``, ``"sprout"``, ``"embedllm"`` or ``"wildchat"``.
     path : str or Path
-        The file, or the folder that holds the files.
+        The file, or the folder that holds the files: those with the official names if there are
+        any, else all of the right kind.
     name : str, optional
         Name to store it under, by default the source's.
     prices : str or Path, optional
         JSON file ``{LLM: [USD per million input tokens, per million output tokens]}`` in place of
         the published table, for sources that record tokens.
+    patterns : sequence of str, optional
+        Only the folder's files with such a name (``*`` stands for anything).
     tell : callable, optional
         Called now and then with the number of rows read so far.
 
@@ -144,7 +149,7 @@ def import_dataset(
     """
     entry = get_source(source)
     name = check_name(source if name is None else name)
-    files = _official_files(entry, Path(path).expanduser())
+    files = _official_files(entry, Path(path).expanduser(), patterns)
     table = None if prices is None else Path(prices).expanduser()
     return store(
         name,
@@ -156,11 +161,19 @@ def import_dataset(
     )
 
 
-def _official_files(source: Source, path: Path) -> list[Path]:
+def _official_files(source: Source, path: Path, patterns: Sequence[str] = ()) -> list[Path]:
+    """Return the file, or a folder's: by the patterns, else by the official names, else all."""
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in source.suffixes)
+        for wanted in (patterns, source.patterns):
+            names = {pattern.rpartition("/")[2] for pattern in wanted}
+            named = [p for p in found if any(fnmatchcase(p.name, name) for name in names)]
+            if named or patterns:
+                found = named
+                break
         if not found:
-            raise ValueError(f"path={str(path)!r}: no {' or '.join(source.suffixes)} file in it")
+            expected = " or ".join(patterns or source.suffixes)
+            raise ValueError(f"path={str(path)!r}: no {expected} file in it")
         return found
     if not path.is_file():
         raise ValueError(f"path={str(path)!r}: there is no such file")
