@@ -260,6 +260,29 @@ def build_app() -> "typer.Typer":
 
         show_trace(path, rate, column, unit, as_json)
 
+    @app.command("watch")
+    def watch_command(
+        task: Annotated[str, typer.Argument(help="SUITE:TASK, or a task of a built-in suite.")],
+        agent: Annotated[str, typer.Option(help="A name or mypackage.module:MyAgent.")],
+        seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
+        speed: Annotated[float, typer.Option(help="Steps a second; inf for no pause.")] = 20.0,
+        steps: Annotated[
+            int | None, typer.Option(min=1, help="Stop after so many; default: the whole run.")
+        ] = None,
+        data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+    ) -> None:
+        """Show an agent at play: queue, choices, regret; or deployment, shares, spend.
+
+        Ctrl-C ends it. Where the output is no terminal, only the last frame is printed.
+        """
+        from benchmarks.watch import watch, watched_cell
+
+        cell = watched_cell(task, agent, seed, _data(data or []))
+        try:
+            watch(cell, speed, steps)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
     @app.command("verify")
     def verify_command(
         results: Annotated[

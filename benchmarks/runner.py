@@ -104,24 +104,10 @@ def run_cell(
     InvalidActionError
         If the agent leaves the action space.
     """
-    task, agent, seed = spec["task"], spec["agent"], spec["seed"]
-    problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
     started = perf_counter()
-    arguments = {**kwargs, problem.HORIZON_ARGUMENT: horizon}
-    env = gym.make(task["env"], disable_env_checker=True, **arguments)
+    env, policy, observation, recorder = set_up(spec, kwargs, model)
     try:
-        observation, _ = env.reset(seed=seed)
-        if agent["name"] == "oracle":
-            policy = problem.make_oracle(env)
-        else:
-            public = problem.public_problem(env, horizon, spec["protocol"] == "pretrained")
-            settings = agent["settings"]
-            if model is not None:  # the very file that the cell names
-                settings = {**settings, "sha256": agent["training"]["sha256"]}
-            policy = make_agent(model or agent["name"], public, agent_seed(seed), **settings)
-        recorder = problem.Recorder(env, horizon)
-        label, layout = agent["label"], problem.ACTION_LAYOUT
-        clock = play(env, policy, observation, horizon, recorder, label, layout)
+        clock = play_cell(spec, env, policy, observation, recorder)
         result = recorder.result()
     finally:
         env.close()
@@ -136,6 +122,43 @@ def run_cell(
             "peak_memory_mb": _peak_memory_mb(),
         },
     }
+
+
+def set_up(
+    spec: Mapping[str, Any], kwargs: Mapping[str, Any], model: str | None = None
+) -> tuple[gym.Env[Any, Any], Any, Any, Recorder]:
+    """Return a cell's environment after its reset, its agent, first observation and recorder."""
+    task, agent, seed = spec["task"], spec["agent"], spec["seed"]
+    problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
+    arguments = {**kwargs, problem.HORIZON_ARGUMENT: horizon}
+    env = gym.make(task["env"], disable_env_checker=True, **arguments)
+    try:
+        observation, _ = env.reset(seed=seed)
+        if agent["name"] == "oracle":
+            policy = problem.make_oracle(env)
+        else:
+            public = problem.public_problem(env, horizon, spec["protocol"] == "pretrained")
+            settings = agent["settings"]
+            if model is not None:  # the very file that the cell names
+                settings = {**settings, "sha256": agent["training"]["sha256"]}
+            policy = make_agent(model or agent["name"], public, agent_seed(seed), **settings)
+        return env, policy, observation, problem.Recorder(env, horizon)
+    except BaseException:
+        env.close()
+        raise
+
+
+def play_cell(
+    spec: Mapping[str, Any],
+    env: gym.Env[Any, Any],
+    policy: Any,
+    observation: Any,
+    recorder: Recorder,
+) -> NDArray[np.int64]:
+    """Play what `set_up` returned to the end; nanoseconds of every decision."""
+    task, label = spec["task"], spec["agent"]["label"]
+    layout = PROBLEMS[kind_of(task["env"])].ACTION_LAYOUT
+    return play(env, policy, observation, task["horizon"], recorder, label, layout)
 
 
 def agent_seed(seed: int) -> int:

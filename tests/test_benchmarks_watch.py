@@ -1,0 +1,166 @@
+"""Watching an agent: the frame shows what the cell's result says, and ends when told to."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from benchmarks import cli
+from benchmarks.runner import run_cell
+from benchmarks.watch import sparkline, watch, watched_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SUITE = """
+seeds = 1
+agents = [{ name = "eps-greedy", label = "careful", settings = { epsilon = 0.01 } }]
+[[task]]
+name = "queue"
+env = "LLMQueue-v0"
+horizon = 300
+kwargs = { load = 0.9, assortment_size = 2, window = 4 }
+[[task]]
+name = "fleet"
+env = "LLMDeploy-v0"
+horizon = 90
+agents = ["StageRoute"]
+kwargs = { instance = { source = "synthetic", kind = "random" }, num_stages = 3, max_deployed = 4 }
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(SUITE)
+    return path
+
+
+def last_frame(cell, width=110, **settings):
+    out = io.StringIO()
+    watch(cell, float("inf"), console=Console(file=out, width=width, height=60), **settings)
+    return out.getvalue()
+
+
+def test_the_last_frame_of_a_queue_shows_the_cells_own_figures(suite):
+    cell = watched_cell(f"{suite}:queue", "random", 3, {})
+    frame, metrics = last_frame(cell), run_cell(cell.spec, cell.kwargs)["metrics"]
+    assert "queue   random   seed 3   slot 300 of 300" in frame
+    assert f"{metrics['routing_regret']:,.2f} in all" in frame
+    assert f"mean {metrics['mean_queue']:,.2f}" in frame
+    assert frame.count("last choices") == 1  # no other frame before it
+    assert "\x1b" not in frame  # plain text where the output is no terminal
+
+
+def test_the_last_frame_of_a_deployment_shows_the_cells_own_figures(suite):
+    cell = watched_cell(f"{suite}:fleet", "StageRoute", 1, {})
+    frame, metrics = last_frame(cell), run_cell(cell.spec, cell.kwargs)["metrics"]
+    assert "query 90 of 90" in frame
+    assert "stage 3 of 3: 4 deployed" in frame
+    assert frame.count("●") == 4
+    assert f"{metrics['spend']:.2f} x its pace" in frame
+    assert f"{metrics['reward']:.3f} a query" in frame
+    assert f"{metrics['ledger']:.3f} a query" in frame
+
+
+def test_a_terminal_gets_frames_as_it_goes_and_steps_end_it(suite):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=90, height=30)
+    started = time.monotonic()
+    watch(watched_cell(f"{suite}:queue", "greedy", 0, {}), 100.0, 50, console)
+    assert time.monotonic() - started >= 0.4  # fifty steps at a hundred a second
+    assert out.getvalue().count("last choices") > 2
+    assert "slot 50 of 300" in out.getvalue()
+
+
+def test_an_interrupt_leaves_the_last_frame(suite, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.watch.sleep", interrupt)
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        watch(
+            watched_cell(f"{suite}:queue", "greedy", 0, {}),
+            1.0,
+            console=Console(file=out, force_terminal=True),
+        )
+    assert "slot 1 of 300" in out.getvalue()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_is_exit_code_130_without_a_traceback(suite):
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.cli",
+        "watch",
+        "s.toml:queue",
+        "--agent",
+        "my:Slow",
+    ]
+    (suite.parent / "my.py").write_text(
+        "import time\nfrom pathlib import Path\n"
+        "from baselines.queueing.heuristics import RandomAgent\n"
+        "class Slow(RandomAgent):\n"
+        "    def act(self, observation):\n"
+        "        Path('there').touch()\n"
+        "        time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        command,
+        cwd=suite.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while not (suite.parent / "there").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_labels_of_the_suite_are_agents_too(suite):
+    cell = watched_cell(f"{suite}:queue", "careful", 0, {})
+    assert cell.spec["agent"]["settings"] == {"epsilon": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("task", "agent", "message"),
+    [
+        ("queue", "gredy", "did you mean 'greedy'"),
+        ("quue", "greedy", "is in no suite"),
+        ("fleet", "greedy", "it plays queueing tasks"),
+    ],
+)
+def test_what_cannot_be_watched_is_one_line(suite, monkeypatch, capsys, task, agent, message):
+    arguments = ["llmqueue-bench", "watch", f"{suite}:{task}", "--agent", agent]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@given(st.lists(st.integers(0, 1000), max_size=300).map(np.array), st.integers(1, 80))
+def test_a_sparkline_fits_and_its_tallest_bar_is_the_largest_mean(values, width):
+    text = sparkline(values, width).plain
+    assert len(text) == min(width, values.size)
+    if values.size and values.max() > 0:
+        assert "█" in text
+    if values.size <= width:
+        assert all((bar == " ") == (value == 0) for bar, value in zip(text, values, strict=True))
