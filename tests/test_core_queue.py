@@ -248,6 +248,38 @@ def test_lanes_may_leave_a_shared_population_one_by_one():
     assert len(queue.contexts) == 65
 
 
+@pytest.mark.parametrize(("limit", "window"), [(70, 4), (70, 64), (20, 4)])
+def test_an_episode_that_outgrows_its_cells_goes_on_unchanged(monkeypatch, limit, window):
+    """64 queries: a limit of 70 is outgrown by the slots, one of 20 by the population too."""
+    pop, lanes = population(seed=3), 5
+    wide = dynamics(pop, 0.9, lanes, window)
+    monkeypatch.setattr("llmqueue_gym.core.queue.NARROW_LIMIT", limit)
+    narrow = dynamics(pop, 0.9, lanes, window)
+    single = dynamics(pop, 0.9, 1, window)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        slots, llms = rng.integers(0, window, lanes), rng.integers(0, 5, (lanes, 2))
+        first, second = wide.step(slots, llms), narrow.step(slots, llms)
+        for key, value in vars(first).items():
+            np.testing.assert_array_equal(value, vars(second)[key], err_msg=key)
+        single.step_single(int(slots[0]), llms[0].tolist())
+        seen, expected = narrow.observe(), wide.observe()
+        for key, value in single.observe_single().items():
+            np.testing.assert_array_equal(value, expected[key][0], err_msg=key)
+            np.testing.assert_array_equal(seen[key], expected[key], err_msg=key)
+        np.testing.assert_array_equal(narrow.window_queries, wide.window_queries)
+    assert wide.queue_length.max() > 4
+
+
+def test_ages_are_exact_beyond_16_bits():
+    queue = dynamics(population(), 1.0, window=2)
+    for slot in range(1, 66_001):  # the second query is served always, the first one never
+        queue.step_single(1, [0, 1])
+        if slot % 11_000 == 0:
+            assert queue.observe_single()["age"][0] == queue.slot[0] - 1
+            assert queue.observe_single()["wait"][0] == queue.slot[0] - 1
+
+
 def test_odds_that_overflow_are_refused():
     with pytest.raises(ValueError, match="utilities"):
         Population(np.zeros((1, 1), dtype=np.float32), np.array([[800.0]]), 1)

@@ -31,15 +31,18 @@ NUM_STREAMS = 3
 
 MAX_UTILITY = 600.0
 MAX_SLOTS = 2**24
-"""Slots an episode may last: float32 holds stamps and counts exactly up to here."""
+"""Slots an episode may last: float32 holds counts of slots exactly up to here."""
 
-# A waiting query takes four 32-bit cells: its row (int32, -1 where nobody waits), how often its
-# user has retried, the slots since its arrival and since it last joined the tail (float32). In the
-# backlog the last two are the slots since its arrival when it joined, and that slot.
+NARROW_LIMIT = 2**16 - 2
+"""Largest query number and slot that 16-bit cells hold (the largest number is nobody)."""
+
+# A waiting query takes four unsigned cells: its number in the lane's population (all bits set where
+# nobody waits), how often its user has retried, the slots since its arrival and since it last
+# joined the tail. In the backlog the last two are the slots since its arrival when it joined, and
+# that slot. Cells are 16 bits wide until an episode or a population outgrows them: moving the
+# window takes half the time.
 _CELLS = 4
-_EMPTY = np.array([-1, 0, 0, 0], dtype=np.int32).view(np.uint32)
-# NumPy moves opaque items whole.
-_RECORD = np.dtype((np.void, 4 * _CELLS))
+Cells = NDArray[np.unsignedinteger[Any]]
 _CACHE_LINE = 64
 _DOUBLES = _CACHE_LINE // 8
 
@@ -148,7 +151,6 @@ class QueueDynamics:
         self.capacity = np.zeros(num_lanes)
         self._lanes = np.arange(num_lanes)
         self._both_lanes = np.tile(self._lanes, 2)
-        self._now = np.zeros(num_lanes, dtype=np.float32)  # the slot, for stamps
         self._streams = UniformStreams(NUM_STREAMS, num_lanes)
         self._shared: Population | None = None  # what all lanes hold, if it is one object
         self._first_row = np.zeros(num_lanes, dtype=np.int64)
@@ -157,19 +159,21 @@ class QueueDynamics:
         self.best_llms = np.zeros((1, assortment_size), dtype=np.int64)
         self._table, self._num_llms = _query_table(1, context_dim, 1), 1
         # The window, a row of cells a field: NumPy is fast along long contiguous rows.
-        self._cells = np.repeat(_EMPTY[:, None], num_lanes * window, axis=1)
+        self._dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(np.uint16)
+        self._cells: Cells = np.zeros((_CELLS, num_lanes * window), dtype=self._dtype)
+        self._cells[0] = np.iinfo(self._dtype).max
+        self._latest, self._limit = 0, NARROW_LIMIT  # no lane's slot is later; what cells hold
         # Contexts move with their queries: gathering them from a large table misses the cache.
         self._context = np.zeros((num_lanes, window, context_dim), dtype=np.float32)
         self._waiting = np.tri(window + 1, window, -1, dtype=np.int8)  # by visible queries
         # By the slot that frees: which slots take over their right neighbour.
         self._moving = np.tri(window, dtype=np.bool_).T.copy()
         self._moving[:, -1] = False
-        self._moving_bits = np.where(self._moving, np.uint32(0xFFFFFFFF), np.uint32(0))
-        self._occupied = self._waiting.astype(np.float32)
         self._first_slot = self._lanes * window
-        self._backlog = np.zeros((num_lanes, 16), dtype=_RECORD)  # rings, a power of two long
+        # Rings, a power of two long, of records: NumPy moves opaque items whole.
+        self._backlog = np.zeros((num_lanes, 16), dtype=(np.void, _CELLS * self._dtype.itemsize))
         self._backlog_head = np.zeros(num_lanes, dtype=np.int64)
-        self._arrivals: tuple[Bools, NDArray[np.uint32]] | None = None
+        self._arrivals: tuple[Bools, Cells] | None = None
         self._arrivals_of = -1
         self._bind_views()
 
@@ -177,15 +181,14 @@ class QueueDynamics:
         """Name the views of the state; copies and pickles bind them to their own arrays."""
         shape = self.num_lanes, self.window
         context_item = np.dtype((np.void, 4 * self.context_dim))
-        fields = self._cells.view(np.float32)
-        self._flat_query = self._cells[0].view(np.int32)
-        self._query = self._flat_query.reshape(shape)
-        self._seen = fields[1:].reshape(3, *shape)  # retrials, age, wait
-        self._ages = fields[2:]
+        self._nobody = int(np.iinfo(self._dtype).max)
+        self._seen = self._cells[1:].reshape(3, *shape)  # retrials, age, wait
+        self._ages = self._cells[2:]
+        self._occupied = self._waiting.astype(self._dtype)
+        self._moving_bits = self._moving * self._dtype.type(self._nobody)
         self._context_items = self._context.view(context_item).reshape(-1)
         self._lane = (
             self._cells[:, : self.window],
-            fields[:, : self.window],
             self._context_items[: self.window],
             self._seen[:, 0],
             self._seen[1:, 0],
@@ -199,10 +202,11 @@ class QueueDynamics:
 
     _VIEWS = frozenset(
         {
-            "_flat_query",
-            "_query",
+            "_nobody",
             "_seen",
             "_ages",
+            "_occupied",
+            "_moving_bits",
             "_context_items",
             "_lane",
             "contexts",
@@ -253,7 +257,8 @@ class QueueDynamics:
         self.slot[index] = 0
         self.queue_length[index] = 0
         self.feedback[index] = NOTHING_SERVED
-        self._cells.reshape(_CELLS, self.num_lanes, -1)[:, index] = _EMPTY[:, None, None]
+        self._seen[:, index] = 0
+        self._cells[0].reshape(self.num_lanes, -1)[index] = self._nobody
         self._context[index] = 0.0
         self._backlog_head[index] = 0
         self._load_tables(index, populations)
@@ -289,6 +294,8 @@ class QueueDynamics:
         self._rows, self._num_llms = like.utilities.shape
         rows = self._rows * copies + 1
         self._table = _query_table(rows, self.context_dim, self._num_llms)
+        if self._rows > self._limit and self._dtype.itemsize == 2:
+            self._widen()
         self.best_rate = np.zeros(rows)
         self.best_llms = np.zeros((rows, self.assortment_size), dtype=np.int64)
         self._bind_views()
@@ -298,6 +305,23 @@ class QueueDynamics:
         self.contexts[block] = population.contexts
         self.odds[block] = population.odds
         self.best_llms[block], self.best_rate[block] = population.best
+
+    def _widen(self) -> None:
+        """Take 32 bits a cell instead of 16."""
+        narrow, self._dtype, self._limit = self._dtype, np.dtype(np.uint32), MAX_SLOTS
+        nobody = self._cells[0] == np.iinfo(narrow).max
+        self._cells = self._cells.astype(self._dtype)
+        self._cells[0, nobody] = np.iinfo(self._dtype).max
+        records = self._backlog.view(narrow).astype(self._dtype)
+        self._backlog = records.view((np.void, _CELLS * self._dtype.itemsize))
+        self._arrivals = None
+        self._bind_views()
+
+    def _check_width(self) -> None:
+        """Widen the cells before a slot, or a time waited, outgrows them."""
+        self._latest = int(self.slot.max())
+        if self._latest > self._limit and self._dtype.itemsize == 2:
+            self._widen()
 
     # ------------------------------------------------------------------- step
 
@@ -317,22 +341,23 @@ class QueueDynamics:
             Freshly allocated arrays.
         """
         near = self._streams.advance()
+        self.slot += 1
+        self._latest += 1
+        if self._latest > self._limit:
+            self._check_width()
         if self._arrivals is None or self._arrivals_of != self._streams.chunk:
             self._arrivals, self._arrivals_of = self._plan_arrivals(), self._streams.chunk
         arrived = self._arrivals[0][near].copy()
         length, window = self.queue_length, self.window
-        self.slot += 1
-        self._now[:] = self.slot
         self._ages += self._occupied.take(np.minimum(length, window), axis=0).reshape(-1)
 
         # 1-3. Serve: inverse CDF over [retry, S[0], S[1], ...] with S in increasing order.
-        queries = np.empty((_CELLS, 2, self.num_lanes), dtype=np.uint32)  # those that may join
+        queries = np.empty((_CELLS, 2, self.num_lanes), dtype=self._dtype)  # those that may join
         place = self._first_slot + slots
         for cells, taken in zip(self._cells[:3], queries[:3, 0], strict=True):
             cells.take(place, out=taken, mode="clip")
-        query = queries[0, 0].view(np.int32).astype(np.int64)
-        served = query >= 0
-        shown, cumulative = self._cumulative_odds(query, llms)
+        served = queries[0, 0] != self._nobody
+        shown, cumulative = self._cumulative_odds(self._first_row + queries[0, 0], llms)
         threshold = self._streams.near[near, OUTCOMES] * cumulative[-1]
         departed = threshold >= 1.0
         departed &= served
@@ -347,10 +372,9 @@ class QueueDynamics:
         joins = np.empty((2, self.num_lanes), dtype=np.bool_)
         retried = np.greater(served, departed, out=joins[0])
         joins[1] = arrived
-        fields = queries.view(np.float32)
-        fields[1, 0] += 1.0
-        fields[3, 0] = 0.0
-        queries[:, 1] = self._arrivals[1][:, near]
+        queries[1, 0] += 1
+        queries[0, 1] = self._arrivals[1][near]
+        queries[1:, 1] = queries[3, 0] = 0
         self._close_gaps(np.where(served, slots, window - 1))
         entering = self._move_up(served)
         position = np.empty((2, self.num_lanes), dtype=np.int64)
@@ -361,17 +385,17 @@ class QueueDynamics:
         self.feedback = code + served
         return SlotOutcome(arrived, served, departed, retried.copy(), code - 1)
 
-    def _plan_arrivals(self) -> tuple[Bools, NDArray[np.uint32]]:
-        """Prepare the arrivals of the slots whose draws lie ready: they depend on no action."""
+    def _plan_arrivals(self) -> tuple[Bools, Cells]:
+        """Say who arrives in the slots whose draws lie ready: it depends on no action."""
         near = self._streams.near
-        cells = np.zeros((_CELLS, len(near), self.num_lanes), dtype=np.uint32)
-        cells[0] = self._first_row + (near[:, CONTEXTS] * self._rows).astype(np.int64)
-        return near[:, ARRIVALS] < self.arrival_rate, cells
+        query = (near[:, CONTEXTS] * self._rows).astype(self._dtype)
+        return near[:, ARRIVALS] < self.arrival_rate, query
 
-    def _cumulative_odds(self, query: Ints, llms: Ints) -> tuple[Ints, Floats]:
+    def _cumulative_odds(self, rows: Ints, llms: Ints) -> tuple[Ints, Floats]:
         """Sort the LLMs of each lane and add up 1 + o_1 + ... + o_j; a repeat adds nothing.
 
-        Returns arrays of shape (K, B): NumPy is slow along short rows.
+        Rows beyond the table stand for nobody and may give anything. Returns arrays of shape
+        (K, B): NumPy is slow along short rows.
         """
         shown = llms.T.copy()
         for end in range(self.assortment_size - 1, 0, -1):
@@ -380,7 +404,8 @@ class QueueDynamics:
                 np.maximum(shown[j], shown[j + 1], out=shown[j + 1])
                 shown[j] = low
         width = self._table.shape[1]
-        odds = self._flat_table.take(shown + (query * width + (width - self._num_llms)))
+        cells = shown + (rows * width + (width - self._num_llms))
+        odds = self._flat_table.take(cells, mode="clip")
         odds[1:] *= shown[1:] != shown[:-1]
         for previous, total in pairwise(odds):
             total += previous
@@ -390,36 +415,38 @@ class QueueDynamics:
     def _close_gaps(self, slots: Ints) -> None:
         """Move what waits behind a slot of each lane up by one; the last slot stays as it is."""
         bits = self._moving_bits.take(slots, axis=0).reshape(-1)[:-1]
-        change = np.empty_like(bits)
-        for cells in self._cells:  # x ^ (x ^ y) = y where the bits are set
-            np.bitwise_xor(cells[:-1], cells[1:], out=change)
-            change &= bits
-            cells[:-1] ^= change
+        change = self._cells[:, :-1] ^ self._cells[:, 1:]  # x ^ (x ^ y) = y where the bits are set
+        change &= bits
+        self._cells[:, :-1] ^= change
         moving = self._moving.take(slots, axis=0).reshape(-1)[:-1]
         # In one dimension NumPy moves in place, without a temporary copy.
         np.copyto(self._context_items[:-1], self._context_items[1:], where=moving)
 
-    def _move_up(self, served: Bools) -> tuple[Ints, NDArray[np.uint32]]:
-        """Return what enters the last slot of full windows: the head of the backlog, or nobody."""
+    def _move_up(self, served: Bools) -> tuple[Ints, Cells, Ints]:
+        """Return what enters the last slot of full windows: the head of the backlog, or nobody.
+
+        Returns the places, the cells (4, n) and the rows of the table.
+        """
         lanes = (served & (self.queue_length >= self.window)).nonzero()[0]
         waits = self.queue_length.take(lanes) > self.window
         head, size = self._backlog_head.take(lanes), self._backlog.shape[1]
         records = self._backlog.reshape(-1).take(lanes * size + head)
         self._backlog_head[lanes] = (head + waits) & (size - 1)
-        entering = np.ascontiguousarray(records.view(np.uint32).reshape(-1, _CELLS).T)
-        fields = entering.view(np.float32)
-        np.subtract(self._now.take(lanes), fields[3], out=fields[3])
-        fields[2] += fields[3]
+        entering = np.ascontiguousarray(records.view(self._dtype).reshape(-1, _CELLS).T)
+        np.subtract(self.slot.take(lanes).astype(self._dtype), entering[3], out=entering[3])
+        entering[2] += entering[3]
+        rows = self._first_row.take(lanes) + entering[0]
+        rows[~waits] = -1
         entering *= waits
-        entering[0] -= ~waits  # -1: nobody
-        return self._first_slot.take(lanes) + (self.window - 1), entering
+        entering[0] -= ~waits
+        return self._first_slot.take(lanes) + (self.window - 1), entering, rows
 
     def _join(
         self,
         joins: Bools,
         position: Ints,
-        queries: NDArray[np.uint32],
-        entering: tuple[Ints, NDArray[np.uint32]],
+        queries: Cells,
+        entering: tuple[Ints, Cells, Ints],
     ) -> None:
         """Write what enters full windows, then queries at their positions in their queues.
 
@@ -430,14 +457,17 @@ class QueueDynamics:
         inside = visible.reshape(-1).nonzero()[0]
         place = (self._first_slot + position).reshape(-1).take(inside)
         place = np.concatenate([entering[0], place])  # of one place twice, the last value stays
-        written = np.concatenate([entering[1], queries.take(inside, axis=1)], axis=1)
-        for cells, values in zip(self._cells, written, strict=True):
+        joining = queries.take(inside, axis=1)
+        for cells, values in zip(
+            self._cells, np.concatenate([entering[1], joining], axis=1), strict=True
+        ):
             cells[place] = values
-        rows = written[0].view(np.int32).astype(np.int64)
+        first = self._first_row.take(self._both_lanes.take(inside))
+        rows = np.concatenate([entering[2], first + joining[0]])
         # Reading a number of each row first overlaps the cache misses; copying rows does not.
         self._flat_table.take(rows * self._table.shape[1])
-        rows = self._table_rows.take(rows)
-        contexts = np.ndarray(rows.size, self._context_items.dtype, rows, strides=rows.strides)
+        read = self._table_rows.take(rows)
+        contexts = np.ndarray(read.size, self._context_items.dtype, read, strides=read.strides)
         self._context_items[place] = contexts
         beyond = (joins > visible).reshape(-1).nonzero()[0]
         if beyond.size:
@@ -446,16 +476,15 @@ class QueueDynamics:
                 self._grow_backlog()
             lanes, size = self._both_lanes.take(beyond), self._backlog.shape[1]
             tail = (self._backlog_head.take(lanes) + behind) & (size - 1)
-            records = np.empty((beyond.size, _CELLS), dtype=np.uint32)
-            queries.take(beyond, axis=1, out=records.T, mode="clip")
-            records.view(np.float32)[:, 3] = self._now.take(lanes)
-            self._backlog.reshape(-1)[lanes * size + tail] = records.view(_RECORD)[:, 0]
+            records = np.ascontiguousarray(queries.take(beyond, axis=1).T)
+            records[:, 3] = self.slot.take(lanes)
+            self._backlog.reshape(-1)[lanes * size + tail] = records.view(self._backlog.dtype)[:, 0]
 
     def _grow_backlog(self) -> None:
         """Double the ring buffers (amortised constant time per query)."""
         capacity = self._backlog.shape[1]
         order = (self._backlog_head[:, None] + np.arange(capacity)) & (capacity - 1)
-        grown = np.zeros((self.num_lanes, 2 * capacity), dtype=_RECORD)
+        grown = np.zeros((self.num_lanes, 2 * capacity), dtype=self._backlog.dtype)
         grown[:, :capacity] = self._backlog[self._lanes[:, None], order]
         self._backlog, self._backlog_head = grown, np.zeros_like(self._backlog_head)
 
@@ -476,18 +505,20 @@ class QueueDynamics:
             The LLM whose answer was kept, -1 where none was.
         """
         arrival_draw, context_draw, outcome_draw = self._streams.draw_single()
-        cells, fields, contexts, _, ages = self._lane  # views of lane 0
         length, now = self.queue_length.item(0), self.slot.item(0) + 1
         if now > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
         self.slot[0] = now
+        if now > self._limit:
+            self._check_width()
+        cells, contexts, _, ages = self._lane  # views of lane 0
         visible = min(length, self.window)
         ages += self._occupied[visible]
         kept_llm, feedback = -1, NOTHING_SERVED
         served = slot < length
         if served:
-            query, last = self._flat_query.item(slot), visible - 1
-            retrials, age = fields.item(1, slot), fields.item(2, slot)
+            query, retrials, age, _ = cells[:, slot].tolist()
+            last = visible - 1
             kept_llm = self._choose_single(query, llms, outcome_draw)
             feedback = kept_llm + FIRST_LLM
             if slot < last:
@@ -495,22 +526,21 @@ class QueueDynamics:
                 contexts[slot:last] = contexts[slot + 1 : visible]
             if length > self.window:
                 head = self._backlog_head.item(0)
-                cells[:, last] = self._backlog[0, head : head + 1].view(np.uint32)
-                elapsed = now - fields.item(3, last)
-                fields[2, last] += elapsed
-                fields[3, last] = elapsed
-                contexts[last] = self._table_items[self._flat_query.item(last)]
+                *record, joined = self._backlog[0, head : head + 1].view(self._dtype).tolist()
+                record[2] += now - joined
+                cells[:, last] = *record, now - joined
+                contexts[last] = self._table_items[record[0]]
                 self._backlog_head[0] = (head + 1) & (self._backlog.shape[1] - 1)
             else:
-                cells[:, last] = _EMPTY
+                cells[:, last] = self._nobody, 0, 0, 0
                 contexts[last] = self._table_items[-1]
             length -= 1
             if kept_llm < 0:
-                self._join_single(length, query, retrials + 1.0, age)
+                self._join_single(length, query, retrials + 1, age)
                 length += 1
         arrived = arrival_draw < self.arrival_rate.item(0)
         if arrived:
-            self._join_single(length, int(context_draw * self._rows), 0.0, 0.0)
+            self._join_single(length, int(context_draw * self._rows), 0, 0)
             length += 1
         self.queue_length[0] = length
         self.feedback[0] = feedback
@@ -531,21 +561,20 @@ class QueueDynamics:
                 return llm
         return shown[-1]
 
-    def _join_single(self, length: int, query: int, retrials: float, age: float) -> None:
-        if length < self.window:  # where nobody waits, every cell but the row is zero
-            _, fields, contexts, _, _ = self._lane
-            self._flat_query[length] = query
+    def _join_single(self, length: int, query: int, retrials: int, age: int) -> None:
+        if length < self.window:  # where nobody waits, every cell but the first is zero
+            cells, contexts, _, _ = self._lane
+            cells[0, length] = query
             if retrials:
-                fields[1, length], fields[2, length] = retrials, age
+                cells[1, length], cells[2, length] = retrials, age
             contexts[length] = self._table_items[query]
             return
         behind = length - self.window
         if behind >= self._backlog.shape[1]:
             self._grow_backlog()
         tail = (self._backlog_head.item(0) + behind) & (self._backlog.shape[1] - 1)
-        record = self._backlog[0, tail : tail + 1]
-        record.view(np.int32)[0] = query
-        record.view(np.float32)[1:] = retrials, age, self.slot.item(0)
+        record = self._backlog[0, tail : tail + 1].view(self._dtype)
+        record[:] = query, retrials, age, self.slot.item(0)
 
     # ---------------------------------------------------------------- observe
 
@@ -559,10 +588,11 @@ class QueueDynamics:
             ``wait`` (B, W) float32 (``age`` and ``wait`` in slots), ``queue_length`` (B, 1)
             float32, ``feedback`` (B,) int64. Empty slots are zero.
         """
-        retrials, age, wait = self._seen.copy()
+        contexts = self._context.copy()  # first: the step touched it last
+        retrials, age, wait = self._seen.astype(np.float32)
         visible = np.minimum(self.queue_length, self.window)
         return {
-            "contexts": self._context.copy(),
+            "contexts": contexts,
             "waiting": self._waiting.take(visible, axis=0),
             "retrials": retrials,
             "age": age,
@@ -574,7 +604,7 @@ class QueueDynamics:
     def observe_single(self) -> dict[str, Any]:
         """Return :meth:`observe` of the only lane, without the lane axis."""
         length = self.queue_length.item(0)
-        retrials, age, wait = self._lane[3].copy()
+        retrials, age, wait = self._lane[2].astype(np.float32)
         return {
             "contexts": self._context[0].copy(),
             "waiting": self._waiting[min(length, self.window)].copy(),
@@ -588,10 +618,10 @@ class QueueDynamics:
     # ------------------------------------------------- the truth, for oracles
 
     @property
-    def window_queries(self) -> NDArray[np.int32]:
+    def window_queries(self) -> Ints:
         """Row of ``contexts`` in every visible slot, -1 where empty; shape (B, W)."""
-        queries: NDArray[np.int32] = self._query
-        return queries
+        query = self._cells[0].reshape(self.num_lanes, -1)
+        return np.where(query == self._nobody, -1, self._first_row[:, None] + query)
 
     @property
     def load(self) -> Floats:
@@ -601,18 +631,19 @@ class QueueDynamics:
     def departure_rate(self, slots: Ints, llms: Ints) -> Floats:
         """Return the true p(x, S) of an action in every lane, 0 for an empty slot; shape (B,)."""
         shown = np.sort(llms, axis=1)
-        odds = self.odds[self._query[self._lanes, slots][:, None], shown]
+        odds = self.odds[self.window_queries[self._lanes, slots][:, None], shown]
         odds[:, 1:] *= shown[:, 1:] != shown[:, :-1]
         return departure_rate(odds)
 
     def best_waiting_rate(self) -> Floats:
         """Return max p*(x) over the visible queries, 0 where nobody waits; shape (B,)."""
-        return np.asarray(self.best_rate[self._query].max(axis=1))
+        return np.asarray(self.best_rate[self.window_queries].max(axis=1))
 
     def best_actions(self) -> tuple[Ints, Ints]:
         """Return the myopic oracle's action: slots (B,) and LLMs (B, K); ties to the head."""
-        slots = self.best_rate[self._query].argmax(axis=1)
-        return slots, self.best_llms[self._query[self._lanes, slots]]
+        queries = self.window_queries
+        slots = self.best_rate[queries].argmax(axis=1)
+        return slots, self.best_llms[queries[self._lanes, slots]]
 
 
 def _query_table(rows: int, context_dim: int, num_llms: int) -> Floats:
