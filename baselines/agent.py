@@ -115,6 +115,9 @@ class Agent(ABC):
     protocol: ClassVar[str] = "online"
     """``"pretrained"`` if the agent brings what it learned before: it has tables of its own."""
 
+    trained_on: ClassVar[str] = ""
+    """What a pretrained agent is given of the task beforehand; a note under its tables says so."""
+
     def __init__(self, problem: QueueProblem, seed: int) -> None:
         self.problem = problem
         self.rng = np.random.default_rng(seed)

@@ -779,6 +779,8 @@ def _player(entry: AgentEntry) -> _Player:
         if isinstance(brought, str):
             identity["training"] = training_facts(brought)
             curve = read_card(brought)["curve"]
+        if given := getattr(cls, "trained_on", ""):
+            identity["trained_on"] = given
     except ValueError as error:
         raise SuiteError(str(error)) from error
     own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])

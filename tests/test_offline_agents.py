@@ -22,8 +22,12 @@ from baselines.queueing.contrastive import (
     training_rows,
 )
 from baselines.queueing.offline import fit_knn, fit_logistic, fit_ridge, prior_strength
+from benchmarks.engines import LocalEngine, execute
 from benchmarks.queueing import public_problem
-from benchmarks.runner import run_cell
+from benchmarks.report import board_markdown
+from benchmarks.runner import provenance, run_cell
+from benchmarks.scoring import load_board
+from benchmarks.store import Store
 from benchmarks.suite import make_plan, parse_suite
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, offline_rows
 from llmqueue_gym.workloads.pool import OfflineData
@@ -358,6 +362,8 @@ def test_only_pretrained_agents_are_given_the_offline_split(table):
     }
     cells = {c.spec["agent"]["label"]: c for c in make_plan(parse_suite("s", document)).cells}
     assert cells["offline-knn"].spec["protocol"] == "pretrained"
+    assert "never arrive" in cells["offline-knn"].spec["agent"]["trained_on"]
+    assert "trained_on" not in cells["trained"].spec["agent"]
     Spy.given.clear()
     run_cell(cells["ignorant"].spec, cells["ignorant"].kwargs)
     run_cell(cells["trained"].spec, cells["trained"].kwargs)
@@ -366,6 +372,17 @@ def test_only_pretrained_agents_are_given_the_offline_split(table):
     first = run_cell(cells["offline-knn"].spec, cells["offline-knn"].kwargs)
     again = run_cell(cells["offline-knn"].spec, cells["offline-knn"].kwargs)
     assert first["metrics"] == again["metrics"]
+
+
+def test_a_note_under_the_table_names_the_agents_trained_offline(table, tmp_path):
+    arguments = {"workload": workload(table), "load": 0.8, "assortment_size": 1}
+    task = {"name": "t", "env": "LLMQueue-v0", "horizon": 20, "kwargs": arguments}
+    agents = ["offline-knn", {"name": "greedy", "label": "raw", "protocol": "pretrained"}]
+    suite = parse_suite("s", {"seeds": 1, "agents": agents, "task": [task]})
+    store = Store(tmp_path / "results")
+    execute(make_plan(suite), store, LocalEngine(1), provenance("test"))
+    page = board_markdown(load_board(store))
+    assert "with the quality of every LLM on them: offline-knn." in page
 
 
 def test_every_registered_offline_agent_is_tested_here():

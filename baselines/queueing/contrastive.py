@@ -17,7 +17,7 @@ from scipy.special import expit
 from baselines.agent import Observation, QueueProblem
 from baselines.queueing.acqb import ACQB
 from baselines.queueing.base import Pairing, Served
-from baselines.queueing.offline import offline_data
+from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
 from llmqueue_gym.workloads.pool import OfflineData
 
 Floats = NDArray[np.float64]
@@ -238,6 +238,7 @@ class ACQBCL(ACQB):
     """
 
     protocol: ClassVar[str] = "pretrained"
+    trained_on: ClassVar[str] = OFFLINE_SPLIT
 
     def __init__(
         self,

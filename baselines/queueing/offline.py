@@ -23,6 +23,9 @@ Predict = Callable[[Floats], Floats]
 Fit = Callable[[Floats, Floats], Predict]
 """Contexts (n, d) and success rates (n, N) of the offline split -> predictor."""
 
+OFFLINE_SPLIT = "queries that never arrive, with the quality of every LLM on them"
+"""What these agents are given."""
+
 RATE_BOUNDS = 1e-3, 1.0 - 1e-3
 """Predicted success rates are kept within, so that their odds stay finite."""
 
@@ -92,6 +95,7 @@ class OfflineRouter(QueueAgent):
     """
 
     protocol: ClassVar[str] = "pretrained"
+    trained_on: ClassVar[str] = OFFLINE_SPLIT
 
     def __init__(
         self,

@@ -47,7 +47,9 @@ _PROTOCOL_NOTES = {
     "pretrained": """\
 The agents of this table were trained before the runs that are scored, on the task's instance or,
 where every seed has an instance of its own, on the distribution of instances, and learn no more:
-*training steps* and *minutes* are what that cost. Agents that start ignorant have their own tables.
+*training steps* and *minutes* are what that cost. Agents trained offline, named above, never played
+it: they are given queries that never arrive with the quality of every LLM on them (ACQB-CL refines
+contexts by them and goes on learning). Agents that start ignorant have their own tables.
 """
 }
 
@@ -170,6 +172,14 @@ def _overall_note(board: Board, section: Section) -> str:
         note += f" Left out because they separate nothing: {', '.join(tied)}."
     if any(row.cells < row.expected for row in board.overall if row.section == section):
         note += " Agents with missing cells are not ranked."
+    given: dict[str, set[str]] = {}
+    for cell in board.cells:
+        agent = cell["spec"]["agent"]
+        if "trained_on" in agent and cell["spec"]["protocol"] == section.protocol:
+            given.setdefault(agent["trained_on"], set()).add(agent["label"])
+    for what, labels in given.items():
+        names = ", ".join(_escaped(label) for label in sorted(labels))
+        note += f" Trained beforehand on {_escaped(what)}: {names}."
     return note
 
 
