@@ -137,9 +137,14 @@ def _pack(store: Store | ExportedRun) -> Record:
         own = {name: value for name, value in spec.items() if name != "seed"}
         groups.setdefault(canonical(own), []).append(spec)
     packed = [_pack_group(specs, store, shared) for specs in groups.values()]
+    trainings = [
+        {name: _rounded_list(value) for name, value in training.items()}
+        for training in run.get("trainings", [])
+    ]
     return {
         "suite": run["suite"],
         "skipped": run["skipped"],
+        **({"trainings": trainings} if trainings else {}),
         "provenance": shared(run["provenance"]),
         "shared": shared.values,
         "groups": packed,
@@ -183,6 +188,10 @@ def _pack_group(
 def rounded(value: Any) -> Any:
     """Return a metric as an export keeps it."""
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _rounded_list(value: Any) -> Any:
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _kept_points(t: np.ndarray[Any, Any]) -> list[int]:
@@ -247,6 +256,8 @@ def _unpack(content: Record) -> tuple[Record, dict[str, Record], dict[str, Recor
         "provenance": shared[content["provenance"]],
         "cells": specs,
     }
+    if "trainings" in content:
+        run["trainings"] = content["trainings"]
     return run, cells, failures
 
 

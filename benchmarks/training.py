@@ -240,6 +240,8 @@ def _work(training: Training, folder: Path, sender: Connection) -> None:
             checkpoint_every=max(10_000, spec["steps"] // 20),
             on_progress=sender.send,
         )
+    except BrokenPipeError:
+        return  # the parent was ended
     except Exception as error:  # a failed training costs its own cells only
         sender.send(f"{type(error).__name__}: {error}")
 

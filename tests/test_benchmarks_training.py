@@ -19,7 +19,8 @@ pytest.importorskip("sb3_contrib")
 from baselines.agent import agent_spec, registered_agents
 from baselines.models import read_card
 from benchmarks import cli
-from benchmarks.report import board_markdown
+from benchmarks.export import export_run, open_results
+from benchmarks.report import board_markdown, draw_figure
 from benchmarks.scoring import load_board
 from benchmarks.store import Store
 from benchmarks.suite import SuiteError, load_suite, make_plan, parse_suite
@@ -91,6 +92,14 @@ def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, m
     assert facts["seconds"] > 0
     assert [section.protocol for section in board.sections] == ["online", "pretrained"]
     assert "| 1,024 |" in board_markdown(board)
+    [training] = board.trainings
+    card = read_card(model)
+    assert {"task": "tiny", "agent": "PPO", **card["curve"]} == training
+    pictures = [picture.path.name for picture in draw_figure(board, here)]
+    assert "training-queueing.png" in pictures
+    export_run(Store(here / "results" / "own"), here / "own.json.gz")
+    [exported] = load_board(open_results(here / "own.json.gz")).trainings
+    assert exported["queue"] == pytest.approx(training["queue"], rel=1e-5)
     plan = make_plan(load_suite("own.toml"), models=model.parent)
     assert plan.trainings == ()
     assert sorted(cell.key for cell in plan.cells) == sorted(
