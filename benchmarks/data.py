@@ -163,6 +163,15 @@ def _snapshot_download() -> Callable[..., str]:
     return snapshot_download
 
 
+def _add_row(table: "Table", *cells: str) -> None:
+    """Add a row of plain text: the names in it are other people's."""
+    from rich.text import Text
+
+    from benchmarks.report.tables import plain
+
+    table.add_row(*(Text(plain(cell)) for cell in cells))
+
+
 def list_datasets() -> None:
     """Print the stored data sets and the sources that are not imported."""
     from rich.console import Console
@@ -175,7 +184,7 @@ def list_datasets() -> None:
         facts = header.facts
         costs = "yes" if "cost" in facts.units else "no"
         row = (name, header.source, f"{facts.rows:,}", str(len(facts.llms)), costs, header.licence)
-        table.add_row(*row, ", ".join(file["name"] for file in header.files[:3]))
+        _add_row(table, *row, ", ".join(file["name"] for file in header.files[:3]))
     if table.row_count:
         Console().print(table)
     for source, entry in SOURCES.items():
@@ -262,7 +271,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
-    plain: dict[str, str] = {
+    lines: dict[str, str] = {
         "reference": summary["reference"],
         "licence": summary["licence"],
         "rows": f"{summary['rows']:,}",
@@ -271,27 +280,33 @@ def _print_summary(summary: dict[str, Any]) -> None:
         "files": ", ".join(f"{f['name']} (SHA-256 {f['sha256'][:12]}…)" for f in summary["files"]),
     }
     if "oracle" in summary:
-        plain |= {
+        lines |= {
             "best single LLM": f"{summary['best_llm']} ({summary['best_quality']:.4f})",
             "per-query oracle": f"{summary['oracle']:.4f}",
             "complementarity": f"{summary['complementarity']:.4f} (another LLM is better on "
             f"{summary['beaten']:.1%} of the queries)",
         }
         for k, value in summary["capacity"].items():
-            plain[f"capacity, K = {k}"] = "none" if value is None else f"{value:.3f} queries / slot"
+            lines[f"capacity, K = {k}"] = "none" if value is None else f"{value:.3f} queries / slot"
     if summary.get("cost_spread"):
         low, high = summary["cost_range"]
-        plain["cost spread"] = f"x{summary['cost_spread']:,.0f} ({low:.3g} to {high:.3g} USD)"
+        lines["cost spread"] = f"x{summary['cost_spread']:,.0f} ({low:.3g} to {high:.3g} USD)"
     console.print(f"{summary['name']} ({summary['source']})", style="bold", highlight=False)
-    for key, text in plain.items():
-        console.print(f"  {key}: {text}", markup=False, highlight=False, soft_wrap=True)
+    for key, text in lines.items():
+        _print_line(console, f"{key}: {text}")
     if "retrial_rates" in summary:
         _print_conversations(console, summary)
         return
     for note in _note_lines(summary["notes"]):
-        console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
+        _print_line(console, f"note: {note}")
     if "quality" in summary:
         console.print(_llm_table(summary))
+
+
+def _print_line(console: "Console", text: str) -> None:
+    from benchmarks.report.tables import plain
+
+    console.print(f"  {plain(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_conversations(console: "Console", summary: dict[str, Any]) -> None:
@@ -312,12 +327,12 @@ def _print_conversations(console: "Console", summary: dict[str, Any]) -> None:
         "by difflib's ratio > 0.6 instead (first pairs)": f"{found} of {seen}",
     }
     for key, text in lines.items():
-        console.print(f"  {key}: {text}", markup=False, highlight=False, soft_wrap=True)
+        _print_line(console, f"{key}: {text}")
     table = Table("LLM", "turns", "retrials", "rate", "95% (Wilson)")
     for row in summary["retrial_rates"]:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         counts = (f"{row['turns']:,}", f"{row['retried']:,}")
-        table.add_row(row["llm"], *counts, f"{row['rate']:.4f}", interval)
+        _add_row(table, row["llm"], *counts, f"{row['rate']:.4f}", interval)
     console.print(table)
 
 
@@ -347,7 +362,7 @@ def show_outcomes(name: str, context_dim: int, sample: int, as_json: bool) -> No
             first = [row["llm"]] if key == "llms" else []
             numbers = ["" if row[k] is None else f"{row[k]:.4f}" for k in ("predicted", "observed")]
             interval = f"{row['low']:.4f} to {row['high']:.4f}"
-            table.add_row(*first, f"{row['turns']:,}", *numbers, interval)
+            _add_row(table, *first, f"{row['turns']:,}", *numbers, interval)
         console.print(table)
 
 
@@ -368,7 +383,7 @@ def show_retrials(as_json: bool) -> None:
         positive = row["retrials_found"] + row["retrials_missed"]
         negative = row["false_alarms"] + row["others"]
         scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
-        table.add_row(name, str(positive), str(negative), *scores)
+        _add_row(table, name, str(positive), str(negative), *scores)
     Console().print(table)
     for pair in pairs:
         likeness = retrials.similarity(pair["previous"], pair["next"])
@@ -385,7 +400,7 @@ def _llm_table(summary: dict[str, Any]) -> "Table":
     missing = summary["notes"].get("missing_scores", {})
     for llm, quality in sorted(summary["quality"].items(), key=lambda item: -item[1]):
         price = [f"{cost[llm]:.3g}"] if cost else []
-        table.add_row(llm, f"{quality:.4f}", *price, str(missing.get(llm, 0)))
+        _add_row(table, llm, f"{quality:.4f}", *price, str(missing.get(llm, 0)))
     return table
 
 

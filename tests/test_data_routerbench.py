@@ -86,7 +86,7 @@ def test_a_pickle_and_the_csv_of_the_same_frame_become_the_same_table(name: str)
 
 def test_the_table_has_the_files_scores_and_costs() -> None:
     header = import_dataset("routerbench", FILES / "table.csv")
-    assert header.facts.llms == ("a-small", "m.odd", "z/big")
+    assert header.facts.llms == ("a-small", "m.odd", "whole", "z/big")
     assert header.facts.notes["missing_scores"] == {"m.odd": 1, "z/big": 1}
     found = read_table(header)
     texts = ["What is 2+2?", "line one\n\nline two", "not a list \u2028 here", "café \\d"]
@@ -94,6 +94,8 @@ def test_the_table_has_the_files_scores_and_costs() -> None:
     assert found["id"].to_list() == [f"mmlu.val.{i}" for i in range(4)]
     assert found["group"].to_list() == ["mmlu", "gsm", "mtbench", "mmlu"]
     assert found["quality:z/big"].to_list() == [1.0, 0.0, 0.0, 1.0]  # the missing one is 0
+    assert found["quality:whole"].to_list() == [1.0, 0.0, 0.0, 1.0]
+    assert found["cost:whole"].to_list() == [0.5, 0.25, 0.125, 1.0]
     assert found["cost:z/big"].to_list() == [0.001, 0.002, 0.003, 0.004]
 
 
@@ -301,6 +303,11 @@ def test_a_dotted_name_does_not_reach_into_an_allowed_global(tmp_path: Path) -> 
     name = b"DataFrame.__init__.__globals__.popitem"
     data = b"\x80\x04\x8c\x06pandas\x8c" + bytes([len(name)]) + name + b"\x93)R."
     assert_refused(data, "DataFrame.__init__", tmp_path)
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    data = b"\x80\x04\x8c\x02os\x8c\x07\x1b[2Jx\ny\x93)R."
+    assert_refused(data, r"'os.\x1b[2Jx\ny'", tmp_path)
 
 
 def test_names_that_come_from_the_memo_are_found(tmp_path: Path) -> None:

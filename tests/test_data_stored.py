@@ -191,6 +191,13 @@ def test_a_changed_or_missing_table_is_noticed(table: Path) -> None:
             stored.read_table(header)
 
 
+def test_some_rows_and_columns_can_be_read_alone(table: Path) -> None:
+    header = import_dataset("routerbench", table)
+    whole = stored.read_table(header)
+    some = stored.read_table(header, ["text", "id"], np.array([7, 3, 120]))
+    assert some.equals(whole[[3, 7, 120]].select("text", "id"))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "facts": 3}'])
 def test_a_damaged_header_is_an_error_that_names_it(text: str, table: Path, cache: Path) -> None:
     import_dataset("routerbench", table)
@@ -297,6 +304,17 @@ def test_show_gives_the_closed_forms(table: Path) -> None:
     text = run("show", "routerbench").stdout
     assert "b (0.6667)" in text
     assert "x10" in text
+
+
+def test_names_of_others_are_shown_as_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    llm = "[red]x[/] \x1b[2J"
+    path.write_text(f"sample_id,prompt,eval_name,{llm},{llm}|total_cost\n1,p,e,1,0\n2,p,e,0,0\n")
+    run("import", "routerbench", str(path))
+    shown = run("show", "routerbench")
+    assert shown.exit_code == 0, shown.output
+    assert "[red]x[/]" in shown.stdout
+    assert "\x1b[2J" not in shown.stdout
 
 
 def test_list_names_what_is_there_and_what_is_not(table: Path) -> None:

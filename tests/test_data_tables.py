@@ -21,7 +21,7 @@ from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources.csv_rows import read_csv
 from llmqueue_gym.workloads.sources.embedllm import COLUMNS, read_embedllm
-from llmqueue_gym.workloads.sources.sprout import PRICES
+from llmqueue_gym.workloads.sources.sprout import PRICES, read_sprout
 from llmqueue_gym.workloads.stored import read_table, stored_names
 
 
@@ -165,6 +165,53 @@ def test_a_truncated_parquet_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="not a complete Parquet file"):
             import_dataset("sprout", path)
+
+
+CELLS = st.tuples(
+    st.none() | st.floats(-0.5, 1.5) | st.just(float("nan")),
+    st.none() | st.integers(-5, 10**6),
+    st.none() | st.integers(-5, 10**6),
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(CELLS, min_size=1, max_size=6))
+def test_any_numbers_in_sprout_are_costed_or_refused(
+    tmp_path: Path, cells: list[tuple[float | None, int | None, int | None]]
+) -> None:
+    n = len(cells)
+    columns = {
+        "key": [str(i) for i in range(n)],
+        "dataset": ["d"] * n,
+        "prompt": ["p"] * n,
+        SMALL: [answer(*cell) for cell in cells],
+        BIG: [answer(1.0)] * n,
+    }
+    kinds = {"score": pl.Float64, "num_input_tokens": pl.Int64, "num_output_tokens": pl.Int64}
+    struct = pl.Struct({"response": pl.String, **kinds})
+    path, out = tmp_path / "test.parquet", tmp_path / "out.parquet"
+    pl.DataFrame(columns, schema_overrides={SMALL: struct, BIG: struct}).write_parquet(path)
+
+    def sound(score: float | None, read: int | None, written: int | None) -> bool:
+        tokens = [t for t in (read, written) if t is not None]
+        known = score is not None and not np.isnan(score)
+        whole = not known or len(tokens) == 2
+        return whole and all(t >= 0 for t in tokens) and (not known or 0 <= score <= 1)  # type: ignore[operator]
+
+    if not all(sound(*cell) for cell in cells):
+        with pytest.raises(ValueError, match=r"test\.parquet, row \d+, column"):
+            read_sprout([path], out)
+        return
+    facts = read_sprout([path], out)
+    found = pl.read_parquet(out)
+    scores = [0.0 if cell[0] is None or np.isnan(cell[0]) else cell[0] for cell in cells]
+    if SMALL in facts.llms:
+        assert found[f"quality:{SMALL}"].to_list() == scores
+        assert np.isfinite(found[f"cost:{SMALL}"].to_numpy()).all()
+    else:
+        assert all(cell[0] is None or np.isnan(cell[0]) for cell in cells)
 
 
 def test_splits_with_other_llms_do_not_mix(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -215,6 +216,45 @@ def test_a_conversation_becomes_its_user_turns(tmp_path: Path) -> None:
     assert header.facts.notes["retrials"]["gpt-4-0314"] == [1, 5, 4]
     assert header.facts.notes["conversations"] == 2
     assert wildchat.arrival_times().tolist() == sorted(table.filter(~table["repeat"])["time"])
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+CHATS = st.lists(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), TEXTS), max_size=6),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(CHATS)
+def test_any_messages_give_their_user_turns_in_order(
+    tmp_path: Path, chats: list[list[tuple[str, str]]]
+) -> None:
+    rows = []
+    for minute, messages in enumerate(chats):
+        row = conversation([], minute=minute)
+        row["conversation"] = [
+            dict.fromkeys(MESSAGE) | {"role": role, "content": text} for role, text in messages
+        ]
+        rows.append(row)
+    path, out = write(tmp_path / "t.parquet", rows), tmp_path / "out.parquet"
+    expected = [[text for role, text in messages if role == "user"] for messages in chats]
+    if not any(expected):
+        with pytest.raises(ValueError, match=r"t\.parquet: no conversation has a user turn"):
+            wildchat.read_wildchat([path], out)
+        return
+    facts = wildchat.read_wildchat([path], out)
+    table = pl.read_parquet(out)
+    assert table["text"].to_list() == [text for texts in expected for text in texts]
+    assert table["turn"].to_list() == [i for texts in expected for i in range(len(texts))]
+    likeness = [retrials.similarity(*pair) for texts in expected for pair in pairwise(texts)]
+    assert table["similarity"].drop_nulls().to_list() == likeness
+    assert table["retried"].sum() == sum(value >= retrials.THRESHOLD for value in likeness)
+    assert table["repeat"].to_list() == [False, *table["retried"].to_list()[:-1]]
+    assert facts.rows == len(table)
 
 
 def test_batches_and_files_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,9 @@ def read_header(name: str) -> Header:
     return header
 
 
-def read_table(header: Header, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_table(
+    header: Header, columns: Sequence[str] | None = None, rows: NDArray[np.int64] | None = None
+) -> pl.DataFrame:
     """Rows of a stored data set, after a check of the file's SHA-256.
 
     Parameters
@@ -163,6 +165,8 @@ def read_table(header: Header, columns: Sequence[str] | None = None) -> pl.DataF
         Of the data set; see `read_header`.
     columns : sequence of str, optional
         Only these columns.
+    rows : ndarray of int, optional
+        Only these rows, in the order of the file; the others are never all in memory.
 
     Raises
     ------
@@ -174,9 +178,13 @@ def read_table(header: Header, columns: Sequence[str] | None = None) -> pl.DataF
     polars = _polars()
     if not header.path.is_file() or file_facts(header.path)["sha256"] != header.parquet["sha256"]:
         raise ValueError(f"{header.path} is missing or was changed; import {header.name!r} again")
-    table: pl.DataFrame = polars.read_parquet(
-        header.path, columns=None if columns is None else list(columns)
-    )
+    scan = polars.scan_parquet(header.path)
+    if columns is not None:
+        scan = scan.select(columns)
+    if rows is not None:
+        wanted = polars.Series(rows).implode()
+        scan = scan.with_row_index("_row").filter(polars.col("_row").is_in(wanted)).drop("_row")
+    table: pl.DataFrame = scan.collect(engine="streaming")
     return table
 
 
@@ -333,7 +341,7 @@ def clear_leftovers() -> None:
         with _lock(folder, ""):
             shutil.rmtree(folder / _PART, ignore_errors=True)
             _sweep(folder)
-    except BlockingIOError:
+    except OSError:  # an import is running, or the folder is not ours to write to
         return
 
 

@@ -19,6 +19,7 @@ import pickle
 import pickletools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -86,8 +87,9 @@ _RECORDS = {name: type("Record", (Record,), {"__qualname__": name}) for name in 
 
 
 def full_name(module: str, name: str) -> str:
-    """Name of a global under its module's present name."""
-    return f"{_OLD_MODULES.get(module, module)}.{name}"
+    """Name of a global under its module's present name, fit to be printed."""
+    full = f"{_OLD_MODULES.get(module, module)}.{name}"
+    return full if full.isprintable() and len(full) < 200 else ascii(full[:200])
 
 
 class InertUnpickler(pickle.Unpickler):
@@ -302,6 +304,11 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _cells(column: Any) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the plain Python value of every row."""
+    yield from enumerate(column.tolist(), start=1)
+
+
 def convert(path: Path, out: Path) -> int:
     """Write the columns that matter as Parquet; return the number of rows."""
     import polars as pl
@@ -317,10 +324,10 @@ def convert(path: Path, out: Path) -> int:
     numbers = [n for cost in costs for n in (cost, cost.removesuffix("|total_cost"))]
     texts = [name for name in ("sample_id", "prompt", "eval_name") if name in columns]
     series = [
-        pl.Series(name, [_text(v, i, name) for i, v in enumerate(columns[name], 1)], pl.String)
+        pl.Series(name, [_text(v, i, name) for i, v in _cells(columns[name])], pl.String)
         for name in texts
     ] + [
-        pl.Series(name, [_number(v, i, name) for i, v in enumerate(columns[name], 1)], pl.Float64)
+        pl.Series(name, [_number(v, i, name) for i, v in _cells(columns[name])], pl.Float64)
         for name in numbers
         if name in columns
     ]

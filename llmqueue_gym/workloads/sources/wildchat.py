@@ -351,9 +351,9 @@ def fit_outcomes(name: str, sha256: str, context_dim: int, sample: int, ridge: f
         Penalty, positive.
     """
     columns = ["conversation", "llm", "text", "retried", "repeat"]
-    table = read_table(conversations_header(name), columns)
-    rows = np.random.default_rng(0).permutation(len(table))[:sample]
-    table = table[np.sort(rows)]
+    header = conversations_header(name)
+    rows = np.random.default_rng(0).permutation(header.facts.rows)[:sample]
+    table = read_table(header, columns, rows)
     counts = table["llm"].value_counts()
     llms = tuple(sorted(counts.filter(counts["count"] >= MIN_TURNS)["llm"]))
     if not llms:

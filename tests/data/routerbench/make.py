@@ -30,6 +30,9 @@ def frame() -> pd.DataFrame:
         table[f"{llm}|total_cost"] = [(i + 1) * 10.0 ** (-3 - j) for i in range(6)]
     # a column of objects, as a file assembled from several runs has it
     table["m.odd"] = pd.Series([*table["m.odd"][:3], np.float64(0.75), 1, True], dtype=object)
+    # and numbers of other kinds than float64
+    table["whole"] = np.array([1, 0, 0, 1, 1, 1])
+    table["whole|total_cost"] = np.array([0.5, 0.25, 0.125, 1, 1, 1], dtype=np.float32)
     table["oracle_model_to_route_to"] = "no_model_correct"
     return table[table["prompt"] != "dropped"]
 
