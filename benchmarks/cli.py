@@ -72,6 +72,8 @@ def build_app() -> "typer.Typer":
     """Return the command with its subcommands."""
     import typer
 
+    from benchmarks import completion
+
     app = typer.Typer(
         help="Run benchmark suites of llmqueue_gym and report them.",
         epilog=EXIT_CODES,
@@ -81,13 +83,25 @@ def build_app() -> "typer.Typer":
 
     @app.command("run")
     def run_command(
-        suite: Annotated[str, typer.Argument(help="Built-in suite, or path of a TOML file.")],
+        suite: Annotated[
+            str,
+            typer.Argument(
+                help="Built-in suite, or path of a TOML file.", autocompletion=completion.suites
+            ),
+        ],
         agent: Annotated[
             list[str] | None,
-            typer.Option(help="Also run this agent: a name or mypackage.module:MyAgent."),
+            typer.Option(
+                help="Also run this agent: a name or mypackage.module:MyAgent.",
+                autocompletion=completion.agents,
+            ),
         ] = None,
         task: Annotated[
-            list[str] | None, typer.Option(help="Only tasks of this name or pattern (*).")
+            list[str] | None,
+            typer.Option(
+                help="Only tasks of this name or pattern (*).",
+                autocompletion=completion.tasks_of_suite,
+            ),
         ] = None,
         seeds: Annotated[int | None, typer.Option(min=1, help="Seeds a task.")] = None,
         workers: Annotated[
@@ -134,7 +148,11 @@ def build_app() -> "typer.Typer":
     def train_command(
         agent: Annotated[str, typer.Argument(help="Recipe: PPO, MaskablePPO, DQN, A2C, ...")],
         task: Annotated[
-            str, typer.Argument(help="Task of a suite (NAME or SUITE:NAME), or environment id.")
+            str,
+            typer.Argument(
+                help="Task of a suite (NAME or SUITE:NAME), or environment id.",
+                autocompletion=completion.tasks,
+            ),
         ],
         steps: Annotated[int, typer.Option(min=1, help="Environment steps in all.")],
         out: Annotated[
@@ -195,11 +213,16 @@ def build_app() -> "typer.Typer":
             bool,
             typer.Option("--check", help="Write nothing; exit code 1 if --readme is out of date."),
         ] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the tables as JSON and write nothing.")
+        ] = False,
     ) -> None:
         """Print the leaderboard and write leaderboard.md with its pictures."""
         from benchmarks.report.command import check_readme, report
 
         found = results or _last_results()
+        if as_json:
+            raise typer.Exit(_print_board(found))
         if not check:
             raise typer.Exit(_verdict(report(found, out, readme)))
         if readme is None:
@@ -217,9 +240,11 @@ def build_app() -> "typer.Typer":
         export(results, path)
 
     @app.command("list")
-    def list_command() -> None:
+    def list_command(
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
         """List the built-in suites and their tasks."""
-        list_suites()
+        list_suites(as_json)
 
     @app.command("compare")
     def compare_command(
@@ -262,8 +287,18 @@ def build_app() -> "typer.Typer":
 
     @app.command("watch")
     def watch_command(
-        task: Annotated[str, typer.Argument(help="SUITE:TASK, or a task of a built-in suite.")],
-        agent: Annotated[str, typer.Option(help="A name or mypackage.module:MyAgent.")],
+        task: Annotated[
+            str,
+            typer.Argument(
+                help="SUITE:TASK, or a task of a built-in suite.", autocompletion=completion.tasks
+            ),
+        ],
+        agent: Annotated[
+            str,
+            typer.Option(
+                help="A name or mypackage.module:MyAgent.", autocompletion=completion.agents
+            ),
+        ],
         seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
         speed: Annotated[float, typer.Option(help="Steps a second; inf for no pause.")] = 20.0,
         steps: Annotated[
@@ -359,9 +394,11 @@ def build_app() -> "typer.Typer":
         )
 
     @app.command("agents")
-    def agents_command() -> None:
+    def agents_command(
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
         """List the agents by name, with their sources."""
-        list_agents()
+        list_agents(as_json)
 
     return app
 
@@ -461,6 +498,17 @@ def _engine(
     return RayEngine(address, workers, timeout, memory)
 
 
+def _print_board(results: Path) -> int:
+    """Print the board of some results as JSON; return the exit code."""
+    from benchmarks.export import open_results
+    from benchmarks.report.as_json import board_json
+    from benchmarks.scoring import load_board
+
+    board = load_board(open_results(results))
+    _print_json(**board_json(board))
+    return _verdict(board)
+
+
 def _print_json(**fields: Any) -> None:
     print(json.dumps(fields, indent=2, allow_nan=False))
 
@@ -488,11 +536,34 @@ def _progress(console: "Console") -> "Progress":
     )
 
 
-def list_suites() -> None:
+def list_suites(as_json: bool = False) -> None:
     """Print the built-in suites and their tasks."""
     from rich.console import Console
     from rich.table import Table
 
+    if as_json:
+        _print_json(
+            suites=[
+                {
+                    "name": suite.name,
+                    "description": suite.description,
+                    "seeds": suite.seeds,
+                    "tasks": [
+                        {
+                            "name": task.name,
+                            "env": task.env,
+                            "horizon": task.horizon,
+                            "agents": [*REFERENCES, *(entry.label for entry in task.agents)],
+                            "tags": list(task.tags),
+                            "headline": task.headline,
+                        }
+                        for task in suite.tasks
+                    ],
+                }
+                for suite in map(load_suite, built_in_suites())
+            ]
+        )
+        return
     for name in built_in_suites():
         suite = load_suite(name)
         table = Table(title=f"{name}: {suite.description}", title_justify="left")
@@ -505,15 +576,24 @@ def list_suites() -> None:
         Console().print(table)
 
 
-def list_agents() -> None:
+def list_agents(as_json: bool = False) -> None:
     """Print the registered agents and where they come from."""
     from rich.console import Console
     from rich.table import Table
 
     from baselines.agent import registered_agents
 
+    truth = "knows the truth: myopic (queueing), whole budget (deployment)"
+    if as_json:
+        agents: list[dict[str, Any]] = [{"name": "oracle", "settings": {}, "source": truth}]
+        agents += [
+            {"name": spec.name, "settings": dict(spec.settings), "source": spec.source}
+            for spec in registered_agents()
+        ]
+        _print_json(agents=agents)
+        return
     table = Table("agent", "settings", "source")
-    table.add_row("oracle", "", "knows the truth: myopic (queueing), whole budget (deployment)")
+    table.add_row("oracle", "", truth)
     for spec in registered_agents():
         settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
         table.add_row(spec.name, settings, spec.source)

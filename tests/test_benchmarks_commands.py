@@ -1,0 +1,166 @@
+"""What scripts and shells read of the command: JSON, completion, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.scoring import load_board
+from benchmarks.store import Store
+from benchmarks.suite import built_in_suites, load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SUITE = """
+description = "tiny"
+seeds = 2
+agents = ["greedy", "Q-UCB"]
+[[task]]
+name = "tiny"
+env = "LLMQueue-v0"
+horizon = 60
+[task.kwargs]
+load = 0.8
+assortment_size = 1
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    (tmp_path / "my_raising.py").write_text(
+        "from baselines.queueing.heuristics import RandomAgent\n"
+        "class Raises(RandomAgent):\n"
+        "    def act(self, observation):\n"
+        "        raise RuntimeError('out of ideas')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Run the command in this process: exit code and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, capsys.readouterr().out
+
+    return run
+
+
+def test_a_run_and_its_report_as_json(here, bench):
+    code, out = bench("run", "tiny.toml", "--results", "r", "--json")
+    run = json.loads(out)
+    assert (code, run["exit_code"]) == (0, 0)
+    assert (run["computed"], run["reused"], run["failed"]) == (8, 0, 0)
+    assert (run["suite"], run["results"], run["failures"]) == ("tiny", "r", [])
+    again = json.loads(bench("run", "tiny.toml", "--results", "r", "--json")[1])
+    assert (again["computed"], again["reused"]) == (0, 8)
+    code, out = bench("report", "r", "--json")
+    report, board = json.loads(out), load_board(Store("r"))
+    assert code == 0
+    assert not (here / "leaderboard").exists()
+    [task] = report["tasks"]
+    for row, expected in zip(task["rows"], board.tasks[0].rows, strict=True):
+        assert row["agent"] == expected.agent
+        assert row["score"]["value"] == expected.score.value
+        assert row["figures"]["mean queue"]["value"] == expected.figures[0].value
+    [overall] = report["overall"]
+    assert {row["agent"] for row in overall["rows"]} >= {"greedy", "Q-UCB"}
+    assert (overall["kind"], overall["protocol"]) == ("queueing", "online")
+
+
+def test_failures_are_in_the_json_and_in_the_exit_code(here, bench):
+    arguments = ("--seeds", "1", "--agent", "my_raising:Raises", "--results", "r", "--json")
+    code, out = bench("run", "tiny.toml", *arguments)
+    run = json.loads(out)
+    assert (code, run["exit_code"], run["failed"]) == (1, 1, 1)
+    assert run["failures"] == [
+        {
+            "cell": "tiny / my_raising:Raises / seed 0",
+            "error": "RuntimeError: out of ideas",
+        }
+    ]
+    code, out = bench("report", "r", "--json")
+    assert code == 1
+    assert json.loads(out)["failures"] == run["failures"]
+
+
+def test_lists_as_json(bench):
+    suites = {suite["name"]: suite for suite in json.loads(bench("list", "--json")[1])["suites"]}
+    assert suites.keys() == built_in_suites().keys()
+    quick = load_suite("quick")
+    assert [task["name"] for task in suites["quick"]["tasks"]] == [t.name for t in quick.tasks]
+    agents = {agent["name"]: agent for agent in json.loads(bench("agents", "--json")[1])["agents"]}
+    assert {"oracle", "ACQB", "StageRoute"} <= agents.keys()
+
+
+def test_the_help_says_what_exit_codes_mean(bench):
+    code, out = bench("--help")
+    words = " ".join(out.split())
+    assert code == 0
+    assert cli.EXIT_CODES in words
+    assert "--install-completion" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "spark"], "--engine 'spark' is not one of local, ray"),
+        (["--address", "auto"], "--address auto belongs to --engine ray"),
+        (["--memory", "0"], "memory=0.0 must be a positive number of megabytes"),
+        (["--timeout", "0"], "timeout=0.0 must be"),
+        (["--results", "nowhere://x"], "nowhere"),
+    ],
+)
+def test_wrong_choices_are_exit_code_2(here, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", "run", "tiny.toml", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def completions(here, words):
+    start = "from benchmarks.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = ['llmqueue-bench']; {start}"],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "_LLMQUEUE_BENCH_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - (not words.endswith(" "))),
+        },
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("llmqueue-bench ver", {"verify"}),
+        ("llmqueue-bench run qui", {"quick"}),
+        ("llmqueue-bench run ti", {"tiny.toml"}),
+        ("llmqueue-bench run tiny.toml --task t", {"tiny"}),
+        ("llmqueue-bench run quick --task cata", {"catalog-b0.001"}),
+        ("llmqueue-bench run quick --agent ACQB-O", {"ACQB-OMD"}),
+        ("llmqueue-bench watch quick:cata", {"quick:catalog-b0.001"}),
+        ("llmqueue-bench watch exp", {"exponents"}),
+        ("llmqueue-bench watch exponents --agent orac", {"oracle"}),
+        ("llmqueue-bench run nonsense --task t", set()),
+    ],
+)
+def test_shells_complete_names(here, words, expected):
+    assert set(completions(here, words)) == expected
