@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.engines import Engine, Outcome
     from benchmarks.scoring import Board
 
-_EXTRA = ("typer", "rich", "polars", "matplotlib")
+_EXTRA = ("typer", "rich", "polars", "matplotlib", "plotly", "jinja2")
 RESULTS = Path("results")
 LEADERBOARD = Path("leaderboard")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -216,15 +216,24 @@ def build_app() -> "typer.Typer":
         as_json: Annotated[
             bool, typer.Option("--json", help="Print the tables as JSON and write nothing.")
         ] = False,
+        show: Annotated[
+            bool, typer.Option("--serve", help="Serve the page on this machine and open it.")
+        ] = False,
+        port: Annotated[
+            int, typer.Option(min=0, max=65535, help="Port of --serve; 0: a free one.")
+        ] = 0,
     ) -> None:
-        """Print the leaderboard and write leaderboard.md with its pictures."""
-        from benchmarks.report.command import check_readme, report
+        """Print the leaderboard; write index.html, leaderboard.md and the pictures."""
+        from benchmarks.report.command import check_readme, report, serve
 
         found = results or _last_results()
         if as_json:
             raise typer.Exit(_print_board(found))
         if not check:
-            raise typer.Exit(_verdict(report(found, out, readme)))
+            verdict = _verdict(report(found, out, readme))
+            if show:
+                serve(out, port)
+            raise typer.Exit(verdict)
         if readme is None:
             raise ValueError("--check needs --readme PATH: the page to compare")
         raise typer.Exit(OK if check_readme(found, readme) else FAILED)

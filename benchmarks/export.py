@@ -141,11 +141,9 @@ def _pack(store: Store | ExportedRun) -> Record:
         {name: _rounded_list(value) for name, value in training.items()}
         for training in run.get("trainings", [])
     ]
+    kept = {name: value for name, value in run.items() if name not in ("cells", "spec")}
     return {
-        "suite": run["suite"],
-        "skipped": run["skipped"],
-        **({"trainings": trainings} if trainings else {}),
-        "provenance": shared(run["provenance"]),
+        "run": kept | ({"trainings": trainings} if trainings else {}),
         "shared": shared.values,
         "groups": packed,
     }
@@ -209,7 +207,7 @@ def _pack_curve(values: np.ndarray[Any, Any]) -> list[int]:
     1 where the values are whole and small enough.
     """
     size = float(np.abs(values).max())
-    exponent = int(np.ceil(np.log10(size / _CURVE_UNITS))) if size > 0 else 0
+    exponent = int(np.ceil(np.log10(size / _CURVE_UNITS))) if size > 1e-280 else 0
     if exponent < 0 and np.array_equal(values, np.rint(values)):
         exponent = 0
     units = np.rint(values / 10.0**exponent).astype(np.int64)
@@ -250,14 +248,7 @@ def _unpack(content: Record) -> tuple[Record, dict[str, Record], dict[str, Recor
                 "output": "",
                 "provenance": shared[origin],
             }
-    run = {
-        "suite": content["suite"],
-        "skipped": content["skipped"],
-        "provenance": shared[content["provenance"]],
-        "cells": specs,
-    }
-    if "trainings" in content:
-        run["trainings"] = content["trainings"]
+    run = {**content["run"], "cells": specs}
     return run, cells, failures
 
 

@@ -304,7 +304,9 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
     weights = x / (x @ x)
 
     def fit(means: Floats) -> Floats:
-        positive = np.all(means > 0, axis=-1)
+        positive = np.asarray(np.all(means > 0, axis=-1))
+        if positive.all():
+            return np.asarray(np.log(means) @ weights)
         logs = np.log(np.where(positive[..., None], means, 1.0))
         return np.where(positive, logs @ weights, -np.inf)
 

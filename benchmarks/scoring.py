@@ -368,7 +368,7 @@ def load_board(store: Results) -> Board:
 
 
 def make_board(
-    run: Record, cells: list[Record], failures: list[tuple[str, Record]], missing: list[str]
+    run: Record, cells: Sequence[Record], failures: list[tuple[str, Record]], missing: list[str]
 ) -> Board:
     """Score cells; ``run`` is the plan they belong to."""
     standings: list[Standing] = []
@@ -400,7 +400,7 @@ def make_board(
         skipped=run["skipped"],
         violations=broken,
         provenance=run["provenance"],
-        cells=cells,
+        cells=list(cells),
         trainings=run.get("trainings", ()),
     )
 
@@ -474,10 +474,15 @@ def _task_boards(
 ) -> Iterator[TaskBoard]:
     """Score every task of a section, in the order of the plan."""
     planned = {spec["task"]["name"]: spec["task"] for spec in specs}
+    seeds: dict[str, set[int]] = {name: set() for name in planned}
+    for spec in specs:
+        seeds[spec["task"]["name"]].add(spec["seed"])
+    own: dict[str, list[Record]] = {name: [] for name in planned}
+    for cell in cells:
+        own[cell["spec"]["task"]["name"]].append(cell)
     for name, task in planned.items():
-        seeds = len({spec["seed"] for spec in specs if spec["task"]["name"] == name})
-        own = [cell for cell in cells if cell["spec"]["task"]["name"] == name]
-        yield _task_board(task, table.filter(pl.col("task") == name), own, seeds, section)
+        part = table.filter(pl.col("task") == name)
+        yield _task_board(task, part, own[name], len(seeds[name]), section)
 
 
 def _task_board(
@@ -589,7 +594,7 @@ def _separates(intervals: Sequence[Interval]) -> bool:
     """Whether some two of the intervals do not overlap (true for a single agent)."""
     if len(intervals) < 2:
         return bool(intervals)
-    return max(i.low for i in intervals) > min(i.high for i in intervals)
+    return bool(max(i.low for i in intervals) > min(i.high for i in intervals))
 
 
 # --- over several tasks ---------------------------------------------------------------------------

@@ -88,6 +88,7 @@ def store(tmp_path):
         store.save(one, payload(one, rng))
     store.save_failure(cells[-1], {"error": "boom", "traceback": "long", "output": "x"})
     run = {"suite": "s", "skipped": {"that": "why"}, "cells": cells, "provenance": ORIGIN}
+    run["trainings"] = []
     store.save_run(run)
     return store
 
@@ -127,7 +128,7 @@ def test_a_curve_comes_back_within_half_a_unit(values):
     values = values.astype(float)
     back = np.array(export._unpack_curve(export._pack_curve(values)))
     limit = float(np.abs(values).max()) / 1e4  # ten units: the power of ten is rounded up
-    assert np.abs(back - values).max() <= limit / 2 * (1 + 1e-9)
+    assert np.abs(back - values).max() <= limit / 2 * (1 + 1e-9) + 1e-280
     if np.array_equal(values, np.rint(values)) and limit <= 10:
         np.testing.assert_array_equal(back, values)
 
@@ -166,7 +167,7 @@ def test_damaged_files_are_named_and_never_read(store, tmp_path):
             open_results(path)
     path.write_bytes(whole)
     edited(path, lambda d: d["content"]["groups"][0]["metrics"]["luck"].reverse())
-    edited(path, lambda d: d["content"].update(suite="other"))
+    edited(path, lambda d: d["content"]["run"].update(suite="other"))
     with pytest.raises(CorruptResultError, match="edited"):
         open_results(path)
     edited(path, lambda d: d.update(format="llmqueue-bench export 99"))

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+import webbrowser
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks.export import export_run, open_results
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
+from benchmarks.report.page import board_page
 from benchmarks.report.series import training_panels
 from benchmarks.report.tables import (
     board_markdown,
@@ -33,6 +38,8 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
     page = out / "leaderboard.md"
     beside = [picture._replace(path=Path(picture.path.name)) for picture in pictures]
     write_text(page, board_markdown(board, beside))
+    html = out / "index.html"
+    write_text(html, board_page(board))
     if readme is not None:
         _write_readme(readme, board, pictures)
     console = Console()
@@ -45,7 +52,7 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
         print(f"{len(board.missing)} cells were not run; the same command computes them")
     for name, reason in board.skipped.items():
         print(f"skipped {plain(name)}: {plain(reason)}")
-    print("wrote " + ", ".join(str(path) for path in (page, *(p.path for p in pictures))))
+    print("wrote " + ", ".join(str(path) for path in (html, page, *(p.path for p in pictures))))
     return board
 
 
@@ -70,37 +77,62 @@ def export(results: Path | str, path: Path) -> None:
     print(f"wrote {path} ({size / 1000:,.0f} kB)")
 
 
+class _Handler(SimpleHTTPRequestHandler):
+    """Files of a folder, without a line on the terminal for each."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
+    """Return a server of a folder that only this machine can reach; port 0 takes a free one."""
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(folder)))
+
+
+def serve(folder: Path, port: int = 0) -> None:
+    """Serve a report and open it in the browser, until Ctrl-C."""
+    with make_server(folder, port) as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        print(f"serving {folder} at {url} (Ctrl-C ends it)", flush=True)
+        webbrowser.open(url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
 def _with_tables(text: str, board: Board) -> str:
     """Put the short tables between the markers of the board's suite."""
-    return insert_between_markers(
-        text, f"leaderboard {board.suite}", board_summary(board, _readme_pictures(board))
-    )
+    shown = list(_readme_pictures(board).values())
+    return insert_between_markers(text, f"leaderboard {board.suite}", board_summary(board, shown))
 
 
-def _readme_pictures(board: Board) -> list[Picture]:
-    """One picture a section, where a README looks for it."""
-    pictures = []
+def _readme_pictures(board: Board) -> dict[str, Picture]:
+    """Pictures of each section where a README looks for them, by the name they are drawn under."""
+    pictures = {}
     for number, section in enumerate(board.sections):
         kind, protocol = section
         parts = [kind.name, *([protocol] if protocol != "online" else [])]
         name = "-".join([board.suite, *(parts if number else [])])
-        path = Path("docs", "images", f"{file_name(name)}.png")
-        pictures.append(Picture(path, main_picture(board, section)[1], section))
+        drawn, caption = main_picture(board, section)
+        pictures[drawn] = Picture(_image_path(name), caption, section)
         if training_panels(board, section):
             stem, caption = training_name(section)
-            path = Path("docs", "images", f"{file_name(f'{board.suite}-{stem}')}.png")
-            pictures.append(Picture(path, caption, section))
+            path = _image_path(f"{board.suite}-{stem}")
+            pictures[f"{stem}.png"] = Picture(path, caption, section)
     return pictures
 
 
+def _image_path(name: str) -> Path:
+    return Path("docs", "images", f"{file_name(name)}.png")
+
+
 def _write_readme(readme: Path, board: Board, pictures: list[Picture]) -> None:
-    """Put the short tables between the markers of a page, with a picture a section."""
+    """Put the short tables between the markers of a page, with the pictures of each section."""
     text = _with_tables(readme.read_text(encoding="utf-8"), board)
-    for shown in _readme_pictures(board):
+    drawn = {picture.path.name: picture.path for picture in pictures}
+    for name, shown in _readme_pictures(board).items():
         copy = readme.parent / shown.path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        drawn = next(
-            p for p in pictures if (p.section, p.caption) == (shown.section, shown.caption)
-        )
-        shutil.copyfile(drawn.path, copy)
+        shutil.copyfile(drawn[name], copy)
     write_text(readme, text)

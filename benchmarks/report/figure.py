@@ -146,10 +146,16 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "_"
 
 
-def _text(label: str) -> str:
+def _text(text: str, longest: int = 110) -> str:
     """Return text that Matplotlib takes as it is: no formulas, no labels hidden by a ``_``."""
-    text = "".join(c if c.isprintable() else " " for c in label).replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
+    short = text if len(text) <= longest else text[: longest - 1] + "…"
+    line = "".join(c if c.isprintable() else " " for c in short).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
+
+
+def _name(label: str) -> str:
+    """Return the name of an agent or LLM, as long as a label may be."""
+    return _text(label, 36)
 
 
 def _save(figure: Figure, folder: Path, name: str, caption: str, section: Section) -> Picture:
@@ -227,7 +233,7 @@ def _legend(figure: Figure, styles: dict[str, Style]) -> None:
     columns = -(-len(order) // -(-len(order) // 6))  # full rows of at most six
     figure.legend(
         [lines[label] for label in order],
-        [_text(label) for label in order],
+        [_name(label) for label in order],
         loc="outside lower center",
         ncols=columns,
         frameon=False,
@@ -281,7 +287,7 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     scores, profiles, clocks = figure.subplots(1, 3)
     for place, row in enumerate(rows):
         _score_line(scores, row, float(place), styles[row.agent])
-    scores.set_yticks(range(len(rows)), [_text(row.agent) for row in rows])
+    scores.set_yticks(range(len(rows)), [_name(row.agent) for row in rows])
     scores.set_ylim(len(rows) - 0.4, -0.6)
     _dress(scores, "score, 95% interval", "")
     for row in rows[:_PROFILES]:
@@ -304,7 +310,7 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
             colour = str(styles[row.agent]["color"])
             clocks.plot(row.decision_us, row.score.value, "o", color=colour, label="_")
             clocks.annotate(
-                _text(row.agent),
+                _name(row.agent),
                 (row.decision_us, row.score.value),
                 xytext=(5, 3),
                 textcoords="offset points",
@@ -347,8 +353,8 @@ def _traffic_page(task: TaskBoard, traffic: HeatMap) -> Figure:
     highest = max(float(traffic.shares[label][:single].max()) for label in labels)
     for axis, label in zip(axes, labels, strict=True):
         mesh = _heat_map(axis, traffic, traffic.shares[label], max(highest, 1e-9))
-        axis.set_title(_text(label), fontsize=10, fontweight="bold")
-    axes[0].set_yticks(np.arange(rows) + 0.5, [_text(name) for name in traffic.names], fontsize=8)
+        axis.set_title(_name(label), fontsize=10, fontweight="bold")
+    axes[0].set_yticks(np.arange(rows) + 0.5, [_name(name) for name in traffic.names], fontsize=8)
     axes[0].invert_yaxis()
     bar = figure.colorbar(
         mesh,

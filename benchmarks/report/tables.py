@@ -33,17 +33,17 @@ _ORIGIN = (
     "machine",
     "command",
 )
-_PUBLISHED_COLUMNS = ("agent", "published", "here", "seeds")
+PUBLISHED_COLUMNS = ("agent", "published", "here", "seeds")
 _README_TASKS = 4
 
-_INTERVALS = """\
+INTERVALS = """\
 [..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
 bootstrap (10,000 repetitions) for the overall interquartile mean. Ranks go down the table: an agent
 shares the rank of the best agent in it unless the paired interval of the two lies above 0; the next
 rank is the agent's place.
 """
 
-_PROTOCOL_NOTES = {
+PROTOCOL_NOTES = {
     "pretrained": """\
 The agents of this table were trained before the runs that are scored, on the task's instance or,
 where every seed has an instance of its own, on the distribution of instances, and learn no more:
@@ -62,12 +62,14 @@ def board_tables(board: Board) -> list[Table]:
         part = f"{board.suite}, {name}" if name else board.suite
         title = f"{part}: interquartile mean score over {len(_headline(board, section))} task(s)"
         tables.append(_rich(title, _OVERALL_COLUMNS, _overall_lines(board, section)))
-        for task in _tasks(board, section):
-            tables.append(_rich(_task_title(task), _headers(task, short=True), _lines(task, True)))
-            if lines := _published_lines(task):
-                tables.append(_rich(_published_title(task), _PUBLISHED_COLUMNS, lines))
+        for task in section_tasks(board, section):
+            tables.append(
+                _rich(_task_title(task), task_headers(task, short=True), task_lines(task, True))
+            )
+            if lines := published_lines(task):
+                tables.append(_rich(published_title(task), PUBLISHED_COLUMNS, lines))
     for sweep in board.sweeps:
-        tables.append(_rich(_sweep_title(sweep), _SWEEP_COLUMNS, _sweep_lines(sweep)))
+        tables.append(_rich(sweep_title(sweep), _SWEEP_COLUMNS, _sweep_lines(sweep)))
     return tables
 
 
@@ -86,20 +88,20 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         parts += [_image(figure) for figure in figures if figure.section == section]
         for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
             lines = _sweep_lines(sweep)
-            parts += [f"{mark} {_escaped(_sweep_title(sweep))}\n", _markdown(_SWEEP_COLUMNS, lines)]
-            parts += [f"{_SWEEP_NOTE}\n{origin}\n"]
-        for task in _tasks(board, section):
+            parts += [f"{mark} {_escaped(sweep_title(sweep))}\n", _markdown(_SWEEP_COLUMNS, lines)]
+            parts += [f"{SWEEP_NOTE}\n{origin}\n"]
+        for task in section_tasks(board, section):
             parts += [f"{mark} {_escaped(_task_title(task))}\n"]
-            parts += [_markdown(_headers(task, short=False), _lines(task, False))]
+            parts += [_markdown(task_headers(task, short=False), task_lines(task, False))]
             parts += [f"{_seeds(task)} {origin}\n"]
-            if lines := _published_lines(task):
-                parts += [f"{_escaped(_published_title(task))}\n"]
-                parts += [_markdown(_PUBLISHED_COLUMNS, lines)]
+            if lines := published_lines(task):
+                parts += [f"{_escaped(published_title(task))}\n"]
+                parts += [_markdown(PUBLISHED_COLUMNS, lines)]
         lines = [_origin_line(row) for row in board.overall if row.section == section and row.cells]
         if lines:
             parts += [f"{mark} Where the overall rows come from\n", _markdown(_ORIGIN, lines)]
-        note = _PROTOCOL_NOTES.get(section.protocol, "")
-        parts += [f"**How to read it.** {kind.legend}\n{note}{_INTERVALS}"]
+        note = PROTOCOL_NOTES.get(section.protocol, "")
+        parts += [f"**How to read it.** {kind.legend}\n{note}{INTERVALS}"]
     parts += _trouble(board)
     return "\n".join(parts)
 
@@ -116,11 +118,11 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
         parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, section))]
         parts += [f"{_overall_note(board, section)}\n", f"{_origin(board)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
-        tasks = _tasks(board, section)
+        tasks = section_tasks(board, section)
         for task in tasks if len(tasks) <= _README_TASKS else []:
-            headers = ("rank", *_headers(task, short=True)[1:])
+            headers = ("rank", *task_headers(task, short=True)[1:])
             parts += [f"**{_escaped(_task_title(task))}**, {_seeds(task)}\n"]
-            parts += [_markdown(headers, _lines(task, True))]
+            parts += [_markdown(headers, task_lines(task, True))]
     return "\n".join(parts)
 
 
@@ -154,21 +156,25 @@ def section_name(board: Board, section: Section) -> str:
     return ", ".join(parts)
 
 
-def _tasks(board: Board, section: Section) -> list[TaskBoard]:
+def section_tasks(board: Board, section: Section) -> list[TaskBoard]:
+    """Tasks of a section."""
     return [task for task in board.tasks if task.section == section]
 
 
 def _headline(board: Board, section: Section) -> list[str]:
-    return [t.task["name"] for t in _tasks(board, section) if t.separates and t.task["headline"]]
+    return [
+        t.task["name"] for t in section_tasks(board, section) if t.separates and t.task["headline"]
+    ]
 
 
 def _overall_note(board: Board, section: Section) -> str:
+    """Say which tasks an overall table is over."""
     headline = [_escaped(name) for name in _headline(board, section)]
     names = ", ".join(headline) or "none: no task separates the agents"
     if len(headline) > 12:
-        names = f"{len(headline)} of {len(_tasks(board, section))}"
+        names = f"{len(headline)} of {len(section_tasks(board, section))}"
     note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
-    if tied := [_escaped(t.task["name"]) for t in _tasks(board, section) if not t.separates]:
+    if tied := [_escaped(t.task["name"]) for t in section_tasks(board, section) if not t.separates]:
         note += f" Left out because they separate nothing: {', '.join(tied)}."
     if any(row.cells < row.expected for row in board.overall if row.section == section):
         note += " Agents with missing cells are not ranked."
@@ -193,18 +199,20 @@ def _overall_line(row: OverallRow) -> list[str]:
 
 
 def _task_title(board: TaskBoard) -> str:
+    """Name of a task with its instance and horizon."""
     about = f"{board.about}, " if board.about else ""
     title = f"{board.task['name']} ({about}T = {board.task['horizon']:,})"
     return title if board.separates else f"{title}: separates nothing"
 
 
-def _headers(board: TaskBoard, *, short: bool) -> tuple[str, ...]:
+def task_headers(board: TaskBoard, *, short: bool) -> tuple[str, ...]:
     """Headers of a task's table: the short one, or the page's."""
     titles = (column.short if short else column.title for column in board.columns)
     return ("" if short else "rank", "agent", "score", *(title for title in titles if title))
 
 
-def _lines(board: TaskBoard, short: bool) -> list[list[str]]:
+def task_lines(board: TaskBoard, short: bool) -> list[list[str]]:
+    """Rows of a task's table as text."""
     return [_line(row, board, short) for row in board.rows]
 
 
@@ -229,7 +237,7 @@ def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
 
 
 _SWEEP_COLUMNS = ("agent", "exponent of regret", "regret", "ledger / query")
-_SWEEP_NOTE = """\
+SWEEP_NOTE = """\
 *regret* (of the true means) and *ledger / query*: means over seeds at the smallest and the largest
 value. *exponent of regret*: of the regret at the end in T, least squares over the tasks of the
 sweep with a bootstrap over seeds ("none" where it is not positive); published for StageRoute with
@@ -237,7 +245,7 @@ K ~ T^(1/3): at most 2/3.
 """
 
 
-def _published_title(board: TaskBoard) -> str:
+def published_title(board: TaskBoard) -> str:
     """Say what is compared, whose figures they are, and what is known to differ."""
     published = board.task["published"]
     figure = PUBLISHED_FIGURE.replace("_", " ")
@@ -245,7 +253,7 @@ def _published_title(board: TaskBoard) -> str:
     return f"{board.task['name']}: {figure} beside {published['source']}.{note}"
 
 
-def _published_lines(board: TaskBoard) -> list[list[str]]:
+def published_lines(board: TaskBoard) -> list[list[str]]:
     """Figures of a paper beside the run's, by agent; empty if the task gives none."""
     figures = board.task.get("published", {}).get(PUBLISHED_FIGURE, {})
     lines = []
@@ -260,7 +268,8 @@ def _published_lines(board: TaskBoard) -> list[list[str]]:
     return lines
 
 
-def _sweep_title(sweep: Sweep) -> str:
+def sweep_title(sweep: Sweep) -> str:
+    """Say what is swept, from where to where."""
     low, high = (f"{value:,.0f}" for value in (sweep.values[0], sweep.values[-1]))
     return f"{sweep.name}: {sweep.axis} from {low} to {high}"
 

@@ -1,0 +1,437 @@
+"""The HTML page: self-contained and safe whatever it is told, and at work in a headless browser."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.report import board_markdown, board_tables, draw_figure
+from benchmarks.report.command import make_server
+from benchmarks.report.figure import file_name
+from benchmarks.report.page import board_page, page_data, script_safe
+from benchmarks.scoring import make_board
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+SCRIPT = "</script><script>window.pwned=1</script>"
+IMAGE = "<img src=http://evil.example/x onerror=window.pwned=2>"
+MARKUP = "[red]| `x` $\\frac{ ![i](http://evil.example/y.png) \x1b[31m"
+LONG = "a" * 150
+HOSTILE = (SCRIPT, IMAGE, MARKUP, LONG)
+T = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+ORIGIN = {
+    "command": f"llmqueue-bench run s --agent '{IMAGE}'",
+    "version": "0",
+    "commit": "0123456789ab+",
+    "python": "3",
+    "numpy": "2",
+    "gymnasium": "1",
+    "machine": "m",
+}
+
+
+def cell(task, agent, seed, level, protocol="online", tags=("all",), kind="LLMQueue-v0"):
+    rng = np.random.default_rng([seed, int(100 * level)])
+    body = {"name": task, "env": kind, "kwargs": {}, "horizon": 1000, "headline": True}
+    record = {
+        "spec": {
+            "task": {**body, "tags": list(tags)},
+            "agent": {"name": agent, "label": agent, "settings": {}},
+            "seed": seed,
+            "protocol": protocol,
+        },
+        "timing": {"decision_us_median": 10 + 50 * level, "wall_seconds": 1.0},
+        "provenance": ORIGIN,
+    }
+    if kind == "LLMQueue-v0":
+        mean = float(np.expm1(0.7 + 3 * level + rng.normal(0, 0.03)))
+        names = ("wait_p95", "retrials_per_departed", "routing_regret", "arrival_rate", "capacity")
+        return record | {
+            "metrics": {"mean_queue": mean, "tail_queue": mean, "luck": 0.0}
+            | dict.fromkeys(names, 0.5),
+            "curve": {"t": T, "queue": [mean * t for t in T], "regret": [level * t for t in T]},
+        }
+    names = ("reward", "regret", "spend", "luck", "budget", "mean_regret", "refused", "throttled")
+    counts = ("violations", "num_stages", "max_deployed", "num_llms")
+    ledger = 0.9 - 0.8 * level + rng.normal(0, 0.005)
+    served = np.array([[90, 0, 0], [50, 40, 0], [10, 20, 60]])
+    return record | {
+        "metrics": {"ledger": ledger, **dict.fromkeys((*names, *counts), 0.5)},
+        "curve": {"t": T, "ledger": [ledger * t for t in T]}
+        | {"spend": [t / 1000 for t in T], "regret": [level * t for t in T]},
+        "traffic": {
+            "llms": ["plain", SCRIPT, LONG],
+            "arrival": [0, 100, 400],
+            "starts": [0, 300, 600],
+            "lengths": [300, 300, 400],
+            "served": served.tolist(),
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def board():
+    """Two problems, two protocols, hostile names, one failed and one missing cell."""
+    levels = {"oracle": 0.0, "random": 1.0, "good": 0.2, "poor": 0.6}
+    levels |= {name: 0.25 + 0.1 * place for place, name in enumerate(HOSTILE)}
+    tagged = {"q1": ("all", "easy", "real"), "q2": ("all", "hard"), "q3": ("all", "x", "real")}
+    cells = [
+        cell(task, agent, seed, level, tags=tags)
+        for task, tags in tagged.items()
+        for agent, level in levels.items()
+        for seed in range(3)
+    ]
+    cells += [cell("q1", "trained", seed, 0.1, "pretrained", tagged["q1"]) for seed in range(3)] + [
+        cell("q1", "trained-less", seed, 0.4, "pretrained", tagged["q1"]) for seed in range(3)
+    ]
+    cells += [
+        cell(f"d{SCRIPT}", agent, seed, level, kind="LLMDeploy-v0")
+        for agent, level in levels.items()
+        for seed in range(3)
+    ]
+    failed = cell("q1", "breaks", 0, 0.5, tags=tagged["q1"])["spec"]
+    run = {
+        "suite": f"suite {IMAGE}",
+        "cells": [c["spec"] for c in cells] + [failed],
+        "skipped": {IMAGE: SCRIPT},
+        "provenance": ORIGIN,
+    }
+    failures = [(f"q1 / {SCRIPT} / seed 0", {"error": f"ValueError: {SCRIPT} {IMAGE}"})]
+    return make_board(run, cells, failures, ["q1 / missing / seed 0"])
+
+
+@pytest.fixture(scope="module")
+def html(board):
+    return board_page(board)
+
+
+# --- without a browser ----------------------------------------------------------------------------
+
+
+def test_the_data_comes_back_and_cannot_end_its_script(board, html):
+    [inline] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html)
+    assert json.loads(inline) == json.loads(json.dumps(page_data(board)))
+    assert html.count("</script>") == 4  # data, page, plotly.js, the end
+    value = {"<!--": "]]>&\u2028\ud800"}
+    assert json.loads(script_safe(value)) == value
+    assert not set(script_safe(value)) & set("<>&\u2028")
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_nothing_is_loaded_from_elsewhere(html):
+    found = Elements(html).found
+    links = [a[name] for _, a in found for name in ("src", "href", "action") if name in a]
+    assert links == ["data:,", "#main"]
+    assert not {"img", "iframe", "object", "form", "base"} & {tag for tag, _ in found}
+    policies = [a["content"] for _, a in found if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies[0].startswith("default-src 'none'; ")
+    assert "http" not in policies[0]
+    assert "@import" not in html[: html.index("</style>")]
+
+
+def test_hostile_names_stay_text_in_markdown_terminal_and_pictures(board, tmp_path):
+    page = board_markdown(board)
+    assert not re.search(r"<(img|script|/script)", re.sub(r"`[^`\n]*`", "", page))
+    assert not re.search(r"(?<!\\)!?\[i\](?!\\)\(", re.sub(r"`[^`\n]*`", "", page))
+    tables = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    assert len(tables) > 5
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert "\x1b" not in page
+    printed = [str(cell) for table in board_tables(board) for cell in table.columns[1]._cells]
+    assert any("[red]|" in text for text in printed)
+    assert not any("\x1b" in text for text in printed)
+    (tmp_path / "made").mkdir()
+    pictures = draw_figure(board, tmp_path / "made")
+    assert all(p.path.parent == tmp_path / "made" and p.path.exists() for p in pictures)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "", "a\\b", "x\0y"])
+def test_file_names_stay_in_their_folder(name):
+    safe = file_name(name)
+    assert safe == Path(safe).name != ""
+    assert not safe.startswith(".")
+
+
+def test_the_server_gives_its_folder_to_this_machine_only(tmp_path):
+    (tmp_path / "index.html").write_text("page")
+    (tmp_path.parent / "secret.txt").write_text("secret")
+    with make_server(tmp_path) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert server.server_address[0] == "127.0.0.1"
+        base = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(base + "/") as answer:
+            assert answer.read() == b"page"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(base + "/../secret.txt")
+        caught.value.close()
+        server.shutdown()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="stops the command by SIGINT")
+def test_report_serve_opens_the_page_and_ends_with_ctrl_c(tmp_path):
+    (tmp_path / "s.toml").write_text(
+        'seeds = 1\ndescription = "tiny"\nagents = ["greedy"]\n[[task]]\nname = "t"\n'
+        'env = "LLMQueue-v0"\nhorizon = 40\nkwargs = { load = 0.8, assortment_size = 1 }\n'
+    )
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    run = [sys.executable, "-m", "benchmarks.cli"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "BROWSER": str(browser), "COLUMNS": "200"}
+    subprocess.run([*run, "run", "s.toml"], cwd=tmp_path, env=env, check=True, capture_output=True)
+    command = [*run, "report", "--serve"]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as it:
+        line = next(text for text in it.stdout if text.startswith("serving"))
+        url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
+        with urllib.request.urlopen(url) as answer:
+            assert b"llmqueue_gym leaderboard" in answer.read()
+        it.send_signal(signal.SIGINT)
+        it.stdout.read()
+        assert it.wait(20) == 0
+    assert opened.read_text().strip() == url
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, html, tmp_path):
+    """Open the page; whatever it logs, asks the network for or pops up fails the test."""
+    file = tmp_path / "index.html"
+    file.write_text(html, encoding="utf-8")
+    trouble, contexts = [], []
+
+    def request(asked):
+        if not asked.url.startswith((f"file://{file}", "data:", "blob:")):
+            trouble.append(f"asked for {asked.url}")
+
+    def visit(place="", scheme="light", width=1200):
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (trouble.append("dialog"), dialog.dismiss()))
+        page.on("request", request)
+        page.goto(f"file://{file}{place}")
+        return page
+
+    yield visit
+    for context in contexts:
+        for page in context.pages:
+            assert page.evaluate("window.pwned") is None
+        context.close()
+    assert trouble == []
+
+
+def agents(page, table="Overall ranking"):
+    return page.locator(f"[aria-label='{table}'] tr.row .name").all_text_contents()
+
+
+def test_headers_sort_by_mouse_and_keyboard(visit):
+    page = visit()
+    *first, last = agents(page)
+    assert last == "breaks"  # without a score
+    assert first[:2] == ["oracle", "good"]
+    assert first[-1] == "random"
+    score = page.locator("[aria-label='Overall ranking'] th", has_text=re.compile("^Score"))
+    assert score.get_attribute("aria-sort") == "descending"
+    score.get_by_role("button").click()
+    assert score.get_attribute("aria-sort") == "ascending"
+    assert agents(page) == [*first[::-1], last]  # what is missing stays last
+    head = page.locator("[aria-label='Overall ranking'] th", has_text="Agent")
+    head.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert score.get_attribute("aria-sort") is None
+    names = agents(page)
+    assert names.index("good") < names.index("oracle") < names.index("poor")
+    page.keyboard.press("Enter")
+    assert agents(page) == names[::-1]
+
+
+def test_filters_narrow_agents_and_tasks_and_tags_rescore(visit):
+    page = visit()
+    page.get_by_label("Filter agents").fill("GOO")
+    assert agents(page) == ["good"]
+    page.get_by_label("Filter agents").fill("")
+    overall = page.locator("[aria-label='Overall ranking'] tr.row").nth(1).text_content()
+    page.get_by_label("Score over").select_option("easy")
+    assert page.locator("[aria-label='Overall ranking'] tr.row").nth(1).text_content() != overall
+    page.get_by_role("link", name="Tasks").click()
+    tasks = page.locator("[aria-label='Scores by task and agent'] tr.row")
+    assert tasks.count() == 3
+    page.get_by_label("Filter tasks").fill("q2")
+    assert tasks.count() == 1
+    page.get_by_label("Filter tasks").fill("")
+    page.get_by_label("Tag").select_option("real")
+    assert tasks.count() == 2
+
+
+def test_the_protocol_switch_never_mixes(visit):
+    page = visit()
+    online = set(agents(page))
+    page.get_by_role("link", name="Pretrained").click()
+    page.get_by_role("heading", name="Queueing, pretrained").wait_for()
+    pretrained = set(agents(page))
+    assert pretrained == {"oracle", "random", "trained", "trained-less"}
+    assert online & pretrained == {"oracle", "random"}
+    page.get_by_role("link", name="Online").click()
+    page.get_by_role("heading", name="Queueing, online").wait_for()
+    assert set(agents(page)) == online
+    page.go_back()
+    page.get_by_role("heading", name="Queueing, pretrained").wait_for()
+    assert set(agents(page)) == pretrained
+
+
+def test_a_row_shows_command_commit_and_hashes(visit, board):
+    page = visit("#/queueing/online/task/q1")
+    row = page.get_by_role("button", name="Where good comes from")
+    row.click()
+    assert row.get_attribute("aria-expanded") == "true"
+    text = page.locator("tr.detail").text_content()
+    keys = next(r for r in board.tasks[0].rows if r.agent == "good").origin.keys
+    for expected in (
+        "0123456789ab with uncommitted changes",
+        IMAGE,
+        "NumPy",
+        *(k[:12] for k in keys),
+    ):
+        assert expected in text
+    row.click()
+    assert page.locator("tr.detail").count() == 0
+
+
+def test_curves_have_bands_and_hover(visit):
+    page = visit("#/queueing/online/task/q1")
+    page.wait_for_selector(".chart[data-drawn] .scatterlayer .trace")
+    charts = page.locator(".chart")
+    assert charts.count() == 2
+    assert charts.nth(0).locator(".fills path").count() == 8  # a band a visible agent
+    charts.nth(0).scroll_into_view_if_needed()
+    box = charts.nth(0).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector(".hoverlayer text")
+    assert "good" in page.locator(".hoverlayer").first.text_content()
+    page.get_by_role("button", name="good", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('.chart')[0].data.length === 14")
+
+
+def test_overview_draws_clock_profile_and_radar(visit):
+    page = visit()
+    for place in page.locator(".chart").all():
+        place.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.chart[data-drawn]').length === 3")
+    assert page.locator(".polarlayer .trace").count() > 0
+
+
+def test_a_deployment_task_draws_heat_maps(visit):
+    page = visit()
+    page.get_by_role("link", name="Deployment").click()
+    page.get_by_role("link", name="Tasks").click()
+    page.locator("td.first a").click()
+    page.locator(".chart").last.scroll_into_view_if_needed()
+    page.wait_for_selector(".heatmaplayer image")
+    page.get_by_label("Right").select_option("poor")
+    page.get_by_text("Traffic of poor").wait_for()
+
+
+VIEWS = ["", *(f"#/queueing/online/{v}" for v in ("tasks", "task/q1", "pairs", "runs", "about"))]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_every_view_without_sideways_scrolling(visit, scheme):
+    page = visit(width=360, scheme=scheme)
+    places = [*VIEWS, f"#/deployment/online/task/{urllib.parse.quote('d' + SCRIPT, safe='')}"]
+    for place in places:
+        page.evaluate("place => { location.hash = place }", place or "#/")
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, place
+        assert page.locator("main h2").count() >= 1
+
+
+def lightness(page, of="background-color"):
+    """Of the page's background or text, 0 to 255."""
+    value = page.evaluate("of => getComputedStyle(document.body).getPropertyValue(of)", of)
+    return np.mean([float(part) for part in re.findall(r"[\d.]+", value)[:3]])
+
+
+def test_dark_mode_follows_the_system_and_the_button(visit):
+    light, dark = visit(), visit(scheme="dark")
+    assert lightness(light) > 200 > 60 > lightness(light, "color")
+    assert lightness(dark) < 60 < 200 < lightness(dark, "color")
+    dark.get_by_role("button", name="Theme").click()
+    assert lightness(dark) > 200
+    assert "light" in dark.get_by_role("button", name="Theme").text_content()
+    dark.get_by_role("button", name="Theme").click()
+    assert lightness(dark) < 60
+
+
+def test_troubles_are_named_in_words(visit):
+    page = visit("#/queueing/online/runs")
+    text = page.locator("main").text_content()
+    assert f"ValueError: {SCRIPT} {IMAGE}" in text
+    assert "q1 / missing / seed 0" in text
+    assert "Skipped" in text
+
+
+def test_every_control_has_a_name(visit):
+    page = visit()
+    for place in VIEWS:
+        page.evaluate("place => { location.hash = place }", place or "#/")
+        page.wait_for_timeout(100)
+        for control in page.locator("button, a[href], input, select").all():
+            name = control.evaluate(
+                "e => e.getAttribute('aria-label') || e.textContent || e.labels?.[0]?.textContent"
+            )
+            assert name.strip(), control.evaluate("e => e.outerHTML")
