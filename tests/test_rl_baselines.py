@@ -424,6 +424,23 @@ def test_tensorboard_is_named_where_it_is_missing(
         train("PPO", "LLMQueue-v0", steps=10, out=tmp_path / "m.zip", tensorboard=tmp_path)
 
 
+def test_tensorboard_gets_the_logs_of_all_sessions(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, logs = tmp_path / "model.zip", tmp_path / "logs"
+    for steps in (64, 128):
+        train_tiny("PPO", "LLMQueue-v0", out, steps=steps, resume=True, tensorboard=logs)
+    [run] = logs.iterdir()
+    steps_seen = []
+    for file in sorted(run.iterdir()):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        steps_seen += [event.step for event in events.Scalars("train/loss")]
+        assert all(event.value >= 0 for event in events.Scalars("curve/queue"))
+    assert steps_seen == [64, 128]  # the losses of a rollout are logged with the next one
+
+
 def test_names_the_extra_without_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     monkeypatch.delitem(sys.modules, "baselines.rl")

@@ -338,6 +338,7 @@ class _Watch(BaseCallback):
         curve["steps"].append(self.num_timesteps)
         for name, total in self._sums.items():
             curve[name].append(total / self._count)
+            self.logger.record(f"curve/{name}", total / self._count)
         self._drawn, self._count = self.num_timesteps, 0
         self._sums = dict.fromkeys(self._sums, 0.0)
 
