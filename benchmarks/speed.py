@@ -193,7 +193,7 @@ def vector_table(seconds: float, batches: Sequence[int] = BATCHES) -> list[list[
     table = [["B", *kinds, "native / Sync", "native / CartPole-v1"]]
     for lanes in batches:
         # A process a lane: more than this says nothing about the environment.
-        chosen = {name: kind for name, kind in kinds.items() if "Async" not in name or lanes <= 64}
+        chosen = {name: kind for name, kind in kinds.items() if "Async" not in name or lanes <= 16}
         makers = {
             name: partial(_vector_env, env_id, lanes, mode)
             for name, (env_id, mode) in chosen.items()
@@ -457,7 +457,7 @@ Environment steps per second of `LLMQueue-v0` with default arguments, an instanc
 
 {_table(vector_table(seconds, batches))}
 
-AsyncVectorEnv runs a process per lane; it is measured up to 64.
+AsyncVectorEnv runs a process per lane; it is measured up to 16.
 
 ## How a step grows
 

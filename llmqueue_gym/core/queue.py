@@ -192,6 +192,7 @@ class QueueDynamics:
             self._context_items[: self.window],
             self._seen[:, 0],
             self._seen[1:, 0],
+            self._backlog[0].view(self._dtype).reshape(-1, _CELLS),
         )
         table, width = self._table, self._table.shape[1]
         self.contexts = table.view(np.float32)[:, : self.context_dim]
@@ -487,6 +488,7 @@ class QueueDynamics:
         grown = np.zeros((self.num_lanes, 2 * capacity), dtype=self._backlog.dtype)
         grown[:, :capacity] = self._backlog[self._lanes[:, None], order]
         self._backlog, self._backlog_head = grown, np.zeros_like(self._backlog_head)
+        self._bind_views()
 
     def step_single(self, slot: int, llms: Sequence[int]) -> tuple[bool, bool, int]:
         """Run one slot of the only lane in plain Python: :meth:`step` without array overhead.
@@ -511,7 +513,7 @@ class QueueDynamics:
         self.slot[0] = now
         if now > self._limit:
             self._check_width()
-        cells, contexts, _, ages = self._lane  # views of lane 0
+        cells, contexts, _, ages, backlog = self._lane  # views of lane 0
         visible = min(length, self.window)
         ages += self._occupied[visible]
         kept_llm, feedback = -1, NOTHING_SERVED
@@ -526,11 +528,10 @@ class QueueDynamics:
                 contexts[slot:last] = contexts[slot + 1 : visible]
             if length > self.window:
                 head = self._backlog_head.item(0)
-                *record, joined = self._backlog[0, head : head + 1].view(self._dtype).tolist()
-                record[2] += now - joined
-                cells[:, last] = *record, now - joined
-                contexts[last] = self._table_items[record[0]]
-                self._backlog_head[0] = (head + 1) & (self._backlog.shape[1] - 1)
+                number, tries, since, joined = backlog[head].tolist()
+                cells[:, last] = number, tries, since + now - joined, now - joined
+                contexts[last] = self._table_items[number]
+                self._backlog_head[0] = (head + 1) & (len(backlog) - 1)
             else:
                 cells[:, last] = self._nobody, 0, 0, 0
                 contexts[last] = self._table_items[-1]
@@ -563,7 +564,7 @@ class QueueDynamics:
 
     def _join_single(self, length: int, query: int, retrials: int, age: int) -> None:
         if length < self.window:  # where nobody waits, every cell but the first is zero
-            cells, contexts, _, _ = self._lane
+            cells, contexts, _, _, _ = self._lane
             cells[0, length] = query
             if retrials:
                 cells[1, length], cells[2, length] = retrials, age
@@ -572,9 +573,9 @@ class QueueDynamics:
         behind = length - self.window
         if behind >= self._backlog.shape[1]:
             self._grow_backlog()
-        tail = (self._backlog_head.item(0) + behind) & (self._backlog.shape[1] - 1)
-        record = self._backlog[0, tail : tail + 1].view(self._dtype)
-        record[:] = query, retrials, age, self.slot.item(0)
+        backlog = self._lane[4]
+        tail = (self._backlog_head.item(0) + behind) & (len(backlog) - 1)
+        backlog[tail] = query, retrials, age, self.slot.item(0)
 
     # ---------------------------------------------------------------- observe
 
