@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.workloads.pool import unknown_name
-from llmqueue_gym.workloads.sources.table import read_jsonl
+from llmqueue_gym.workloads.sources.table import read_jsonl, seconds_of
 from llmqueue_gym.workloads.sources.wildchat import arrival_times, conversations_header
 
 Floats = NDArray[np.float64]
@@ -437,9 +437,7 @@ def _seconds(cells: Sequence[Any], scale: float, path: str, name: str) -> Floats
     try:
         times = np.array(cells, dtype=np.float64) * scale
     except (TypeError, ValueError):
-        times = np.full(len(cells), np.nan)
-        for row, cell in enumerate(cells):
-            times[row] = _one_time(cell, scale)
+        times = np.array([_one_time(cell, scale) for cell in cells])
     wrong = np.flatnonzero(~np.isfinite(times))
     if wrong.size:
         row = int(wrong[0])
@@ -450,18 +448,11 @@ def _seconds(cells: Sequence[Any], scale: float, path: str, name: str) -> Floats
     return times
 
 
-def _one_time(cell: object, scale: float) -> float:
-    """Seconds of a number or a time; NaN for anything else."""
+def _one_time(cell: Any, scale: float) -> float:
     try:
-        return float(cell) * scale  # type: ignore[arg-type]
+        return float(cell) * scale
     except (TypeError, ValueError):
-        pass
-    try:  # NumPy, unlike datetime, reads the seven decimals of the Azure traces
-        text = str(cell).strip().removesuffix("Z").removesuffix("+00:00").replace(" ", "T", 1)
-        stamp = np.datetime64(text, "ns")
-    except ValueError:
-        return math.nan
-    return math.nan if np.isnat(stamp) else float(stamp.astype(np.int64)) * 1e-9
+        return seconds_of(cell)
 
 
 # --- burstiness -----------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from llmqueue_gym.workloads.sources.table import (
     _show,
     _text,
     _vector,
+    seconds_of,
 )
 from llmqueue_gym.workloads.sources.wildchat import calibration, fit_mnl
 
@@ -330,20 +331,12 @@ def _number(row: Row, column: str, place: str, low: float, high: float) -> float
 
 def _time(row: Row, column: str, place: str) -> float:
     cell = _cell(row, column, place)
-    try:
-        return _number(row, column, place, -math.inf, math.inf)
-    except ValueError:
-        pass
-    try:
-        text = str(cell).strip().removesuffix("Z").removesuffix("+00:00").replace(" ", "T", 1)
-        nanoseconds = int(np.datetime64(text, "ns").astype(np.int64))
-    except ValueError:
-        nanoseconds = np.iinfo(np.int64).min
-    if nanoseconds == np.iinfo(np.int64).min:  # not a time
+    seconds = math.nan if isinstance(cell, bool) else seconds_of(cell)
+    if not math.isfinite(seconds):
         raise ValueError(
             f"{place}: column {column!r} must be seconds or an ISO 8601 time, not {_show(cell)}"
         )
-    return nanoseconds * 1e-9
+    return seconds
 
 
 def _read_litellm(place: str, row: Row) -> _Request:

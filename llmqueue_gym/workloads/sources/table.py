@@ -297,6 +297,20 @@ def _vector(row: Row, column: str, place: str) -> NDArray[np.float32]:
     return vector
 
 
+def seconds_of(cell: object) -> float:
+    """Seconds of a number or an ISO 8601 time in UTC; NaN for anything else."""
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        pass
+    try:  # NumPy, unlike datetime, reads the seven decimals of the Azure traces
+        text = str(cell).strip().removesuffix("Z").removesuffix("+00:00").replace(" ", "T", 1)
+        stamp = np.datetime64(text, "ns")
+    except ValueError:
+        return float("nan")
+    return float("nan") if np.isnat(stamp) else int(stamp.astype(np.int64)) * 1e-9
+
+
 def _scores(row: Row, columns: Columns, place: str) -> Row:
     """Raw scores {LLM: value} of one row."""
     if not isinstance(columns, str):
