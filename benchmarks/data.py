@@ -180,7 +180,11 @@ def list_datasets() -> None:
     clear_leftovers()
     table = Table("name", "source", "rows", "LLMs", "costs", "licence", "file")
     for name in stored_names():
-        header = read_header(name)
+        try:
+            header = read_header(name)
+        except ValueError as error:
+            print(f"damaged: {error}")
+            continue
         facts = header.facts
         costs = "yes" if "cost" in facts.units else "no"
         row = (name, header.source, f"{facts.rows:,}", str(len(facts.llms)), costs, header.licence)

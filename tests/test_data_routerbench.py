@@ -213,6 +213,14 @@ def test_a_wrong_cell_of_a_pickle_is_named(tmp_path: Path) -> None:
         import_dataset("routerbench", tmp_path / "t.pkl")
 
 
+def test_a_prompt_that_is_a_list_already_reads_like_one_spelled_out(tmp_path: Path) -> None:
+    whole = (FILES / "pandas1-protocol0.pkl").read_bytes()
+    text = b"V['What is 2+2?']\n"
+    (tmp_path / "t.pkl").write_bytes(whole.replace(text, b"(lp900\nVWhat is\naV2+2?\na"))
+    found = read_table(import_dataset("routerbench", tmp_path / "t.pkl"))
+    assert found["text"][0] == "What is\n2+2?"
+
+
 # --- attacks -------------------------------------------------------------------------------------
 
 

@@ -204,6 +204,7 @@ def test_a_damaged_header_is_an_error_that_names_it(text: str, table: Path, cach
     (cache / "routerbench.json").write_text(text)
     with pytest.raises(ValueError, match=r"routerbench\.json: not a header"):
         stored.read_header("routerbench")
+    assert "damaged: " in run("list").stdout
 
 
 @pytest.mark.parametrize("name", ["../up", "", "Caps", "a/b", ".hidden", "x" * 80])

@@ -390,7 +390,7 @@ def test_memory_does_not_grow_with_the_rows() -> None:
     if os.environ.get("LLMQUEUE_GYM_SLOW"):
         assert measure(10_000_000, 60)["peak_mb"] < 1000
         return
-    few, many = measure(100_000, 60), measure(1_000_000, 60)
-    slope = (many["peak_mb"] - few["peak_mb"]) / 0.9  # MB per million rows
+    few, many = measure(100_000, 60), measure(600_000, 60)
+    slope = (many["peak_mb"] - few["peak_mb"]) / 0.5  # MB per million rows
     assert few["peak_mb"] + 9.9 * slope < 1000
-    assert many["questions"] > 8000
+    assert many["questions"] > 5000

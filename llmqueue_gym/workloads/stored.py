@@ -199,6 +199,17 @@ def quality_and_cost(
     return quality, table.select(f"cost:{llm}" for llm in llms).to_numpy().astype(np.float64)
 
 
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Turn what polars says of a broken official file into a ValueError that names the file."""
+    polars = _polars()
+    try:
+        yield
+    except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path}: not a complete Parquet file ({reason})") from error
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 

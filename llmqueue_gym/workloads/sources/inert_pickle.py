@@ -290,6 +290,8 @@ def _number(value: Any, row: int, column: str) -> float:
 def _text(value: Any, row: int, column: str) -> str | None:
     if type(value) is str:
         return value.encode("utf-8", "replace").decode()  # a lone surrogate is not UTF-8
+    if type(value) is list and all(type(line) is str for line in value):
+        return _text(repr(value), row, column)  # the lines of a prompt, not spelled out yet
     if _missing(value):
         return None
     raise PickleRefusedError(f"row {row}, column {column!r}: expected text, not {_show(value)}")

@@ -89,11 +89,14 @@ def _read_pickle(path: Path) -> tuple[Texts, Numbers]:
         table = Path(folder) / "table.parquet"
         # -I: neither the environment nor the current folder can slip in another module
         command = [sys.executable, "-I", inert_pickle.__file__, str(path), str(table)]
-        kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+        # one thread each, because threads would count against the memory limit
+        env = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+        env |= {"POLARS_MAX_THREADS": "1"}
+        env |= {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
         try:
             done = subprocess.run(
                 command,
-                env=kept | {"POLARS_MAX_THREADS": "1"},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 cwd=folder,

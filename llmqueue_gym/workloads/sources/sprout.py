@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
+from llmqueue_gym.workloads.stored import Facts, Tell, reading_parquet, write_pool
 
 if TYPE_CHECKING:
     import polars as pl
@@ -151,7 +151,7 @@ def _select(path: Path) -> tuple[pl.DataFrame, list[str]]:
     """Read the columns that matter, and the names of the LLMs."""
     import polars as pl
 
-    try:
+    with reading_parquet(path):
         schema = pl.read_parquet_schema(path)
         structs = {
             name: {field.name for field in kind.fields}
@@ -174,9 +174,6 @@ def _select(path: Path) -> tuple[pl.DataFrame, list[str]]:
             for field in FIELDS
         ]
         frame = pl.scan_parquet(path).select(*TEXT_COLUMNS, *fields).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: not a complete Parquet file ({reason})") from error
     if not len(frame):
         raise ValueError(f"{path}: the file has no rows")
     return frame, llms

@@ -33,6 +33,7 @@ from llmqueue_gym.workloads.stored import (
     Tell,
     read_header,
     read_table,
+    reading_parquet,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _batches(path: Path) -> Iterator[tuple[pl.DataFrame, int]]:
     """Conversations of a file in batches, each with the number of rows before it."""
     import polars as pl
 
-    try:
+    with reading_parquet(path):
         schema = pl.read_parquet_schema(path)
         _check_schema(schema, path)
         columns = [*_NEEDED, *(name for name in _OPTIONAL if name in schema)]
@@ -119,9 +120,6 @@ def _batches(path: Path) -> Iterator[tuple[pl.DataFrame, int]]:
         rows = int(scan.select(pl.len()).collect().item())
         for start in range(0, rows, BATCH):
             yield scan.slice(start, BATCH).collect(), start
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: not a complete Parquet file ({reason})") from error
 
 
 def _check_schema(schema: Any, path: Path) -> None:
