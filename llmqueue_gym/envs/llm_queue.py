@@ -399,10 +399,10 @@ class LLMQueueEnv(RenderedEnv):
 class LLMQueueVectorEnv(LaneVectorEnv):
     """B copies of LLMQueue-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
-    A step costs O(B (W d + N K)), whatever the backlog and the time: about 70 us of NumPy calls
-    whatever B, and 0.2 to 0.3 us a lane at W = 32, d = 5, mostly moving the window and writing the
+    A step costs O(B (W d + N K)), whatever the backlog and the time: about 80 us of NumPy calls
+    whatever B, and 0.2 us a lane at W = 32, d = 5, mostly moving the window and writing the
     observation. Measured at B = 256 (docs/speed.md): W = 32 -> 128 costs 1.4 times as much, d = 5
-    -> 384 8 times, N = 5 -> 100 1.2 times; B = 64 -> 1024 3 times. With ``instance_seed`` all lanes
+    -> 384 7 times, N = 5 -> 100 1.1 times; B = 64 -> 1024 2.8 times. With ``instance_seed`` all lanes
     share one table of queries; without it each lane holds its own (P (d + 2 N) floats), whose
     cache misses cost another fifth of a step at B = 1024.
 
