@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.workloads.pool import unknown_name
-from llmqueue_gym.workloads.sources.table import read_jsonl, seconds_of
+from llmqueue_gym.workloads.sources.table import _find, read_jsonl, seconds_of
 from llmqueue_gym.workloads.sources.wildchat import arrival_times, conversations_header
 
 Floats = NDArray[np.float64]
@@ -376,16 +376,6 @@ def _load_times(
     times -= times[0]
     times.flags.writeable = False
     return times
-
-
-def _find(path: object) -> Path:
-    if not isinstance(path, str) or not Path(path).expanduser().is_file():
-        raise ValueError(f"arrivals: path={path!r}: there is no such file")
-    found = Path(path).expanduser().resolve()
-    known = (".csv", *_JSONL, ".parquet")
-    if found.suffix.lower() not in known:
-        raise ValueError(f"arrivals: path={path!r}: the name must end in one of {', '.join(known)}")
-    return found
 
 
 def _read_cells(path: Path, column: str | None) -> tuple[list[Any], str, bool]:
