@@ -6,9 +6,10 @@ schema.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +83,7 @@ class Prepared(NamedTuple):
     reward: Floats  # (n,) less weighted cost
     propensity: Floats  # (len(judge),)
     estimated: bool
-    rates: Floats  # (n, N) of the outcome model
-    predicted: Floats  # (len(judge), N) rewards
+    predicted: Floats  # (n, N) rewards of the outcome model
 
 
 def prepare(
@@ -123,7 +123,6 @@ def prepare(
         )
     cost = np.zeros(len(log)) if log.cost is None else log.cost
     model = fit_outcomes(log, contexts, train)
-    rates = model.rates(contexts)
     estimated = log.propensity is None
     return Prepared(
         log,
@@ -135,8 +134,7 @@ def prepare(
         if log.propensity is None
         else log.propensity[judge],
         estimated,
-        rates,
-        rates[judge] - cost_weight * model.cost,
+        model.rates(contexts) - cost_weight * model.cost,
     )
 
 
@@ -169,14 +167,16 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     draws: int = 10,
+    advance: Callable[[], object] = lambda: None,
 ) -> Evaluation:
     """Train an agent on the first part of a log, freeze it, and estimate its value on the second.
 
     The agent meets one request at a time, K = 1. On the first part it learns by replay (Li et al.,
     WSDM 2011): where its choice is the logged one it is told what the user did, elsewhere nothing
     happens. Agents of the protocol ``pretrained`` are given the contexts of the first part with the
-    utilities of the outcome model fitted on it. On the second part it learns nothing, and its
-    probabilities are the shares of ``draws`` decisions, which leaves the estimates unbiased.
+    utilities of the outcome model fitted on it, less the weighted cost. On the second part it
+    learns nothing, and its probabilities are the shares of ``draws`` decisions, which leaves the
+    estimates unbiased.
 
     Parameters
     ----------
@@ -190,32 +190,38 @@ def evaluate(
         Seed of the agent and of the answers drawn from scores.
     draws : int
         Decisions a request.
+    advance : callable
+        Called after every request of the log.
     """
     check_count("draws", draws)
     spec = agent_spec(name)
     log, contexts = data.log, data.contexts
     offline = None
     if getattr(spec.load(), "protocol", "online") == "pretrained":
-        offline = OfflineData(contexts[data.train], logit(data.rates[data.train].clip(0.01, 0.99)))
+        offline = OfflineData(
+            contexts[data.train], logit(data.predicted[data.train].clip(0.01, 0.99))
+        )
     problem = QueueProblem(
         len(log.llms), 1, contexts.shape[1], 1, 1.0, max(1, len(data.train)), offline
     )
     agent = make_agent(name, problem, seed, **(settings or {}))
-    trained_on = _replay(agent, data, np.random.default_rng([seed, len(log)]))
+    trained_on = _replay(agent, data, np.random.default_rng([seed, len(log)]), advance)
     policy = np.zeros((len(data.judge), len(log.llms)))
     for row, request in enumerate(data.judge):
         for _ in range(draws):
             policy[row, int(agent.act(_observation(contexts[request]))[1])] += 1.0 / draws
+        advance()
     policy /= policy.sum(axis=1, keepdims=True)  # shares of draws add up to 1 but for rounding
     rows, llm, reward = np.arange(len(data.judge)), log.llm[data.judge], data.reward[data.judge]
     weight = importance_weights(policy[rows, llm].clip(0.0, 1.0), data.propensity)
-    expected = (policy * data.predicted).sum(axis=1)
+    predicted = data.predicted[data.judge]
+    expected = (policy * predicted).sum(axis=1)
     return Evaluation(
         name,
         {
             "ips": ips(reward, weight),
             "self-normalised": self_normalised(reward, weight),
-            "doubly robust": doubly_robust(reward, weight, data.predicted[rows, llm], expected),
+            "doubly robust": doubly_robust(reward, weight, predicted[rows, llm], expected),
         },
         t_interval(reward),
         effective_sample_size(weight),
@@ -225,10 +231,13 @@ def evaluate(
     )
 
 
-def _replay(agent: Agent, data: Prepared, rng: np.random.Generator) -> int:
+def _replay(
+    agent: Agent, data: Prepared, rng: np.random.Generator, advance: Callable[[], object]
+) -> int:
     """Let the agent learn where it agrees with the log; return how often that was."""
     log, agreed = data.log, 0
     for request in data.train:
+        advance()
         observation = _observation(data.contexts[request])
         action = agent.act(observation)
         llm = int(log.llm[request])
@@ -329,7 +338,7 @@ def show_evaluation(
     log = read_log(str(path), _columns(columns))
     vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
     data = prepare(log, vectors, train_share, cost_weight)
-    found = [evaluate(data, name, seed=seed, draws=draws) for name in agents]
+    found = _with_progress(data, agents, seed, draws)
     if as_json:
         record = {
             "path": str(path),
@@ -378,6 +387,29 @@ def show_evaluation(
                 f"warning: {row.agent} seldom does what was logged ({row.effective:.0f} effective "
                 "requests): trust no estimate of it"
             )
+
+
+def _with_progress(
+    data: Prepared, agents: Sequence[str], seed: int, draws: int
+) -> list[Evaluation]:
+    """Evaluate one agent after the other, with a bar on the terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    found = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for name in agents:
+            bar = progress.add_task(name, total=len(data.log))
+            found.append(
+                evaluate(
+                    data,
+                    name,
+                    seed=seed,
+                    draws=draws,
+                    advance=functools.partial(progress.advance, bar),
+                )
+            )
+    return found
 
 
 def _shown(interval: Interval) -> str:

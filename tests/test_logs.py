@@ -277,7 +277,15 @@ def test_the_cost_weight_takes_the_cost_off_the_reward():
     log, _ = simulate(400, 0)
     free, dear = (prepare(log, log.contexts(), cost_weight=weight) for weight in (0.0, 2.0))
     assert free.reward - dear.reward == pytest.approx(2.0 * log.cost)
-    assert free.predicted - dear.predicted == pytest.approx(np.tile([0.02, 0.04, 0.06], (200, 1)))
+    assert free.predicted - dear.predicted == pytest.approx(np.tile([0.02, 0.04, 0.06], (400, 1)))
+
+
+def test_an_agent_trained_offline_knows_the_price():
+    log, _ = simulate(2000, 0)
+    cheap = evaluate(prepare(log, log.contexts(), cost_weight=50.0), "offline-ridge", draws=1)
+    assert cheap.policy[:, 0].mean() > 0.8  # a cent is dear: the cheapest LLM answers nearly all
+    free = evaluate(prepare(log, log.contexts()), "offline-ridge", draws=1)
+    assert free.policy[:, 0].mean() < 0.6
 
 
 def test_evaluation_follows_its_seed_and_never_looks_at_the_judging_part():
