@@ -142,7 +142,13 @@ class Store:
         run = self._open("run.json", self._files.read(["run.json"])[0], spec_key(_RUN))
         if run is None:
             raise FileNotFoundError(f"no results in {self}: `llmqueue-bench run` writes them")
-        return {**run, "cells": _unpack(run["cells"])}
+        try:
+            return {**run, "cells": _unpack(run["cells"])}
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise CorruptResultError(
+                f"{self}/run.json has a plan of another version: the same `llmqueue-bench run` "
+                "writes it again, and computes only what is missing"
+            ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:

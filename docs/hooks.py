@@ -5,6 +5,8 @@ MkDocs calls the hooks, mkdocstrings the extension; see mkdocs.yml.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -14,6 +16,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from baselines import AgentSpec, registered_agents
+from benchmarks.export import open_results
+from benchmarks.report.figure import agents_svg
+from benchmarks.report.tables import agents_markdown
+from benchmarks.scoring import Board, TaskBoard, load_board
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+"""The committed results, whose curves stand on the agents' pages."""
 
 _PROBLEMS = {
     "queueing": "Queueing",
@@ -40,9 +49,16 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Write the agents' pages."""
+    """Write the agents' pages, each with the curves of a published run if there is one."""
+    boards = [load_board(open_results(path)) for path in sorted(RESULTS.glob("*.json.gz"))]
     for module, agents in _families().items():
-        files.append(File.generated(config, _path(module), content=_page(module, agents)))
+        path, names = _path(module), {spec.name for spec in agents}
+        run = next(_published(boards, names), None)
+        page = _page(module, agents, run)
+        files.append(File.generated(config, path, content=page))
+        if run is not None:
+            picture = agents_svg(*run, names)
+            files.append(File.generated(config, path.replace(".md", ".svg"), content=picture))
     return files
 
 
@@ -100,7 +116,17 @@ def _path(module: str) -> str:
     return f"agents/{problem}-{name.replace('_', '-')}.md"
 
 
-def _page(module: str, agents: list[AgentSpec]) -> str:
+def _published(boards: list[Board], names: set[str]) -> Iterator[tuple[Board, TaskBoard]]:
+    """Tasks of the published runs that some of the agents played, those most of them did first."""
+    found = [
+        (len(names & task.curves.keys()), board, task) for board in boards for task in board.tasks
+    ]
+    for count, board, task in sorted(found, key=lambda entry: -entry[0]):
+        if count:
+            yield board, task
+
+
+def _page(module: str, agents: list[AgentSpec], run: tuple[Board, TaskBoard] | None) -> str:
     settings = (
         ", ".join(f"`{key}={value!r}`" for key, value in spec.settings.items()) for spec in agents
     )
@@ -108,8 +134,19 @@ def _page(module: str, agents: list[AgentSpec]) -> str:
         f"| `{spec.name}` | {text} | {spec.source} |"
         for spec, text in zip(agents, settings, strict=True)
     ]
-    command = ["```bash", f"llmqueue-bench run quick --agent {agents[0].name}", "```"]
     table = ["| name | settings | source |", "|---|---|---|", *rows]
     docs = [f"::: {module}", "    options:", "      show_root_heading: false"]
-    parts = ([f"# {_title(agents)}"], table, command, docs)
+    published = [] if run is None else _curves(module, agents, *run)
+    parts = ([f"# {_title(agents)}"], table, *published, docs)
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _curves(
+    module: str, agents: list[AgentSpec], board: Board, task: TaskBoard
+) -> Iterator[list[str]]:
+    """Command, table and curves of a published run."""
+    name = task.task["name"]
+    yield [f"## On {name} ({task.about})"]
+    yield ["```bash", f"llmqueue-bench run {board.suite} --task {name}", "```"]
+    yield [agents_markdown(task, {spec.name for spec in agents}).rstrip()]
+    yield [f"![Curves of the run over time]({Path(_path(module)).stem}.svg)"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.store import CorruptResultError, Store
+from benchmarks.store import CorruptResultError, Store, _seal
 from benchmarks.suite import spec_key
 
 SPEC = {"task": {"name": "t"}, "agent": {"label": "a"}, "seed": 0}
@@ -99,4 +99,12 @@ def test_nan_is_never_stored(store):
 
 def test_a_folder_without_a_run_says_what_to_type(store):
     with pytest.raises(FileNotFoundError, match="llmqueue-bench run"):
+        store.load_run()
+
+
+def test_a_plan_of_another_version_is_named_and_not_misread(store):
+    spec = {"run": "plan"}
+    plan = {"suite": "s", "skipped": {}, "provenance": {}, "cells": [SPEC]}  # a list of old
+    store._write("run.json", _seal(spec, spec_key(spec), plan))
+    with pytest.raises(CorruptResultError, match=r"run\.json has a plan of another version"):
         store.load_run()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +109,16 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
                 name = f"{name}-{task.section.protocol}"
             pictures.append(_save(figure, folder, f"traffic-{name}", caption, task.section))
     return pictures
+
+
+def agents_svg(board: Board, task: TaskBoard, agents: Collection[str]) -> bytes:
+    """Draw the curves of a task for some agents beside the references; return the SVG."""
+    shown = {label: task.curves[label] for label in task.curves if label in {*agents, *REFERENCES}}
+    styles = _styles(board, task.section)
+    figure = _page(board.suite, [replace(task, curves=shown)], styles)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="svg")
+    return buffer.getvalue()
 
 
 def main_picture(board: Board, section: Section) -> tuple[str, str]:

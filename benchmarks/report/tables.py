@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -214,6 +214,13 @@ def task_headers(board: TaskBoard, *, short: bool) -> tuple[str, ...]:
 def task_lines(board: TaskBoard, short: bool) -> list[list[str]]:
     """Rows of a task's table as text."""
     return [_line(row, board, short) for row in board.rows]
+
+
+def agents_markdown(board: TaskBoard, agents: Collection[str]) -> str:
+    """Markdown table of some agents of a task beside the references."""
+    rows = [row for row in board.rows if row.agent in {*agents, *REFERENCES}]
+    lines = [_line(row, board, short=True) for row in rows]
+    return _markdown(task_headers(board, short=True), lines)
 
 
 def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
