@@ -1,14 +1,18 @@
 """``python -m benchmarks.sb3_speed``: PPO on the native vector environment against DummyVecEnv.
 
-Both learn in one process, in turns, so that what else the machine does falls on both alike.
+Both learn in one process with one thread, in turns, on the CPU time of the process: what else the
+machine does falls on neither.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from pathlib import Path
+from time import process_time
 from typing import Any
 
 import gymnasium as gym
@@ -18,7 +22,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from baselines.rl import recipe
+from benchmarks.report import insert_between_markers
 from benchmarks.runner import provenance
+from benchmarks.store import write_text
 from llmqueue_gym.sb3 import make_vec_env
 from llmqueue_gym.wrappers import DiscreteActions, DiscreteActionsVector
 
@@ -56,17 +62,17 @@ def stepping(env: VecEnv, steps: int) -> float:
     env.reset()
     actions = [np.array([env.action_space.sample() for _ in range(LANES)]) for _ in range(16)]
     rounds = steps // LANES
-    start = perf_counter()
+    start = process_time()
     for number in range(rounds):
         env.step(actions[number % 16])
-    return rounds * LANES / (perf_counter() - start)
+    return rounds * LANES / (process_time() - start)
 
 
 def learning(model: PPO, steps: int) -> float:
     """Return environment steps per second of a learner at work."""
-    start, before = perf_counter(), model.num_timesteps
+    start, before = process_time(), model.num_timesteps
     model.learn(steps, reset_num_timesteps=False)
-    return (model.num_timesteps - before) / (perf_counter() - start)
+    return (model.num_timesteps - before) / (process_time() - start)
 
 
 def compare(rounds: int, steps: int) -> dict[str, Any]:
@@ -99,24 +105,53 @@ def compare(rounds: int, steps: int) -> dict[str, Any]:
                 pairs.append((fast(), other))
         table = np.array(pairs)
         ratio = table[:, 0] / table[:, 1]
+        low, high = np.quantile(ratio, (0.25, 0.75))
         results[name] = {
-            f"native x{LANES} steps/s": float(np.median(table[:, 0])),
-            f"DummyVecEnv x{LANES} steps/s": float(np.median(table[:, 1])),
+            "native": float(np.median(table[:, 0])),
+            "DummyVecEnv": float(np.median(table[:, 1])),
             "ratio": float(np.median(ratio)),
-            "ratio quartiles": [float(q) for q in np.quantile(ratio, (0.25, 0.75))],
+            "low": float(low),
+            "high": float(high),
         }
     return results
 
 
+def markdown(found: Mapping[str, Mapping[str, float]], command: str) -> str:
+    """Return the comparison as a table with its origin."""
+    lines = [
+        f"| x{LANES} | native steps/s | DummyVecEnv steps/s | ratio | quartiles |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found.items():
+        lines.append(
+            f"| {name} | {row['native']:,.0f} | {row['DummyVecEnv']:,.0f} | {row['ratio']:.2f} "
+            f"| {row['low']:.2f} to {row['high']:.2f} |"
+        )
+    source = provenance(command)
+    origin = f"llmqueue_gym {source['version']} ({source['commit']}), {source['machine']}"
+    table = "\n".join(lines)
+    return f"""{table}
+
+`{command}`: environment steps per CPU second of the process, learning included, medians of turns
+taken alternately; PPO with the recipe's hyperparameters; {origin}.
+"""
+
+
 def main() -> None:
-    """Print the comparison as JSON."""
+    """Print the comparison as JSON, or put it into a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="turns of each")
     parser.add_argument("--steps", type=int, default=8192, help="environment steps a turn")
+    parser.add_argument("--page", type=Path, help="page whose marked part takes the table")
     arguments = parser.parse_args()
+    command = shlex.join(["python", "-m", "benchmarks.sb3_speed", *sys.argv[1:]])
     found = compare(arguments.rounds, arguments.steps)
-    command = "python -m benchmarks.sb3_speed"
-    print(json.dumps({**found, "provenance": provenance(command)}, indent=2))
+    if arguments.page is None:
+        print(json.dumps({**found, "provenance": provenance(command)}, indent=2))
+        return
+    text = arguments.page.read_text(encoding="utf-8")
+    text = insert_between_markers(text, "sb3 speed", markdown(found, command))
+    write_text(arguments.page, text)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,18 @@ def test_names_the_extra_without_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
         importlib.import_module("llmqueue_gym.sb3")
 
 
+def test_the_speed_bench_compares_the_two_and_writes_its_table() -> None:
+    from benchmarks import sb3_speed
+
+    found = sb3_speed.compare(rounds=1, steps=1024)
+    assert len(found) == 3
+    for row in found.values():
+        assert row["ratio"] == pytest.approx(row["native"] / row["DummyVecEnv"])
+    page = sb3_speed.markdown(found, "the command")
+    assert page.count("| PPO, ") == 2
+    assert "`the command`" in page
+
+
 # --- discrete actions -----------------------------------------------------------------------------
 
 
