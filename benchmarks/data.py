@@ -408,17 +408,25 @@ def _llm_table(summary: dict[str, Any]) -> "Table":
     return table
 
 
+_NOTES = {
+    "missing_scores": "missing scores, counted as 0",
+    "left_out": "LLMs without a single score, left out",
+    "repeated_ids": "repeated ids, kept as queries of their own",
+    "repeated_pairs": "further labels of a pair, of which the largest counts",
+    "conflicting_texts": "rows whose text is not their question's first",
+    "prices": "costs from a price table",
+}
+
+
 def _note_lines(notes: Any) -> list[str]:
-    """Return the notes of a header in words; empty ones say nothing."""
+    """Return what an importer decided, in words; nothing for what did not occur."""
     lines = []
-    for key, value in notes.items():
-        if not value:
-            continue
-        if isinstance(value, dict) and all(isinstance(item, int) for item in value.values()):
-            value = f"{sum(value.values()):,} in {len(value)} LLMs"
-        elif isinstance(value, dict):
-            value = f"of {len(value)} LLMs"
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        lines.append(f"{key.replace('_', ' ')}: {value}")
+    for key, words in _NOTES.items():
+        value = notes.get(key)
+        if isinstance(value, dict) and value:
+            whole = all(isinstance(item, int) for item in value.values())
+            count = f"{sum(value.values()):,} in " if whole else ""
+            lines.append(f"{words}: {count}{len(value)} LLMs")
+        elif value:
+            lines.append(f"{words}: {', '.join(value) if isinstance(value, list) else value}")
     return lines
