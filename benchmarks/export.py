@@ -65,7 +65,12 @@ class ExportedRun:
             raise CorruptResultError(f"{path} is truncated or no export ({error!r})") from error
         if not intact:
             raise CorruptResultError(f"{path} was edited: its checksum does not match")
-        self._run, self._cells, self._failures = _unpack(document["content"])
+        try:
+            self._run, self._cells, self._failures = _unpack(document["content"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CorruptResultError(
+                f"{path} does not hold what an export does: {error!r}"
+            ) from error
 
     def load_run(self) -> Record:
         """Return the plan of the run."""

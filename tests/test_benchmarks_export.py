@@ -175,6 +175,31 @@ def test_damaged_files_are_named_and_never_read(store, tmp_path):
         open_results(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("run"),
+        lambda c: c["groups"][0].pop("spec"),
+        lambda c: c["groups"][0].update(t=10**6),
+        lambda c: c["groups"][0]["metrics"].update(luck=[]),
+        lambda c: c["groups"][0]["curve"].update(queue=["abc"] * 4),
+        lambda c: c["groups"][4]["traffic"][0].update(gaps=[10**6]),
+        lambda c: c.update(groups=3),
+    ],
+)
+def test_an_export_of_another_shape_is_an_error_in_words(store, tmp_path, change):
+    path = tmp_path / "s.json.gz"
+    export_run(store, path)
+
+    def forged(document):
+        change(document["content"])
+        document["checksum"] = export._checksum(document["content"])
+
+    edited(path, forged)
+    with pytest.raises(CorruptResultError, match="does not hold"):
+        open_results(path)
+
+
 def test_a_damaged_result_is_not_exported(store, tmp_path):
     victim = next((store.root / "cells").iterdir())
     victim.write_text(victim.read_text()[:-30])

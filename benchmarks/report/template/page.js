@@ -532,7 +532,7 @@
     const aside = section.tasks.filter((t) => t.separates && !t.headline).map((t) => t.name);
     const note = [
       section.headline.length
-        ? `Interquartile mean of the score over ${count(section.headline.length, "task")} x seeds: 0 is the random policy, 1 the oracle that knows the truth. `
+        ? `Interquartile mean of the score over ${count(section.headline.length, "task")} × seeds: 0 is the random policy, 1 the oracle that knows the truth. `
         : "No task of this section separates the agents. ",
       "Agents share a rank unless a paired interval separates them from the best of it. ",
       tied.length ? `Left out because they separate nothing: ${tied.join(", ")}. ` : "",
@@ -559,8 +559,8 @@
     };
     const columns = [
       { label: "Task", cls: "first", up: true, sort: (t) => t.name, cell: (t) => taskLink(section, t) },
-      { label: "T", title: "Slots or queries of a run", sort: (t) => t.horizon, cell: (t) => t.horizon.toLocaleString("en") },
-      { label: "Best agent", cls: "left", up: true, sort: (t) => best(t)?.agent ?? null, cell: (t) => (best(t) ? who(section, best(t).agent) : "") },
+      { label: "T", title: "Slots or queries of a run", cls: "wide", sort: (t) => t.horizon, cell: (t) => t.horizon.toLocaleString("en") },
+      { label: "Best agent", cls: "left wide", up: true, sort: (t) => best(t)?.agent ?? null, cell: (t) => (best(t) ? who(section, best(t).agent) : "") },
       ...learning.map((agent) => ({
         label: agent, title: `${agent}: mean score on the task`, head: "agent", cls: "cell",
         sort: (t) => scores.get(t).get(agent)?.[0] ?? null,
@@ -709,7 +709,7 @@
 
   function runsView() {
     const parts = [h("section", {}, h("h2", {}, "Where the runs come from"),
-      h("p", { class: "lead" }, `${count(DATA.cells, "cell")} on the board. A cell is task x agent x seed x protocol, stored under the SHA-256 of all that decides its result.`),
+      h("p", { class: "lead" }, `${count(DATA.cells, "cell")} on the board. A cell is task × agent × seed × protocol, stored under the SHA-256 of all that decides its result.`),
       h("div", { class: "grid" }, DATA.origins.map((_, i) => h("div", { class: "card pad" }, originList({ origin: i, seeds: "", wall: "" }).cloneNode(true)))))];
     parts[0].querySelectorAll("dl").forEach((list) => { while (list.children.length > 10) list.lastChild.remove(); });
     const lists = [
@@ -728,7 +728,7 @@
   }
 
   function aboutView(section) {
-    const [score, ...rest] = section.legend.split(/(?=\*[^*]+\*:)/);
+    const [score, ...rest] = section.legend.split(/(?<!\()(?=\*[^*]+\*:)/);
     const entry = (part) => {
       const found = /^\*([^*]+)\*: ?([\s\S]*)$/.exec(part.trim());
       return found ? [h("dt", {}, capital(found[1])), h("dd", {}, emphasised(found[2].replace(/[;,]\s*$/, ".")))] : [h("dd", {}, emphasised(part))];
