@@ -410,6 +410,8 @@ def test_an_environment_plays_logged_conversations(chats: Path) -> None:
     assert np.allclose(utilities, contexts.astype(np.float64) @ model.theta.T)
     table = read_table(read_header("wildchat"))
     assert not table["repeat"].to_numpy()[model.arrives].any()  # retrials do not arrive anew
+    assert not table["repeat"].to_numpy()[model.kept_back].any()  # nor tell of what may arrive
+    assert len(workload.offline.contexts) == model.kept_back.sum() > 0
     with pytest.raises(ValueError, match="holds conversations, not scores"):
         load_pool("wildchat")
 

@@ -22,6 +22,7 @@ from llmqueue_gym.workloads import fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources.logs import (
     Log,
+    _distinct,
     describe_log,
     fit_outcomes,
     judge_outcomes,
@@ -124,6 +125,10 @@ def test_litellm_spend_logs_tell_retrials_by_the_sessions_next_message(tmp_path)
     assert log.texts[1] == "in parts"
     assert log.reward.tolist() == [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
     assert log.llms == ("gpt", "openai/gpt")
+    assert [text for text, again in zip(log.texts, log.repeat, strict=True) if again] == [
+        "what is the capital city of france"
+    ]
+    assert "what is the capital city of france" not in [log.texts[row] for row in _distinct(log)[0]]
     assert log.cost.tolist() == [0.001] * 6
     assert np.diff(log.time) == pytest.approx([1, 7, 1, 2, 8])
 

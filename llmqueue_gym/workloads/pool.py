@@ -221,6 +221,8 @@ class PoolWorkload:
         Queries per instance, drawn without replacement; all online rows if there are fewer.
     utilities : ndarray, shape (P, N), optional
         Utilities known otherwise, in place of those that follow from quality and cost.
+    offline : ndarray of int, optional
+        Rows that pretrained agents may train on. Default: all that never arrive.
 
     Attributes
     ----------
@@ -231,7 +233,7 @@ class PoolWorkload:
     pool_size : int
         Rows of every drawn instance, P.
     offline : OfflineData or None
-        The rows that never arrive; None if all may.
+        The rows to train on; None if there are none.
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class PoolWorkload:
         cost_weight: float = 0.0,
         pool_size: int = 1000,
         utilities: NDArray[np.float64] | None = None,
+        offline: NDArray[np.int64] | None = None,
     ) -> None:
         self._rows = np.arange(len(pool.contexts)) if online is None else online
         if not len(self._rows):
@@ -254,7 +257,8 @@ class PoolWorkload:
         self.llms = pool.llms
         self.context_dim: int = pool.contexts.shape[1]
         self.pool_size = min(check_count("pool_size", pool_size), len(self._rows))
-        others = np.setdiff1d(np.arange(len(pool.contexts)), self._rows)
+        rows = np.arange(len(pool.contexts)) if offline is None else offline
+        others = np.setdiff1d(rows, self._rows)
         self.offline = (
             OfflineData(self._contexts[others], self._utilities[others]) if others.size else None
         )

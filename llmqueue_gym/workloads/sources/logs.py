@@ -92,6 +92,9 @@ class Log:
         Seconds.
     propensity : ndarray of float64, shape (n,), or None
         Probability with which whoever logged chose that LLM for that query.
+    repeat : ndarray of bool, shape (n,), or None
+        Requests that ask once more, in other words perhaps, what their session just asked; None
+        where the log has no sessions.
     """
 
     path: str
@@ -103,6 +106,7 @@ class Log:
     cost: Floats | None
     time: Floats | None
     propensity: Floats | None
+    repeat: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.llm)
@@ -202,7 +206,9 @@ def _assemble(path: str, requests: list[_Request]) -> Log:
     timed = requests[0].time is not None
     if timed:
         requests = sorted(requests, key=lambda request: request.time or 0.0)
-    rewards = _by_session(requests) if requests[0].session is not None else None
+    rewards = repeat = None
+    if requests[0].session is not None:
+        rewards, repeat = _by_session(requests)
     texts = isinstance(requests[0].query, str)
     llms = tuple(sorted({request.llm for request in requests}))
     index = {llm: j for j, llm in enumerate(llms)}
@@ -223,12 +229,13 @@ def _assemble(path: str, requests: list[_Request]) -> Log:
         numbers("cost"),
         numbers("time"),
         numbers("propensity"),
+        repeat,
     )
 
 
-def _by_session(requests: Sequence[_Request]) -> Floats:
-    """Rewards of requests in order: 0 if the session's next message is the same once more."""
-    rewards = np.ones(len(requests))
+def _by_session(requests: Sequence[_Request]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Rewards of requests in order, 0 if their session's next message repeats them; the repeats."""
+    rewards, repeat = np.ones(len(requests)), np.zeros(len(requests), dtype=np.bool_)
     last: dict[str, int] = {}
     for row, request in enumerate(requests):
         if request.reward is not None:
@@ -238,8 +245,9 @@ def _by_session(requests: Sequence[_Request]) -> Floats:
             before = requests[last[session]]
             if similarity(str(before.query), str(request.query)) >= THRESHOLD:
                 rewards[last[session]] = 0.0
+                repeat[row] = True
         last[session] = row
-    return rewards
+    return rewards, repeat
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -535,9 +543,12 @@ def logs_workload(
 
 
 def _distinct(log: Log) -> tuple[Ints, Ints | None]:
-    """First rows of the distinct queries, and which of these arrive (None: all)."""
+    """First rows of the distinct queries, repeats left out, and which of these arrive (or all)."""
     if log.texts is None:
         return np.arange(len(log)), None
-    first = {text: row for row, text in reversed(list(enumerate(log.texts)))}
+    repeat = np.zeros(len(log), dtype=np.bool_) if log.repeat is None else log.repeat
+    first: dict[str, int] = {}
+    for row in np.flatnonzero(~repeat):
+        first.setdefault(log.texts[row], int(row))
     rows = np.array(sorted(first.values()), dtype=np.int64)
     return rows, np.flatnonzero(~offline_rows([log.texts[row] for row in rows]))

@@ -317,6 +317,9 @@ class Outcomes(NamedTuple):
         Contexts of the sampled turns.
     arrives : ndarray of bool, shape (n,)
         Turns that are new queries, and whose text did not serve to fit the embedding.
+    kept_back : ndarray of bool, shape (n,)
+        New queries whose text did: agents may train on them. Retrials, which are nearly the same
+        text as a query that may arrive, are neither.
     calibration : dict
         On held-out conversations; see `calibration`.
     """
@@ -325,6 +328,7 @@ class Outcomes(NamedTuple):
     theta: NDArray[np.float64]
     contexts: NDArray[np.float32]
     arrives: NDArray[np.bool_]
+    kept_back: NDArray[np.bool_]
     calibration: dict[str, Any]
 
 
@@ -365,11 +369,14 @@ def fit_outcomes(name: str, sha256: str, context_dim: int, sample: int, ridge: f
     theta = fit_mnl(contexts[~judge], llm[~judge], kept[~judge], len(llms), ridge)
     chance = _kept_chance(contexts, llm, theta)
     base = kept[~judge].mean()
+    new = ~table["repeat"].to_numpy()
+    offline = offline_rows([text[:COMPARED] for text in texts])
     return Outcomes(
         llms,
         theta,
         contexts,
-        ~table["repeat"].to_numpy() & ~offline_rows([text[:COMPARED] for text in texts]),
+        new & ~offline,
+        new & offline,
         calibration(chance[judge], kept[judge], float(base))
         | {"llms": _by_llm(llms, llm[judge], chance[judge], kept[judge])},
     )
@@ -561,5 +568,10 @@ def wildchat_workload(
     model = outcomes_of(name, context_dim, sample, ridge)
     utilities = model.contexts.astype(np.float64) @ model.theta.T
     pool = QueryPool(model.contexts, 1.0 / (1.0 + np.exp(-utilities)), None, model.llms)
-    online = np.flatnonzero(model.arrives)
-    return PoolWorkload(pool, online, pool_size=pool_size, utilities=utilities)
+    return PoolWorkload(
+        pool,
+        np.flatnonzero(model.arrives),
+        pool_size=pool_size,
+        utilities=utilities,
+        offline=np.flatnonzero(model.kept_back),
+    )
