@@ -81,7 +81,11 @@ def test_a_pickle_and_the_csv_of_the_same_frame_become_the_same_table(name: str)
     plain = import_dataset("routerbench", FILES / "table.csv", name="plain")
     pickled = import_dataset("routerbench", FILES / name)
     assert rows(pickled) == rows(plain)
-    assert pickled.facts == plain.facts
+    assert pickled.facts.llms == plain.facts.llms
+    asked = pickled.facts.notes["pickle_globals"]
+    assert {**plain.facts.notes, "pickle_globals": asked} == pickled.facts.notes
+    assert "pandas._libs.internals._unpickle_block" in asked
+    assert set(asked) <= inert_pickle.ALLOWED
 
 
 def test_the_table_has_the_files_scores_and_costs() -> None:

@@ -381,7 +381,8 @@ def main(path: Path, out: Path) -> dict[str, Any]:
         asked = list_globals(path)
         refused = [name for name in asked if name not in ALLOWED]
         if refused:
-            return {"error": f"it asks for {', '.join(refused)}; a DataFrame has no use for that"}
+            named = ", ".join(refused[:10]) + (", ..." if len(refused) > 10 else "")
+            return {"error": f"it asks for {named}; a DataFrame has no use for that"}
         import polars  # noqa: F401 - here, so that nothing is imported while the hook watches
 
         return {"rows": convert(path, out), "globals": asked}

@@ -62,8 +62,11 @@ def read_routerbench(
         names = ", ".join(file.name for file in files)
         raise ValueError(f"RouterBench is one file, not {len(files)} ({names}): name the one")
     path = files[0]
-    texts, numbers = _read_csv(path) if path.suffix.lower() == ".csv" else _read_pickle(path)
-    return _convert(path, texts, numbers, out)
+    if path.suffix.lower() == ".csv":
+        texts, numbers = _read_csv(path)
+        return _convert(path, texts, numbers, out, {})
+    texts, numbers, asked = _read_pickle(path)
+    return _convert(path, texts, numbers, out, {"pickle_globals": asked})
 
 
 def prompt_text(cell: str) -> str:
@@ -81,8 +84,8 @@ def prompt_text(cell: str) -> str:
     return "\n".join(parts).encode("utf-8", "replace").decode()
 
 
-def _read_pickle(path: Path) -> tuple[Texts, Numbers]:
-    """Columns of a pickled table, unpickled in a process of its own; see `inert_pickle`."""
+def _read_pickle(path: Path) -> tuple[Texts, Numbers, list[str]]:
+    """Columns of a pickled table and the globals it asks for; see `inert_pickle`."""
     import polars as pl
 
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +124,7 @@ def _read_pickle(path: Path) -> tuple[Texts, Numbers]:
         for name in frame.columns
         if name not in TEXT_COLUMNS
     }
-    return texts, numbers
+    return texts, numbers, answer["globals"]
 
 
 def _read_csv(path: Path) -> tuple[Texts, Numbers]:
@@ -154,7 +157,9 @@ def _number(cell: str, path: Path, row: int, column: str) -> float:
         ) from None
 
 
-def _convert(path: Path, texts: Texts, numbers: Numbers, out: Path) -> Facts:
+def _convert(
+    path: Path, texts: Texts, numbers: Numbers, out: Path, notes: dict[str, list[str]]
+) -> Facts:
     llms = sorted(n.removesuffix(COST_SUFFIX) for n in numbers if n.endswith(COST_SUFFIX))
     for name in ("prompt", "eval_name", "sample_id"):
         if name not in texts:
@@ -179,6 +184,7 @@ def _convert(path: Path, texts: Texts, numbers: Numbers, out: Path) -> Facts:
         quality={llm: numbers[llm] for llm in llms},
         cost={llm: numbers[llm + COST_SUFFIX] for llm in llms},
         columns={llm: (llm, llm + COST_SUFFIX) for llm in llms},
+        notes=notes,
     )
 
 
