@@ -20,6 +20,8 @@ FORMAT = 1
 MODELS_VARIABLE = "LLMQUEUE_GYM_MODELS"
 """Environment variable naming the folder of trained agents; ``models`` where it is not set."""
 
+OWN_FILES = "a model file decides what it does: load only files of your own"
+
 _AGENTS = "baselines.rl.agents"
 
 

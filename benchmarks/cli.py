@@ -133,7 +133,7 @@ def build_app() -> "typer.Typer":
         arguments = (chosen, agent or [], task or [], seeds, data or [], models)
         plan = _plan(*arguments)
         if plan.trainings:
-            failed = _train(plan, models, workers or _cores())
+            failed = _train(plan, store, models, workers or _cores())
             if failed is None:
                 raise typer.Exit(INTERRUPTED)
             plan = _plan(*arguments)
@@ -412,7 +412,7 @@ def build_app() -> "typer.Typer":
     return app
 
 
-def _train(plan: Plan, models: Path, workers: int) -> dict[str, str] | None:
+def _train(plan: Plan, store: Store, models: Path, workers: int) -> dict[str, str] | None:
     """Train what a plan needs: training -> why it failed, or None if it was interrupted."""
     from rich.console import Console
 
@@ -420,7 +420,8 @@ def _train(plan: Plan, models: Path, workers: int) -> dict[str, str] | None:
 
     console = Console(stderr=True)
     try:
-        return train_plan(plan, models, workers, console)
+        with store.lock():
+            return train_plan(plan, models, workers, console)
     except KeyboardInterrupt:
         message = "interrupted: checkpoints are kept, the same command goes on from them"
         console.print(message, markup=False, highlight=False)
@@ -431,6 +432,7 @@ def run(plan: Plan, store: Store, engine: "Engine", as_json: bool = False) -> in
     """Run a plan with a progress bar; return the exit code."""
     from rich.console import Console
 
+    from baselines.models import OWN_FILES
     from benchmarks.engines import execute
     from benchmarks.runner import provenance
     from benchmarks.scoring import load_board
@@ -438,6 +440,11 @@ def run(plan: Plan, store: Store, engine: "Engine", as_json: bool = False) -> in
     console = Console(stderr=True)
     for name, reason in plan.skipped.items():
         console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
+    brought = {  # a suite's own trainings have a key
+        c.model for c in plan.cells if c.model and "key" not in c.spec["agent"]["training"]
+    }
+    for model in sorted(brought):
+        console.print(f"{model}: {OWN_FILES}", markup=False, highlight=False)
     with _progress(console) as progress:
         bar = progress.add_task(plan.suite, total=None, failed=0)
 

@@ -24,14 +24,14 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from baselines.models import models_folder, read_card
+from baselines.models import OWN_FILES, models_folder, read_card
 from benchmarks.engines import _worker_environment
 from benchmarks.suite import Plan, SuiteError, Training, find_task, task_arguments
 
 if TYPE_CHECKING:
     from baselines.rl import Progress
 
-OWN_FILES = "a model file decides what it does: load only files of your own"
+_CHECKPOINT_EVERY = 20_000  # steps of a suite's training
 
 
 def train_agent(
@@ -183,6 +183,8 @@ def train_all(
 ) -> dict[str, str]:
     """Run trainings in processes; see :func:`train_plan`."""
     context = multiprocessing.get_context("spawn")
+    for litter in folder.glob(".*.tmp"):  # of a training that was killed while writing
+        litter.unlink(missing_ok=True)
     waiting, errors = iter(trainings), dict[str, str]()
     running: dict[Connection, tuple[Training, Any]] = {}
     with _worker_environment():
@@ -237,7 +239,7 @@ def _work(training: Training, folder: Path, sender: Connection) -> None:
             seed=spec["seed"],
             settings=spec["settings"],
             resume=True,
-            checkpoint_every=max(10_000, spec["steps"] // 20),
+            checkpoint_every=_CHECKPOINT_EVERY,
             on_progress=sender.send,
         )
     except BrokenPipeError:

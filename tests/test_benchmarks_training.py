@@ -196,6 +196,9 @@ def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, caps
             assert cell.spec["agent"]["training"]["sha256"] == digest
             assert str(here) not in json.dumps(cell.spec)
     keys = {cell.key for cell in plan.cells if cell.model}
+    assert bench(monkeypatch, "run", "own.toml", "--agent", "PPO-tiny", "--seeds", "1") == 0
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("load only files of your own") == 1  # its own trainings need no warning
     assert train(monkeypatch, "--steps", "2048") == 0  # the same command goes on
     assert read_card(model)["steps"] == 2048
     plan = make_plan(parse_suite("s", SUITE), agents=["PPO-tiny"])
@@ -256,6 +259,24 @@ def test_tensorboard_is_asked_for_by_name(here, monkeypatch, capsys):
     monkeypatch.setattr("baselines.rl.training.find_spec", lambda name: None)
     assert train(monkeypatch, "--steps", "1024", "--tensorboard", "logs") == 2
     assert "pip install tensorboard" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_in_a_run_keeps_its_trainings_checkpoint(here):
+    suite = TOML.replace("steps = 1024", "steps = 10_000_000")
+    (here / "own.toml").write_text(suite)
+    command = [sys.executable, "-m", "benchmarks.cli", "run", "own.toml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    folder, deadline = here / "results" / "own" / "models", time.monotonic() + 90
+    while not list(folder.glob("*.zip")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)  # the pipe ends with the last worker
+    assert process.returncode == cli.INTERRUPTED, printed
+    assert "the same command goes on" in " ".join(printed.split())
+    [model] = folder.iterdir()
+    assert 0 < read_card(model)["steps"] < 10_000_000
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from baselines.agent import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
-from baselines.models import read_card
+from baselines.models import OWN_FILES, read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
 from llmqueue_gym.core.deployment import (
@@ -281,8 +281,7 @@ def _load_policy(
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"model={path!r} is not the file with sha256={sha256!r}; it was changed")
     warnings.warn(
-        f"loading the model file {path}: load only files of your own, whoever wrote it decides "
-        "what it does",
+        f"loading the model file {path}: {OWN_FILES}",
         UserWarning,
         stacklevel=4,
     )
