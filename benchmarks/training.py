@@ -91,8 +91,9 @@ def train_agent(
     from baselines.rl import recipe, train
 
     own = _json_object(kwargs, "kwargs")
-    if task.startswith("LLM") and ":" not in task:  # an environment's id
-        env_id, arguments, length, name = task, own, horizon, task
+    name = task.removeprefix("llmqueue_gym:")
+    if name.startswith("LLM") and ":" not in name:  # an environment's id
+        env_id, arguments, length = name, own, horizon
     else:
         found = find_task(task)
         if horizon is not None:

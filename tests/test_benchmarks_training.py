@@ -251,7 +251,7 @@ def test_unknown_tasks_and_recipes_are_one_line(here, monkeypatch, capsys):
     assert "did you mean 'tiny'" in capsys.readouterr().err
     assert bench(monkeypatch, "train", "POP", "own.toml:tiny", "--steps", "9") == 2
     assert "did you mean 'PPO'" in capsys.readouterr().err
-    assert bench(monkeypatch, "train", "PPO", "LLMFoo-v0", "--steps", "9") == 2
+    assert bench(monkeypatch, "train", "PPO", "llmqueue_gym:LLMFoo-v0", "--steps", "9") == 2
     assert "LLMQueue-v0" in capsys.readouterr().err
 
 
