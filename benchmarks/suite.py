@@ -885,8 +885,10 @@ def _missing_package(names: Sequence[str]) -> str | None:
         try:
             distribution(name)
         except PackageNotFoundError:
+            extra = "rl" if name in RL else "data"
             return (
-                f'needs the package {name}: pip install "llmqueue_gym[data]" or pip install {name}'
+                f"needs the package {name}: "
+                f'pip install "llmqueue_gym[{extra}]" or pip install {name}'
             )
     return None
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,17 @@ def test_a_training_is_keyed_by_what_decides_it(monkeypatch):
 def test_untrained_agents_have_no_cells():
     plan = make_plan(parse_suite("s", SUITE))
     assert [str(training) for training in plan.trainings] == ["tiny / PPO"]
+    assert {cell.spec["agent"]["label"] for cell in plan.cells} == {"oracle", "random", "greedy"}
+
+
+def test_without_sb3_what_is_trained_is_skipped_with_the_extra_to_install(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("benchmarks.suite.distribution", missing)
+    plan = make_plan(parse_suite("s", SUITE))
+    assert plan.trainings == ()
+    assert "llmqueue_gym[rl]" in plan.skipped["PPO"]
     assert {cell.spec["agent"]["label"] for cell in plan.cells} == {"oracle", "random", "greedy"}
 
 
