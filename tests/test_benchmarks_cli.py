@@ -103,6 +103,18 @@ def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(
         assert text.count("| greedy |") == 2
         assert "(docs/images/tiny.png)" in text
     assert (here / "docs/images/tiny.png").stat().st_size > 1000
+    assert bench(monkeypatch, "export", "results/tiny", "kept/tiny.json.gz") == 0
+    check = ("report", "kept/tiny.json.gz", "--readme", "README.md", "--check")
+    assert bench(monkeypatch, *check) == 0
+    capsys.readouterr()
+    page.write_text(text.replace("| greedy |", "| greedier |", 1))
+    assert bench(monkeypatch, *check) == 1
+    assert "differs from kept/tiny.json.gz" in capsys.readouterr().err
+    assert "greedier" in page.read_text()
+    assert bench(monkeypatch, "report", "kept/tiny.json.gz", "--readme", "README.md") == 0
+    assert page.read_text() == text
+    assert bench(monkeypatch, "report", "results/tiny", "--check") == 2
+    assert "--check needs --readme" in capsys.readouterr().err
     page.write_text("no markers\n")
     assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 2
     assert "leaderboard tiny: begin" in capsys.readouterr().err

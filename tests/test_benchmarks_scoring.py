@@ -19,7 +19,8 @@ from benchmarks.intervals import (
     t_interval,
 )
 from benchmarks.kinds import QUEUEING
-from benchmarks.report import board_markdown
+from benchmarks.report import board_markdown, board_summary, draw_figure
+from benchmarks.report.figure import main_picture
 from benchmarks.runner import run_cell
 from benchmarks.scoring import make_board
 from benchmarks.suite import make_plan, parse_suite
@@ -361,6 +362,17 @@ def test_comparisons_profiles_and_tags_of_a_board():
     assert list(standing.tags) == ["real"]  # what all tasks have says nothing
     np.testing.assert_allclose(standing.tags["real"]["a"], a)
     np.testing.assert_allclose(standing.tags["real"]["b"], 1.0)
+
+
+def test_a_readme_shows_the_tasks_of_a_small_section_only(tmp_path):
+    queues = {**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5}
+    for count in (4, 5):
+        cells = [c for i in range(count) for c in cells_of(queues, task=f"t{i}", tags=())]
+        board = board_of(cells)
+        text = board_summary(board, [])
+        assert text.count("| rank |") == (5 if count == 4 else 1)
+        drawn = {picture.path.name for picture in draw_figure(board, tmp_path)}
+        assert main_picture(board, board.sections[0])[0] in drawn
 
 
 def test_a_row_says_where_its_cells_come_from():
