@@ -213,6 +213,9 @@ class OverallRow:
         Cells scored and planned.
     origin : Origin
         Where the scored cells come from.
+    train_steps, train_seconds : float or None
+        Environment steps and wall time of the agent's trainings for these tasks together; None
+        under ``online``.
     """
 
     section: Section
@@ -223,6 +226,8 @@ class OverallRow:
     cells: int
     expected: int
     origin: Origin
+    train_steps: float | None = None
+    train_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -635,9 +640,11 @@ def _standing(
             clock = groups[label]["decision_us"].median()
         count = groups[label].height if label in groups else 0
         origin = Origin.of(cells_of.get(label, []))
-        rows.append(
-            OverallRow(section, label, None, score, _number(clock), count, expected, origin)
-        )
+        row = OverallRow(section, label, None, score, _number(clock), count, expected, origin)
+        if section.protocol == "pretrained" and label in groups and label not in REFERENCES:
+            steps, seconds = _training(groups[label])
+            row = replace(row, train_steps=steps, train_seconds=seconds)
+        rows.append(row)
     rows.sort(key=lambda r: (r.cells < expected, -r.score.value if r.score else np.inf, r.agent))
     ranked = [row.agent for row in rows if row.agent in complete and row.agent not in REFERENCES]
     if bootstrap is None or not ranked:
@@ -661,6 +668,15 @@ def _seeds_of(own: pl.DataFrame) -> dict[str, int]:
     """Task -> seeds of an agent, in the order of its scores."""
     counts = own.group_by("task", maintain_order=True).len()
     return dict(zip(counts["task"].to_list(), counts["len"].to_list(), strict=True))
+
+
+def _training(own: pl.DataFrame) -> tuple[float | None, float | None]:
+    """Return steps and seconds of an agent's trainings, one a task; all its seeds share it."""
+    known = own.drop_nulls(["train_steps", "train_seconds"])
+    if not known.height:
+        return None, None
+    tasks = known.group_by("task").agg(pl.col("train_steps", "train_seconds").mean())
+    return float(tasks["train_steps"].sum()), float(tasks["train_seconds"].sum())
 
 
 def _number(value: Any) -> float | None:

@@ -1,5 +1,7 @@
 """Scores, intervals and exponents against closed forms and slow references; rule 8 both ways."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -375,6 +377,26 @@ def test_a_readme_shows_the_tasks_of_a_small_section_only(tmp_path):
         assert main_picture(board, board.sections[0])[0] in drawn
 
 
+def test_an_overall_row_of_a_trained_agent_says_what_its_trainings_cost():
+    """One training a task, whatever the number of seeds."""
+    trained = []
+    for task, steps in (("t", 1000), ("u", 3000)):
+        trained += cells_of(REFERENCES, task=task) + cells_of({"plain": [9.0] * 5}, task=task)
+        for c in cells_of({"a": [2.0] * 5, "b": [40.0] * 5}, task=task, protocol="pretrained"):
+            training = {"steps": steps, "seconds": steps / 10}
+            c["spec"]["agent"] = {**c["spec"]["agent"], "training": training}
+            trained.append(c)
+    board = board_of(trained)
+    rows = {(row.section.protocol, row.agent): row for row in board.overall}
+    assert rows["pretrained", "a"].train_steps == 4000
+    assert rows["pretrained", "a"].train_seconds == 400
+    for reference in ("oracle", "random"):
+        assert rows["pretrained", reference].train_steps is None
+    assert rows["online", "plain"].train_steps is None
+    page = board_markdown(board)
+    assert re.search(r"\| a \| .* \| 10/10 \| 4,000 \| 6 min 40 s \|", page)
+
+
 def test_a_row_says_where_its_cells_come_from():
     cells = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5})
     late = {**RUN, "commit": "0123456789ab+", "command": "llmqueue-bench run s --agent a"}
@@ -433,7 +455,7 @@ def test_protocols_never_share_a_table():
     assert figures["training minutes"] == pytest.approx(1.5)
     assert "training steps" not in [column.title for column in board.tasks[0].columns]
     page = board_markdown(board)
-    assert page.count("| training steps |") == 1
+    assert page.count("| training steps |") == 2  # the overall and the task's
     assert "## Online" in page
     assert "## Pretrained" in page
 

@@ -38,6 +38,8 @@ def _standing(standing: Standing) -> dict[str, Any]:
             "decision_us": _figure(row.decision_us),
             "cells": row.cells,
             "expected": row.expected,
+            "train_steps": row.train_steps,
+            "train_seconds": row.train_seconds,
             "origin": asdict(row.origin),
         }
         for row in standing.rows

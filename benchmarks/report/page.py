@@ -184,6 +184,9 @@ def _overall_row(row: OverallRow, origins: _Origins) -> Json:
         "us": None if row.decision_us is None else _digits(row.decision_us),
         "cells": row.cells,
         "expected": row.expected,
+        "steps": row.train_steps,
+        "trained": None if row.train_seconds is None else duration(row.train_seconds),
+        "seconds": row.train_seconds,
         **_origin(row.origin, origins),
     }
 

@@ -61,7 +61,7 @@ def board_tables(board: Board) -> list[Table]:
         name = section_name(board, section)
         part = f"{board.suite}, {name}" if name else board.suite
         title = f"{part}: interquartile mean score over {len(_headline(board, section))} task(s)"
-        tables.append(_rich(title, _OVERALL_COLUMNS, _overall_lines(board, section)))
+        tables.append(_rich(title, _overall_headers(section), _overall_lines(board, section)))
         for task in section_tasks(board, section):
             tables.append(
                 _rich(_task_title(task), task_headers(task, short=True), task_lines(task, True))
@@ -83,7 +83,7 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         kind = section.kind
         if name := section_name(board, section):
             parts += [f"## {name.capitalize()}\n"]
-        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, section))]
+        parts += [_markdown(_overall_headers(section), _overall_lines(board, section))]
         parts += [f"{_overall_note(board, section)}\n", f"{origin}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
@@ -115,7 +115,7 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
     for section in board.sections:
         if name := section_name(board, section):
             parts += [f"### {name.capitalize()}\n"]
-        parts += [_markdown(_OVERALL_COLUMNS, _overall_lines(board, section))]
+        parts += [_markdown(_overall_headers(section), _overall_lines(board, section))]
         parts += [f"{_overall_note(board, section)}\n", f"{_origin(board)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         tasks = section_tasks(board, section)
@@ -189,13 +189,23 @@ def _overall_note(board: Board, section: Section) -> str:
     return note
 
 
+def _overall_headers(section: Section) -> tuple[str, ...]:
+    """Headers of an overall table; a trained agent's row says what its trainings cost."""
+    cost = ("training steps", "training time") if section.protocol == "pretrained" else ()
+    return _OVERALL_COLUMNS + cost
+
+
 def _overall_lines(board: Board, section: Section) -> list[list[str]]:
     return [_overall_line(row) for row in board.overall if row.section == section]
 
 
 def _overall_line(row: OverallRow) -> list[str]:
     score = _interval(row.score, 3)
-    return [_rank(row.rank), row.agent, score, f"{row.cells}/{row.expected}"]
+    line = [_rank(row.rank), row.agent, score, f"{row.cells}/{row.expected}"]
+    if row.section.protocol == "pretrained":
+        line.append(_number(row.train_steps, 0))
+        line.append("" if row.train_seconds is None else duration(row.train_seconds))
+    return line
 
 
 def _task_title(board: TaskBoard) -> str:

@@ -337,7 +337,7 @@
 
   function sweepCharts(section, sweep) {
     return [["ledger", "Ledger score per query"], ["regret", "Regret at the end"]].map(([name, title]) =>
-      chart(title, `${sweep.title}; mean over seeds, band one standard error.`, () => ({
+      chart(title, "Mean over seeds, band one standard error.", () => ({
         data: shown(section).filter((a) => sweep[name][a] && !(name === "regret" && a === "oracle")).flatMap((agent) => {
           const [mean, error] = sweep[name][agent];
           const lower = error && mean.map((m, i) => m - error[i]), upper = error && mean.map((m, i) => m + error[i]);
@@ -506,6 +506,12 @@
       { label: "µs", title: "Median microseconds a decision", up: true, sort: (r) => r.us, cell: (r) => micros(r.us) },
       { label: "Cells", title: "Runs scored of those planned", sort: (r) => r.cells, cell: (r) => (r.cells === r.expected ? String(r.cells) : `${r.cells}/${r.expected}`) },
     ];
+    if (section.protocol === "pretrained") {
+      columns.push(
+        { label: "Training steps", title: "Environment steps of the trainings for these tasks", sort: (r) => r.steps, cell: (r) => (r.steps === null ? "" : Math.round(r.steps).toLocaleString("en")) },
+        { label: "Training time", up: true, sort: (r) => r.seconds, cell: (r) => r.trained || "" },
+      );
+    }
     const table = sortable({
       name: "Overall ranking", columns, rows, order: [2, "descending"],
       details: (row) => originList(row, [["Cells", `${row.cells} of ${row.expected}; their hashes stand in the rows of each task`]]),
@@ -541,9 +547,9 @@
     return [
       h("section", {}, h("h2", {}, `${capital(section.kind)}, ${section.protocol}`), h("p", { class: "lead" }, note), controls, table.element),
       h("section", {}, h("h2", {}, "In pictures"), chips(section),
-        h("div", { class: "grid" }, [clockChart(section), profileChart(section), tagChart(section)].filter(Boolean),
-          section.sweeps.flatMap((sweep) => sweepCharts(section, sweep)))),
-    ];
+        h("div", { class: "grid" }, [clockChart(section), profileChart(section), tagChart(section)].filter(Boolean))),
+      section.sweeps.map((sweep) => h("section", {}, h("h3", {}, `Sweep: ${sweep.title}`), h("div", { class: "grid spaced" }, sweepCharts(section, sweep)))),
+    ].flat();
   }
 
   function taskLink(section, task) {
