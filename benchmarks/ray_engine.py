@@ -18,6 +18,7 @@ from benchmarks.suite import Cell, canonical
 RETRIES = 3
 """Times a cell is started again after its node, or Ray's process on it, died."""
 
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _OBJECT_STORE = 80 * 2**20  # bytes; a result is some kilobytes and travels without it
 
 
@@ -84,21 +85,25 @@ class RayEngine:
         if ray.is_initialized():  # the caller's own
             yield
             return
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if self.address is not None:
-            ray.init(address=self.address, **quiet)
+        if self.address is None:
+            start_here(self.workers)
         else:
-            ray.init(
-                num_cpus=self.workers,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            ray.init(address=self.address, **_QUIET)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def start_here(workers: int | None = None) -> None:
+    """Start a cluster of one node that only this machine can reach; `ray.shutdown` ends it."""
+    _ray().init(
+        num_cpus=workers,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE,
+        _node_ip_address="127.0.0.1",
+        **_QUIET,
+    )
 
 
 def _ray() -> Any:
