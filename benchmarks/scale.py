@@ -32,7 +32,7 @@ TARGET = 1_000_000
 SEEDS = 10
 AGENTS = ("eps-greedy", "greedy", "LinTS", "LinUCB", "OFU-MNL+", "Q-ThS", "Q-UCB", "ACQB")
 STEPS = ("plan", "store", "resume", "report")
-CELLS = 24  # of the measured efficiency
+CELLS = 12  # of the measured efficiency
 WORKERS = (1, 2)
 _HORIZON = 5000  # of the cell whose result is copied
 _MARK = "scale"
@@ -147,7 +147,7 @@ class Copies:
     def run(self, cells: Sequence[Cell]) -> Generator[Outcome]:
         """Yield the copies."""
         if cells:
-            payload = run_cell(cells[0].spec, cells[0].kwargs)
+            payload = run_cell(cells[-1].spec, cells[-1].kwargs)  # the first is the oracle's
             for cell in cells:
                 yield Outcome(cell, payload, failed=False)
 
@@ -192,7 +192,7 @@ class Engines:
 
 def measure_engines() -> Engines:
     """Time the engines on equal cells, and on cells that do nothing."""
-    work = make_plan(_suite(1, 20_000, ["LinTS"], CELLS // 3)).cells
+    work = make_plan(_suite(1, 10_000, ["LinTS"], CELLS // 3)).cells
     empty = make_plan(_suite(1, 1, ["random"], CELLS // 2)).cells
     run_cell(work[0].spec, work[0].kwargs)  # imports
     started = perf_counter()

@@ -355,6 +355,7 @@ def load_board(store: Results) -> Board:
     cells: list[Record] = []
     failures: list[tuple[str, Record]] = []
     missing: list[str] = []
+    origins: dict[str, Any] = {}
     for spec in run["cells"]:
         key = spec_key(spec)
         name = f"{spec['task']['name']} / {spec['agent']['label']} / seed {spec['seed']}"
@@ -364,12 +365,20 @@ def load_board(store: Results) -> Board:
             failures.append((name, {"error": str(error), "traceback": "", "output": ""}))
             continue
         if record is not None:
-            cells.append(record)
+            cells.append(_compact(record, spec, origins))
         elif (failure := store.load_failure(key)) is not None:
             failures.append((name, failure))
         else:
             missing.append(name)
     return make_board(run, cells, failures, missing)
+
+
+def _compact(record: Record, spec: Record, origins: dict[str, Any]) -> Record:
+    """Hold a cell in little memory: parts that cells share once, curves as arrays."""
+    curve = {name: np.asarray(values, dtype=np.float64) for name, values in record["curve"].items()}
+    origin = record.get("provenance", {})
+    origin = origins.setdefault(canonical(origin), origin)
+    return {**record, "spec": spec, "curve": curve, "provenance": origin}
 
 
 def make_board(
@@ -480,13 +489,14 @@ def _task_boards(
     """Score every task of a section, in the order of the plan."""
     planned = {spec["task"]["name"]: spec["task"] for spec in specs}
     seeds: dict[str, set[int]] = {name: set() for name in planned}
+    own: dict[str, list[Record]] = {name: [] for name in planned}
     for spec in specs:
         seeds[spec["task"]["name"]].add(spec["seed"])
-    own: dict[str, list[Record]] = {name: [] for name in planned}
     for cell in cells:
         own[cell["spec"]["task"]["name"]].append(cell)
+    parts = table.partition_by("task", as_dict=True)
     for name, task in planned.items():
-        part = table.filter(pl.col("task") == name)
+        part = parts.get((name,), table.clear())
         yield _task_board(task, part, own[name], len(seeds[name]), section)
 
 
