@@ -2,12 +2,13 @@
 
 import json
 import os
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.store import CorruptResultError, Store, _seal
+from benchmarks.store import CorruptResultError, Store, StoreBusyError, _seal
 from benchmarks.suite import spec_key
 
 SPEC = {"task": {"name": "t"}, "agent": {"label": "a"}, "seed": 0}
@@ -108,3 +109,98 @@ def test_a_plan_of_another_version_is_named_and_not_misread(store):
     store._write("run.json", _seal(spec, spec_key(spec), plan))
     with pytest.raises(CorruptResultError, match=r"run\.json has a plan of another version"):
         store.load_run()
+
+
+# --- the plan, and results behind a URL -----------------------------------------------------------
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+)
+
+
+@given(st.lists(st.fixed_dictionaries({"task": PLAIN, "seed": PLAIN, "agent": PLAIN}), max_size=6))
+def test_a_packed_plan_is_read_as_it_was(tmp_path_factory, cells):
+    store = Store(tmp_path_factory.mktemp("r"))
+    run = {"suite": "s", "skipped": {}, "cells": cells, "provenance": {"command": "x"}}
+    store.save_run(run)
+    read = store.load_run()
+    del read["spec"]
+    assert read == run
+    assert [spec_key(cell) for cell in read["cells"]] == [spec_key(cell) for cell in cells]
+
+
+def test_a_plan_writes_what_cells_share_once(store):
+    task = {"name": "t", "kwargs": {"workload": "x" * 1000}}
+    cells = [{"task": dict(task), "agent": {"label": "a"}, "seed": seed} for seed in range(500)]
+    store.save_run({"suite": "s", "skipped": {}, "cells": cells, "provenance": {}})
+    assert (store.root / "run.json").stat().st_size < 20_000
+    assert store.load_run()["cells"] == cells
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def any_store(request, tmp_path):
+    """A store behind each kind of address."""
+    if request.param == "folder":
+        return Store(tmp_path / "r")
+    if request.param == "file":
+        return Store((tmp_path / "a folder").as_uri())
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra `ray`")
+    fsspec.filesystem("memory").rm("/", recursive=True)
+    return Store("memory://bucket/results")
+
+
+def test_a_store_is_the_same_wherever_it_is(any_store):
+    with pytest.raises(FileNotFoundError, match="no results in"):
+        any_store.load_run()
+    assert any_store.keys() == set()
+    any_store.save_failure(SPEC, {"error": "boom"})
+    assert any_store.load_failure(KEY)["error"] == "boom"
+    any_store.save(SPEC, PAYLOAD)
+    assert any_store.load_failure(KEY) is None
+    assert any_store.keys() == {KEY}
+    other = spec_key({**SPEC, "seed": 1})
+    assert dict(any_store.load_many([KEY, other])) == {KEY: {**PAYLOAD, "spec": SPEC}, other: None}
+    any_store.save_run({"suite": "s", "skipped": {}, "cells": [SPEC], "provenance": {}})
+    assert any_store.load_run()["cells"] == [SPEC]
+    with any_store.lock():
+        any_store.save(SPEC, {"metrics": {}})
+    assert any_store.load(KEY)["metrics"] == {}
+
+
+def test_a_file_url_is_the_folder_it_names(tmp_path):
+    store = Store((tmp_path / "a folder").as_uri())
+    store.save(SPEC, PAYLOAD)
+    assert store.root == tmp_path / "a folder"
+    assert Store(tmp_path / "a folder").load(KEY) == {**PAYLOAD, "spec": SPEC}
+
+
+def test_damage_behind_a_url_is_noticed():
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra `ray`")
+    store = Store("memory://damaged")
+    assert store.root is None
+    store.save(SPEC, PAYLOAD)
+    files, path = fsspec.filesystem("memory"), f"/damaged/cells/{KEY}.json"
+    files.pipe_file(path, files.cat_file(path)[:-5])
+    with pytest.raises(CorruptResultError, match="memory://damaged/cells/"):
+        store.load(KEY)
+    [(_, found)] = store.load_many([KEY])
+    assert isinstance(found, CorruptResultError)
+
+
+def test_a_url_without_fsspec_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(ImportError, match=r'pip install "llmqueue_gym\[ray\]"'):
+        Store("s3://bucket/results")
+
+
+def test_a_lock_is_held_by_one_and_ends_with_it(store):
+    with (
+        store.lock(),
+        pytest.raises(StoreBusyError, match=f"process {os.getpid()} on"),
+        Store(store.root).lock(),
+    ):
+        pass
+    with Store(store.root).lock():
+        pass
