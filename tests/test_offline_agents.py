@@ -171,6 +171,7 @@ def test_without_an_offline_split_the_agent_says_what_it_needs(name):
         ("offline-boosting", {"trees": 2.5}),
         ("ACQB-CL", {"share": 0.0}),
         ("ACQB-CL", {"hidden": 1}),
+        ("ACQB-CL", {"held_out": 1.0}),
         ("ACQB-CL", {"epochs": -1}),
         ("ACQB-CL", {"estimator": "mlp"}),
     ],
@@ -251,6 +252,20 @@ def test_training_brings_alike_queries_together_and_follows_its_seed():
     assert np.array_equal(trained(noisy.contexts), again(noisy.contexts))
     other = train_projection(noisy, epochs=150, **{**settings, "seed": 1})
     assert not np.array_equal(trained(noisy.contexts), other(noisy.contexts))
+
+
+def test_the_epoch_that_is_kept_is_the_best_on_the_held_out_rows():
+    pytest.importorskip("torch", reason="needs the rl extra")
+    rng = np.random.default_rng(0)
+    noise = OfflineData(rng.normal(size=(80, 6)).astype(np.float32), rng.normal(size=(80, 4)))
+    settings = {"hidden": 8, "share": 1.0, "seed": 0}
+
+    def same(**changes):
+        short, long = (train_projection(noise, epochs=n, **settings, **changes) for n in (200, 400))
+        return np.array_equal(short(noise.contexts), long(noise.contexts))
+
+    assert same()  # there is nothing to learn: the best epoch is an early one, however long it runs
+    assert not same(held_out=0.0)
 
 
 def test_the_projection_is_the_network_and_has_unit_norm():

@@ -109,6 +109,7 @@ def train_projection(
     min_per_llm: int = 20,
     epochs: int = 300,
     batch_size: int = 256,
+    held_out: float = 0.2,
     intercept: bool = True,
     seed: int = 0,
 ) -> Projection:
@@ -130,7 +131,10 @@ def train_projection(
         Part of the split that is used, see `training_rows`. 0.4 of it is a tenth of a table of
         texts, a quarter of which is kept back.
     epochs, batch_size : int
-        (R) Passes over these rows, and rows a step.
+        (R) Most passes over these rows, and rows a step.
+    held_out : float
+        (R) Part of these rows that does not train but judges: the weights of the epoch with the
+        smallest loss on it are kept, those before the first one included. 0 keeps the last ones.
     intercept : bool
         See `Projection`.
     seed : int
@@ -153,7 +157,8 @@ def train_projection(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**31)))
-            weights = _fit(data.contexts[rows], targets, hidden, epochs, batch_size, rng)
+            judge = rng.permutation(len(rows)) < round(held_out * len(rows))
+            weights = _fit(data.contexts[rows], targets, judge, hidden, epochs, batch_size, rng)
     finally:
         torch.set_num_threads(threads)
     return Projection(weights, intercept)
@@ -162,6 +167,7 @@ def train_projection(
 def _fit(
     inputs: NDArray[np.float32],
     profile: NDArray[np.float32],
+    judge: NDArray[np.bool_],
     hidden: int,
     epochs: int,
     batch_size: int,
@@ -178,8 +184,20 @@ def _fit(
         torch.nn.LayerNorm(hidden, eps=LAYER_NORM_EPSILON),
     )
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def judged() -> float:
+        with torch.no_grad():
+            held = contexts[judge]
+            loss = contrastive_loss(network(held), held, targets[judge]) if len(held) else None
+        return -np.inf if loss is None else float(loss)
+
+    def copied() -> Weights:
+        return {name: value.numpy().copy() for name, value in network.state_dict().items()}
+
+    best, kept = judged(), copied()
+    training = np.flatnonzero(~judge)
     for _ in range(epochs):
-        order = rng.permutation(len(inputs))
+        order = rng.permutation(training)
         for start in range(0, len(order), batch_size):
             batch = torch.from_numpy(order[start : start + batch_size])
             loss = contrastive_loss(network(contexts[batch]), contexts[batch], targets[batch])
@@ -189,7 +207,9 @@ def _fit(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
             optimiser.step()
-    return {name: value.numpy().copy() for name, value in network.state_dict().items()}
+        if (now := judged()) <= best:  # without rows to judge by, the last epoch is kept
+            best, kept = now, copied()
+    return kept
 
 
 def contrastive_loss(projected: Any, contexts: Any, targets: Any) -> Any:
@@ -224,7 +244,7 @@ class ACQBCL(ACQB):
         Public parameters of the task, with its offline split.
     seed : int
         Seed of the agent's own randomness and of the training.
-    hidden, share, min_per_llm, epochs, intercept
+    hidden, share, min_per_llm, epochs, held_out, intercept
         Settings of the training, see `train_projection`.
     estimator, alpha_coef, anytime, exploration_rate, c1, ridge
         Settings of ACQB.
@@ -248,6 +268,7 @@ class ACQBCL(ACQB):
         share: float = 0.4,
         min_per_llm: int = 20,
         epochs: int = 300,
+        held_out: float = 0.2,
         intercept: bool = True,
         estimator: str = "mle",
         alpha_coef: float = 0.03,
@@ -258,6 +279,8 @@ class ACQBCL(ACQB):
     ) -> None:
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share={share!r} is out of range; use a value in (0, 1]")
+        if not 0.0 <= held_out < 1.0:
+            raise ValueError(f"held_out={held_out!r} is out of range; use a value in [0, 1)")
         for name, value, least in (
             ("hidden", hidden, 2),
             ("min_per_llm", min_per_llm, 0),
@@ -271,6 +294,7 @@ class ACQBCL(ACQB):
             share=share,
             min_per_llm=min_per_llm,
             epochs=epochs,
+            held_out=held_out,
             intercept=intercept,
             seed=seed,
         )
