@@ -210,6 +210,8 @@ def test_an_empty_board_is_still_a_page(here, monkeypatch, tmp_path):
     assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
     for file in (here / "r" / "cells").iterdir():
         file.unlink()
+    (here / "README.md").write_text("<!-- leaderboard tiny: begin -->\n")
+    assert bench(monkeypatch, "report", "r", "--readme", "README.md", "--check") == 2
     board = load_board(Store(Path("r")))
     assert len(board.missing) == 8
     assert "## Not run" in board_markdown(board)

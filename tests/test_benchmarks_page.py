@@ -243,16 +243,16 @@ def browser():
 
 @pytest.fixture
 def visit(browser, html, tmp_path):
-    """Open the page; whatever it logs, asks the network for or pops up fails the test."""
+    """Open a page; whatever it logs, asks the network for or pops up fails the test."""
     file = tmp_path / "index.html"
-    file.write_text(html, encoding="utf-8")
     trouble, contexts = [], []
 
     def request(asked):
         if not asked.url.startswith((f"file://{file}", "data:", "blob:")):
             trouble.append(f"asked for {asked.url}")
 
-    def visit(place="", scheme="light", width=1200):
+    def visit(place="", scheme="light", width=1200, html=html):
+        file.write_text(html, encoding="utf-8")
         context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
         )
@@ -423,6 +423,37 @@ def test_troubles_are_named_in_words(visit):
     assert f"ValueError: {SCRIPT} {IMAGE}" in text
     assert "q1 / missing / seed 0" in text
     assert "Skipped" in text
+
+
+def odd_boards():
+    """Boards on which a figure cannot be had: nothing computed, one seed, one agent."""
+    levels = {"oracle": 0.0, "random": 1.0, "a": 0.3, "b": 0.5}
+    kinds = ("LLMQueue-v0", "LLMDeploy-v0")
+    cells = [cell(f"t{k}", a, 0, x, kind=k) for k in kinds for a, x in levels.items()]
+    run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
+    few = [c for c in cells if c["spec"]["agent"]["label"] != "b"]
+    return {
+        "nothing": make_board(run, [], [], [str(i) for i in range(len(cells))]),
+        "one seed": make_board(run, cells, [], []),
+        "one agent": make_board({**run, "cells": [c["spec"] for c in few]}, few, [], []),
+        "no oracle": make_board(run, [c for c in cells if "oracle" not in str(c["spec"])], [], []),
+        "no plan": make_board({**run, "cells": []}, [], [], []),
+    }
+
+
+@pytest.mark.parametrize("name", ["nothing", "one seed", "one agent", "no oracle", "no plan"])
+def test_a_board_with_little_on_it_is_still_a_page(visit, name):
+    board = odd_boards()[name]
+    page = visit(html=board_page(board))
+    for kind in ("queueing", "deployment"):
+        task = f"task/tLLM{'Queue' if kind == 'queueing' else 'Deploy'}-v0"
+        for view in ("overview", "tasks", task, "pairs", "runs", "about"):
+            page.evaluate("place => { location.hash = place }", f"#/{kind}/online/{view}")
+            page.wait_for_timeout(100)
+            for place in page.locator(".chart").all():
+                place.scroll_into_view_if_needed()
+            page.wait_for_timeout(200)
+            assert page.locator("main h2").count() >= 1
 
 
 def test_every_control_has_a_name(visit):

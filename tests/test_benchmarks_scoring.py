@@ -23,6 +23,7 @@ from benchmarks.intervals import (
 from benchmarks.kinds import QUEUEING
 from benchmarks.report import board_markdown, board_summary, draw_figure
 from benchmarks.report.figure import main_picture
+from benchmarks.report_speed import statistics_seconds
 from benchmarks.runner import run_cell
 from benchmarks.scoring import make_board
 from benchmarks.suite import make_plan, parse_suite
@@ -395,6 +396,12 @@ def test_an_overall_row_of_a_trained_agent_says_what_its_trainings_cost():
     assert rows["online", "plain"].train_steps is None
     page = board_markdown(board)
     assert re.search(r"\| a \| .* \| 10/10 \| 4,000 \| 6 min 40 s \|", page)
+
+
+def test_the_bench_of_the_statistics_times_every_step():
+    found = statistics_seconds(tasks=3, agents=4, seeds=2)
+    assert len(found) == 5
+    assert min(found.values()) > 0
 
 
 def test_a_row_says_where_its_cells_come_from():

@@ -102,7 +102,15 @@ def serve(folder: Path, port: int = 0) -> None:
 
 
 def _with_tables(text: str, board: Board) -> str:
-    """Put the short tables between the markers of the board's suite."""
+    """Put the short tables between the markers of the board's suite.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to show, or no markers.
+    """
+    if not board.cells:
+        raise ValueError(f"no cell of {board.suite} has a result: a page would show empty tables")
     shown = list(_readme_pictures(board).values())
     return insert_between_markers(text, f"leaderboard {board.suite}", board_summary(board, shown))
 
@@ -132,6 +140,8 @@ def _write_readme(readme: Path, board: Board, pictures: list[Picture]) -> None:
     text = _with_tables(readme.read_text(encoding="utf-8"), board)
     drawn = {picture.path.name: picture.path for picture in pictures}
     for name, shown in _readme_pictures(board).items():
+        if name not in drawn:  # a section of which nothing was run has no picture
+            continue
         copy = readme.parent / shown.path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(drawn[name], copy)
