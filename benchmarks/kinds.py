@@ -168,6 +168,9 @@ def _growth(evidence: Evidence) -> Interval | None:
     return growth_exponent(curves.t, curves.sums["regret"], evidence.task)
 
 
+_BURSTY = 1.5
+"""Burstiness from which on it is named; one run of Bernoulli arrivals varies around 1."""
+
 _CLOCK = Column("µs / decision", "µs", _decision, 3)
 
 
@@ -201,8 +204,10 @@ def curve_gaps(own: Curves, oracle: Curves | None, name: str) -> Floats | None:
 
 def _about_queue(table: pl.DataFrame) -> str:
     load = float((table["arrival_rate"] / table["capacity"]).to_numpy().mean())
-    bursts = table["arrival_dispersion"].drop_nulls().to_numpy()
-    return f"load {load:.2f}" + (f", dispersion {bursts.mean():.2f}" if bursts.size else "")
+    seen = table.filter(pl.col("arrival_dispersion").is_not_null())
+    bursts = (seen["arrival_dispersion"] / (1.0 - seen["arrival_rate"])).to_numpy()
+    bursty = bursts.size and bursts.mean() > _BURSTY
+    return f"load {load:.2f}" + (f", burstiness {bursts.mean():.1f}" if bursty else "")
 
 
 QUEUEING = Kind(
@@ -239,8 +244,8 @@ QUEUEING = Kind(
     ),
     legend="""\
 *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with
-h = log(1 + mean queue length), paired by seed; 0 is random, 1 the myopic oracle. *dispersion*: of
-arrivals in 100 slots, variance over mean; above 1 they come in bursts. *mean queue* and
+h = log(1 + mean queue length), paired by seed; 0 is random, 1 the myopic oracle. *burstiness*:
+variance of the arrivals in 100 slots over that of Bernoulli arrivals. *mean queue* and
 *tail queue* (last 20% of the slots): waiting queries. *tail gap*: paired difference of the tail to
 the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative;
 *growth*: its exponent in t (both fitted over the last decade of slots; "noise" where the gap is not
