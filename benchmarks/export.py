@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class ExportedRun:
     def load(self, key: str) -> Record | None:
         """Return the result of a cell, or None if it has none."""
         return self._cells.get(key)
+
+    def load_many(self, keys: Iterable[str]) -> Iterator[tuple[str, Record | None]]:
+        """Yield every key with the result of its cell, or None."""
+        for key in keys:
+            yield key, self._cells.get(key)
 
     def load_failure(self, key: str) -> Record | None:
         """Return the error of a failed cell, or None."""

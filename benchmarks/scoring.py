@@ -58,8 +58,10 @@ class Results(Protocol):
         """Return the plan of the last run."""
         ...
 
-    def load(self, key: str) -> Record | None:
-        """Return the result of a cell, or None."""
+    def load_many(
+        self, keys: Iterable[str]
+    ) -> Iterator[tuple[str, Record | CorruptResultError | None]]:
+        """Yield every key in turn with its cell's result, None, or what is wrong with it."""
         ...
 
     def load_failure(self, key: str) -> Record | None:
@@ -356,15 +358,12 @@ def load_board(store: Results) -> Board:
     failures: list[tuple[str, Record]] = []
     missing: list[str] = []
     origins: dict[str, Any] = {}
-    for spec in run["cells"]:
-        key = spec_key(spec)
+    found = store.load_many(spec_key(spec) for spec in run["cells"])
+    for spec, (key, record) in zip(run["cells"], found, strict=True):
         name = f"{spec['task']['name']} / {spec['agent']['label']} / seed {spec['seed']}"
-        try:
-            record = store.load(key)
-        except CorruptResultError as error:
-            failures.append((name, {"error": str(error), "traceback": "", "output": ""}))
-            continue
-        if record is not None:
+        if isinstance(record, CorruptResultError):
+            failures.append((name, {"error": str(record), "traceback": "", "output": ""}))
+        elif record is not None:
             cells.append(_compact(record, spec, origins))
         elif (failure := store.load_failure(key)) is not None:
             failures.append((name, failure))
