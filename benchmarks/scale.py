@@ -164,7 +164,9 @@ class Speed:
     name, workers
         Engine and cells at once.
     seconds : float
-        From the first cell handed out to the last one stored, the start of processes not counted.
+        From the first cell handed out to the last one stored, on the warm engine.
+    busy : float
+        Seconds that the workers were in cells, together.
     start : float
         Seconds that a run of a few empty cells takes on the cold engine.
     overhead_ms : float
@@ -176,6 +178,7 @@ class Speed:
     name: str
     workers: int
     seconds: float
+    busy: float
     start: float
     overhead_ms: float
     driver_ms: float
@@ -219,29 +222,35 @@ def measure_engines() -> Engines:
 def _speed(
     name: str, workers: int, engine: Engine, work: Sequence[Cell], empty: Sequence[Cell]
 ) -> Speed:
-    start, _ = _timed(engine, empty[: 2 * workers])
-    overhead, driver = _timed(engine, empty)
-    seconds, _ = _timed(engine, work)
+    start, _, _ = _timed(engine, empty[: 2 * workers])
+    overhead, _, driver = _timed(engine, empty)
+    seconds, busy, _ = _timed(engine, work)
     print(f"{name}, {workers} workers: {seconds:.1f} s", file=sys.stderr)
     return Speed(
         name,
         workers,
         seconds,
+        busy,
         start,
         1e3 * overhead * workers / len(empty),
         1e3 * driver / len(empty),
     )
 
 
-def _timed(engine: Engine, cells: Sequence[Cell]) -> tuple[float, float]:
-    """Seconds and processor seconds of this process for running and storing some cells."""
+def _timed(engine: Engine, cells: Sequence[Cell]) -> tuple[float, float, float]:
+    """Run and store some cells: seconds, seconds in cells, processor seconds of this process."""
+    inside: list[float] = []
+
+    def note(outcome: Outcome) -> None:
+        if outcome.failed:
+            raise RuntimeError(f"{outcome.cell}: {outcome.payload['error']}")
+        inside.append(outcome.payload["timing"]["wall_seconds"])
+
     with tempfile.TemporaryDirectory(prefix="llmqueue-scale-") as folder:
+        plan, store = Plan("scale", tuple(cells), {}), Store(folder)
         started, used = perf_counter(), process_time()
-        tally = execute(Plan("scale", tuple(cells), {}), Store(folder), engine, provenance("scale"))
-        seconds, driver = perf_counter() - started, process_time() - used
-    if tally.failed:
-        raise RuntimeError(f"{tally.failed} cells failed")
-    return seconds, driver
+        execute(plan, store, engine, provenance("scale"), on_outcome=note)
+        return perf_counter() - started, sum(inside), process_time() - used
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -275,17 +284,17 @@ def tables(command: str, busy: float, sizes: Sequence[Size], engines: Engines) -
         "### Workers",
         "",
         f"{engines.cells} cells of {efficiency:.2f} s each (measured in one process, one after the",
-        "other). Efficiency: that time over workers x time. Overhead: what an empty cell takes a",
-        "worker, the process of its own included. Driver: processor time of the process that hands",
-        "out cells and stores results; the limit is the number of cores at which it is the",
-        "bottleneck, for cells of 1 s and of 60 s.",
+        "other). Efficiency: share of the workers' time spent in cells. Overhead: what an empty",
+        "cell takes a worker, the process of its own included. Driver: processor time of the",
+        "process that hands out cells and stores results; the limit is the number of cores at",
+        "which it is the bottleneck, for cells of 1 s and of 60 s.",
         "",
         "| engine | workers | time | efficiency | start | overhead | driver | limit, 1 s cells "
         "| limit, 60 s cells |",
         "| :--- | ---: |" + " ---: |" * 7,
     ]
     for speed in engines.speeds:
-        share = engines.alone / (speed.workers * speed.seconds)
+        share = speed.busy / (speed.workers * speed.seconds)
         limits = [1e3 * seconds / speed.driver_ms for seconds in (1, 60)]
         lines.append(
             f"| {speed.name} | {speed.workers} | {speed.seconds:.1f} s | {share:.0%} "

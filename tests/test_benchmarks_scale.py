@@ -23,7 +23,7 @@ def test_the_steps_store_every_cell_once_and_then_find_it(tmp_path):
 def test_projections_are_proportional():
     steps = dict.fromkeys(("plan", "store", "resume", "report"), 2.0)
     size = Size(1000, steps, dict.fromkeys(steps, 102.0), 2**20, 3 * 2**20)
-    engines = Engines(12.0, 12, [Speed("local", 2, 8.0, 0.1, 20.0, 2.0)])
+    engines = Engines(12.0, 12, [Speed("local", 2, 8.0, 12.0, 0.1, 20.0, 2.0)])
     text = tables("command", 0.0, [size], engines)
     assert "| **1,000,000**, projected | 33 min |" in text
     assert "| 1,000 MB | 1,000,000 | 2.9 GB |" in text
