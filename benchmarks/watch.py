@@ -235,7 +235,7 @@ class _QueueView(_View):
             queue.append(f"+ {length - waiting.size:,} beyond the window", style=_MUTED)
         if not length:
             queue.append("nobody waits", style=_MUTED)
-        legend = Text("retrials: ", style=_MUTED)
+        legend = Text.assemble(("retrials: ", _MUTED))
         for count, colour in enumerate(_RETRIALS):
             legend.append("■ ", style=colour)
             legend.append(f"{count}{'+' if count == 3 else ''}  ", style=_MUTED)
@@ -348,7 +348,7 @@ class _DeploymentView(_View):
         share = self._served[0, llm] / stage if stage else 0.0
         mark = Text("● ", style=_KEPT) if deployed else Text("○ " if available else "  ")
         return [
-            mark + Text(self._llms[llm], style="" if available else _MUTED),
+            Text.assemble(mark, (self._llms[llm], "" if available else _MUTED)),
             _bar(share, 24),
             Text(f"{share:.0%}"),
             Text(f"{served:,}"),
