@@ -425,6 +425,12 @@ def test_troubles_are_named_in_words(visit):
     assert "Skipped" in text
 
 
+def test_the_legend_names_every_column(visit):
+    page = visit("#/deployment/online/about")
+    names = page.locator("dt").all_text_contents()
+    assert {"Score", "Spend / b", "µs / decision", "Intervals and ranks"} <= set(names)
+
+
 def odd_boards():
     """Boards on which a figure cannot be had: nothing computed, one seed, one agent."""
     levels = {"oracle": 0.0, "random": 1.0, "a": 0.3, "b": 0.5}

@@ -35,7 +35,7 @@
   const shortened = (value, size) => (value.length > size ? value.slice(0, size - 1) + "…" : value);
   const fixed = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
   const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-  const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
+  const capital = (word) => word.replace(/^[a-z]/, (letter) => letter.toUpperCase()); // not µs
 
   function micros(value) {
     if (value === null) return "";
