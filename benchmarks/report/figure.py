@@ -17,7 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from scipy.optimize import isotonic_regression
 
 from benchmarks.intervals import Floats
 from benchmarks.kinds import DEPLOYMENT, QUEUEING
@@ -49,6 +51,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 _ROWS = 4  # tasks a figure
 _HEAT_AGENTS = 3  # learning agents in a heat map, beside the oracle
+_NAME_HEIGHT = 9.5  # points from one name to the next
 _PROFILES = 7  # agents with a performance profile: more cannot be told apart
 
 _PAGES = {
@@ -318,17 +321,14 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     profiles.set_xlim(0, 1)
     profiles.set_ylim(0, 1.01)
     _dress(profiles, "score x", "share of runs that score above x")
+    names = []
     for row in rows:
         if row.score is not None and row.decision_us is not None:
             colour = str(styles[row.agent]["color"])
-            clocks.plot(row.decision_us, row.score.value, "o", color=colour, label="_")
-            clocks.annotate(
-                _name(row.agent),
-                (row.decision_us, row.score.value),
-                xytext=(5, 3),
-                textcoords="offset points",
-                fontsize=8,
-            )
+            point = row.decision_us, row.score.value
+            clocks.plot(*point, "o", color=colour, label="_")
+            offset = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+            names.append(clocks.annotate(_name(row.agent), point, fontsize=8, **offset))
     clocks.set_xscale("log")
     clocks.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     clocks.xaxis.set_major_formatter(_plain)
@@ -337,9 +337,25 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     _dress(clocks, "µs a decision", "score")
     _legend(figure, {label: styles[label] for label in standing.profiles})
     tasks = len(standing.tasks)
-    title = f"{suite}, {standing.section.kind.name}: interquartile mean over {tasks} tasks"
+    kind = standing.section.kind.name
+    whose = suite if suite == kind else f"{suite}, {kind}"
+    title = f"{whose}: interquartile mean over {tasks} tasks"
     figure.suptitle(_text(title), fontsize=11)
+    _spread(figure, clocks, names)
     return figure
+
+
+def _spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
+    """Move names of points at nearly one height apart, as little as that takes."""
+    if not names:
+        return
+    figure.draw_without_rendering()  # only then is it known where the points are
+    names = sorted(names, key=lambda name: name.xy[1])
+    heights = axis.transData.transform([name.xy for name in names])[:, 1] * 72 / figure.dpi
+    steps = _NAME_HEIGHT * np.arange(len(names))
+    apart = isotonic_regression(heights - steps).x + steps
+    for name, shift in zip(names, apart - heights, strict=True):
+        name.set_position((5, shift))
 
 
 def _score_line(axis: Axes, row: OverallRow, place: float, style: Style) -> None:
