@@ -202,8 +202,8 @@ def build_app() -> "typer.Typer":
     @app.command("report")
     def report_command(
         results: Annotated[
-            Path | None,
-            typer.Argument(help="Results folder or exported file; default: the last run."),
+            str | None,
+            typer.Argument(help="Results folder, URL or exported file; default: the last run."),
         ] = None,
         out: Annotated[Path, typer.Option(help="Where the page and pictures go.")] = LEADERBOARD,
         readme: Annotated[
@@ -226,7 +226,7 @@ def build_app() -> "typer.Typer":
         """Print the leaderboard; write index.html, leaderboard.md and the pictures."""
         from benchmarks.report.command import check_readme, report, serve
 
-        found = results or _last_results()
+        found: Path | str = results or _last_results()
         if as_json:
             raise typer.Exit(_print_board(found))
         if not check:
@@ -240,7 +240,7 @@ def build_app() -> "typer.Typer":
 
     @app.command("export")
     def export_command(
-        results: Annotated[Path, typer.Argument(help="Results folder.")],
+        results: Annotated[str, typer.Argument(help="Results folder or URL.")],
         path: Annotated[Path, typer.Argument(help="File to write, SUITE.json.gz.")],
     ) -> None:
         """Write a run into one small file that `report` reads in place of a results folder."""
@@ -514,7 +514,7 @@ def _engine(
     return RayEngine(address, workers, timeout, memory)
 
 
-def _print_board(results: Path) -> int:
+def _print_board(results: Path | str) -> int:
     """Print the board of some results as JSON; return the exit code."""
     from benchmarks.export import open_results
     from benchmarks.report.as_json import board_json

@@ -78,6 +78,21 @@ def test_a_run_and_its_report_as_json(here, bench):
     assert (overall["kind"], overall["protocol"]) == ("queueing", "online")
 
 
+def test_results_behind_a_url_are_run_reported_exported_and_verified(here, bench):
+    pytest.importorskip("fsspec", reason="needs the extra `ray`")
+    url = "memory://commands/results"
+    run = json.loads(bench("run", "tiny.toml", "--results", url, "--json")[1])
+    assert (run["results"], run["computed"]) == (url, 8)
+    assert json.loads(bench("run", "tiny.toml", "--results", url, "--json")[1])["reused"] == 8
+    report = json.loads(bench("report", url, "--json")[1])
+    assert [task["task"] for task in report["tasks"]] == ["tiny"]
+    assert bench("export", url, "tiny.json.gz")[0] == 0
+    assert bench("verify", url, "--sample", "2")[0] == 0
+    compared = json.loads(bench("compare", url, "tiny.json.gz", "--json")[1])
+    assert (compared["cells"], compared["changed"]) == (8, 0)
+    assert not (here / "memory:").exists()
+
+
 def test_failures_are_in_the_json_and_in_the_exit_code(here, bench):
     arguments = ("--seeds", "1", "--agent", "my_raising:Raises", "--results", "r", "--json")
     code, out = bench("run", "tiny.toml", *arguments)
