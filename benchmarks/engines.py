@@ -271,13 +271,28 @@ class LocalEngine:
 
 def _start(process: Any) -> None:
     """Start a process; the fork server may be gone, and found to be so a moment later."""
-    for pause in (0.01, 0.1, 1.0):
-        try:
-            process.start()
-            return
-        except (ConnectionError, EOFError):
-            sleep(pause)
-    process.start()
+    with _without_main():
+        for pause in (0.01, 0.1, 1.0):
+            try:
+                process.start()
+                return
+            except (ConnectionError, EOFError):
+                sleep(pause)
+        process.start()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep workers from importing the main module, which may cost more than the cell."""
+    main: Any = sys.modules["__main__"]
+    own = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    for name in own:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(main, name, value)
 
 
 def _failure(job: _Running, error: str, traceback: str) -> Outcome:

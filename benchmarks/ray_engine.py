@@ -145,8 +145,7 @@ def _run(
     sys.path += [folder for folder in path if folder not in sys.path and os.path.isdir(folder)]
     if complaint := _complaint(cell):
         return {"error": complaint, "traceback": "", "output": ""}, True, platform_here()
-    with _without_main():
-        [outcome] = LocalEngine(1, timeout, memory).run([cell])
+    [outcome] = LocalEngine(1, timeout, memory).run([cell])
     return outcome.payload, outcome.failed, platform_here()
 
 
@@ -167,15 +166,3 @@ def _complaint(cell: Cell) -> str | None:
         return f"{node} has another {', '.join(different)} than the machine that planned the run"
     _checked.add(known)
     return None
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep cells from importing Ray's own main module, which costs half a second each."""
-    main = sys.modules["__main__"]
-    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-    main.__file__ = main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__file__, main.__spec__ = file, spec

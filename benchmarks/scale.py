@@ -66,7 +66,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """Processor seconds and peak memory (MB) of every step, and bytes on the disk, for cells."""
+    """Processor seconds and memory (MB) of every step, and bytes on the disk, for cells."""
 
     cells: int
     seconds: dict[str, float]
@@ -97,8 +97,9 @@ def measure_size(cells: int) -> Size:
 
 
 def measure(step: str, cells: int, folder: Path) -> dict[str, float]:
-    """Run one step: processor seconds it took, and the peak memory of this process."""
-    started = process_time()
+    """Run one step: processor seconds it took, and the memory that its result holds."""
+    sweep(1)  # imports
+    before, started = _resident_mb(), process_time()
     plan = sweep(cells)
     if step == "plan":
         seconds = process_time() - started
@@ -109,10 +110,14 @@ def measure(step: str, cells: int, folder: Path) -> dict[str, float]:
             "report": lambda: load_board(Store(folder)),
         }
         started = process_time()
-        actions[step]()
+        result = actions[step]()  # noqa: F841 - its memory is measured
         seconds = process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    return {"seconds": seconds, "memory_mb": _resident_mb() - before}
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def sweep(cells: int) -> Plan:
@@ -306,10 +311,7 @@ def tables(command: str, busy: float, sizes: Sequence[Size], engines: Engines) -
 
 def _size_row(name: str, size: Size, factor: float) -> str:
     times = " | ".join(_time(size.seconds[step] * factor) for step in STEPS)
-    base = 100.0  # of the imports; it does not grow
-    memory = " | ".join(
-        _bytes((base + (size.memory[step] - base) * factor) * 2**20) for step in ("plan", "report")
-    )
+    memory = " | ".join(_bytes(size.memory[step] * factor * 2**20) for step in ("plan", "report"))
     disk = f"{_bytes(size.plan_bytes * factor)} | {size.cells * factor:,.0f} "
     return f"| {name} | {times} | {memory} | {disk}| {_bytes(size.cell_bytes * factor)} |"
 

@@ -411,3 +411,22 @@ def test_modules_in_the_current_folder_do_not_replace_the_project(here):
     code, err = finish(start(here, [sys.executable, str(script), *arguments[3:]]))
     assert code == 0, err
     assert "3 cells computed" in err
+
+
+def test_a_script_without_a_guard_runs_cells_and_is_not_run_again_by_them(here):
+    """A worker would import the main module, which would start the run again."""
+    script = here / "script.py"
+    script.write_text(
+        "from benchmarks.engines import LocalEngine, execute\n"
+        "from benchmarks.store import Store\n"
+        "from benchmarks.suite import load_suite, make_plan\n"
+        "open('lines', 'a').write('once')\n"
+        "plan = make_plan(load_suite('s.toml'))\n"
+        "tally = execute(plan, Store('r'), LocalEngine(2), {'command': 'script'})\n"
+        "assert (tally.computed, tally.failed) == (2, 0), tally\n"
+        "assert __file__.endswith('script.py')\n"
+    )
+    command(here)
+    code, err = finish(start(here, [sys.executable, str(script)]))
+    assert code == 0, err
+    assert (here / "lines").read_text() == "once"

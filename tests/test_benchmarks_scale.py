@@ -14,7 +14,7 @@ def test_the_steps_store_every_cell_once_and_then_find_it(tmp_path):
     for step in ("plan", "store", "resume", "report"):
         found = measure(step, 120, tmp_path)
         assert found["seconds"] >= 0
-        assert found["memory_mb"] > 10
+        assert found["memory_mb"] < 500
     store, keys = Store(tmp_path), {cell.key for cell in sweep(120).cells}
     assert store.keys() == keys
     assert len(store.load_run()["cells"]) == 120
@@ -22,9 +22,9 @@ def test_the_steps_store_every_cell_once_and_then_find_it(tmp_path):
 
 def test_projections_are_proportional():
     steps = dict.fromkeys(("plan", "store", "resume", "report"), 2.0)
-    size = Size(1000, steps, dict.fromkeys(steps, 102.0), 2**20, 3 * 2**20)
+    size = Size(1000, steps, dict.fromkeys(steps, 1.0), 2**20, 3 * 2**20)
     engines = Engines(12.0, 12, [Speed("local", 2, 8.0, 12.0, 0.1, 20.0, 2.0)])
     text = tables("command", 0.0, [size], engines)
     assert "| **1,000,000**, projected | 33 min |" in text
-    assert "| 1,000 MB | 1,000,000 | 2.9 GB |" in text
+    assert "| 1,000 MB | 1,000 MB | 1,000 MB | 1,000,000 | 2.9 GB |" in text
     assert "| local | 2 | 8.0 s | 75% | 0.1 s | 20 ms | 2.0 ms | 500 cores | 30,000 cores |" in text
