@@ -231,7 +231,7 @@ class LocalEngine:
             os.set_blocking(output.fileno(), False)
         process = self._context.Process(
             target=_work,
-            args=(dict(cell.spec), dict(cell.kwargs), cell.model, sender, printer, self.memory),
+            args=(cell, dict(os.environ), sender, printer, self.memory),
         )
         _start(process)
         sender.close()  # so that the worker's death ends the pipes
@@ -367,15 +367,16 @@ def _preloaded(cells: Sequence[Cell]) -> list[str]:
 
 
 def _work(
-    spec: dict[str, Any],
-    kwargs: dict[str, Any],
-    model: str | None,
+    cell: Cell,
+    environment: dict[str, str],
     sender: Connection,
     printer: Connection | None,
     memory: float | None,
 ) -> None:
     """Run one cell, send its result as JSON, and leave at once."""
     own = os.getpid()
+    os.environ.clear()  # the fork server's is that of the first run of its parent
+    os.environ.update(environment)
     os.environ.pop(_SAFE_PATH, None)  # an agent's subprocesses are its own affair
     _detach(printer)
     if memory is not None:
@@ -383,7 +384,8 @@ def _work(
     try:
         from benchmarks.runner import run_cell
 
-        text = canonical({"failed": False, "payload": run_cell(spec, kwargs, model)})
+        payload = run_cell(cell.spec, cell.kwargs, cell.model)
+        text = canonical({"failed": False, "payload": payload})
     except BaseException as error:  # whatever an agent raises, SystemExit included
         if memory is not None:
             _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)

@@ -42,6 +42,10 @@ class Waits(RandomAgent):
         path.with_suffix(".part").replace(path)
         time.sleep(60)
 
+class Tells(RandomAgent):
+    def act(self, observation):
+        raise ValueError("the variable is " + os.environ["LLMQUEUE_GYM_DATA"])
+
 class Exits(RandomAgent):
     def act(self, observation):
         os._exit(3)
@@ -112,6 +116,14 @@ def test_bad_agents_fail_alone_with_their_error(agents, tmp_path):
     assert "exit code 3" in failure(store, "Exits")["error"]
     assert "SystemExit: leaving" in failure(store, "SysExits")["error"]
     assert "timeout of 5 s" in failure(store, "Hangs")["error"]
+
+
+@pytest.mark.parametrize("value", ["first", "second"])  # the fork server outlives a run
+def test_workers_see_the_environment_of_their_run(agents, tmp_path, monkeypatch, value):
+    monkeypatch.setenv("LLMQUEUE_GYM_DATA", value)
+    store = Store(tmp_path / "r")
+    run(plan("Tells"), store, LocalEngine(1))
+    assert failure(store, "Tells")["error"] == f"ValueError: the variable is {value}"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
