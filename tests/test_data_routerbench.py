@@ -472,6 +472,14 @@ def test_pandas_is_not_needed_and_neither_is_the_users_environment(
     assert import_dataset("routerbench", FILES / PICKLES[0]).facts.rows == 4
 
 
+def test_a_file_in_the_current_folder_needs_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(FILES / PICKLES[0], tmp_path / "routerbench_0shot.pkl")
+    monkeypatch.chdir(tmp_path)
+    assert import_dataset("routerbench", Path("routerbench_0shot.pkl")).facts.rows == 4
+
+
 def test_one_file_is_asked_for(tmp_path: Path) -> None:
     for name in PICKLES[:2]:
         shutil.copy(FILES / name, tmp_path)

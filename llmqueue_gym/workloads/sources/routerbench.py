@@ -91,7 +91,8 @@ def _read_pickle(path: Path) -> tuple[Texts, Numbers, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.parquet"
         # -I: neither the environment nor the current folder can slip in another module
-        command = [sys.executable, "-I", inert_pickle.__file__, str(path), str(table)]
+        script = Path(inert_pickle.__file__).resolve()  # the process runs in a folder of its own
+        command = [sys.executable, "-I", str(script), str(path.resolve()), str(table)]
         # one thread each, because threads would count against the memory limit
         env = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         env |= {"POLARS_MAX_THREADS": "1"}
