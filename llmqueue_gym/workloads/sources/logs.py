@@ -464,7 +464,7 @@ def describe_log(log: Log) -> dict[str, Any]:
         "path": log.path,
         "requests": len(log),
         "queries": "vectors" if log.texts is None else len(set(log.texts)),
-        "outcome": "kept or retried" if binary else "score",
+        "outcome": "share kept" if binary else "score",
         "kept": float(log.reward.mean()),
         "cost": None if log.cost is None else float(log.cost.sum()),
         "seconds": None if log.time is None else float(log.time[-1] - log.time[0]),
