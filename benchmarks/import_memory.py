@@ -21,9 +21,14 @@ from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 LLMS = 112
 _CHILD = """
 import json, resource, sys
+from pathlib import Path
 from llmqueue_gym.workloads.datasets import import_dataset
 header = import_dataset("embedllm", sys.argv[1])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.platform == "linux":  # getrusage counts what the parent held when it started this process
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([header.facts.rows, len(header.facts.llms), peak]))
 """
 
@@ -64,7 +69,7 @@ def measure(rows: int, prompt_length: int) -> dict[str, float]:
             "questions": questions,
             "llms": llms,
             "file_mb": path.stat().st_size / 1e6,
-            "peak_mb": peak * (1024 if sys.platform == "linux" else 1) / 1e6,
+            "peak_mb": peak / 1e6,
             "seconds": seconds,
         }
 
