@@ -170,6 +170,7 @@ class QueueDynamics:
         self._moving = np.tri(window, dtype=np.bool_).T.copy()
         self._moving[:, -1] = False
         self._first_slot = self._lanes * window
+        self._last_slot = self._first_slot + (window - 1)
         # Rings, a power of two long, of records: NumPy moves opaque items whole.
         self._backlog = np.zeros((num_lanes, 16), dtype=(np.void, _CELLS * self._dtype.itemsize))
         self._backlog_head = np.zeros(num_lanes, dtype=np.int64)
@@ -377,7 +378,7 @@ class QueueDynamics:
         queries[0, 1] = self._arrivals[1][near]
         queries[1:, 1] = queries[3, 0] = 0
         self._close_gaps(np.where(served, slots, window - 1))
-        entering = self._move_up(served)
+        entering = self._move_up()
         position = np.empty((2, self.num_lanes), dtype=np.int64)
         np.subtract(length, served, out=position[0])
         np.subtract(length, departed, out=position[1])
@@ -423,33 +424,34 @@ class QueueDynamics:
         # In one dimension NumPy moves in place, without a temporary copy.
         np.copyto(self._context_items[:-1], self._context_items[1:], where=moving)
 
-    def _move_up(self, served: Bools) -> tuple[Ints, Cells, Ints]:
-        """Return what enters the last slot of full windows: the head of the backlog, or nobody.
+    def _move_up(self) -> tuple[Cells, Ints]:
+        """Return what enters the last slot of every lane: the head of the backlog, or nobody.
 
-        Returns the places, the cells (4, n) and the rows of the table.
+        With a backlog the window is full, so somebody was served and the last slot is free; in the
+        other lanes nobody waits there once the served query has left. All lanes are treated alike:
+        picking some of them costs more than the rest. Returns cells (4, B) and rows of the table.
         """
-        lanes = (served & (self.queue_length >= self.window)).nonzero()[0]
-        waits = self.queue_length.take(lanes) > self.window
-        head, size = self._backlog_head.take(lanes), self._backlog.shape[1]
-        records = self._backlog.reshape(-1).take(lanes * size + head)
-        self._backlog_head[lanes] = (head + waits) & (size - 1)
+        waits = self.queue_length > self.window
+        head, size = self._backlog_head, self._backlog.shape[1]
+        records = self._backlog.reshape(-1).take(self._lanes * size + head)
+        head += waits
+        head &= size - 1
         entering = np.ascontiguousarray(records.view(self._dtype).reshape(-1, _CELLS).T)
-        np.subtract(self.slot.take(lanes).astype(self._dtype), entering[3], out=entering[3])
+        np.subtract(self.slot.astype(self._dtype), entering[3], out=entering[3])
         entering[2] += entering[3]
-        rows = self._first_row.take(lanes) + entering[0]
-        rows[~waits] = -1
+        rows = (self._first_row + entering[0] + 1) * waits - 1
         entering *= waits
         entering[0] -= ~waits
-        return self._first_slot.take(lanes) + (self.window - 1), entering, rows
+        return entering, rows
 
     def _join(
         self,
         joins: Bools,
         position: Ints,
         queries: Cells,
-        entering: tuple[Ints, Cells, Ints],
+        entering: tuple[Cells, Ints],
     ) -> None:
-        """Write what enters full windows, then queries at their positions in their queues.
+        """Write what enters the last slots, then queries at their positions in their queues.
 
         Joins and positions have shape (2, B), queries (4, 2 B).
         """
@@ -457,14 +459,14 @@ class QueueDynamics:
         visible &= joins
         inside = visible.reshape(-1).nonzero()[0]
         place = (self._first_slot + position).reshape(-1).take(inside)
-        place = np.concatenate([entering[0], place])  # of one place twice, the last value stays
+        place = np.concatenate([self._last_slot, place])  # of one place twice, the last one stays
         joining = queries.take(inside, axis=1)
         for cells, values in zip(
-            self._cells, np.concatenate([entering[1], joining], axis=1), strict=True
+            self._cells, np.concatenate([entering[0], joining], axis=1), strict=True
         ):
             cells[place] = values
         first = self._first_row.take(self._both_lanes.take(inside))
-        rows = np.concatenate([entering[2], first + joining[0]])
+        rows = np.concatenate([entering[1], first + joining[0]])
         # Reading a number of each row first overlaps the cache misses; copying rows does not.
         self._flat_table.take(rows * self._table.shape[1])
         read = self._table_rows.take(rows)
