@@ -223,10 +223,10 @@ def _draw(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
         axis.plot(x, values[0], color="#9A9A9A", linewidth=1.0, linestyle=dash, label="_")
     for label, (x, values) in panel.lines.items():
         _band(axis, x, values, label, styles[label])
-    _scale(axis, "x", panel.x_scale)
-    _scale(axis, "y", panel.y_scale)
     axis.set_xlim(*panel.x_range)
     axis.set_ylim(*panel.y_range)
+    _scale(axis, "x", panel.x_scale)
+    _scale(axis, "y", panel.y_scale)
     _dress(axis, panel.across, panel.quantity)
 
 
@@ -234,7 +234,12 @@ def _scale(axis: Axes, name: str, scale: Scale) -> None:
     """Set an axis' scale, with plain numbers on it."""
     linear = {"linthresh": 1.0, "linscale": 0.5} if scale == "symlog" else {}
     (axis.set_xscale if name == "x" else axis.set_yscale)(scale, **linear)
-    getattr(axis, f"{name}axis").set_major_formatter(_plain)
+    ticks = getattr(axis, f"{name}axis")
+    low, high = ticks.get_view_interval()
+    if scale == "log" and high < 30 * low:  # powers of ten alone would be too few
+        ticks.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ticks.set_major_formatter(_plain)
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def _suptitle(suite: str, seeds: int) -> str:

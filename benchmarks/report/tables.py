@@ -61,7 +61,8 @@ def board_tables(board: Board) -> list[Table]:
         name = section_name(board, section)
         part = f"{board.suite}, {name}" if name else board.suite
         title = f"{part}: interquartile mean score over {len(_headline(board, section))} task(s)"
-        tables.append(_rich(title, _overall_headers(section), _overall_lines(board, section)))
+        if lines := _overall_lines(board, section):
+            tables.append(_rich(title, _overall_headers(section), lines))
         for task in section_tasks(board, section):
             tables.append(
                 _rich(_task_title(task), task_headers(task, short=True), task_lines(task, True))
@@ -83,7 +84,8 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         kind = section.kind
         if name := section_name(board, section):
             parts += [f"## {name.capitalize()}\n"]
-        parts += [_markdown(_overall_headers(section), _overall_lines(board, section))]
+        if lines := _overall_lines(board, section):
+            parts += [_markdown(_overall_headers(section), lines)]
         parts += [f"{_overall_note(board, section)}\n", f"{origin}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
@@ -115,7 +117,8 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
     for section in board.sections:
         if name := section_name(board, section):
             parts += [f"### {name.capitalize()}\n"]
-        parts += [_markdown(_overall_headers(section), _overall_lines(board, section))]
+        if lines := _overall_lines(board, section):
+            parts += [_markdown(_overall_headers(section), lines)]
         parts += [f"{_overall_note(board, section)}\n", f"{_origin(board)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         tasks = section_tasks(board, section)
@@ -196,6 +199,8 @@ def _overall_headers(section: Section) -> tuple[str, ...]:
 
 
 def _overall_lines(board: Board, section: Section) -> list[list[str]]:
+    if not _headline(board, section):
+        return []  # there is nothing to take a mean of
     return [_overall_line(row) for row in board.overall if row.section == section]
 
 
