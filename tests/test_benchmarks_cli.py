@@ -97,10 +97,11 @@ def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(
     for _ in range(2):
         assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 0
         text = page.read_text()
-        assert text.startswith("# Mine\n<!-- leaderboard tiny: begin -->\n| rank |")
+        # The task separates nothing, so there is no mean over tasks, only its own table.
+        assert text.startswith("# Mine\n<!-- leaderboard tiny: begin -->\nInterquartile mean")
         assert text.endswith("<!-- leaderboard tiny: end -->\nend\n")
         assert "old" not in text
-        assert text.count("| greedy |") == 2
+        assert text.count("| greedy |") == 1
         assert "(docs/images/tiny.png)" in text
     assert (here / "docs/images/tiny.png").stat().st_size > 1000
     assert bench(monkeypatch, "export", "results/tiny", "kept/tiny.json.gz") == 0
@@ -215,7 +216,7 @@ def test_an_empty_board_is_still_a_page(here, monkeypatch, tmp_path):
     board = load_board(Store(Path("r")))
     assert len(board.missing) == 8
     assert "## Not run" in board_markdown(board)
-    assert len(board_tables(board)) == 2
+    assert len(board_tables(board)) == 1  # the task's; no task makes a mean over tasks
     assert draw_figure(board, tmp_path) == []
 
 
