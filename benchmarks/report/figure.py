@@ -338,7 +338,7 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     clocks.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     clocks.xaxis.set_major_formatter(_plain)
     clocks.xaxis.set_minor_formatter(NullFormatter())
-    clocks.margins(x=0.15)
+    clocks.margins(x=0.15, y=0.1)
     _dress(clocks, "µs a decision", "score")
     _legend(figure, {label: styles[label] for label in standing.profiles})
     tasks = len(standing.tasks)
@@ -359,6 +359,8 @@ def _spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
     heights = axis.transData.transform([name.xy for name in names])[:, 1] * 72 / figure.dpi
     steps = _NAME_HEIGHT * np.arange(len(names))
     apart = isotonic_regression(heights - steps).x + steps
+    bottom, top = axis.get_window_extent().intervaly * 72 / figure.dpi
+    apart = np.clip(apart, bottom + steps, top - steps[::-1])  # inside, however many there are
     for name, shift in zip(names, apart - heights, strict=True):
         name.set_position((5, shift))
 
