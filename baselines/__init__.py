@@ -64,7 +64,7 @@ for _predictor in ("knn", "ridge", "logistic", "boosting"):
         f"offline-{_predictor}", f"{_QUEUE}.offline:OfflineRouter", _OFFLINE, predictor=_predictor
     )
 register("ACQB-CL", f"{_QUEUE}.contrastive:ACQBCL", _ACQB)
-register("paretobandit", f"{_QUEUE}.paretobandit:ParetoBanditRouter", "PyPI package paretobandit")
+register("paretobandit", f"{_QUEUE}.paretobandit:ParetoBanditRouter", "package paretobandit")
 
 # Reinforcement learning inside the scored run; what is trained before it comes from a model file.
 _SB3 = "Stable-Baselines3"
@@ -104,5 +104,5 @@ register("ParetoBandit", f"{_DEPLOY}.paretobandit:ParetoBandit", "arXiv 2604.001
 register(
     "paretobandit-router",
     f"{_DEPLOY}.paretobandit:ParetoBanditPackage",
-    "PyPI package paretobandit",
+    "package paretobandit",
 )

@@ -12,16 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from benchmarks.plan import Plan, make_plan
 from benchmarks.store import Store, StoreBusyError, StoreWriteError
-from benchmarks.suite import (
-    REFERENCES,
-    Plan,
-    Suite,
-    SuiteError,
-    built_in_suites,
-    load_suite,
-    make_plan,
-)
+from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, load_suite
 
 if TYPE_CHECKING:
     import typer

@@ -23,8 +23,9 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 
 from baselines.agent import agent_spec
+from benchmarks.plan import Cell, Plan
 from benchmarks.store import CorruptResultError, Store
-from benchmarks.suite import Cell, Plan, canonical
+from benchmarks.suite import canonical
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _OUTPUT_TAIL = 4000  # bytes of an agent's output kept with its error

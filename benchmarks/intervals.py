@@ -301,26 +301,26 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
     if t.size < 3:
         return None
     x = np.log(t) - np.log(t).mean()
-    weights = x / (x @ x)
+    slope = x / (x @ x)
 
     def fit(means: Floats) -> Floats:
-        positive = np.asarray(np.all(means > 0, axis=-1))
-        if positive.all():
-            return np.asarray(np.log(means) @ weights)
-        logs = np.log(np.where(positive[..., None], means, 1.0))
-        return np.where(positive, logs @ weights, -np.inf)
+        """Exponents of the columns of ``means``, shape (L, R), which is overwritten."""
+        lost = ~(means.min(axis=0) > 0)
+        means[:, lost] = 1.0
+        exponents = np.asarray(slope @ np.log(means, out=means))
+        exponents[lost] = -np.inf
+        return exponents
 
-    value = float(fit(curves.mean(axis=0)))
+    value = float(fit(curves.mean(axis=0)[:, None])[0])
     if value == -np.inf:
         return None
-    seeds = curves.shape[0]
-    return percentile_interval(value, fit(_resampled_weights(name, seeds) @ curves))
+    return percentile_interval(value, fit(curves.T @ _resampled_weights(name, len(curves))))
 
 
 @lru_cache(maxsize=64)  # every agent of a task asks for the same draws
 def _resampled_weights(name: str, seeds: int) -> Floats:
-    """Weights of the seeds in every bootstrap sample, shape (repetitions, seeds), rows sum to 1."""
-    return np.ascontiguousarray(_resampled_counts(name, seeds, REPETITIONS).T) / seeds
+    """Weights of the seeds in every bootstrap sample, shape (seeds, R); columns sum to 1."""
+    return _resampled_counts(name, seeds, REPETITIONS) / seeds
 
 
 def _resampled_counts(name: str, seeds: int, repetitions: int) -> NDArray[np.int64]:

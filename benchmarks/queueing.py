@@ -67,17 +67,9 @@ def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = Fals
 
     Pretrained agents are given the queries that the workload keeps back for training.
     """
-    choices = np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
-    contexts = env.observation_space["contexts"]  # type: ignore[index]
-    return QueueProblem(
-        num_llms=int(choices[1]),
-        assortment_size=len(choices) - 1,
-        context_dim=int(contexts.shape[1]),
-        window=int(choices[0]),
-        arrival_rate=float(env.unwrapped.dynamics.arrival_rate[0]),  # type: ignore[attr-defined]
-        horizon=horizon,
-        offline=env.unwrapped.offline if pretrained else None,  # type: ignore[attr-defined]
-    )
+    unwrapped: Any = env.unwrapped
+    offline = unwrapped.offline if pretrained else None
+    return QueueProblem(**unwrapped.problem, horizon=horizon, offline=offline)
 
 
 def make_oracle(env: gym.Env[Any, Any]) -> MyopicOracle:

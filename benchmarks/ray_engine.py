@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.engines import LocalEngine, Outcome
-from benchmarks.suite import Cell, canonical
+from benchmarks.plan import Cell
+from benchmarks.suite import canonical
 
 RETRIES = 3
 """Times a cell is started again after its node, or Ray's process on it, died."""
@@ -151,7 +152,8 @@ def _run(
 
 def _complaint(cell: Cell) -> str | None:
     """Say what would make this node's result another one; None if nothing does."""
-    from benchmarks.suite import SuiteError, spec_here
+    from benchmarks.plan import spec_here
+    from benchmarks.suite import SuiteError
 
     spec = cell.spec
     known = canonical([{**spec, "seed": None}, dict(cell.kwargs)])

@@ -88,7 +88,7 @@ def run_cell(
     Parameters
     ----------
     spec : Mapping[str, Any]
-        The cell's identity (``benchmarks.suite.Cell.spec``).
+        The cell's identity (``benchmarks.plan.Cell.spec``).
     kwargs : Mapping[str, Any]
         The environment's arguments on this machine.
     model : str, optional

@@ -21,11 +21,12 @@ from time import perf_counter, process_time
 from typing import Any
 
 from benchmarks.engines import Engine, LocalEngine, Outcome, execute
+from benchmarks.plan import Cell, Plan, make_plan
 from benchmarks.report.tables import insert_between_markers
 from benchmarks.runner import platform_here, provenance, run_cell
 from benchmarks.scoring import load_board
 from benchmarks.store import Store, write_text
-from benchmarks.suite import Cell, Plan, Suite, make_plan, parse_suite
+from benchmarks.suite import Suite, parse_suite
 
 COUNTS = (1_000, 10_000)
 TARGET = 1_000_000

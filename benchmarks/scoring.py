@@ -7,7 +7,7 @@ Each kind of task and each protocol has a board of its own; `benchmarks.kinds` s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
@@ -389,13 +389,14 @@ def make_board(
     sweeps: list[Sweep] = []
     broken: list[str] = []
     for kind in KINDS.values():
+        planned = [s for s in run["cells"] if kind_of(s["task"]["env"]) == kind.name]
         own = [c for c in cells if kind_of(c["spec"]["task"]["env"]) == kind.name]
         broken += violations(tidy(own, kind), kind)
         for protocol in PROTOCOLS:
             section = Section(kind, protocol)
-            specs = _specs_of(section, run["cells"])
-            keys = {spec_key(spec) for spec in specs}
-            played = [c for c in own if spec_key(c["spec"]) in keys]
+            shown = _shown_in(protocol, planned)
+            specs = [spec for spec in planned if shown(spec)]
+            played = [cell for cell in own if shown(cell["spec"])]
             table = tidy(played, kind)
             boards = list(_task_boards(specs, table, played, section))
             if boards:
@@ -418,27 +419,24 @@ def make_board(
     )
 
 
-def _specs_of(section: Section, specs: Sequence[Record]) -> list[Record]:
-    """Planned cells of a section.
+def _shown_in(protocol: str, planned: Sequence[Record]) -> Callable[[Record], bool]:
+    """Tell which of a kind's cells stand in the tables of a protocol.
 
     The references of a task stand beside the agents of either protocol; where nobody else was
     planned, they are shown as ``online``.
     """
-    own = [s for s in specs if kind_of(s["task"]["env"]) == section.kind.name]
     protocols: dict[str, set[str]] = {}
-    for spec in own:
+    for spec in planned:
         found = protocols.setdefault(spec["task"]["name"], set())
         if spec["agent"]["label"] not in REFERENCES:
             found.add(spec["protocol"])
-    here = {
-        task for task, found in protocols.items() if section.protocol in (found or {PROTOCOLS[0]})
-    }
-    return [
-        spec
-        for spec in own
-        if spec["task"]["name"] in here
-        and (spec["agent"]["label"] in REFERENCES or spec["protocol"] == section.protocol)
-    ]
+    tasks = {task for task, found in protocols.items() if protocol in (found or {PROTOCOLS[0]})}
+
+    def shown(spec: Record) -> bool:
+        reference = spec["agent"]["label"] in REFERENCES
+        return spec["task"]["name"] in tasks and (reference or spec["protocol"] == protocol)
+
+    return shown
 
 
 def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
@@ -509,13 +507,14 @@ def _task_board(
     """Score one task."""
     board = TaskBoard(task, section, [], False, _curves(cells), _traffic(cells), "", seeds)
     curves, traffic = board.curves, board.traffic
-    labels = table["agent"].unique(maintain_order=True).to_list()
-    learning = [label for label in labels if label not in REFERENCES]
-    scores = {label: _by_seed(table, label, "score") for label in labels}
+    scored = table.filter(pl.col("h_oracle").is_not_null())
+    parts = {
+        str(label): own for (label,), own in scored.partition_by("agent", as_dict=True).items()
+    }
+    scores = {label: _by_seed(own) for label, own in parts.items()}
     ordered = []
     for label, group in _by_agent(cells).items():
-        own = table.filter((pl.col("agent") == label) & pl.col("h_oracle").is_not_null())
-        if own.height:
+        if (own := parts.get(label)) is not None:
             evidence = Evidence(
                 task["name"],
                 own,
@@ -528,15 +527,15 @@ def _task_board(
             key = (-row.score.value if row.score else np.inf, float(own["h"].to_numpy().mean()))
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
-    ranked = [row.agent for row in rows if row.score is not None and row.agent in learning]
+    learning = {row.agent: row.score for row in rows if row.score and row.agent not in REFERENCES}
+    ranked = list(learning)
     ranks = competition_ranks(
         len(ranked), lambda i, j: _better(scores[ranked[i]], scores[ranked[j]])
     )
     rank_of = dict(zip(ranked, ranks, strict=True))
     rows = [replace(row, rank=rank_of.get(row.agent)) for row in rows]
-    intervals = [r.score for r in rows if r.score is not None and r.agent in learning]
     about = section.kind.about(table) if table.height else ""
-    return replace(board, rows=rows, separates=_separates(intervals), about=about)
+    return replace(board, rows=rows, separates=_separates([*learning.values()]), about=about)
 
 
 def _task_row(label: str, evidence: Evidence, columns: Sequence[Column], origin: Origin) -> TaskRow:
@@ -593,9 +592,10 @@ def _traffic(cells: Sequence[Record]) -> dict[str, dict[int, Traffic]]:
     }
 
 
-def _by_seed(table: pl.DataFrame, label: str, column: str) -> dict[int, float]:
-    own = table.filter((pl.col("agent") == label) & pl.col(column).is_not_null())
-    return dict(zip(own["seed"].to_list(), own[column].to_list(), strict=True))
+def _by_seed(own: pl.DataFrame) -> dict[int, float]:
+    """Scores of an agent by seed."""
+    seeds, scores = own["seed"].to_list(), own["score"].to_list()
+    return {seed: score for seed, score in zip(seeds, scores, strict=True) if score is not None}
 
 
 def _better(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
@@ -641,7 +641,8 @@ def _standing(
         own = StratifiedBootstrap.draw(_seeds_of(groups[label]))
         replicates[label] = own.iqm(scores[label][None])[0]
     rows = []
-    for label in dict.fromkeys(spec["agent"]["label"] for spec in specs):
+    shown = [spec for spec in specs if spec["task"]["name"] in headline]
+    for label in dict.fromkeys(spec["agent"]["label"] for spec in shown or specs):
         score = clock = None
         if label in groups:
             value = float(interquartile_mean(scores[label]))

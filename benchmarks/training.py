@@ -26,7 +26,8 @@ from rich.progress import Progress as Bars
 
 from baselines.models import OWN_FILES, models_folder, read_card
 from benchmarks.engines import _worker_environment
-from benchmarks.suite import Plan, SuiteError, Training, find_task, task_arguments
+from benchmarks.plan import Plan, Training, task_arguments
+from benchmarks.suite import SuiteError, find_task
 
 if TYPE_CHECKING:
     from baselines.rl import Progress
@@ -182,7 +183,7 @@ def train_all(
     on_progress: Callable[[Training, Progress], None],
     on_damage: Callable[[str], None],
 ) -> dict[str, str]:
-    """Run trainings in processes; see :func:`train_plan`."""
+    """Run trainings in processes; see `train_plan`."""
     context = multiprocessing.get_context("spawn")
     for litter in folder.glob(".*.tmp"):  # of a training that was killed while writing
         litter.unlink(missing_ok=True)

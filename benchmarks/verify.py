@@ -15,9 +15,10 @@ import numpy as np
 
 from benchmarks.engines import LocalEngine, Outcome
 from benchmarks.export import ExportedRun, open_results, rounded
+from benchmarks.plan import Cell, kwargs_here, spec_here
 from benchmarks.runner import platform_here
 from benchmarks.store import CorruptResultError, Store
-from benchmarks.suite import Cell, SuiteError, kwargs_here, load_suite, spec_here, spec_key
+from benchmarks.suite import SuiteError, load_suite, spec_key
 
 Record = Mapping[str, Any]
 

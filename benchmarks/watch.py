@@ -21,8 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from baselines.agent import Action, Observation
+from benchmarks.plan import Cell, make_plan
 from benchmarks.runner import Recorder, play_cell, set_up
-from benchmarks.suite import Cell, Suite, SuiteError, find_task, kind_of, make_plan
+from benchmarks.suite import Suite, SuiteError, find_task, kind_of
 
 FRAMES_A_SECOND = 12
 

@@ -14,14 +14,7 @@ def mean_queue(name: str, slots: int = 1000, seed: int = 0) -> float:
     """Play an agent for some slots and return the mean number of waiting queries."""
     env = gym.make("llmqueue_gym:LLMQueue-v0", load=0.9, instance_seed=0, max_episode_steps=slots)
     observation, _ = env.reset(seed=seed)
-    problem = QueueProblem(
-        num_llms=5,
-        assortment_size=2,
-        context_dim=5,
-        window=32,
-        arrival_rate=0.67,  # what a provider expects; agents take it as a hint
-        horizon=slots,
-    )
+    problem = QueueProblem(**env.unwrapped.problem, horizon=slots)  # type: ignore[attr-defined]
     agent = make_agent(name, problem, seed)
     total = 0
     for _ in range(slots):

@@ -1,6 +1,6 @@
 """Stable-Baselines3 on the native vector environment: PPO, and then how it plays.
 
-Run it with ``python examples/sb3_ppo.py``; it needs ``pip install "llmqueue_gym[rl]"``.
+Run it with ``python examples/sb3_ppo.py``; it needs ``pip install ".[rl]"``.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ class ShortestMemory(Agent):
 
 def main(slots: int = 1000) -> None:
     """Play it against a random policy on one seed."""
-    problem = QueueProblem(5, 2, 5, 32, 0.7, slots)
     for name in ("random", f"{__name__}:ShortestMemory"):
         env = gym.make("llmqueue_gym:LLMQueue-v0", instance_seed=0, max_episode_steps=slots)
         observation, _ = env.reset(seed=0)
+        problem = QueueProblem(**env.unwrapped.problem, horizon=slots)  # type: ignore[attr-defined]
         agent, total = make_agent(name, problem, seed=0), 0
         for _ in range(slots):
             action = agent.act(observation)

@@ -45,7 +45,7 @@ def make_vec_env(
         Lane i is seeded seed + i at the first reset. SB3's algorithms set it from their own seed.
     wrapper : callable, optional
         Takes the Gymnasium vector environment and returns it wrapped, e.g.
-        :class:`llmqueue_gym.wrappers.DiscreteActionsVector` (DQN needs it) or one of
+        `llmqueue_gym.wrappers.DiscreteActionsVector` (DQN needs it) or one of
         ``gymnasium.wrappers.vector``.
     **kwargs
         Arguments of the environment, ``max_episode_steps`` included.

@@ -2,21 +2,14 @@
 
 For everything else use Gymnasium's own, which work on every environment here, or SB3's.
 
-===================  ============================================  ==============================
-you want             Gymnasium (``gymnasium.wrappers``)            with :mod:`llmqueue_gym.sb3`
-===================  ============================================  ==============================
-flat observations    ``FlattenObservation``                        ``"MultiInputPolicy"`` flattens
-normalised           ``NormalizeObservation`` after flattening     ``VecNormalize``
-  observations
-scaled or            ``TransformReward``, ``NormalizeReward``;     ``VecNormalize``, or the
-  normalised reward  or ``reward="departures"``, which is bounded  argument on the left
-episode statistics   ``RecordEpisodeStatistics``: with the         ``VecMonitor``
-                     default reward, -r / l is the mean queue
-discrete actions     :class:`DiscreteActions`                      :class:`DiscreteActionsVector`
-what was decided     :class:`PreviousDecision`                     :class:`PreviousDecisionVector`
-  before, for
-  recurrent policies
-===================  ============================================  ==============================
+| you want | Gymnasium (`gymnasium.wrappers`) | with `llmqueue_gym.sb3` |
+|---|---|---|
+| flat observations | `FlattenObservation` | `"MultiInputPolicy"` flattens |
+| normalised observations | `NormalizeObservation` after flattening | `VecNormalize` |
+| normalised reward | `NormalizeReward`, or `reward="departures"` | `VecNormalize` |
+| episode statistics | `RecordEpisodeStatistics` (-r / l is the mean queue) | `VecMonitor` |
+| discrete actions | `DiscreteActions` | `DiscreteActionsVector` |
+| the decision before, for a memory | `PreviousDecision` | `PreviousDecisionVector` |
 
 Gymnasium's vector wrappers are in ``gymnasium.wrappers.vector``; those that change observations
 refuse the SAME_STEP mode that SB3 needs.
@@ -129,7 +122,7 @@ class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
 
 class DiscreteActionsVector(VectorWrapper[Any, Any, Any, Any, Any]):
-    """:class:`DiscreteActions` for the vector environment.
+    """`DiscreteActions` for the vector environment.
 
     Parameters
     ----------
@@ -182,7 +175,7 @@ class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
     | previous_llms | (N,) | int8 | 1 for the LLMs it was shown |
 
     Both are zero after a reset and where nothing was served. Put it inside
-    :class:`DiscreteActions`, not around it.
+    `DiscreteActions`, not around it.
 
     Parameters
     ----------
@@ -226,7 +219,7 @@ class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
 
 
 class PreviousDecisionVector(VectorWrapper[Any, Any, Any, Any, Any]):
-    """:class:`PreviousDecision` for the vector environment.
+    """`PreviousDecision` for the vector environment.
 
     Parameters
     ----------
@@ -289,7 +282,7 @@ class PreviousDecisionVector(VectorWrapper[Any, Any, Any, Any, Any]):
 
 
 def _with_previous(observed: gym.Space[Any], played: gym.Space[Any]) -> spaces.Dict:
-    """Observation space with the two keys of :class:`PreviousDecision`."""
+    """Observation space with the two keys of `PreviousDecision`."""
     queue = isinstance(observed, spaces.Dict) and "contexts" in observed.spaces
     if not queue or not isinstance(played, spaces.MultiDiscrete):
         raise ValueError(

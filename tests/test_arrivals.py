@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.arrivals import describe_trace
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.plan import make_plan
+from benchmarks.suite import parse_suite
 from llmqueue_gym.envs import LLMQueueEnv
 from llmqueue_gym.testing import check_coupling, check_lane_equality
 from llmqueue_gym.workloads.arrivals import (

@@ -1,17 +1,16 @@
 """Comparing two results: matched whatever the code, changes counted, differences in closed form."""
 
 import json
-import sys
 
 import pytest
 
-from benchmarks import cli, suite
 from benchmarks.changes import Match, find_changes, load_side
 from benchmarks.engines import LocalEngine, execute
 from benchmarks.export import export_run
 from benchmarks.intervals import t_interval
+from benchmarks.plan import make_plan
 from benchmarks.store import Store
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.suite import parse_suite
 
 SUITE = {
     "seeds": 3,
@@ -148,7 +147,7 @@ def test_two_versions_in_one_folder(honest, tmp_path):
     with pytest.raises(ValueError, match="there is no result in"):
         load_side(f"{folder}@7.7")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "_code_hash", lambda: "e" * 64)
+        patch.setattr("benchmarks.plan._code_hash", lambda: "e" * 64)
         again = make_plan(parse_suite("s", SUITE))
     record = store.load(plan.cells[0].key)
     del record["spec"]
@@ -157,14 +156,7 @@ def test_two_versions_in_one_folder(honest, tmp_path):
         load_side(f"{folder}@{version}")
 
 
-def test_the_command_prints_a_table_or_json(honest, tmp_path, monkeypatch, capsys):
-    def bench(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0
-
+def test_the_command_prints_a_table_or_json(honest, tmp_path, bench, capsys):
     a, b = str(honest[0]), str(copy(honest, tmp_path / "b", keep=lambda s: s["seed"] < 2))
     assert bench("compare", a, b) == 0
     out = capsys.readouterr().out

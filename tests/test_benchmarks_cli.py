@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli
 from benchmarks.report import board_markdown, board_tables, draw_figure
 from benchmarks.scoring import load_board
 from benchmarks.store import Store
@@ -59,21 +58,12 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(SUITE)
     (tmp_path / "my_cli_agents.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 
-def bench(monkeypatch, *arguments):
-    """Exit code of the command run in this process."""
-    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return caught.value.code or 0
-
-
-def test_run_and_report_with_a_third_party_agent(here, monkeypatch, capsys):
-    assert bench(monkeypatch, "run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
-    assert bench(monkeypatch, "report") == 0
+def test_run_and_report_with_a_third_party_agent(here, bench, capsys):
+    assert bench("run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
+    assert bench("report") == 0
     printed = capsys.readouterr()
     assert "10 cells computed, 0 taken" in printed.err
     assert "my_cli_agents:Fine" in printed.out
@@ -82,20 +72,18 @@ def test_run_and_report_with_a_third_party_agent(here, monkeypatch, capsys):
     assert "![queue length and routing regret over time](leaderboard.png)" in page
     for name in ("leaderboard.png", "leaderboard.svg"):
         assert (here / "leaderboard" / name).stat().st_size > 10_000
-    assert bench(monkeypatch, "run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
+    assert bench("run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
     assert "0 cells computed, 10 taken" in capsys.readouterr().err
 
 
-def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(
-    here, monkeypatch, capsys
-):
-    assert bench(monkeypatch, "run", "tiny.toml", "--workers", "1") == 0
+def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(here, bench, capsys):
+    assert bench("run", "tiny.toml", "--workers", "1") == 0
     page = here / "README.md"
     page.write_text(
         "# Mine\n<!-- leaderboard tiny: begin -->\nold\n<!-- leaderboard tiny: end -->\nend\n"
     )
     for _ in range(2):
-        assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 0
+        assert bench("report", "results/tiny", "--readme", "README.md") == 0
         text = page.read_text()
         # The task separates nothing, so there is no mean over tasks, only its own table.
         assert text.startswith("# Mine\n<!-- leaderboard tiny: begin -->\nInterquartile mean")
@@ -104,35 +92,35 @@ def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(
         assert text.count("| greedy |") == 1
         assert "(docs/images/tiny.png)" in text
     assert (here / "docs/images/tiny.png").stat().st_size > 1000
-    assert bench(monkeypatch, "export", "results/tiny", "kept/tiny.json.gz") == 0
+    assert bench("export", "results/tiny", "kept/tiny.json.gz") == 0
     check = ("report", "kept/tiny.json.gz", "--readme", "README.md", "--check")
-    assert bench(monkeypatch, *check) == 0
+    assert bench(*check) == 0
     capsys.readouterr()
     page.write_text(text.replace("| greedy |", "| greedier |", 1))
-    assert bench(monkeypatch, *check) == 1
+    assert bench(*check) == 1
     assert "differs from kept/tiny.json.gz" in capsys.readouterr().err
     assert "greedier" in page.read_text()
-    assert bench(monkeypatch, "report", "kept/tiny.json.gz", "--readme", "README.md") == 0
+    assert bench("report", "kept/tiny.json.gz", "--readme", "README.md") == 0
     assert page.read_text() == text
-    assert bench(monkeypatch, "report", "results/tiny", "--check") == 2
+    assert bench("report", "results/tiny", "--check") == 2
     assert "--check needs --readme" in capsys.readouterr().err
     page.write_text("no markers\n")
-    assert bench(monkeypatch, "report", "results/tiny", "--readme", "README.md") == 2
+    assert bench("report", "results/tiny", "--readme", "README.md") == 2
     assert "leaderboard tiny: begin" in capsys.readouterr().err
     assert page.read_text() == "no markers\n"
 
 
-def test_a_failed_cell_is_exit_code_1_and_named_on_the_page(here, monkeypatch, capsys):
+def test_a_failed_cell_is_exit_code_1_and_named_on_the_page(here, bench, capsys):
     arguments = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Raises")
-    assert bench(monkeypatch, *arguments, "--results", "r") == 1
+    assert bench(*arguments, "--results", "r") == 1
     assert "tiny / my_cli_agents:Raises / seed 0: RuntimeError" in capsys.readouterr().err
-    assert bench(monkeypatch, "report", "r", "--out", "page") == 1
+    assert bench("report", "r", "--out", "page") == 1
     page = (here / "page" / "leaderboard.md").read_text()
     assert "RuntimeError: out of ideas | today" in page
 
 
-def test_a_beaten_oracle_is_exit_code_1_and_names_task_agent_and_reason(here, monkeypatch, capsys):
-    assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
+def test_a_beaten_oracle_is_exit_code_1_and_names_task_agent_and_reason(here, bench, capsys):
+    assert bench("run", "tiny.toml", "--results", "r") == 0
     store = Store(Path("r"))
     for spec in store.load_run()["cells"]:
         if spec["agent"]["label"] == "greedy":
@@ -141,17 +129,17 @@ def test_a_beaten_oracle_is_exit_code_1_and_names_task_agent_and_reason(here, mo
             del record["spec"]
             store.save(spec, record)
     capsys.readouterr()
-    assert bench(monkeypatch, "report", "r") == 1
+    assert bench("report", "r") == 1
     err = capsys.readouterr().err
     assert "ORACLE BEATEN: task tiny: greedy (seed 0)" in err
     page = Path("leaderboard/leaderboard.md").read_text()
     assert "**The oracle was beaten.**" in page
 
 
-def test_an_interrupted_run_is_reported_as_such(here, monkeypatch, capsys):
-    assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
+def test_an_interrupted_run_is_reported_as_such(here, bench, capsys):
+    assert bench("run", "tiny.toml", "--results", "r") == 0
     next((here / "r" / "cells").iterdir()).unlink()
-    assert bench(monkeypatch, "report", "r") == 0
+    assert bench("report", "r") == 0
     assert "1 cells were not run" in capsys.readouterr().out
     assert "## Not run" in Path("leaderboard/leaderboard.md").read_text()
 
@@ -171,19 +159,17 @@ def test_an_interrupted_run_is_reported_as_such(here, monkeypatch, capsys):
         (["runn"], "runn"),
     ],
 )
-def test_user_errors_are_exit_code_2_without_a_traceback(
-    here, monkeypatch, capsys, arguments, message
-):
-    assert bench(monkeypatch, *arguments) == 2
+def test_user_errors_are_exit_code_2_without_a_traceback(here, bench, capsys, arguments, message):
+    assert bench(*arguments) == 2
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
     assert not (here / "results").exists()
 
 
-def test_lists(monkeypatch, capsys):
-    assert bench(monkeypatch, "list") == 0
-    assert bench(monkeypatch, "agents") == 0
+def test_lists(bench, capsys):
+    assert bench("list") == 0
+    assert bench("agents") == 0
     out = capsys.readouterr().out
     for name in ("quick", "queueing", "oracle", "ACQB-OMD"):
         assert name in out
@@ -207,12 +193,12 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(missing):
     assert done.stderr == (f'llmqueue-bench needs {missing}: pip install "llmqueue_gym[bench]"\n')
 
 
-def test_an_empty_board_is_still_a_page(here, monkeypatch, tmp_path):
-    assert bench(monkeypatch, "run", "tiny.toml", "--results", "r") == 0
+def test_an_empty_board_is_still_a_page(here, bench, tmp_path):
+    assert bench("run", "tiny.toml", "--results", "r") == 0
     for file in (here / "r" / "cells").iterdir():
         file.unlink()
     (here / "README.md").write_text("<!-- leaderboard tiny: begin -->\n")
-    assert bench(monkeypatch, "report", "r", "--readme", "README.md", "--check") == 2
+    assert bench("report", "r", "--readme", "README.md", "--check") == 2
     board = load_board(Store(Path("r")))
     assert len(board.missing) == 8
     assert "## Not run" in board_markdown(board)
@@ -222,7 +208,7 @@ def test_an_empty_board_is_still_a_page(here, monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("end", ["interrupt", "kill"])
-def test_ending_the_runner_ends_its_workers_and_keeps_what_is_done(here, monkeypatch, end):
+def test_ending_the_runner_ends_its_workers_and_keeps_what_is_done(here, bench, end):
     command = [sys.executable, "-m", "benchmarks.cli", "run", "tiny.toml", "--seeds", "1"]
     runner = subprocess.Popen(
         [*command, "--agent", "my_cli_agents:Waits", "--results", "r", "--workers", "2"],
@@ -240,7 +226,7 @@ def test_ending_the_runner_ends_its_workers_and_keeps_what_is_done(here, monkeyp
     assert ("interrupted: finished cells are kept" in err) == (end == "interrupt")
     wait_until(lambda: not alive(worker))
     again = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Waits")
-    assert bench(monkeypatch, *again, "--results", "r", "--timeout", "1") == 1
+    assert bench(*again, "--results", "r", "--timeout", "1") == 1
     assert len(list(cells.glob("*.json"))) == 4
 
 

@@ -39,32 +39,24 @@ def here(tmp_path, monkeypatch):
         "        raise RuntimeError('out of ideas')\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 
 @pytest.fixture
-def bench(monkeypatch, capsys):
-    """Run the command in this process: exit code and what it printed."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, capsys.readouterr().out
-
-    return run
+def output_of(bench, capsys):
+    """Exit code of the command run in this process, and what it printed."""
+    return lambda *arguments: (bench(*arguments), capsys.readouterr().out)
 
 
-def test_a_run_and_its_report_as_json(here, bench):
-    code, out = bench("run", "tiny.toml", "--results", "r", "--json")
+def test_a_run_and_its_report_as_json(here, output_of):
+    code, out = output_of("run", "tiny.toml", "--results", "r", "--json")
     run = json.loads(out)
     assert (code, run["exit_code"]) == (0, 0)
     assert (run["computed"], run["reused"], run["failed"]) == (8, 0, 0)
     assert (run["suite"], run["results"], run["failures"]) == ("tiny", "r", [])
-    again = json.loads(bench("run", "tiny.toml", "--results", "r", "--json")[1])
+    again = json.loads(output_of("run", "tiny.toml", "--results", "r", "--json")[1])
     assert (again["computed"], again["reused"]) == (0, 8)
-    code, out = bench("report", "r", "--json")
+    code, out = output_of("report", "r", "--json")
     report, board = json.loads(out), load_board(Store("r"))
     assert code == 0
     assert not (here / "leaderboard").exists()
@@ -78,24 +70,24 @@ def test_a_run_and_its_report_as_json(here, bench):
     assert (overall["kind"], overall["protocol"]) == ("queueing", "online")
 
 
-def test_results_behind_a_url_are_run_reported_exported_and_verified(here, bench):
+def test_results_behind_a_url_are_run_reported_exported_and_verified(here, output_of):
     pytest.importorskip("fsspec", reason="needs the extra `ray`")
     url = "memory://commands/results"
-    run = json.loads(bench("run", "tiny.toml", "--results", url, "--json")[1])
+    run = json.loads(output_of("run", "tiny.toml", "--results", url, "--json")[1])
     assert (run["results"], run["computed"]) == (url, 8)
-    assert json.loads(bench("run", "tiny.toml", "--results", url, "--json")[1])["reused"] == 8
-    report = json.loads(bench("report", url, "--json")[1])
+    assert json.loads(output_of("run", "tiny.toml", "--results", url, "--json")[1])["reused"] == 8
+    report = json.loads(output_of("report", url, "--json")[1])
     assert [task["task"] for task in report["tasks"]] == ["tiny"]
-    assert bench("export", url, "tiny.json.gz")[0] == 0
-    assert bench("verify", url, "--sample", "2")[0] == 0
-    compared = json.loads(bench("compare", url, "tiny.json.gz", "--json")[1])
+    assert output_of("export", url, "tiny.json.gz")[0] == 0
+    assert output_of("verify", url, "--sample", "2")[0] == 0
+    compared = json.loads(output_of("compare", url, "tiny.json.gz", "--json")[1])
     assert (compared["cells"], compared["changed"]) == (8, 0)
     assert not (here / "memory:").exists()
 
 
-def test_failures_are_in_the_json_and_in_the_exit_code(here, bench):
+def test_failures_are_in_the_json_and_in_the_exit_code(here, output_of):
     arguments = ("--seeds", "1", "--agent", "my_raising:Raises", "--results", "r", "--json")
-    code, out = bench("run", "tiny.toml", *arguments)
+    code, out = output_of("run", "tiny.toml", *arguments)
     run = json.loads(out)
     assert (code, run["exit_code"], run["failed"]) == (1, 1, 1)
     assert run["failures"] == [
@@ -104,22 +96,26 @@ def test_failures_are_in_the_json_and_in_the_exit_code(here, bench):
             "error": "RuntimeError: out of ideas",
         }
     ]
-    code, out = bench("report", "r", "--json")
+    code, out = output_of("report", "r", "--json")
     assert code == 1
     assert json.loads(out)["failures"] == run["failures"]
 
 
-def test_lists_as_json(bench):
-    suites = {suite["name"]: suite for suite in json.loads(bench("list", "--json")[1])["suites"]}
+def test_lists_as_json(output_of):
+    suites = {
+        suite["name"]: suite for suite in json.loads(output_of("list", "--json")[1])["suites"]
+    }
     assert suites.keys() == built_in_suites().keys()
     quick = load_suite("quick")
     assert [task["name"] for task in suites["quick"]["tasks"]] == [t.name for t in quick.tasks]
-    agents = {agent["name"]: agent for agent in json.loads(bench("agents", "--json")[1])["agents"]}
+    agents = {
+        agent["name"]: agent for agent in json.loads(output_of("agents", "--json")[1])["agents"]
+    }
     assert {"oracle", "ACQB", "StageRoute"} <= agents.keys()
 
 
-def test_the_help_says_what_exit_codes_mean(bench):
-    code, out = bench("--help")
+def test_the_help_says_what_exit_codes_mean(output_of):
+    code, out = output_of("--help")
     words = " ".join(out.split())
     assert code == 0
     assert cli.EXIT_CODES in words
@@ -136,11 +132,8 @@ def test_the_help_says_what_exit_codes_mean(bench):
         (["--results", "nowhere://x"], "nowhere"),
     ],
 )
-def test_wrong_choices_are_exit_code_2(here, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", "run", "tiny.toml", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
+def test_wrong_choices_are_exit_code_2(here, bench, capsys, arguments, message):
+    assert bench("run", "tiny.toml", *arguments) == 2
     assert message in capsys.readouterr().err
 
 

@@ -8,8 +8,9 @@ import pytest
 from benchmarks.compare import compare, show_comparison
 from benchmarks.engines import LocalEngine, execute
 from benchmarks.intervals import t_interval
+from benchmarks.plan import make_plan
 from benchmarks.store import Store
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.suite import parse_suite
 
 SUITE = {
     "seeds": 3,

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import cli
 from benchmarks.deployment import served_per_stage
 from benchmarks.engines import LocalEngine
 from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays
+from benchmarks.plan import make_plan
 from benchmarks.runner import InvalidActionError, run_cell
 from benchmarks.scoring import make_board, tidy, violations
-from benchmarks.suite import SuiteError, kind_of, load_suite, make_plan, parse_suite
+from benchmarks.suite import SuiteError, kind_of, load_suite, parse_suite
 
 TASK = {
     "name": "tiny",
@@ -412,15 +412,10 @@ alpha = 1.0
 """
 
 
-def test_a_suite_of_both_kinds_has_a_board_and_pictures_of_each(tmp_path, monkeypatch, capsys):
-    def bench(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0
-
+def test_a_suite_of_both_kinds_has_a_board_and_pictures_of_each(
+    tmp_path, monkeypatch, capsys, bench
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "both.toml").write_text(TOML)
     (tmp_path / "README.md").write_text(
         "<!-- leaderboard both: begin -->\n<!-- leaderboard both: end -->\n"

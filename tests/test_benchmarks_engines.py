@@ -8,8 +8,9 @@ import time
 import pytest
 
 from benchmarks.engines import LocalEngine, execute
+from benchmarks.plan import make_plan
 from benchmarks.store import Store
-from benchmarks.suite import make_plan, parse_suite, spec_key
+from benchmarks.suite import parse_suite, spec_key
 
 AGENTS = '''
 import os, sys, time

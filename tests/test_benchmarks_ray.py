@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engines import LocalEngine, execute
+from benchmarks.plan import make_plan
 from benchmarks.store import Store
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.suite import parse_suite
 
 # Ray reads both when it is imported: nothing is reported, and nodes talk over loopback only.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

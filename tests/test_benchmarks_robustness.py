@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engines import LocalEngine, execute
+from benchmarks.plan import make_plan
 from benchmarks.store import Store, StoreBusyError, StoreWriteError
-from benchmarks.suite import make_plan, parse_suite, spec_key
+from benchmarks.suite import parse_suite, spec_key
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -420,7 +421,8 @@ def test_a_script_without_a_guard_runs_cells_and_is_not_run_again_by_them(here):
     script.write_text(
         "from benchmarks.engines import LocalEngine, execute\n"
         "from benchmarks.store import Store\n"
-        "from benchmarks.suite import load_suite, make_plan\n"
+        "from benchmarks.plan import make_plan\n"
+        "from benchmarks.suite import load_suite\n"
         "open('lines', 'a').write('once')\n"
         "plan = make_plan(load_suite('s.toml'))\n"
         "tally = execute(plan, Store('r'), LocalEngine(2), {'command': 'script'})\n"

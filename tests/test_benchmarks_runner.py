@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.plan import make_plan
 from benchmarks.queueing import Trace, queue_metrics, queue_sums
 from benchmarks.runner import (
     InvalidActionError,
@@ -14,7 +15,7 @@ from benchmarks.runner import (
     learning_curve,
     run_cell,
 )
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.suite import parse_suite
 
 SUITE = {
     "seeds": 2,

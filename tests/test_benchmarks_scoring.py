@@ -21,12 +21,13 @@ from benchmarks.intervals import (
     t_interval,
 )
 from benchmarks.kinds import QUEUEING
+from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, board_summary, draw_figure
 from benchmarks.report.figure import main_picture
 from benchmarks.report_speed import statistics_seconds
 from benchmarks.runner import run_cell
 from benchmarks.scoring import make_board
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.suite import parse_suite
 
 RUN = {
     "command": "llmqueue-bench run s",

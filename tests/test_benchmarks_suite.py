@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import suite as suites
-from benchmarks.suite import (
-    SuiteError,
-    built_in_suites,
-    find_task,
-    load_suite,
-    make_plan,
-    parse_suite,
-)
+from benchmarks.plan import DATA_VARIABLE, make_plan
+from benchmarks.suite import SuiteError, built_in_suites, find_task, load_suite, parse_suite
 
 TASK = {
     "name": "{kind}-load{load}",
@@ -135,7 +128,7 @@ def test_code_of_a_third_party_agent_changes_the_key(tmp_path, monkeypatch):
 
 
 def test_missing_data_and_packages_skip_a_task_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.delenv(suites.DATA_VARIABLE, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     document = copy.deepcopy(SUITE)
     workload = {"source": "table", "path": "{rows}", "text": "q", "quality": ["a", "b"]}
     document["task"].append(
@@ -157,7 +150,7 @@ def test_missing_data_and_packages_skip_a_task_with_the_reason(tmp_path, monkeyp
 
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "rows.csv").write_text("q,a,b\nhello,0.1,0.9\n")
-    monkeypatch.setenv(suites.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     from_folder = make_plan(suite, tasks=["table"])
     given = make_plan(suite, tasks=["table"], data={"rows": str(tmp_path / "sub" / "rows.csv")})
     assert [cell.key for cell in from_folder.cells] == [cell.key for cell in given.cells]

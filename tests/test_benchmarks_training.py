@@ -21,10 +21,11 @@ from baselines.agent import agent_spec, registered_agents
 from baselines.models import read_card
 from benchmarks import cli
 from benchmarks.export import export_run, open_results
+from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, draw_figure
 from benchmarks.scoring import load_board
 from benchmarks.store import Store
-from benchmarks.suite import SuiteError, load_suite, make_plan, parse_suite
+from benchmarks.suite import SuiteError, load_suite, parse_suite
 from benchmarks.training import train_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,28 +60,19 @@ instance_seed = 0
 def here(tmp_path, monkeypatch):
     (tmp_path / "own.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 
-def bench(monkeypatch, *arguments):
-    """Exit code of the command run in this process."""
-    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return caught.value.code or 0
-
-
-def train(monkeypatch, *arguments):
+def train(bench, *arguments):
     fixed = ("train", "PPO", "own.toml:tiny", "--settings", json.dumps(TINY))
-    return bench(monkeypatch, *fixed, *arguments)
+    return bench(*fixed, *arguments)
 
 
 # --- a suite's own trainings ----------------------------------------------------------------------
 
 
-def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, monkeypatch, capsys):
-    assert bench(monkeypatch, "run", "own.toml") == 0
+def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, bench, capsys):
+    assert bench("run", "own.toml") == 0
     assert "8 cells computed" in " ".join(capsys.readouterr().err.split())
     [model] = (here / "results" / "own" / "models").glob("*.zip")
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -107,7 +99,7 @@ def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, m
         path.stem for path in (here / "results" / "own" / "cells").iterdir()
     )
     model.write_bytes(model.read_bytes()[:1000])  # damaged: trained again, its cells with it
-    assert bench(monkeypatch, "run", "own.toml") == 0
+    assert bench("run", "own.toml") == 0
     printed = " ".join(capsys.readouterr().err.split())
     assert "training it again" in printed
     assert "2 cells computed, 6 taken" in printed
@@ -149,7 +141,7 @@ def test_without_sb3_what_is_trained_is_skipped_with_the_extra_to_install(monkey
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("benchmarks.suite.distribution", missing)
+    monkeypatch.setattr("benchmarks.plan.distribution", missing)
     plan = make_plan(parse_suite("s", SUITE))
     assert plan.trainings == ()
     assert "llmqueue_gym[rl]" in plan.skipped["PPO"]
@@ -186,8 +178,8 @@ def test_a_training_that_fails_says_so_and_harms_no_other(tmp_path):
 # --- llmqueue-bench train -------------------------------------------------------------------------
 
 
-def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, capsys):
-    assert train(monkeypatch, "--steps", "1024") == 0
+def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, capsys, bench):
+    assert train(bench, "--steps", "1024") == 0
     model = here / "models" / "PPO-tiny.zip"
     assert read_card(model)["steps"] == 1024
     assert "load only files of your own" in " ".join(capsys.readouterr().err.split())
@@ -208,28 +200,28 @@ def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, caps
             assert cell.spec["agent"]["training"]["sha256"] == digest
             assert str(here) not in json.dumps(cell.spec)
     keys = {cell.key for cell in plan.cells if cell.model}
-    assert bench(monkeypatch, "run", "own.toml", "--agent", "PPO-tiny", "--seeds", "1") == 0
+    assert bench("run", "own.toml", "--agent", "PPO-tiny", "--seeds", "1") == 0
     printed = " ".join(capsys.readouterr().err.split())
     assert printed.count("load only files of your own") == 1  # its own trainings need no warning
-    assert train(monkeypatch, "--steps", "2048") == 0  # the same command goes on
+    assert train(bench, "--steps", "2048") == 0  # the same command goes on
     assert read_card(model)["steps"] == 2048
     plan = make_plan(parse_suite("s", SUITE), agents=["PPO-tiny"])
     assert keys.isdisjoint({cell.key for cell in plan.cells})  # other weights, other cells
 
 
-def test_a_model_replaced_after_planning_is_not_played(here, monkeypatch):
+def test_a_model_replaced_after_planning_is_not_played(here, bench):
     from benchmarks.runner import run_cell
 
-    assert train(monkeypatch, "--steps", "1024", "--out", "mine.zip") == 0
+    assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     plan = make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=["mine.zip"])
     [cell, *_] = [cell for cell in plan.cells if cell.model]
-    assert train(monkeypatch, "--steps", "1100", "--out", "mine.zip") == 0
+    assert train(bench, "--steps", "1100", "--out", "mine.zip") == 0
     with pytest.raises(ValueError, match="it was changed"):
         run_cell(cell.spec, cell.kwargs, cell.model)
 
 
-def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch):
-    assert train(monkeypatch, "--steps", "1024", "--out", "mine.zip") == 0
+def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch, bench):
+    assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     (here / "own_agents.py").write_text(
         "from baselines.rl import TrainedQueueAgent\n"
         "class Mine(TrainedQueueAgent):\n    model = 'mine.zip'\n"
@@ -252,24 +244,24 @@ def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch):
         (("--horizon", "9"), "has its own, 60"),
     ],
 )
-def test_wrong_arguments_are_one_line(here, monkeypatch, capsys, arguments, message):
-    assert train(monkeypatch, "--steps", "1024", *arguments) == 2
+def test_wrong_arguments_are_one_line(here, bench, capsys, arguments, message):
+    assert train(bench, "--steps", "1024", *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(here.rglob("*.zip"))
 
 
-def test_unknown_tasks_and_recipes_are_one_line(here, monkeypatch, capsys):
-    assert bench(monkeypatch, "train", "PPO", "own.toml:tinny", "--steps", "9") == 2
+def test_unknown_tasks_and_recipes_are_one_line(here, bench, capsys):
+    assert bench("train", "PPO", "own.toml:tinny", "--steps", "9") == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err
-    assert bench(monkeypatch, "train", "POP", "own.toml:tiny", "--steps", "9") == 2
+    assert bench("train", "POP", "own.toml:tiny", "--steps", "9") == 2
     assert "did you mean 'PPO'" in capsys.readouterr().err
-    assert bench(monkeypatch, "train", "PPO", "llmqueue_gym:LLMFoo-v0", "--steps", "9") == 2
+    assert bench("train", "PPO", "llmqueue_gym:LLMFoo-v0", "--steps", "9") == 2
     assert "LLMQueue-v0" in capsys.readouterr().err
 
 
-def test_tensorboard_is_asked_for_by_name(here, monkeypatch, capsys):
+def test_tensorboard_is_asked_for_by_name(here, monkeypatch, capsys, bench):
     monkeypatch.setattr("baselines.rl.training.find_spec", lambda name: None)
-    assert train(monkeypatch, "--steps", "1024", "--tensorboard", "logs") == 2
+    assert train(bench, "--steps", "1024", "--tensorboard", "logs") == 2
     assert "pip install tensorboard" in " ".join(capsys.readouterr().err.split())
 
 

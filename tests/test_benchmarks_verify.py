@@ -1,16 +1,16 @@
 """Stored cells come out again bit for bit, and what does not is named, with its reason."""
 
 import json
-import sys
 
 import pytest
 
-from benchmarks import cli, suite
+from benchmarks import suite
 from benchmarks.engines import LocalEngine, execute
 from benchmarks.export import export_run, open_results
+from benchmarks.plan import make_plan
 from benchmarks.runner import provenance
 from benchmarks.store import Store
-from benchmarks.suite import SuiteError, make_plan, parse_suite
+from benchmarks.suite import SuiteError, parse_suite
 from benchmarks.verify import _differences, verify
 
 SUITE = {
@@ -148,29 +148,21 @@ def test_an_export_is_verified_to_the_digits_it_keeps(store, tmp_path):
     assert sum(not checked.verified for checked in found.checked) == 1
 
 
-def bench(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *arguments])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return caught.value.code or 0
-
-
-def test_the_command_says_what_differs_and_fails(store, monkeypatch, capsys):
+def test_the_command_says_what_differs_and_fails(store, bench, capsys):
     folder = str(store.root)
-    assert bench(monkeypatch, "verify", folder, "--sample", "2", "--seed", "5") == 0
+    assert bench("verify", folder, "--sample", "2", "--seed", "5") == 0
     assert "2 of 2 cells came out again" in capsys.readouterr().out
     tamper(store, PLAN.cells[0], lambda record: record["metrics"].update(retrials=-1))
-    assert bench(monkeypatch, "verify", folder, "--sample", "100") == 1
+    assert bench("verify", folder, "--sample", "100") == 1
     out = capsys.readouterr().out
     assert "DIFFERENT: tiny / oracle / seed 0" in out
     assert "metrics.retrials: stored -1, recomputed" in out
-    assert bench(monkeypatch, "verify", folder, "--sample", "100", "--json") == 1
+    assert bench("verify", folder, "--sample", "100", "--json") == 1
     document = json.loads(capsys.readouterr().out)
     assert document["verified"] is False
     assert [c["status"] for c in document["cells"]].count("different") == 1
-    assert bench(monkeypatch, "verify", str(store.root / "nowhere")) == 2
-    assert bench(monkeypatch, "verify", folder, "--sample", "0") == 2
+    assert bench("verify", str(store.root / "nowhere")) == 2
+    assert bench("verify", folder, "--sample", "0") == 2
 
 
 @pytest.mark.parametrize(

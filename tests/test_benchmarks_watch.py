@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks import cli
 from benchmarks.runner import run_cell
 from benchmarks.watch import sparkline, watch, watched_cell
 
@@ -146,13 +145,8 @@ def test_labels_of_the_suite_are_agents_too(suite):
         ("fleet", "greedy", "it plays queueing tasks"),
     ],
 )
-def test_what_cannot_be_watched_is_one_line(suite, monkeypatch, capsys, task, agent, message):
-    arguments = ["llmqueue-bench", "watch", f"{suite}:{task}", "--agent", agent]
-    monkeypatch.setattr(sys, "argv", arguments)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
+def test_what_cannot_be_watched_is_one_line(suite, bench, capsys, task, agent, message):
+    assert bench("watch", f"{suite}:{task}", "--agent", agent) == 2
     assert message in capsys.readouterr().err
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from benchmarks.engines import LocalEngine, execute
+from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, board_tables
 from benchmarks.runner import provenance
 from benchmarks.scoring import load_board
 from benchmarks.store import Store
-from benchmarks.suite import SuiteError, load_suite, make_plan, parse_suite
+from benchmarks.suite import SuiteError, load_suite, parse_suite
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 

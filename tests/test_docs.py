@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks.suite import SuiteError, make_plan, parse_suite
+from benchmarks.plan import make_plan
+from benchmarks.suite import SuiteError, parse_suite
 from llmqueue_gym.envs import llm_deploy, llm_queue
 from llmqueue_gym.registration import ENVIRONMENTS
 
@@ -36,15 +37,21 @@ def pages_with(language):
 
 @pytest.fixture
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Where the README's own queries lie, and nothing else."""
+    """Where the pages' own queries and requests lie, and nothing else."""
     rng = np.random.default_rng(0)
     with (tmp_path / "my_queries.jsonl").open("w", encoding="utf-8") as file:
         for row in range(400):
             words = " ".join(rng.choice(["sum", "code", "law", "poem", "proof"], 6))
             record = {"prompt": f"{row} {words}", "score_gpt": rng.random(), "score_llama": 0.5}
             file.write(json.dumps(record) + "\n")
+    with (tmp_path / "requests.csv").open("w", encoding="utf-8") as file:
+        file.write("query,llm,kept,timestamp\n")
+        for second in range(300):
+            words = " ".join(rng.choice(["sum", "code", "law", "poem", "proof"], 6))
+            file.write(f"{words},{rng.choice(['small', 'large'])},{rng.integers(2)},{second}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLMQUEUE_GYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLMQUEUE_GYM_DATA", str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:loading the model file:UserWarning")
@@ -83,6 +90,7 @@ def test_commands_exist_with_their_options(page):
         command.make_parser(type(context)(command, parent=context)).parse_args(list(rest))
 
 
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
 @pytest.mark.parametrize("page", pages_with("toml"))
 def test_suites_in_the_pages_can_be_run(page):
     for block in blocks(page, "toml"):

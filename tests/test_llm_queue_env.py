@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import llmqueue_gym  # noqa: F401 - registers the environments
+from baselines import QueueProblem
 from llmqueue_gym.envs import LLMQueueEnv, LLMQueueVectorEnv
 from llmqueue_gym.registration import ENVIRONMENTS
 from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
@@ -286,3 +287,13 @@ def test_slack_zero_still_asks_for_the_arrival_rate():
     env = LLMQueueEnv(arrival_rate=0.7, slack=0.0, assortment_size=1)
     env.reset(seed=0)
     assert env.dynamics.best_rate[:-1].min() >= 0.7
+
+
+def test_the_problem_is_what_an_agent_is_made_of():
+    env = gym.make("LLMQueue-v0", num_llms=4, context_dim=3, window=6, load=0.8).unwrapped
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        _ = env.problem
+    env.reset(seed=1)
+    problem = QueueProblem(**env.problem, horizon=50)
+    assert (problem.num_llms, problem.assortment_size, problem.context_dim) == (4, 2, 3)
+    assert (problem.window, problem.arrival_rate) == (6, float(env.dynamics.arrival_rate[0]))

@@ -23,12 +23,13 @@ from baselines.queueing.contrastive import (
 )
 from baselines.queueing.offline import fit_knn, fit_logistic, fit_ridge, prior_strength
 from benchmarks.engines import LocalEngine, execute
+from benchmarks.plan import make_plan
 from benchmarks.queueing import public_problem
 from benchmarks.report import board_markdown
 from benchmarks.runner import provenance, run_cell
 from benchmarks.scoring import load_board
 from benchmarks.store import Store
-from benchmarks.suite import make_plan, parse_suite
+from benchmarks.suite import parse_suite
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, offline_rows
 from llmqueue_gym.workloads.pool import OfflineData
 

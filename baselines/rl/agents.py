@@ -45,7 +45,7 @@ class TrainedQueueAgent(Agent):
         Of a recurrent policy's draws, which are how it explores; of others the most probable
         decision is played.
     model : str
-        File written by :func:`baselines.rl.train`; load only files of your own. Subclasses may set
+        File written by `baselines.rl.train`; load only files of your own. Subclasses may set
         it as a class attribute instead.
     sha256 : str, optional
         Digest the file must have, so that a stored result names the very weights.
@@ -129,7 +129,7 @@ class TrainedDeployAgent(DeployAgent):
     seed : int
         Unused: the mean action is played.
     model : str
-        File written by :func:`baselines.rl.train`; load only files of your own. Subclasses may set
+        File written by `baselines.rl.train`; load only files of your own. Subclasses may set
         it as a class attribute instead.
     sha256 : str, optional
         Digest the file must have, so that a stored result names the very weights.

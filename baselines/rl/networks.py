@@ -65,7 +65,7 @@ class SetEncoder(nn.Module):
     Parameters
     ----------
     window, slot_size, queue_size : int
-        W, F and G of :class:`QueueFeatures`.
+        W, F and G of `QueueFeatures`.
     width : int
         Length of a code, H.
     """
@@ -98,7 +98,7 @@ class SetScorer(nn.Module):
     Parameters
     ----------
     window, slot_size, queue_size : int
-        W, F and G of :class:`QueueFeatures`.
+        W, F and G of `QueueFeatures`.
     num_llms, assortment_size : int
         N and K.
     width : int
@@ -224,7 +224,7 @@ class SetPolicy(_SetPolicyMixin, ActorCriticPolicy):
 
 
 class MaskableSetPolicy(_SetPolicyMixin, MaskableActorCriticPolicy):
-    """For MaskablePPO; parameters as :class:`SetPolicy`."""
+    """For MaskablePPO; parameters as `SetPolicy`."""
 
 
 class LeastSquaresMemory(nn.Module):
@@ -362,9 +362,9 @@ class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
     """For RecurrentPPO: learns to learn a new instance from the answers within the episode (RL^2).
 
     Needs ``llmqueue_gym.wrappers.PreviousDecision``: the recurrent cell, a
-    :class:`LeastSquaresMemory`, is fed with the context served before, the LLMs shown and the
+    `LeastSquaresMemory`, is fed with the context served before, the LLMs shown and the
     answer. The scores of a slot read it; they do not depend on the order of slots or LLMs.
-    Parameters as :class:`SetPolicy`.
+    Parameters as `SetPolicy`.
 
     Parameters
     ----------
@@ -416,7 +416,7 @@ class _DuelingSet(nn.Module):
 
 
 class SetQPolicy(DQNPolicy):
-    """For DQN; parameters as :class:`SetPolicy`."""
+    """For DQN; parameters as `SetPolicy`."""
 
     def __init__(
         self, *args: Any, num_llms: int, assortment_size: int, width: int = 32, **kwargs: Any

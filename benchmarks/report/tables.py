@@ -111,7 +111,7 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
 def board_summary(board: Board, figures: Sequence[Picture]) -> str:
     """Return the short tables in Markdown, as a README shows them; paths as in ``figures``.
 
-    Tasks have tables of their own in a section of at most four.
+    A section of at most four tasks has a table of each, folded away.
     """
     parts = []
     for section in board.sections:
@@ -119,14 +119,18 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
             parts += [f"### {name.capitalize()}\n"]
         if lines := _overall_lines(board, section):
             parts += [_markdown(_overall_headers(section), lines)]
-        parts += [f"{_overall_note(board, section)}\n", f"{_origin(board)}\n"]
+        parts += [f"{_overall_note(board, section)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         tasks = section_tasks(board, section)
-        for task in tasks if len(tasks) <= _README_TASKS else []:
-            headers = ("rank", *task_headers(task, short=True)[1:])
-            parts += [f"**{_escaped(_task_title(task))}**, {_seeds(task)}\n"]
-            parts += [_markdown(headers, task_lines(task, True))]
-    return "\n".join(parts)
+        if len(tasks) <= _README_TASKS:
+            names = ", ".join(_escaped(task.task["name"]) for task in tasks)
+            parts += [f"<details><summary>Task by task: {names}</summary>\n"]
+            for task in tasks:
+                headers = ("rank", *task_headers(task, short=True)[1:])
+                parts += [f"**{_escaped(_task_title(task))}**, {_seeds(task)}\n"]
+                parts += [_markdown(headers, task_lines(task, True))]
+            parts += ["</details>\n"]
+    return "\n".join([*parts, f"{_origin(board)}\n"])
 
 
 def insert_between_markers(text: str, name: str, content: str) -> str:
@@ -173,12 +177,15 @@ def _headline(board: Board, section: Section) -> list[str]:
 def _overall_note(board: Board, section: Section) -> str:
     """Say which tasks an overall table is over."""
     headline = [_escaped(name) for name in _headline(board, section)]
-    names = ", ".join(headline) or "none: no task separates the agents"
+    tied = [_escaped(t.task["name"]) for t in section_tasks(board, section) if not t.separates]
+    names = ", ".join(headline)
     if len(headline) > 12:
         names = f"{len(headline)} of {len(section_tasks(board, section))}"
     note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
-    if tied := [_escaped(t.task["name"]) for t in section_tasks(board, section) if not t.separates]:
-        note += f" Left out because they separate nothing: {', '.join(tied)}."
+    if not headline:
+        note = "No overall score: no task that counts separates the agents."
+    if tied:
+        note += f" Left out because the intervals of all their agents overlap: {', '.join(tied)}."
     if any(row.cells < row.expected for row in board.overall if row.section == section):
         note += " Agents with missing cells are not ranked."
     given: dict[str, set[str]] = {}

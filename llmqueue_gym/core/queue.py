@@ -493,7 +493,7 @@ class QueueDynamics:
         self._bind_views()
 
     def step_single(self, slot: int, llms: Sequence[int]) -> tuple[bool, bool, int]:
-        """Run one slot of the only lane in plain Python: :meth:`step` without array overhead.
+        """Run one slot of the only lane in plain Python: `step` without array overhead.
 
         Parameters
         ----------
@@ -605,7 +605,7 @@ class QueueDynamics:
         }
 
     def observe_single(self) -> dict[str, Any]:
-        """Return :meth:`observe` of the only lane, without the lane axis."""
+        """Return `observe` of the only lane, without the lane axis."""
         length = self.queue_length.item(0)
         retrials, age, wait = self._lane[2].astype(np.float32)
         return {

@@ -647,9 +647,9 @@ class LLMDeployVectorEnv(LaneVectorEnv):
     max_episode_steps : int, optional
         Truncates earlier than after T queries.
     autoreset_mode : AutoresetMode or str
-        ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see :class:`LaneVectorEnv`.
+        ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see `LaneVectorEnv`.
     **kwargs
-        Arguments of :class:`LLMDeployEnv`.
+        Arguments of `LLMDeployEnv`.
     """
 
     def __init__(

@@ -332,6 +332,26 @@ class LLMQueueEnv(RenderedEnv):
         return self._task.workload.llms
 
     @property
+    def problem(self) -> dict[str, Any]:
+        """Public parameters, JSON-plain; ``QueueProblem(**env.unwrapped.problem, horizon=T)``.
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset, which draws the instance and with it the arrival rate.
+        """
+        if not self.dynamics.ready:
+            raise gym.error.ResetNeeded("call reset() before problem is read")
+        task = self._task
+        return {
+            "num_llms": task.num_llms,
+            "assortment_size": task.assortment_size,
+            "context_dim": task.workload.context_dim,
+            "window": task.window,
+            "arrival_rate": float(self.dynamics.arrival_rate[0]),
+        }
+
+    @property
     def offline(self) -> OfflineData | None:
         """Queries that never arrive with their utilities, for training; None if there are none."""
         return getattr(self._task.workload, "offline", None)
@@ -413,9 +433,9 @@ class LLMQueueVectorEnv(LaneVectorEnv):
     max_episode_steps : int
         Slots after which a lane is truncated.
     autoreset_mode : AutoresetMode or str
-        ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see :class:`LaneVectorEnv`.
+        ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see `LaneVectorEnv`.
     **kwargs
-        Arguments of :class:`LLMQueueEnv`.
+        Arguments of `LLMQueueEnv`.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ def _queue_dynamics(env: gym.Env[Any, Any]) -> QueueDynamics:
 class MyopicOracle:
     """Serve the waiting query and assortment with the largest departure rate p(x, S).
 
-    Published as optimal for the preemptive model; :class:`ExactOptimum` measures how far it is.
+    Published as optimal for the preemptive model; `ExactOptimum` measures how far it is.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class OptimalPolicy:
     env : gymnasium.Env
         An LLMQueue-v0 environment that has been reset.
     max_queue : int
-        See :class:`ExactOptimum`.
+        See `ExactOptimum`.
     """
 
     def __init__(self, env: gym.Env[Any, Any], max_queue: int = 40) -> None:
