@@ -180,8 +180,8 @@ def _minutes(evidence: Evidence) -> float | None:
 
 
 TRAINING = (
-    Column("training steps", "training steps", _mean("train_steps"), 0),
-    Column("training minutes", "minutes", _minutes, 2),
+    Column("training steps", "steps", _mean("train_steps"), 0),
+    Column("training minutes", "min", _minutes, 2),
 )
 """Further columns of the ``pretrained`` tables: environment steps and wall time of the training."""
 

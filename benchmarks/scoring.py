@@ -211,8 +211,8 @@ class OverallRow:
     score : Interval or None
     decision_us : float or None
         Median over the cells of the median time of a decision, in microseconds.
-    cells, expected : int
-        Cells scored and planned.
+    cells, planned, expected : int
+        Cells scored, planned for the agent, and planned for an agent that plays every task.
     origin : Origin
         Where the scored cells come from.
     train_steps, train_seconds : float or None
@@ -226,6 +226,7 @@ class OverallRow:
     score: Interval | None
     decision_us: float | None
     cells: int
+    planned: int
     expected: int
     origin: Origin
     train_steps: float | None = None
@@ -641,8 +642,11 @@ def _standing(
         own = StratifiedBootstrap.draw(_seeds_of(groups[label]))
         replicates[label] = own.iqm(scores[label][None])[0]
     rows = []
-    shown = [spec for spec in specs if spec["task"]["name"] in headline]
-    for label in dict.fromkeys(spec["agent"]["label"] for spec in shown or specs):
+    planned: dict[str, int] = {}
+    for spec in specs:
+        here = spec["task"]["name"] in headline
+        planned[spec["agent"]["label"]] = planned.get(spec["agent"]["label"], 0) + here
+    for label in planned:
         score = clock = None
         if label in groups:
             value = float(interquartile_mean(scores[label]))
@@ -650,7 +654,9 @@ def _standing(
             clock = groups[label]["decision_us"].median()
         count = groups[label].height if label in groups else 0
         origin = Origin.of(cells_of.get(label, []))
-        row = OverallRow(section, label, None, score, _number(clock), count, expected, origin)
+        row = OverallRow(
+            section, label, None, score, _number(clock), count, planned[label], expected, origin
+        )
         if section.protocol == "pretrained" and label in groups and label not in REFERENCES:
             steps, seconds = _training(groups[label])
             row = replace(row, train_steps=steps, train_seconds=seconds)

@@ -86,7 +86,7 @@ def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(here, 
         assert bench("report", "results/tiny", "--readme", "README.md") == 0
         text = page.read_text()
         # The task separates nothing, so there is no mean over tasks, only its own table.
-        assert text.startswith("# Mine\n<!-- leaderboard tiny: begin -->\nInterquartile mean")
+        assert text.startswith("# Mine\n<!-- leaderboard tiny: begin -->\nNo overall score")
         assert text.endswith("<!-- leaderboard tiny: end -->\nend\n")
         assert "old" not in text
         assert text.count("| greedy |") == 1

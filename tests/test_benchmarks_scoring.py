@@ -437,6 +437,17 @@ def test_a_task_outside_the_headline_has_its_own_table_only():
     assert board.tasks[0].rows[1].rank == 1
 
 
+def test_an_agent_that_plays_no_headline_task_is_drawn_but_not_in_the_overall_table(tmp_path):
+    played = {**REFERENCES, "a": [2.0] * 5, "b": [9.0] * 5}
+    side = cells_of({**REFERENCES, "guest": [3.0] * 5}, task="s", headline=False)
+    board = board_of(cells_of(played) + side)
+    overall = {row.agent: row.planned for row in board.overall}
+    assert (overall["a"], overall["guest"]) == (5, 0)
+    assert board_markdown(board).count("| guest |") == 1  # in the task's own table
+    assert "Agents without all cells" not in board_markdown(board)
+    assert draw_figure(board, tmp_path)
+
+
 # --- protocols ------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,7 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
         "references": [label for label in agents if label in REFERENCES],
         "legend": legend,
         "headline": list(standing.tasks),
-        "rows": [_overall_row(row, origins) for row in standing.rows],
+        "rows": [_overall_row(row, origins) for row in standing.rows if row.planned],
         "pairs": [
             [
                 agents.index(p.first),

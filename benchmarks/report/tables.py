@@ -47,9 +47,10 @@ PROTOCOL_NOTES = {
     "pretrained": """\
 The agents of this table were trained before the runs that are scored, on the task's instance or,
 where every seed has an instance of its own, on the distribution of instances, and learn no more:
-*training steps* and *minutes* are what that cost. Agents trained offline, named above, never played
-it: they are given queries that never arrive with the quality of every LLM on them (ACQB-CL refines
-contexts by them and goes on learning). Agents that start ignorant have their own tables.
+*training steps* and *minutes* (*steps*, *min*) are what that cost. Agents trained offline, named
+above, never played it: they are given queries that never arrive with the quality of every LLM on
+them (ACQB-CL refines contexts by them and goes on learning). Agents that start
+ignorant have their own tables.
 """
 }
 
@@ -186,8 +187,8 @@ def _overall_note(board: Board, section: Section) -> str:
         note = "No overall score: no task that counts separates the agents."
     if tied:
         note += f" Left out because the intervals of all their agents overlap: {', '.join(tied)}."
-    if any(row.cells < row.expected for row in board.overall if row.section == section):
-        note += " Agents with missing cells are not ranked."
+    if any(row.cells < row.expected for row in _overall_rows(board, section)):
+        note += " Agents without all cells are not ranked."
     given: dict[str, set[str]] = {}
     for cell in board.cells:
         agent = cell["spec"]["agent"]
@@ -208,7 +209,12 @@ def _overall_headers(section: Section) -> tuple[str, ...]:
 def _overall_lines(board: Board, section: Section) -> list[list[str]]:
     if not _headline(board, section):
         return []  # there is nothing to take a mean of
-    return [_overall_line(row) for row in board.overall if row.section == section]
+    return [_overall_line(row) for row in _overall_rows(board, section)]
+
+
+def _overall_rows(board: Board, section: Section) -> list[OverallRow]:
+    """Rows of the agents that play a task of the overall score."""
+    return [row for row in board.overall if row.section == section and row.planned]
 
 
 def _overall_line(row: OverallRow) -> list[str]:
@@ -460,7 +466,9 @@ def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
     for name in columns:
         agent = name == "agent"  # the column that gives way on a narrow terminal
         justify: Literal["left", "right"] = "left" if agent else "right"
-        table.add_column(name, justify=justify, no_wrap=not agent, overflow="ellipsis")
+        table.add_column(
+            name, justify=justify, no_wrap=not agent, overflow="ellipsis", min_width=9 * agent
+        )
     for line in lines:
         cells = [Text(plain(cell)) for cell in line]  # a name is no markup
         table.add_row(*cells, style="dim" if set(line[:2]) & set(REFERENCES) else None)
