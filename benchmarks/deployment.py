@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import Action, DeployProblem, Observation
+from benchmarks.queueing import luck
 from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
 
@@ -87,7 +88,10 @@ class Recorder:
                 "refused": int(dynamics.refused),
                 "throttled": int(dynamics.throttled),
                 "violations": int(dynamics.violations),
-                "luck": _luck(float(dynamics.total_reward), promised),
+                # Rewards lie in [0, 1]; a table's are what it promised.
+                "luck": 0.0
+                if instance.table is not None
+                else luck(float(dynamics.total_reward), promised),
             },
             "curve": {
                 "ledger": np.cumsum(ledger),
@@ -128,13 +132,3 @@ def _promised(instance: DeploymentInstance, answered: Ints) -> Floats:
     """Return the true mean reward of every answer, 0 where there was none; shape (T,)."""
     regime = np.searchsorted(instance.change_query, np.arange(answered.size), side="right") - 1
     return np.where(answered >= 0, instance.mean_reward[regime, answered], 0.0)
-
-
-def _luck(total: float, promised: Floats) -> float:
-    """Return (total reward - sum of the chosen true means) in standard deviations, at most.
-
-    Near a standard normal for every policy that does not know the outcome draws: the spread is
-    that of a Bernoulli reward, the largest for a mean.
-    """
-    spread = float(np.sqrt(np.sum(promised * (1.0 - promised))))
-    return float((total - promised.sum()) / spread) if spread > 0 else 0.0

@@ -120,14 +120,12 @@ class Recorder:
 def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
     """Summary figures of a run.
 
-    ``luck`` is the martingale sum (departed - p(x_t, S_t)) in standard deviations: near a standard
-    normal for every policy that does not know the outcome draws, whatever else it knows.
+    ``luck`` is that of the departures, given the departure rates p(x_t, S_t) that were chosen.
     ``arrival_cv`` and ``arrival_dispersion`` (in windows of 100 slots) are the run's burstiness.
     """
     queue, rate = trace.queue_length, trace.departure_rate
     departures, retrials = int(trace.departed.sum()), int(trace.retried.sum())
     sojourns = trace.sojourn[trace.departed]
-    spread = float(np.sqrt(np.sum(rate * (1.0 - rate))))
     tail = max(1, round(TAIL_SHARE * queue.size))
     return {
         "mean_queue": float(queue.mean()),
@@ -140,8 +138,34 @@ def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
         "routing_regret": float(_regret(trace).sum()),
         "arrival_cv": _finite(interarrival_cv(np.flatnonzero(trace.arrived))),
         "arrival_dispersion": _finite(dispersion(np.flatnonzero(trace.arrived), BURST_WINDOW)),
-        "luck": float((departures - rate.sum()) / spread) if spread > 0 else 0.0,
+        "luck": luck(departures, rate),
     }
+
+
+def luck(total: float, promised: NDArray[np.float64]) -> float:
+    """Return how far a sum of outcomes in [0, 1] is from what the choices promised.
+
+    D / sqrt(V + |D| / 3), where D is the sum of the outcomes less that of their means, given all
+    that came before, and V the sum of p (1 - p), the largest variance of an outcome of mean p.
+    Beyond c with probability 2 exp(-c^2 / 2) at most (Bernstein; Freedman 1975 for choices that
+    depend on what came before and a given V), however sure the outcomes are: a plain D / sqrt(V)
+    is far from normal where V is small.
+
+    Parameters
+    ----------
+    total : float
+        Sum of the outcomes.
+    promised : ndarray, shape (T,)
+        Mean of every outcome.
+
+    Returns
+    -------
+    float
+        0 where every outcome was the promised one.
+    """
+    deviation = float(total - promised.sum())
+    scale = float(np.sum(promised * (1.0 - promised))) + abs(deviation) / 3.0
+    return deviation / float(np.sqrt(scale)) if scale > 0 else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from benchmarks.plan import make_plan
-from benchmarks.queueing import Trace, queue_metrics, queue_sums
+from benchmarks.queueing import Trace, luck, queue_metrics, queue_sums
 from benchmarks.runner import (
     InvalidActionError,
     agent_seed,
@@ -15,6 +16,7 @@ from benchmarks.runner import (
     learning_curve,
     run_cell,
 )
+from benchmarks.scoring import LUCK_LIMIT
 from benchmarks.suite import parse_suite
 
 SUITE = {
@@ -62,7 +64,37 @@ def test_metrics_in_closed_form():
     assert metrics["mean_sojourn"] == 2.0
     assert metrics["retrials_per_departed"] == 0.5
     variance = 0.25 + 0.09 + 0.16
-    assert metrics["luck"] == pytest.approx((2 - 2.2) / variance**0.5)
+    assert metrics["luck"] == pytest.approx((2 - 2.2) / (variance + 0.2 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("horizon", [1, 100, 1000, 100_000])
+@pytest.mark.parametrize("rate", [1e-6, 1e-3, 0.05, 0.5, 0.9, 0.9999, 1 - 1e-6])
+def test_luck_of_independent_outcomes_keeps_its_bound_however_sure_they_are(rate, horizon):
+    """The exact binomial tail; (departed - mean) / sd is beyond 6 in 0.5% of some of these."""
+    counts = np.arange(horizon + 1)
+    deviation = counts - horizon * rate
+    values = deviation / np.sqrt(horizon * rate * (1 - rate) + np.abs(deviation) / 3)
+    for count in {0, int(horizon * rate), horizon}:
+        found = luck(count, np.full(horizon, rate))
+        assert found == pytest.approx(values[count], rel=1e-6, abs=1e-6)
+    for limit in (2.0, 4.0, 6.0, LUCK_LIMIT):
+        beyond = stats.binom.pmf(counts[np.abs(values) > limit], horizon, rate).sum()
+        assert beyond <= 2 * np.exp(-(limit**2) / 2)
+    assert 2 * np.exp(-(LUCK_LIMIT**2) / 2) < 1e-8
+
+
+def test_the_limit_of_luck_holds_for_variances_that_a_policy_chooses():
+    """The union over intervals of V that `LUCK_LIMIT` names, at its best ratio."""
+    ratio, square = 1.04, LUCK_LIMIT**2
+    intervals = np.ceil(np.log(250_000) / np.log(ratio))
+    small = np.exp(-((square / 3) ** 2) / (2 * (1 + square / 9)))
+    assert 2 * (intervals * np.exp(-square / (2 * ratio)) + small) < 1e-8
+
+
+def test_outcomes_that_cannot_be_are_luck_without_bound():
+    assert luck(0, np.zeros(50)) == luck(50, np.ones(50)) == 0.0
+    assert luck(50, np.zeros(50)) == pytest.approx(150**0.5)
+    assert luck(0, np.ones(50)) == pytest.approx(-(150**0.5))
 
 
 def test_a_run_without_departures_has_no_waiting_time():

@@ -510,7 +510,7 @@ def test_a_policy_as_good_as_the_oracle_is_seldom_accused():
     assert accused <= 6
 
 
-@pytest.mark.parametrize("luck", [7.0, -7.0])
+@pytest.mark.parametrize("luck", [7.5, -7.5])
 def test_departures_that_the_truth_does_not_explain_are_named(luck):
     cells = cells_of(REFERENCES)
     cells.append(cell("a", 0, 5.0, luck=luck))
