@@ -294,6 +294,13 @@ def test_a_bad_spec_is_named_at_construction(arrivals, message):
         LLMQueueEnv(arrival_rate=0.7, arrivals=arrivals)
 
 
+def test_a_load_that_overfills_a_state_is_named_at_construction_where_the_instance_is_fixed():
+    arrivals = {"process": "markov-modulated", "rates": [0.1, 10.0], "sojourns": [500, 500]}
+    with pytest.raises(ValueError, match="busiest state has"):
+        LLMQueueEnv(load=0.95, instance_seed=0, arrivals=arrivals)
+    LLMQueueEnv(load=0.05, instance_seed=0, arrivals=arrivals).reset(seed=0)
+
+
 def test_a_changed_trace_is_another_workload_to_the_benchmark(trace):
     arrivals = {"process": "trace", "path": str(trace)}
     task = {"name": "t", "env": "LLMQueue-v0", "horizon": 9, "kwargs": {"arrivals": arrivals}}

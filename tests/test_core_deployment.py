@@ -22,6 +22,7 @@ from llmqueue_gym.core.deployment import (
 from llmqueue_gym.core.routing_lp import deploy_opt
 from llmqueue_gym.workloads.catalog import (
     ModelCatalog,
+    PriceChange,
     build_instance,
     cost_range,
     make_source,
@@ -550,6 +551,59 @@ def test_catalog_checks_price_changes(change, message):
     assert ModelCatalog.from_json({"models": [GOOD], "price_changes": [good]}, "x").price_changes
     with pytest.raises(ValueError, match=message):
         ModelCatalog.from_json({"models": [GOOD], "price_changes": [good | change]}, "x")
+
+
+def with_changes(*changes):
+    """A catalog stream of one LLM at 10 and 20 USD, with (date, before, after) of its prices."""
+    listed = [
+        {"id": "a", "date": day, "before": [before, 2 * before], "after": [after, 2 * after]}
+        for day, before, after in changes
+    ]
+    base = GOOD | {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 20.0}
+    last = base | {"id": "b", "release_date": "2024-12-31"}
+    return {"models": [base, last], "price_changes": listed}
+
+
+def priced(content, tmp_path, horizon=366):
+    """The source of a catalog, the instance with its recorded changes, and those changes."""
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps(content))
+    source = make_source({"source": "catalog", "path": str(path), "start_day": 0})
+    rules = DeploymentRules(horizon, 4, 2, (1.0, 1.0), 1.0)
+    changes = read_price_changes("recorded", source, horizon)
+    retire = read_retirements(None, source, horizon)
+    rng = np.random.default_rng(0)
+    instance = build_instance(source, rules, rng, price_changes=changes, retire_query=retire)
+    return source, instance, changes
+
+
+CUTS = [("2024-03-01", 10.0, 8.0), ("2024-06-01", 8.0, 2.0), ("2024-09-01", 2.0, 30.0)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(CUTS))
+def test_price_changes_of_one_llm_follow_each_other_in_any_order(order, tmp_path_factory):
+    source, instance, changes = priced(with_changes(*order), tmp_path_factory.mktemp("catalog"))
+    usd = (1000 * 1 + 300 * 2) / 1e6  # of a query, per USD of the input price
+    np.testing.assert_allclose(instance.list_cost[:, 0], np.array([10, 8, 2, 30]) * usd)
+    np.testing.assert_allclose(instance.list_cost[:, 1], 10 * usd)
+    low, high = source.cost_bounds[0, 0], source.cost_bounds[1, 0]
+    assert cost_range(source, changes) == pytest.approx((0.2 * low, 3.0 * high))
+    assert instance.max_cost[0] == pytest.approx(3.0 * high)
+
+
+def test_a_price_change_must_start_from_the_price_of_its_day():
+    for changes in ([CUTS[0], ("2024-06-01", 10.0, 2.0)], [CUTS[1]], [CUTS[1], CUTS[2]]):
+        with pytest.raises(ValueError, match=r"on 2024-06-01 the model's prices are \[.*\]"):
+            ModelCatalog.from_json(with_changes(*changes), "mine.json")
+
+
+def test_the_cost_range_follows_the_clock_not_the_list():
+    source = make_source("routerbench")
+    high = source.cost_bounds[1]
+    llm = int(high.argmax())
+    changes = [PriceChange(llm, 40, 0.1, 0.1), PriceChange(llm, 20, 10.0, 10.0)]
+    assert cost_range(source, changes)[1] == pytest.approx(10.0 * high[llm])
 
 
 JSON = st.recursive(

@@ -309,7 +309,7 @@ def test_retirements_that_may_leave_a_stage_empty_warn():
             empty += not there
     assert empty > 0
     kwargs["retirements"] = [{"llm": "llm_0", "query": 0}]
-    with pytest.raises(ValueError, match="in stage 0"):
+    with pytest.raises(ValueError, match="retirements: no LLM is there at query 0"):
         LLMDeployEnv(horizon=60, num_stages=10, **kwargs)
 
 
@@ -321,6 +321,59 @@ def test_a_small_catalog_runs_with_the_defaults(tmp_path):
     env = LLMDeployEnv({"source": "catalog", "path": str(path), "start_day": 0})
     assert env.problem["max_deployed"] == 3
     env.reset(seed=0)
+
+
+@pytest.mark.parametrize("cls", [LLMDeployEnv, LLMDeployStageEnv])
+def test_the_instance_does_not_share_its_stream_with_an_agent_of_the_same_seed(cls):
+    for seed in (0, 5):
+        env = cls({"source": "synthetic", "num_llms": 6}, instance_seed=seed)
+        env.reset(seed=seed)
+        guess = np.random.default_rng(seed).uniform(0.2, 0.9, 6)  # what Agent.rng would draw
+        assert not np.isclose(env.dynamics.mean_reward, guess).any()
+
+
+@pytest.mark.parametrize("cls", [LLMDeployEnv, LLMDeployStageEnv])
+def test_nothing_is_answered_before_the_first_reset(cls):
+    env = cls(**SHORT)
+    action = env.action_space.sample()
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        env.step(action)
+    if cls is LLMDeployEnv:
+        with pytest.raises(gym.error.ResetNeeded, match="reset"):
+            env.action_masks()
+    env.reset(seed=0)
+    env.step(action)
+
+
+def test_no_lane_is_answered_before_the_first_reset():
+    env = LLMDeployVectorEnv(2, **SHORT)
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        env.step(env.action_space.sample())
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        env.action_masks()
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "message"),
+    [
+        ({"a": 50, "b": 60, "c": 70}, r"arrivals: .*query 0.*first comes at query 50"),
+        ({"a": 5000}, r"arrivals\['a'\]=5000 .*run of 100 queries"),
+        ({"a": 100}, r"arrivals\['a'\]=100 .*horizon"),
+    ],
+)
+def test_arrivals_that_leave_nobody_there_or_never_come_are_named(table, arrivals, message):
+    with pytest.raises(ValueError, match=message):
+        LLMDeployEnv(table | {"arrivals": arrivals}, horizon=100, num_stages=5)
+    LLMDeployEnv(table | {"arrivals": {"a": 99}}, horizon=100, num_stages=5)
+
+
+def test_retirements_that_leave_nobody_there_are_named(table):
+    retirements = [{"llm": name, "query": 50} for name in "abc"]
+    arrivals = {"a": 0, "b": 10, "c": 10}
+    with pytest.raises(ValueError, match=r"retirements: .*query 60.*retired"):
+        LLMDeployEnv(
+            table | {"arrivals": arrivals}, horizon=100, num_stages=5, retirements=retirements
+        )
 
 
 LLM = "claude-v1"
@@ -379,6 +432,7 @@ LLM = "claude-v1"
         ),
         ({"switching_cost": -1}, "switching_cost=-1"),
         ({"reward_delay": 1.5}, "reward_delay=1.5"),
+        ({"reward_delay": 50, "horizon": 50}, "reward_delay=50 .*horizon of 50.*lower it"),
         ({"drift": float("nan")}, "drift=nan"),
         ({"instance_seed": -1}, "instance_seed=-1"),
         ({"render_mode": "human"}, "render_mode='human'"),

@@ -831,6 +831,11 @@ class DeploymentDynamics:
     # ---------------------------------------------------------------- observe
 
     @property
+    def ready(self) -> bool:
+        """Whether every lane has an episode, which the first reset begins."""
+        return self._regimes > 0
+
+    @property
     def deploy_now(self) -> Bools:
         """Whether the next query is an update point, shape (B,)."""
         return np.asarray(self.query == self._start)

@@ -21,6 +21,8 @@ from llmqueue_gym.workloads.pool import check_count
 Observation = dict[str, Any]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+INSTANCE_TAG = 0x1A57
+"""Seeds the generator of a fixed instance beside ``instance_seed``; no agent draws from it."""
 VectorStep = tuple[Observation, NDArray[np.float64], Bools, Bools, dict[str, Any]]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -27,6 +28,7 @@ from llmqueue_gym.core.deployment import (
     stage_schedule,
 )
 from llmqueue_gym.envs.base import (
+    INSTANCE_TAG,
     LaneVectorEnv,
     Observation,
     RenderedEnv,
@@ -34,6 +36,7 @@ from llmqueue_gym.envs.base import (
     check_float,
 )
 from llmqueue_gym.workloads.catalog import (
+    UNSERVED,
     build_instance,
     cost_range,
     make_source,
@@ -99,7 +102,7 @@ class _Task:
             self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
             throughput,  # type: ignore[arg-type]  # checked above
             check_float("switching_cost", switching_cost, 0.0, 1e9, " (USD)"),
-            _limited("reward_delay", reward_delay, minimum=0),
+            self._read_delay(reward_delay, steps),
         )
         self._drift = check_float("drift", drift, 0.0, 1.0)
         self._price_changes = read_price_changes(price_changes, source, steps)
@@ -107,7 +110,8 @@ class _Task:
         self.cost_low, self.cost_high = cost_range(source, self._price_changes)
         self._fixed: DeploymentInstance | None = None
         if instance_seed is not None or (source.fixed and not self._drift):
-            self._fixed = self._draw(np.random.default_rng(instance_seed or 0))
+            # The tag keeps the instance apart from everything else that is seeded with a number.
+            self._fixed = self._draw(np.random.default_rng([instance_seed or 0, INSTANCE_TAG]))
         example = self._fixed or self._draw(np.random.default_rng(0))
         if source.fixed_costs or instance_seed is not None:
             self._check_instance(example)
@@ -130,6 +134,15 @@ class _Task:
         return tuple(shares)
 
     @staticmethod
+    def _read_delay(delay: Any, horizon: int) -> int:
+        if _limited("reward_delay", delay, minimum=0) >= horizon:
+            raise ValueError(
+                f"reward_delay={delay!r} within a horizon of {horizon} queries shows no reward at "
+                "all; lower it, or raise horizon"
+            )
+        return int(delay)
+
+    @staticmethod
     def _read_budget(budget: Any) -> float:
         return check_float("budget_per_query", budget, MIN_BUDGET, 1e9, " (USD)")
 
@@ -143,8 +156,9 @@ class _Task:
                 f"before it arrives at {arrival}; dates are out of order"
             )
         verdicts, rules = stage_verdicts(instance, self.rules), self.rules
-        if "under_capacity" in verdicts:
-            raise self._under_capacity(verdicts.index("under_capacity"))
+        error = self._unserved(instance, verdicts)
+        if error is not None:
+            raise error
         dear = verdicts.count("over_budget")
         if dear == len(verdicts):
             raise ValueError(
@@ -166,11 +180,12 @@ class _Task:
         for arrival in (1, self.rules.horizon):  # all as soon as can be, all too late
             case = replace(instance, arrival_query=np.where(later, arrival, 0))
             verdicts = stage_verdicts(case, self.rules)
-            if "under_capacity" not in verdicts:
+            error = self._unserved(case, verdicts)
+            if error is None:
                 continue
-            stage = verdicts.index("under_capacity")
             if arrival == 1:
-                raise self._under_capacity(stage)
+                raise error
+            stage = next(k for k, verdict in enumerate(verdicts) if verdict in UNSERVED)
             warnings.warn(
                 f"retirements: from stage {stage} on the LLMs there can carry all traffic only if "
                 "others have arrived, which depends on the draw; where they have not, queries are "
@@ -179,7 +194,22 @@ class _Task:
                 stacklevel=4,
             )
 
-    def _under_capacity(self, stage: int) -> ValueError:
+    def _unserved(self, instance: DeploymentInstance, verdicts: Sequence[str]) -> ValueError | None:
+        """Return the error for the first stage in which no policy can serve all traffic."""
+        stage = next((k for k, verdict in enumerate(verdicts) if verdict in UNSERVED), None)
+        if stage is None:
+            return None
+        if verdicts[stage] == "nobody_there":
+            start, arrival = int(self.rules.stage_starts[stage]), instance.arrival_query
+            where = f"no LLM is there at query {start}, where stage {stage} begins"
+            if (arrival <= start).any():
+                return ValueError(
+                    f"retirements: {where}: all that had arrived have retired; retire one of them "
+                    "later, or not at all"
+                )
+            return ValueError(
+                f"arrivals: {where}: the first comes at query {arrival.min()}; let one arrive at 0"
+            )
         return ValueError(
             f"alpha: in stage {stage} the {self.rules.max_deployed} LLMs of largest alpha that can "
             "be deployed carry less than all traffic (their alpha sum to less than 1); raise alpha "
@@ -350,7 +380,12 @@ class _DeployEnv(RenderedEnv):
             self._renderer.record(info)
         return self._observe(), reward, False, bool(self.dynamics.ended[0]), info
 
+    def _check_ready(self, name: str) -> None:
+        if not self.dynamics.ready:
+            raise gym.error.ResetNeeded(f"call reset() before {name}()")
+
     def _check_running(self) -> None:
+        self._check_ready("step")
         if self.dynamics.ended[0]:
             raise ValueError(
                 f"the episode has ended after {self._task.rules.horizon} queries; call reset()"
@@ -455,7 +490,7 @@ class LLMDeployEnv(_DeployEnv):
     | price_changes | None | "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
     | retirements | None | list of {"llm", "query" or "date"}; a deployed LLM stays to the end of the stage |
     | switching_cost | 0.0 | USD per LLM that joins the deployment, after the first stage |
-    | reward_delay | 0 | queries until a reward is seen; the last ones are never seen |
+    | reward_delay | 0 | queries until a reward is seen, below T; the last ones are never seen |
     | drift | 0.0 | sd over the horizon of the random walk of every mean reward, a step per stage |
     | instance_seed | None | fixes the instance |
 
@@ -494,6 +529,8 @@ class LLMDeployEnv(_DeployEnv):
 
         Raises
         ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
         ValueError
             If the action is not in the action space, or the episode has ended.
         """
@@ -514,7 +551,14 @@ class LLMDeployEnv(_DeployEnv):
         return super()._state_info() | {"action_mask": self.dynamics.action_masks()[0]}
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions now, flat bool of length 2N + N (MaskablePPO's method)."""
+        """Return the legal actions now, flat bool of length 2N + N (MaskablePPO's method).
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        self._check_ready("action_masks")
         return np.array(self.dynamics.action_masks()[0], dtype=np.bool_)
 
 
@@ -586,6 +630,8 @@ class LLMDeployStageEnv(_DeployEnv):
 
         Raises
         ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
         ValueError
             If the action is not in the action space, or the episode has ended.
         """
@@ -732,5 +778,13 @@ class LLMDeployVectorEnv(LaneVectorEnv):
         return {"spend": spend, "_spend": mask, "action_mask": masks, "_action_mask": mask}
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions of every lane, bool of shape (B, 2N + N)."""
+        """Return the legal actions of every lane, bool of shape (B, 2N + N).
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        if not self.dynamics.ready:
+            raise gym.error.ResetNeeded("call reset() before action_masks()")
         return self.dynamics.action_masks().astype(np.bool_)

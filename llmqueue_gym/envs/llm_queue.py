@@ -25,6 +25,7 @@ from llmqueue_gym.core.queue import (
 )
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.envs.base import (
+    INSTANCE_TAG,
     LaneVectorEnv,
     Observation,
     RenderedEnv,
@@ -37,7 +38,6 @@ from llmqueue_gym.workloads.pool import OfflineData, check_count
 
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
-_INSTANCE_TAG = 0x1A57
 _OUTCOME_MASKS = tuple(f"_{field.name}" for field in fields(SlotOutcome))
 DEFAULT_ARRIVAL_RATE = 0.7
 DEFAULT_SLACK = 0.1
@@ -81,7 +81,8 @@ class _Task:
         self._fixed: tuple[Population, float] | None = None
         if instance_seed is not None:
             # The tag keeps the instance apart from everything else that is seeded with a number.
-            self._fixed = self._draw(np.random.default_rng([instance_seed, _INSTANCE_TAG]))
+            self._fixed = self._draw(np.random.default_rng([instance_seed, INSTANCE_TAG]))
+            self.arrivals.check(self._fixed[1])
 
     @staticmethod
     def _check_rates(

