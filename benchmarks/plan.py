@@ -389,7 +389,7 @@ def _player(entry: AgentEntry) -> _Player:
         spec = agent_spec(entry.name)
         module = spec.target.partition(":")[0]
         if module.split(".")[0] != "baselines":
-            identity["code"] = _module_hash(module, entry.name)
+            identity["code"] = agent_code(module, entry.name)
         cls = _loaded(spec)
         model = spec.settings.get("model")
         brought = model or getattr(cls, "model", None)  # a class may name its own file
@@ -462,18 +462,53 @@ def _trained_player(
     return _Player(identity, "pretrained", kind, str(path.resolve()), read_card(path)["curve"])
 
 
-def _module_hash(module: str, agent: str) -> str:
-    """SHA-256 of a module's source file."""
+def agent_code(module: str, agent: str) -> str:
+    """SHA-256 of an agent's code: its module, and all Python files of the package it lies in.
+
+    A module outside packages is hashed alone, without what it imports from beside it.
+
+    Raises
+    ------
+    SuiteError
+        If there is no such module.
+    """
     try:
+        top = importlib.util.find_spec(module.partition(".")[0])
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
-        found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+        top = found = None
+    if top is None or found is None or found.origin is None or not Path(found.origin).is_file():
         raise SuiteError(
             f"agent={agent!r}: there is no module {module!r}; "
             "install it or run from the folder that holds it"
         )
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    digest = hashlib.sha256(Path(found.origin).read_bytes())
+    for folder in map(Path, top.submodule_search_locations or ()):
+        for path in sorted(folder.rglob("*.py")):
+            content = path.read_bytes()
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def check_agent_code(agent: Mapping[str, Any]) -> None:
+    """Insist on the code that a cell was planned with; ``agent`` is part of its identity.
+
+    Raises
+    ------
+    SuiteError
+        If the code of an agent from elsewhere has changed since, or is another here.
+    """
+    from baselines.agent import agent_spec
+
+    if (planned := agent.get("code")) is None:
+        return
+    name = agent["name"]
+    if agent_code(agent_spec(name).target.partition(":")[0], name) != planned:
+        raise SuiteError(
+            f"agent={name!r}: its code here is not that of the plan: it was changed since, or is "
+            "another on this machine; the same command plans its cells anew"
+        )
 
 
 def _data_paths(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import llmqueue_gym
 from baselines.agent import Action, DeployProblem, Observation, QueueProblem, make_agent
 from benchmarks import deployment, queueing
+from benchmarks.plan import check_agent_code
 from benchmarks.suite import kind_of
 
 CURVE_POINTS = 200
@@ -103,6 +104,8 @@ def run_cell(
     ------
     InvalidActionError
         If the agent leaves the action space.
+    SuiteError
+        If the agent's code is not the one that the cell was planned with.
     """
     started = perf_counter()
     env, policy, observation, recorder = set_up(spec, kwargs, model)
@@ -137,6 +140,7 @@ def set_up(
         if agent["name"] == "oracle":
             policy = problem.make_oracle(env)
         else:
+            check_agent_code(agent)
             public = problem.public_problem(env, horizon, spec["protocol"] == "pretrained")
             settings = agent["settings"]
             if model is not None:  # the very file that the cell names

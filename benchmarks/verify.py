@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +125,22 @@ def verify(
         checked.append(result)
         on_checked(result)
 
-    whole: dict[str, tuple[Record, list[str]]] = {}
+    whole: dict[str, tuple[Cell, Record, list[str]]] = {}
+    played: list[Cell] = []
     for cell in chosen:
         try:
             record = store.load(cell.key)
             assert record is not None  # a candidate has a result
-            whole[cell.key] = record, _changes(cell, record.get("provenance", {}))
         except CorruptResultError as error:
             note(Checked(str(cell), cell.key, "damaged", notes=[str(error)]))
+            continue
+        here = _with_code_here(cell)
+        whole[here.key] = cell, record, _changes(cell, record.get("provenance", {}))
+        played.append(here)
     exported = isinstance(store, ExportedRun)
-    for outcome in engine.run([cell for cell in chosen if cell.key in whole]):
-        note(_check(outcome, *whole[outcome.cell.key], exported))
+    for outcome in engine.run(played):
+        stored, then, changes = whole[outcome.cell.key]
+        note(_check(replace(outcome, cell=stored), then, changes, exported))
     return Verification(checked, len(cells), skipped)
 
 
@@ -193,6 +198,21 @@ def _model(agent: Record, root: Path | None) -> str | None:
     if not path.is_file():
         raise ValueError(f"its model {path} is not here")
     return str(path.resolve())
+
+
+def _with_code_here(cell: Cell) -> Cell:
+    """Return the cell with the code that its agent has now: workers insist on what they are told.
+
+    It is computed all the same where that code has changed, and the change is named.
+    """
+    agent = cell.spec["agent"]
+    if "code" not in agent:
+        return cell
+    try:
+        code = spec_here(cell.spec, cell.kwargs)["agent"].get("code")
+    except SuiteError:  # nor will it run: computing it says why
+        return cell
+    return replace(cell, spec={**cell.spec, "agent": {**agent, "code": code}})
 
 
 def _changes(cell: Cell, provenance: Record) -> list[str]:

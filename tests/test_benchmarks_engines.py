@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -209,3 +210,32 @@ def test_an_interrupt_keeps_what_is_done_and_stops_the_workers(agents, tmp_path)
 def test_impossible_settings_are_refused(workers, timeout):
     with pytest.raises(ValueError, match="must be"):
         LocalEngine(workers, timeout)
+
+
+@pytest.mark.parametrize("edited", ["changing/agent.py", "changing/helper.py"])
+def test_code_that_is_edited_during_a_run_gives_no_result_under_the_old_key(
+    tmp_path, monkeypatch, edited
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "changing"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "changing").mkdir()
+    (tmp_path / "changing/helper.py").write_text("SKIP = 0\n")
+    (tmp_path / "changing/agent.py").write_text(
+        "from baselines.queueing.heuristics import RandomAgent\n"
+        "from changing import helper\n"
+        "class Mine(RandomAgent):\n    pass\n"
+    )
+    name = "changing.agent:Mine"
+    work = make_plan(parse_suite("s", {**SUITE, "agents": []}), seeds=2, agents=[name])
+    store, path = Store(tmp_path / "r"), tmp_path / edited
+
+    def edit(outcome):
+        if outcome.cell.spec["agent"]["name"] == name:
+            path.write_text(path.read_text() + "LATER = True\n")
+
+    tally = run(work, store, LocalEngine(1), on_outcome=edit)
+    assert (tally.computed, tally.failed) == (5, 1)
+    second = next(c for c in reversed(work.cells) if c.spec["agent"]["name"] == name)
+    assert store.load(second.key) is None
+    assert "its code here is not that of the plan" in store.load_failure(second.key)["error"]

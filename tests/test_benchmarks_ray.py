@@ -183,12 +183,12 @@ def test_a_node_that_is_killed_costs_only_what_it_was_running(agents, cluster, t
 
 
 def test_a_node_with_other_code_refuses_its_cells(monkeypatch):
-    from benchmarks import ray_engine, suite
+    from benchmarks import ray_engine
 
     [cell, *_] = plan(seeds=1).cells
     assert ray_engine._complaint(cell) is None
     ray_engine._checked.clear()
-    monkeypatch.setattr(suite, "_code_hash", lambda: "0" * 64)
+    monkeypatch.setattr("benchmarks.plan._code_hash", lambda: "0" * 64)
     complaint = ray_engine._complaint(cell)
     assert "has another code than the machine that planned the run" in complaint
 

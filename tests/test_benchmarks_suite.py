@@ -127,6 +127,41 @@ def test_code_of_a_third_party_agent_changes_the_key(tmp_path, monkeypatch):
     assert keys().isdisjoint(before)
 
 
+AGENT = (
+    "from baselines.queueing.heuristics import RandomAgent\n"
+    "from {} import helper\n"
+    "class Mine(RandomAgent):\n    pass\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "files"),
+    [
+        ("regular.agent", ("regular/__init__.py", "regular/helper.py", "regular/sub/deep.py")),
+        ("namespace.agent", ("namespace/helper.py", "namespace/sub/deep.py")),
+        ("nested.inner.agent", ("nested/inner/__init__.py", "nested/inner/helper.py")),
+    ],
+)
+def test_any_file_of_a_third_partys_package_changes_the_key(tmp_path, monkeypatch, module, files):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = module.rpartition(".")[0]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / f"{module.replace('.', '/')}.py").write_text(AGENT.format(package))
+
+    def keys():
+        plan = make_plan(parse_suite("s", SUITE), agents=[f"{module}:Mine"])
+        return {c.key for c in plan.cells if c.spec["agent"]["name"] == f"{module}:Mine"}
+
+    seen = [keys()]
+    assert keys() == seen[0]
+    for name in files:
+        (tmp_path / name).write_text("CHANGED = True\n")
+        seen.append(keys())
+    assert len(set().union(*seen)) == sum(map(len, seen)) > 0
+
+
 def test_missing_data_and_packages_skip_a_task_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     document = copy.deepcopy(SUITE)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import suite
+from benchmarks import plan
 from benchmarks.engines import LocalEngine, execute
 from benchmarks.export import export_run, open_results
 from benchmarks.plan import make_plan
@@ -101,7 +101,7 @@ def test_clock_and_provenance_are_not_compared(store):
 def test_other_code_is_reported_and_the_cell_computed_all_the_same(tmp_path, monkeypatch):
     store = Store(tmp_path / "old")
     with monkeypatch.context() as then:
-        then.setattr(suite, "_code_hash", lambda: "0" * 64)
+        then.setattr(plan, "_code_hash", lambda: "0" * 64)
         old = make_plan(parse_suite("s", SUITE))
         execute(old, store, ENGINE, {**provenance("test"), "commit": "abc123", "numpy": "1.0"})
     found = verify(store, 1, engine=ENGINE)
@@ -111,6 +111,24 @@ def test_other_code_is_reported_and_the_cell_computed_all_the_same(tmp_path, mon
     assert "the code of environments, agents and runner differs: 000000000000 then" in notes
     assert "at commit abc123" in notes
     assert "numpy differs: 1.0 then" in notes
+
+
+def test_an_agent_whose_code_has_changed_is_computed_again_with_a_note(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "verified_agent.py"
+    path.write_text(
+        "from baselines.queueing.heuristics import RandomAgent\n"
+        "class Mine(RandomAgent):\n    pass\n"
+    )
+    store = Store(tmp_path / "r")
+    suite = parse_suite("s", {**SUITE, "agents": []})
+    execute(make_plan(suite, agents=["verified_agent:Mine"]), store, ENGINE, provenance("test"))
+    path.write_text(path.read_text() + "# a remark\n")
+    checked = verify(store, 100, engine=ENGINE).checked
+    assert {cell.status for cell in checked} == {"same"}
+    noted = [cell for cell in checked if cell.notes]
+    assert {cell.cell.split(" / ")[1] for cell in noted} == {"verified_agent:Mine"}
+    assert "the code of the agent differs" in noted[0].notes[0]
 
 
 def test_a_damaged_file_and_an_empty_folder_do_not_verify(store, tmp_path):
