@@ -265,12 +265,40 @@
     });
   }
 
+  // Where each label of a scatter plot goes, on a plane of about 380 x 220 pixels: the first place
+  // that covers neither another label nor a point.
+  function labelPlaces(points) {
+    const across = (values, size) => {
+      const low = Math.min(...values), span = Math.max(...values) - low || 1;
+      return values.map((v) => ((v - low) / span) * size);
+    };
+    const xs = across(points.map((p) => Math.log(p.x)), 380), ys = across(points.map((p) => -p.y), 220);
+    const taken = xs.map((x, i) => [x - 6, ys[i] - 6, x + 6, ys[i] + 6]);
+    return points.map((point, i) => {
+      const width = 6.4 * point.text.length, height = 13, gap = 7;
+      const box = (side, rise) => {
+        const left = side === "center" ? xs[i] - width / 2 : side === "right" ? xs[i] + gap : xs[i] - gap - width;
+        const top = rise === "middle" ? ys[i] - height / 2 : rise === "bottom" ? ys[i] + gap : ys[i] - gap - height;
+        return [left, top, left + width, top + height];
+      };
+      const places = ["top center", "bottom center", "middle left", "middle right", "top left", "top right", "bottom left", "bottom right"];
+      const free = places.find((place) => {
+        const [rise, side] = place.split(" "), b = box(side, rise);
+        return taken.every((t, j) => j === i || b[2] <= t[0] || t[2] <= b[0] || b[3] <= t[1] || t[3] <= b[1]);
+      }) ?? "top center";
+      const [rise, side] = free.split(" ");
+      taken.push(box(side, rise));
+      return free;
+    });
+  }
+
   function clockChart(section) {
     return chart("Score against decision time", "Up and left is better; bars are 95% intervals.", () => {
       const rows = section.rows.filter((r) => r.score && r.us && !section.references.includes(r.agent) && !hiddenAgents(section).has(r.agent));
-      const data = rows.map((row) => ({
+      const places = labelPlaces(rows.map((r) => ({ x: r.us, y: r.score[0], text: shortened(r.agent, 20) })));
+      const data = rows.map((row, i) => ({
         x: [row.us], y: [row.score[0]], type: "scatter", mode: "markers+text",
-        text: [escaped(shortened(row.agent, 20))], textposition: "top center", textfont: { color: colour("--ink"), size: 11.5 },
+        text: [escaped(shortened(row.agent, 20))], textposition: places[i], textfont: { color: colour("--ink"), size: 11.5 },
         cliponaxis: false,
         marker: { color: style(section, row.agent).color, size: 10 },
         error_y: { type: "data", symmetric: false, array: [(row.score[2] ?? row.score[0]) - row.score[0]], arrayminus: [row.score[0] - (row.score[1] ?? row.score[0])], color: alpha(style(section, row.agent).color, 0.5), thickness: 2, width: 0 },
