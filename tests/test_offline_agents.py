@@ -13,9 +13,12 @@ from scipy.special import expit, logit
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines import QueueProblem, make_agent, registered_agents
+from baselines.estimators.confidence import DIRECT_DIM
 from baselines.queueing.contrastive import (
     NEGATIVES,
     TEMPERATURE,
+    Projection,
+    RememberedProjection,
     contrastive_loss,
     profiles,
     train_projection,
@@ -284,6 +287,45 @@ def test_the_projection_is_the_network_and_has_unit_norm():
     assert np.linalg.norm(with_constant, axis=1) == pytest.approx(np.ones(120), rel=1e-5)
     assert with_constant[:, -1] == pytest.approx(np.full(120, 0.5**0.5))
     assert projection.dim == 4
+
+
+def test_a_query_is_projected_once_and_the_ellipsoids_know_it_again(monkeypatch):
+    data, _ = clustered(dim=70)
+    agent = make_agent("ACQB-CL", task(data, 2), 0, epochs=0, exploration_rate=0.0)
+    assert agent.projection.dim > DIRECT_DIM
+    projected, known = [], []
+    project, shrink = Projection.__call__, agent.confidence.update
+
+    def counting(self, contexts):
+        projected.extend(context.tobytes() for context in contexts)
+        return project(self, contexts)
+
+    def looking(llm, context, weight=1.0):
+        known.append(context.tobytes() in agent.confidence._rows)
+        shrink(llm, context, weight)
+
+    monkeypatch.setattr(Projection, "__call__", counting)
+    monkeypatch.setattr(agent.confidence, "update", looking)
+    for slot in range(60):  # batches of 1 to 6 round differently
+        observation = observe(data.contexts[: 1 + slot % 6])
+        action = agent.act(observation)
+        answer = observation | {"feedback": np.int64(1)}
+        agent.update(observation, action, -1.0, answer, {"arrived": True})
+    assert sorted(projected) == sorted(context.tobytes() for context in data.contexts[:6])
+    assert len(known) == 120
+    assert all(known)
+
+
+def test_remembered_projections_are_the_projection_and_bounded(monkeypatch):
+    data, _ = clustered(dim=70)
+    projection = train_projection(data, epochs=0)
+    monkeypatch.setattr("baselines.queueing.contrastive.MAX_REMEMBERED", 10)
+    remembered = RememberedProjection(projection)
+    for start in [*range(0, 100, 3), 0]:
+        contexts = data.contexts[start : start + 7]
+        np.testing.assert_allclose(remembered(contexts), projection(contexts), atol=1e-6)
+        np.testing.assert_array_equal(remembered(contexts), remembered(contexts.copy()))
+        assert len(remembered.known) <= 10 + 7
 
 
 def test_training_leaves_the_global_generator_alone():

@@ -32,6 +32,9 @@ NEGATIVES = 64
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 3e-4, 1e-4, 1.0
 LAYER_NORM_EPSILON = 1e-5
 
+MAX_REMEMBERED = 4096
+"""Projected queries beyond which those that do not wait are forgotten."""
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -69,6 +72,34 @@ class Projection:
             z = np.hstack([z, np.ones((len(z), 1))]) / np.sqrt(2.0)
         projected: NDArray[np.float32] = z.astype(np.float32)
         return projected
+
+
+class RememberedProjection:
+    """A projection that gives a query the same bits in every slot.
+
+    Single precision rounds by the number of rows of a product, and `ConfidenceFactors` knows a
+    query again by its bits. So a context is projected once, which is also cheaper.
+
+    Parameters
+    ----------
+    projection : Projection
+        What is remembered of it goes with it.
+    """
+
+    def __init__(self, projection: Projection) -> None:
+        self.projection = projection
+        self.dim = projection.dim
+        self.known: dict[bytes, NDArray[np.float32]] = {}
+
+    def __call__(self, contexts: NDArray[Any]) -> NDArray[np.float32]:
+        """Project contexts (n, d) to (n, ``dim``)."""
+        keys = [context.tobytes() for context in contexts]
+        if len(self.known) > MAX_REMEMBERED:
+            self.known = {key: self.known[key] for key in keys if key in self.known}
+        new = {key: row for row, key in enumerate(keys) if key not in self.known}
+        if new:
+            self.known.update(zip(new, self.projection(contexts[list(new.values())]), strict=True))
+        return np.stack([self.known[key] for key in keys])
 
 
 def profiles(utilities: Floats) -> Floats:
@@ -288,7 +319,7 @@ class ACQBCL(ACQB):
         ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-        self.projection = train_projection(
+        projection = train_projection(
             offline_data(problem, "ACQB-CL"),
             hidden=hidden,
             share=share,
@@ -298,6 +329,7 @@ class ACQBCL(ACQB):
             intercept=intercept,
             seed=seed,
         )
+        self.projection = RememberedProjection(projection)
         super().__init__(
             replace(problem, context_dim=self.projection.dim),
             seed,
