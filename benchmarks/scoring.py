@@ -783,7 +783,9 @@ def _sweeps(boards: Sequence[TaskBoard], cells: Sequence[Record]) -> Iterator[Sw
         for group in groups.values():
             values = {(board.task["kwargs"] | board.task)[axis] for board in group}
             if len(group) == len(values) >= 3:  # else something that follows the axis differs
-                yield _sweep(axis, group, cells)
+                sweep = _sweep(axis, group, cells)
+                if sweep.regret:  # some agent has been run at every value
+                    yield sweep
 
 
 def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> Sweep:

@@ -12,6 +12,8 @@ from benchmarks.deployment import served_per_stage
 from benchmarks.engines import LocalEngine
 from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays
 from benchmarks.plan import make_plan
+from benchmarks.report import board_markdown, draw_figure
+from benchmarks.report.page import board_page
 from benchmarks.runner import InvalidActionError, run_cell
 from benchmarks.scoring import LUCK_LIMIT, make_board, tidy, violations
 from benchmarks.suite import SuiteError, kind_of, load_suite, parse_suite
@@ -245,6 +247,11 @@ def traffic_of(served, arrival, length=100):
     return Traffic(llms, np.array(arrival), starts, np.full(len(served), length), served)
 
 
+ORIGIN = dict.fromkeys(
+    ("command", "version", "commit", "python", "numpy", "gymnasium", "machine"), "x"
+)
+
+
 def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwargs):
     return {
         "spec": {
@@ -276,9 +283,7 @@ def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwa
             "served": [[50, 0], [25, 25] if agent == "oracle" else [50, 0]],
         },
         "timing": {"decision_us_median": 5.0, "wall_seconds": 0.5},
-        "provenance": dict.fromkeys(
-            ("command", "version", "commit", "python", "numpy", "machine"), "x"
-        ),
+        "provenance": ORIGIN,
     }
 
 
@@ -384,6 +389,18 @@ def test_stages_of_one_horizon_are_a_sweep_of_their_own():
     cells = [cell("a", 0, 0.5, name=f"x-k{k}", num_stages=k) for k in (5, 33, 11)]
     [sweep] = board_of(cells).sweeps
     assert (sweep.axis, sweep.name, sweep.values.tolist()) == ("num_stages", "x", [5, 11, 33])
+
+
+@pytest.mark.parametrize("stored", [0, 2])
+def test_a_sweep_that_was_interrupted_is_reported_without_it(stored, tmp_path):
+    cells = [cell("a", 0, 0.5, name=f"x-k{k}", num_stages=k) for k in (5, 33, 11)]
+    run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
+    board = make_board(run, cells[:stored], [], ["a cell"])
+    assert board.sweeps == []
+    draw_figure(board, tmp_path)
+    assert not (tmp_path / "sweeps.png").exists()
+    assert "Not run" in board_markdown(board)
+    board_page(board)
 
 
 # --- report ---------------------------------------------------------------------------------------

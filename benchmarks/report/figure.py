@@ -251,6 +251,8 @@ def _legend(figure: Figure, styles: dict[str, Style]) -> None:
     """Legend of all lines below the panels."""
     lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
     order = [label for label in styles if label in lines]
+    if not order:
+        return
     columns = -(-len(order) // -(-len(order) // 6))  # full rows of at most six
     figure.legend(
         [lines[label] for label in order],
