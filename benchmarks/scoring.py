@@ -172,7 +172,9 @@ class TaskBoard:
     rows : list[TaskRow]
         One an agent, references included.
     separates : bool
-        False if the score intervals of all learning agents overlap.
+        False if the score intervals of all learning agents overlap, or if there are no scores.
+    inverted : tuple of int
+        Seeds on which random did no worse than the oracle; if there are any, no agent has a score.
     curves : dict[str, Curves]
         Per agent.
     traffic : dict[str, dict[int, Traffic]]
@@ -187,6 +189,7 @@ class TaskBoard:
     section: Section
     rows: list[TaskRow]
     separates: bool
+    inverted: tuple[int, ...]
     curves: dict[str, Curves]
     traffic: dict[str, dict[int, Traffic]]
     about: str
@@ -449,8 +452,9 @@ def _shown_in(protocol: str, planned: Sequence[Record]) -> Callable[[Record], bo
 def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     """One row a cell: task, agent, seed, metrics, training, and what the coupled references did.
 
-    ``h_oracle`` and ``h_random`` are null where the reference of that seed is missing; ``score``
-    is null where the two references tie.
+    ``h_oracle`` and ``h_random`` are null where the reference of that seed is missing. So is then
+    ``score``; it is null on all seeds of a task if on one of them random does no worse than the
+    oracle (``inverted``): the mean over the others would be one over seeds chosen by their outcome.
     """
     schema = {
         "task": pl.String,
@@ -484,7 +488,10 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     h, low, high = (table[name].to_numpy() for name in ("h", "h_oracle", "h_random"))
     span = np.where(high - low > 0, high - low, np.nan)
     score = pl.Series("score", (high - h) / span, dtype=pl.Float64).fill_nan(None)
-    return table.with_columns(score).sort("task", "agent", "seed")
+    inverted = pl.col("h_random") <= pl.col("h_oracle")
+    table = table.with_columns(score, inverted.fill_null(value=False).alias("inverted"))
+    fair = pl.when(~pl.col("inverted").any().over("task")).then(pl.col("score"))
+    return table.with_columns(score=fair).sort("task", "agent", "seed")
 
 
 def _task_boards(
@@ -512,8 +519,9 @@ def _task_board(
     section: Section,
 ) -> TaskBoard:
     """Score one task."""
-    board = TaskBoard(task, section, [], False, _curves(cells), _traffic(cells), "", seeds)
-    curves, traffic = board.curves, board.traffic
+    curves, traffic = _curves(cells), _traffic(cells)
+    inverted = tuple(table.filter(pl.col("inverted"))["seed"].unique().sort().to_list())
+    board = TaskBoard(task, section, [], False, inverted, curves, traffic, "", seeds)
     scored = table.filter(pl.col("h_oracle").is_not_null())
     parts = {
         str(label): own for (label,), own in scored.partition_by("agent", as_dict=True).items()

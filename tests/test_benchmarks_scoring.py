@@ -23,6 +23,7 @@ from benchmarks.intervals import (
 from benchmarks.kinds import QUEUEING
 from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, board_summary, draw_figure
+from benchmarks.report.as_json import board_json
 from benchmarks.report.figure import main_picture
 from benchmarks.report_speed import statistics_seconds
 from benchmarks.runner import run_cell
@@ -346,6 +347,41 @@ def test_a_task_on_which_all_intervals_overlap_is_left_out_of_the_headline():
     board = board_of(easy + hard)
     assert {t.task["name"]: t.separates for t in board.tasks} == {"easy": False, "hard": True}
     assert {row.agent: row.cells for row in board.overall}["a"] == 5
+
+
+@pytest.mark.parametrize("share", [1.0, 0.99])
+def test_a_task_on_which_random_beats_the_oracle_once_is_left_out_and_unranks_nobody(
+    share, tmp_path
+):
+    queues = {**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5}
+    odd = {**queues, "random": [share * REFERENCES["oracle"][0], *REFERENCES["random"][1:]]}
+    board = board_of(cells_of(queues, task="fair") + cells_of(odd, task="odd"))
+    fair, task = board.tasks
+    assert (fair.inverted, task.inverted, task.separates) == ((), (0,), False)
+    assert all((row.score, row.rank) == (None, None) for row in task.rows)
+    assert [row.agent for row in task.rows][-1] == "random"  # the mean h decides
+    ranked = {row.agent: (row.rank, row.cells, row.expected) for row in board.overall}
+    assert (ranked["a"], ranked["b"]) == ((1, 5, 5), (2, 5, 5))
+    assert len(board.standings[0].comparisons) == 1
+    for text in (board_markdown(board), board_summary(board, [])):
+        assert "random does no worse than the oracle on some seed: odd (seed 0)." in text
+        assert "intervals of all their agents overlap" not in text
+        assert "not ranked" not in text
+    assert board_json(board)["tasks"][1]["inverted_seeds"] == [0]
+    assert board_json(board)["tasks"][1]["rows"][0]["score"] is None
+    draw_figure(board, tmp_path)
+
+
+def test_a_seed_without_the_oracle_inverts_nothing():
+    board = board_of(
+        [
+            c
+            for c in cells_of({**REFERENCES, "a": [2.0] * 5})
+            if c["spec"]["seed"] or c["spec"]["agent"]["label"] != "oracle"
+        ]
+    )
+    assert board.tasks[0].inverted == ()
+    assert board.tasks[0].rows[0].seeds == 4
 
 
 def test_comparisons_profiles_and_tags_of_a_board():

@@ -82,6 +82,7 @@ def _task(board: TaskBoard) -> dict[str, Any]:
         "kind": board.kind.name,
         "protocol": board.section.protocol,
         "separates": bool(board.separates),  # NumPy's own otherwise
+        "inverted_seeds": list(board.inverted),
         "seeds": board.seeds,
         "rows": rows,
     }

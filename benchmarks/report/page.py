@@ -26,10 +26,12 @@ from benchmarks.report.series import (
 )
 from benchmarks.report.tables import (
     INTERVALS,
+    INVERTED,
     PROTOCOL_NOTES,
     PUBLISHED_COLUMNS,
     SWEEP_NOTE,
     duration,
+    inverted_seeds,
     published_lines,
     published_title,
     section_tasks,
@@ -96,6 +98,7 @@ def page_data(board: Board) -> Json:
         "command": board.provenance["command"],
         "cells": len(board.cells),
         "intervals": INTERVALS,
+        "inverted": INVERTED,
     }
 
 
@@ -212,6 +215,7 @@ def _task(task: TaskBoard, agents: Sequence[str], origins: _Origins) -> Json:
         "tags": list(task.task["tags"]),
         "seeds": task.seeds,
         "separates": task.separates,
+        "inverted": inverted_seeds(task) if task.inverted else None,
         "headline": bool(task.task["headline"]),
         "headers": list(headers[3:]),
         "rows": [

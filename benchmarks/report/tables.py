@@ -43,6 +43,8 @@ shares the rank of the best agent in it unless the paired interval of the two li
 rank is the agent's place.
 """
 
+INVERTED = "Left out, without scores, because random does no worse than the oracle on some seed"
+
 PROTOCOL_NOTES = {
     "pretrained": """\
 The agents of this table were trained before the runs that are scored, on the task's instance or,
@@ -178,15 +180,19 @@ def _headline(board: Board, section: Section) -> list[str]:
 def _overall_note(board: Board, section: Section) -> str:
     """Say which tasks an overall table is over."""
     headline = [_escaped(name) for name in _headline(board, section)]
-    tied = [_escaped(t.task["name"]) for t in section_tasks(board, section) if not t.separates]
+    tasks = section_tasks(board, section)
+    tied = [_escaped(t.task["name"]) for t in tasks if not t.separates and not t.inverted]
+    inverted = [_escaped(inverted_seeds(t)) for t in tasks if t.inverted]
     names = ", ".join(headline)
     if len(headline) > 12:
-        names = f"{len(headline)} of {len(section_tasks(board, section))}"
+        names = f"{len(headline)} of {len(tasks)}"
     note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
     if not headline:
         note = "No overall score: no task that counts separates the agents."
     if tied:
         note += f" Left out because the intervals of all their agents overlap: {', '.join(tied)}."
+    if inverted:
+        note += f" {INVERTED}: {', '.join(inverted)}."
     if any(row.cells < row.expected for row in _overall_rows(board, section)):
         note += " Agents without all cells are not ranked."
     given: dict[str, set[str]] = {}
@@ -198,6 +204,12 @@ def _overall_note(board: Board, section: Section) -> str:
         names = ", ".join(_escaped(label) for label in sorted(labels))
         note += f" Trained beforehand on {_escaped(what)}: {names}."
     return note
+
+
+def inverted_seeds(board: TaskBoard) -> str:
+    """Name of a task and the seeds on which there is no score."""
+    word = "seed" if len(board.inverted) == 1 else "seeds"
+    return f"{board.task['name']} ({word} {seed_ranges(board.inverted)})"
 
 
 def _overall_headers(section: Section) -> tuple[str, ...]:

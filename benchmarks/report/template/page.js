@@ -562,14 +562,16 @@
         h("option", { value: "" }, "all headline tasks"), tags.map((t) => h("option", { value: t }, `tasks tagged ${t}`)))) : null,
       total);
     filter();
-    const tied = section.tasks.filter((t) => !t.separates).map((t) => t.name);
+    const tied = section.tasks.filter((t) => !t.separates && !t.inverted).map((t) => t.name);
+    const inverted = section.tasks.filter((t) => t.inverted).map((t) => t.inverted);
     const aside = section.tasks.filter((t) => t.separates && !t.headline).map((t) => t.name);
     const note = [
       section.headline.length
         ? `Interquartile mean of the score over ${count(section.headline.length, "task")} × seeds: 0 is the random policy, 1 the oracle that knows the truth. `
         : "No task of this section separates the agents. ",
       "Agents share a rank unless a paired interval separates them from the best of it. ",
-      tied.length ? `Left out because they separate nothing: ${tied.join(", ")}. ` : "",
+      tied.length ? `Left out because the intervals of all their agents overlap: ${tied.join(", ")}. ` : "",
+      inverted.length ? `${DATA.inverted}: ${inverted.join(", ")}. ` : "",
       aside.length ? `With a table of their own only: ${aside.join(", ")}.` : "",
     ].join("");
     return [
@@ -658,7 +660,8 @@
       h("section", {},
         h("h2", {}, task.name),
         h("p", { class: "lead" }, [task.about, `T = ${task.horizon.toLocaleString("en")}`, count(task.seeds, "seed")].filter(Boolean).join(", "),
-          task.separates ? "" : ". It separates nothing: the intervals of all agents overlap."),
+          task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
+            : task.separates ? "" : ". It separates nothing: the intervals of all agents overlap."),
         h("p", {}, task.tags.map((t) => h("span", { class: "tag" }, t))),
         h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`))),
       h("section", {}, chips(section), h("div", { class: "grid" }, task.panels.map((panel) => panelChart(section, panel, meanOver(task.seeds))),
