@@ -41,12 +41,19 @@ def assortments(num_llms: int, assortment_size: int) -> Ints:
 class _Decisions:
     """The list of all decisions (slot, set of K LLMs): action = slot C(N, K) + set."""
 
-    def __init__(self, space: gym.Space[Any]) -> None:
+    def __init__(self, space: gym.Space[Any], observed: gym.Space[Any]) -> None:
         nvec = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.zeros(0)
         if nvec.ndim != 1 or len(nvec) < 2 or len(set(nvec[1:].tolist())) != 1:
             raise ValueError(
                 f"env has the action space {space}; this wrapper takes LLMQueue-v0's, "
                 "MultiDiscrete([W] + [N] * K)"
+            )
+        # The numbers alone do not tell: LLMDeploy-v0 with two LLMs has MultiDiscrete([2, 2, 2]).
+        shown = set(observed.spaces) if isinstance(observed, spaces.Dict) else set()
+        if not {"contexts", "waiting"} <= shown:
+            raise ValueError(
+                f"env has the observation space {observed} without 'contexts' and 'waiting'; this "
+                "wrapper takes LLMQueue-v0"
             )
         self.window, num_llms, size = int(nvec[0]), int(nvec[1]), len(nvec) - 1
         if size > num_llms:
@@ -90,13 +97,13 @@ class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
     Raises
     ------
     ValueError
-        If the action space is another, or has more than 100,000 decisions.
+        If it is another environment, or has more than 100,000 decisions.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        self._decisions = _Decisions(env.action_space)
+        self._decisions = _Decisions(env.action_space, env.unwrapped.observation_space)
         self.action_space = self._decisions.space
 
     def reset(
@@ -132,12 +139,13 @@ class DiscreteActionsVector(VectorWrapper[Any, Any, Any, Any, Any]):
     Raises
     ------
     ValueError
-        If the action space is another, or has more than 100,000 decisions.
+        If it is another environment, or has more than 100,000 decisions.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
-        self._decisions = _Decisions(env.single_action_space)
+        observed = env.unwrapped.single_observation_space
+        self._decisions = _Decisions(env.single_action_space, observed)
         self.single_action_space = self._decisions.space
         self.action_space = spaces.MultiDiscrete(np.full(env.num_envs, self._decisions.space.n))
 

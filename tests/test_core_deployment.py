@@ -98,17 +98,47 @@ def test_ledger_never_pays_more_than_the_budget(seed, budget, throughput, switch
         outcome = dynamics.step_single(rng.integers(2, size=4).tolist(), int(rng.integers(4)))
         charge = outcome.cost + outcome.switching_cost
         charged += charge
-        over = over or paid + charge > budget * rules.horizon
+        over = over or paid + charge > budget * rules.horizon * (1 + 1e-12)
         assert outcome.over_budget == over
         paid += 0.0 if over else charge
         score += outcome.ledger_reward
-        assert dynamics.ledger_spend == paid <= budget * rules.horizon
+        assert dynamics.ledger_spend == paid <= budget * rules.horizon * (1 + 1e-12)
         if over and not delay:
             assert outcome.ledger_reward == 0.0
     assert dynamics.spend == pytest.approx(charged)
     if not delay:
         assert dynamics.ledger_score == pytest.approx(score)
     assert dynamics.ledger_score <= dynamics.total_reward
+
+
+@pytest.mark.parametrize("horizon", [1000, 36_000, 1_000_000])
+@pytest.mark.parametrize("budget", [1e-4, 3e-4, 5e-4, 0.1, 0.3])
+def test_a_run_that_costs_exactly_the_budget_stays_within_it(horizon, budget):
+    """Adding up T equal costs rounds; the last query must not lose its reward for it."""
+    rules = make_rules(
+        horizon=horizon, num_stages=2, max_deployed=4, alpha=(1.0,) * 4, budget=budget
+    )
+    instance = dataclasses.replace(
+        make_instance(mean=[1.0] * 4, cost=[budget] * 4), log_sd=np.zeros((2, 4))
+    )
+    everything = np.ones(4, dtype=np.bool_)
+    dynamics = start(rules, instance)
+    for length in rules.stage_lengths:
+        assert not dynamics.run_stage(everything, np.zeros(length, dtype=np.int64)).over_budget
+    assert dynamics.ledger_score == horizon
+    if horizon == 1000:
+        single, vector = start(rules, instance), start(rules, instance, num_lanes=2)
+        for _ in range(horizon):
+            assert not single.step_single([1] * 4, 0).over_budget
+            bits = np.tile(everything, (2, 1))
+            assert not vector.step(bits, np.zeros(2, dtype=np.int64)).over_budget.any()
+        assert single.ledger_score == horizon
+        assert vector.ledger_score.tolist() == [horizon] * 2
+    dear = dataclasses.replace(rules, budget=budget * (1 - 1e-8))
+    dynamics = start(dear, instance)
+    for length in rules.stage_lengths:
+        over = dynamics.run_stage(everything, np.zeros(length, dtype=np.int64)).over_budget
+    assert over
 
 
 def test_equal_choices_meet_equal_draws_whatever_was_done_before():

@@ -210,6 +210,13 @@ def test_a_legal_sample_serves_somebody() -> None:
 def test_discrete_actions_refuse_what_they_cannot_list() -> None:
     with pytest.raises(ValueError, match="LLMQueue-v0"):
         DiscreteActions(gym.make("LLMDeploy-v0", **DEPLOY))
+    two = {"instance": {"source": "synthetic", "num_llms": 2}, "horizon": 20, "num_stages": 2}
+    with pytest.raises(ValueError, match="LLMQueue-v0"):  # its nvec, [2, 2, 2], would do
+        DiscreteActions(gym.make("LLMDeploy-v0", **two))
+    with pytest.raises(ValueError, match="LLMQueue-v0"):
+        DiscreteActionsVector(gym.make_vec("LLMDeploy-v0", 2, **two))
+    flat = gym.wrappers.FlattenObservation(gym.make("LLMQueue-v0", **QUEUE))
+    assert DiscreteActions(flat).action_space.n > 1
     with pytest.raises(ValueError, match="lower window"):
         DiscreteActions(gym.make("LLMQueue-v0", num_llms=50, assortment_size=4))
     env = DiscreteActions(gym.make("LLMQueue-v0", **QUEUE))

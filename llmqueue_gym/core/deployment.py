@@ -299,7 +299,8 @@ class DeploymentDynamics:
     shared by all LLMs: the outcome depends on the seed, the query and the LLM only.
 
     The ledger is the bandits-with-knapsacks rule with budget B = b T: the query whose cost would
-    exceed it, and every later one, earns 0 and is not paid.
+    exceed it, and every later one, earns 0 and is not paid. What the sum of T costs may round up,
+    a share of T machine epsilons, far below one query, does not count.
 
     One lane is stepped in plain Python (`step_single`), several with NumPy (`step`), a whole stage
     of one lane at once (`run_stage`); tests hold the three equal bit for bit. A query costs O(N)
@@ -339,6 +340,7 @@ class DeploymentDynamics:
         self._table: QueryTable | None = None
         self._regimes = 0  # regimes of an instance, G; 0 before the first reset
         self._limit = rules.budget * rules.horizon
+        self._ledger_limit = self._limit * (1.0 + rules.horizon * float(np.finfo(np.float64).eps))
         self._draws = np.zeros((num_lanes, int(rules.stage_lengths.max()), NUM_STREAMS))
         self._rows: list[list[float]] = []  # the same as plain floats, for one lane
 
@@ -542,7 +544,7 @@ class DeploymentDynamics:
         charge = cost + switching
         totals = self._totals
         totals["spend"][lanes] += charge
-        self._exhausted[lanes] |= totals["ledger_spend"][lanes] + charge > self._limit
+        self._exhausted[lanes] |= totals["ledger_spend"][lanes] + charge > self._ledger_limit
         over = self._exhausted[lanes]
         totals["ledger_spend"][lanes] += np.where(over, 0.0, charge)
         ledger_reward = np.where(over, 0.0, reward)
@@ -709,7 +711,7 @@ class DeploymentDynamics:
         totals["spend"][0] += charge
         totals["reward"][0] += reward
         paid = totals["ledger_spend"].item(0) + charge
-        if self._exhausted.item(0) or paid > self._limit:
+        if self._exhausted.item(0) or paid > self._ledger_limit:
             self._exhausted[0] = True
             return True, 0.0
         totals["ledger_spend"][0] = paid
@@ -789,7 +791,7 @@ class DeploymentDynamics:
         for name, values in (("spend", charge), ("reward", reward)):
             totals[name][0] = _running_sum(totals[name].item(0), values)[-1]
         paid = _running_sum(totals["ledger_spend"].item(0), charge)
-        over: Bools = (paid[1:] > self._limit) | self._exhausted.item(0)
+        over: Bools = (paid[1:] > self._ledger_limit) | self._exhausted.item(0)
         totals["ledger_spend"][0] = paid[int((~over).sum())]
         score = totals["ledger_score"]
         score[0] = _running_sum(score.item(0), reward[~over])[-1]
@@ -991,7 +993,7 @@ class DeploymentDynamics:
 
     @property
     def ledger_spend(self) -> Any:
-        """USD paid within the ledger, never above b T; a number, several lanes (B,)."""
+        """USD paid within the ledger, at most b T and rounding; a number, several lanes (B,)."""
         return self._per_lane(self._totals["ledger_spend"].copy())
 
     @property
