@@ -7,14 +7,17 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from benchmarks.plan import Plan, make_plan
-from benchmarks.store import Store, StoreBusyError, StoreWriteError
-from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, load_suite
+from benchmarks.store import CorruptResultError, Store, StoreBusyError, StoreWriteError
+from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, kind_of, load_suite
 
 if TYPE_CHECKING:
     import typer
@@ -29,11 +32,14 @@ RESULTS = Path("results")
 LEADERBOARD = Path("leaderboard")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = (
-    "Exit codes: 0 all is well; 1 cells failed, an oracle was beaten, results do not verify or "
-    "could not be stored; 2 wrong usage, or the results folder is in use; 130 interrupted."
+    "Exit codes: 0 all is well; 1 cells or trainings failed, an oracle was beaten, results do not "
+    "verify, are damaged or could not be stored; 2 wrong usage, or the results folder is in use; "
+    "130 interrupted."
 )
 TIMEOUT = 3600.0
 """Seconds a cell may take unless told otherwise: a hanging agent must end some day."""
+TRAIN_TIMEOUT = 86_400.0
+"""Seconds a training of a suite may take unless told otherwise."""
 
 
 def main() -> None:
@@ -108,6 +114,9 @@ def build_app() -> "typer.Typer":
         timeout: Annotated[
             float, typer.Option(help="Seconds a cell may take; inf for no limit.")
         ] = TIMEOUT,
+        train_timeout: Annotated[
+            float, typer.Option(help="Seconds a training may take; inf for no limit.")
+        ] = TRAIN_TIMEOUT,
         memory: Annotated[
             float | None,
             typer.Option(help="Megabytes of data a cell may hold (an idle one has 200); Linux."),
@@ -125,17 +134,16 @@ def build_app() -> "typer.Typer":
         runner = _engine(engine, address, workers, timeout, memory)
         arguments = (chosen, agent or [], task or [], seeds, data or [], models)
         plan = _plan(*arguments)
+        untrained: dict[str, str] = {}
         if plan.trainings:
-            failed = _train(plan, store, models, workers or _cores())
+            failed = _train(plan, store, models, workers or _cores(), train_timeout)
             if failed is None:
                 raise typer.Exit(INTERRUPTED)
             plan = _plan(*arguments)
-            skipped = {
-                str(t): f"not trained: {failed.get(str(t), 'it did not finish')}"
-                for t in plan.trainings
-            }
+            untrained = {str(t): failed.get(str(t), "it did not finish") for t in plan.trainings}
+            skipped = {name: f"not trained: {reason}" for name, reason in untrained.items()}
             plan = replace(plan, skipped={**plan.skipped, **skipped})
-        raise typer.Exit(run(plan, store, runner, as_json))
+        raise typer.Exit(run(plan, store, runner, as_json, untrained))
 
     @app.command("train")
     def train_command(
@@ -405,7 +413,9 @@ def build_app() -> "typer.Typer":
     return app
 
 
-def _train(plan: Plan, store: Store, models: Path, workers: int) -> dict[str, str] | None:
+def _train(
+    plan: Plan, store: Store, models: Path, workers: int, timeout: float
+) -> dict[str, str] | None:
     """Train what a plan needs: training -> why it failed, or None if it was interrupted."""
     from rich.console import Console
 
@@ -414,25 +424,34 @@ def _train(plan: Plan, store: Store, models: Path, workers: int) -> dict[str, st
     console = Console(stderr=True)
     try:
         with store.lock():
-            return train_plan(plan, models, workers, console)
+            return train_plan(plan, models, workers, console, timeout)
     except KeyboardInterrupt:
         message = "interrupted: checkpoints are kept, the same command goes on from them"
         console.print(message, markup=False, highlight=False)
         return None
 
 
-def run(plan: Plan, store: Store, engine: "Engine", as_json: bool = False) -> int:
-    """Run a plan with a progress bar; return the exit code."""
+def run(
+    plan: Plan,
+    store: Store,
+    engine: "Engine",
+    as_json: bool = False,
+    untrained: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Run a plan with a progress bar; return the exit code.
+
+    Trainings that failed (``untrained``: name -> reason) count as failures.
+    """
     from rich.console import Console
 
     from baselines.models import OWN_FILES
     from benchmarks.engines import execute
     from benchmarks.runner import provenance
-    from benchmarks.scoring import load_board
 
     console = Console(stderr=True)
     for name, reason in plan.skipped.items():
-        console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
+        if name not in untrained:
+            console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
     brought = {  # a suite's own trainings have a key
         c.model for c in plan.cells if c.model and "key" not in c.spec["agent"]["training"]
     }
@@ -463,28 +482,87 @@ def run(plan: Plan, store: Store, engine: "Engine", as_json: bool = False) -> in
         except KeyboardInterrupt:
             note("interrupted: finished cells are kept, the same command computes the rest")
             return INTERRUPTED
+    for name, reason in untrained.items():
+        console.print(f"failed: training {name}: {reason}", markup=False, highlight=False)
+    trainings = f"; trainings that failed: {len(untrained)}" if untrained else ""
     console.print(
         f"{tally.computed} cells computed, {tally.reused} taken from {store}, "
-        f"{tally.failed} failed",
+        f"{tally.failed} failed{trainings}",
         markup=False,
         highlight=False,
     )
-    board = load_board(store)
-    code = _verdict(board)
+    failed, violations = check_run(plan, store)
+    failures = [{"training": name, "error": reason} for name, reason in untrained.items()]
+    failures += [{"cell": name, "error": reason} for name, reason in failed.items()]
+    code = _exit_code(failures, violations)
     if as_json:
-        failures = [{"cell": name, "error": failure["error"]} for name, failure in board.failures]
         _print_json(
             suite=plan.suite,
             results=str(store),
             computed=tally.computed,
             reused=tally.reused,
-            failed=tally.failed,
+            failed=tally.failed + len(untrained),
             failures=failures,
-            skipped=dict(plan.skipped),
-            violations=board.violations,
+            skipped={k: v for k, v in plan.skipped.items() if k not in untrained},
+            violations=violations,
             exit_code=code,
         )
     return code
+
+
+_BATCH = 10_000  # cells held at once, beyond those of one task
+
+
+def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str]]:
+    """Look through the results of a plan for what its exit code depends on.
+
+    Results are read task by task and only their figures kept, so that a million cells fit into
+    memory; nothing else of a board is made.
+
+    Returns
+    -------
+    failures : dict
+        Cell -> error.
+    violations : list of str
+        See `benchmarks.scoring.violations`.
+    """
+    import polars as pl
+
+    from benchmarks.kinds import KINDS
+    from benchmarks.scoring import tidy, violations
+
+    failures: dict[str, str] = {}
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in KINDS}
+    batch: dict[str, list[dict[str, Any]]] = {name: [] for name in KINDS}
+
+    def flush() -> None:
+        for name, kind in KINDS.items():
+            if batch[name]:
+                tables[name].append(tidy(batch[name], kind))
+                batch[name].clear()
+
+    cells = sorted(plan.cells, key=lambda cell: str(cell.spec["task"]["name"]))
+    found = store.load_many(cell.key for cell in cells)
+    pairs = zip(cells, found, strict=True)
+    for _, own in groupby(pairs, key=lambda pair: str(pair[0].spec["task"]["name"])):
+        for cell, (key, record) in own:
+            if isinstance(record, CorruptResultError):
+                failures[str(cell)] = str(record)
+            elif record is not None:
+                figures = {part: record[part] for part in ("metrics", "timing")}
+                batch[kind_of(cell.spec["task"]["env"])].append({"spec": cell.spec, **figures})
+            elif (failure := store.load_failure(key)) is not None:
+                failures[str(cell)] = failure["error"]
+        if sum(map(len, batch.values())) >= _BATCH:  # a task's references stay beside its agents
+            flush()
+    flush()
+    beaten = [
+        text
+        for name, kind in KINDS.items()
+        if tables[name]
+        for text in violations(pl.concat(tables[name]), kind)
+    ]
+    return failures, beaten
 
 
 def _engine(
@@ -637,9 +715,13 @@ def _data(items: list[str]) -> dict[str, str]:
 
 def _verdict(board: "Board") -> int:
     """Exit code of a board; says on stderr what is wrong."""
-    for text in board.violations:
+    return _exit_code(board.failures, board.violations)
+
+
+def _exit_code(failures: Sequence[object], violations: Sequence[str]) -> int:
+    for text in violations:
         print(f"ORACLE BEATEN: {text}", file=sys.stderr)
-    return FAILED if board.failures or board.violations else OK
+    return FAILED if failures or violations else OK
 
 
 def _last_results() -> Path:

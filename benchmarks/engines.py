@@ -191,7 +191,7 @@ class LocalEngine:
             raise ValueError(f"workers={workers} must be at least 1")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout} must be a positive number of seconds")
-        if memory is not None and not memory > 0:
+        if memory is not None and not 0 < memory < float("inf"):
             raise ValueError(f"memory={memory} must be a positive number of megabytes")
         if memory is not None and sys.platform != "linux":
             raise ValueError(f"memory={memory}: only Linux limits the memory of a process")
@@ -242,6 +242,7 @@ class LocalEngine:
 
     def _outcome(self, job: _Running) -> Outcome | None:
         """Return the job's outcome, or None while it is still running."""
+        ended = not job.process.is_alive()  # first: what it has sent by then is in the pipe
         job.drain()
         error = None
         if job.results.poll():
@@ -255,7 +256,7 @@ class LocalEngine:
                 error = self._cause_of_death(job.process.exitcode)
             except (ValueError, KeyError, TypeError) as wrong:  # an agent that found the pipe
                 error = f"the worker sent something that is no result ({wrong!r})"
-        elif not job.process.is_alive():
+        elif ended:
             error = self._cause_of_death(job.process.exitcode)
         elif monotonic() >= job.deadline:
             error = f"stopped after the timeout of {self.timeout:g} s (--timeout allows more)"
@@ -264,7 +265,10 @@ class LocalEngine:
     def _cause_of_death(self, code: int | None) -> str:
         if code is None or code >= 0:
             return f"the worker left with exit code {code} and no result"
-        name = signal.Signals(-code).name
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-code}"
         limit = "" if self.memory is None else f" the limit is {self.memory:g} MB"
         hint = f" (out of memory?{limit})" if limit or name == "SIGKILL" else ""
         return f"the worker was killed by {name}{hint}"
@@ -306,10 +310,15 @@ def _failure(job: _Running, error: str, traceback: str) -> Outcome:
 
 def _wait(running: Sequence[_Running]) -> None:
     """Sleep until a job reports, prints, dies or reaches its deadline."""
-    left = min(job.deadline for job in running) - monotonic()
+    left = within_a_day(min(job.deadline for job in running) - monotonic())
     handles = [handle for job in running for handle in (job.results, job.process.sentinel)]
     handles += [job.output for job in running if job.output is not None]
-    wait(handles, None if left == float("inf") else max(0.0, left))
+    wait(handles, left)
+
+
+def within_a_day(seconds: float) -> float:
+    """Return a waiting time that every system's clock takes; whoever waits looks again then."""
+    return min(max(0.0, seconds), 86_400.0)
 
 
 def _stop(job: _Running) -> None:

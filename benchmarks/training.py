@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from baselines.models import OWN_FILES, models_folder, read_card
-from benchmarks.engines import _worker_environment
+from benchmarks.engines import _worker_environment, within_a_day
 from benchmarks.plan import Plan, Training, task_arguments
 from benchmarks.suite import SuiteError, find_task
 
@@ -147,11 +148,14 @@ def train_agent(
     return path
 
 
-def train_plan(plan: Plan, folder: Path, workers: int, console: Console) -> dict[str, str]:
+def train_plan(
+    plan: Plan, folder: Path, workers: int, console: Console, timeout: float = float("inf")
+) -> dict[str, str]:
     """Train what a plan still needs, up to ``workers`` at once, with a progress bar each.
 
     Each training runs in a process of its own with one thread, so that its result does not depend
-    on how many run. What was interrupted is resumed from its last checkpoint.
+    on how many run. What was interrupted is resumed from its last checkpoint; one that takes longer
+    than ``timeout`` seconds is stopped and counted as failed.
 
     Returns
     -------
@@ -173,7 +177,7 @@ def train_plan(plan: Plan, folder: Path, workers: int, console: Console) -> dict
         def note(message: str) -> None:
             _say(bars.console, message)
 
-        return train_all(plan.trainings, folder, workers, show, note)
+        return train_all(plan.trainings, folder, workers, show, note, timeout)
 
 
 def train_all(
@@ -182,13 +186,16 @@ def train_all(
     workers: int,
     on_progress: Callable[[Training, Progress], None],
     on_damage: Callable[[str], None],
+    timeout: float = float("inf"),
 ) -> dict[str, str]:
     """Run trainings in processes; see `train_plan`."""
+    if not timeout > 0:
+        raise SuiteError(f"train-timeout={timeout} must be a positive number of seconds")
     context = multiprocessing.get_context("spawn")
     for litter in folder.glob(".*.tmp"):  # of a training that was killed while writing
         litter.unlink(missing_ok=True)
     waiting, errors = iter(trainings), dict[str, str]()
-    running: dict[Connection, tuple[Training, Any]] = {}
+    running: dict[Connection, tuple[Training, Any, float]] = {}
     with _worker_environment():
         try:
             while True:
@@ -198,12 +205,13 @@ def train_all(
                     process = context.Process(target=_work, args=(training, folder, sender))
                     process.start()
                     sender.close()  # so that the worker's death ends the pipe
-                    running[results] = (training, process)
+                    running[results] = (training, process, monotonic() + timeout)
                 if not running:
                     return errors
-                for ready in wait(list(running)):
+                left = min(deadline for *_, deadline in running.values()) - monotonic()
+                for ready in wait(list(running), within_a_day(left)):
                     results = cast(Connection, ready)
-                    training, process = running[results]
+                    training, process, _ = running[results]
                     try:
                         message = results.recv()
                     except EOFError:
@@ -218,8 +226,18 @@ def train_all(
                         errors[str(training)] = message
                     else:
                         on_progress(training, message)
+                for results, (training, process, deadline) in list(running.items()):
+                    if monotonic() >= deadline:
+                        process.kill()
+                        process.join()
+                        results.close()
+                        del running[results]
+                        errors[str(training)] = (
+                            f"stopped after the timeout of {timeout:g} s "
+                            "(--train-timeout allows more); its checkpoint is kept"
+                        )
         finally:
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.kill()
                 process.join()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cli
+from benchmarks.plan import make_plan
 from benchmarks.scoring import load_board
 from benchmarks.store import Store
 from benchmarks.suite import built_in_suites, load_suite
@@ -101,6 +102,43 @@ def test_failures_are_in_the_json_and_in_the_exit_code(here, output_of):
     assert json.loads(out)["failures"] == run["failures"]
 
 
+def test_what_decides_the_exit_code_is_that_of_the_board(here, output_of, monkeypatch):
+    """Read task by task, without a board: failures, damage, luck and beaten oracles."""
+    tables = "".join(
+        SUITE[SUITE.index("[[task]]") :].replace('"tiny"', f'"{name}"') for name in ("b", "a", "c")
+    )
+    (here / "three.toml").write_text(SUITE[: SUITE.index("[[task]]")] + tables)
+    monkeypatch.setattr("benchmarks.scoring.load_board", None)
+    arguments = ("run", "three.toml", "--agent", "my_raising:Raises", "--results", "r")
+    assert output_of(*arguments)[0] == 1
+    plan = make_plan(load_suite("three.toml"), agents=["my_raising:Raises"])
+    store = Store("r")
+    done = [cell for cell in plan.cells if store.load(cell.key) is not None]
+    oracle = {
+        cell.spec["seed"]: store.load(cell.key)["metrics"]["mean_queue"]
+        for cell in done
+        if (cell.spec["agent"]["label"], cell.spec["task"]["name"]) == ("oracle", "b")
+    }
+    for cell in done:
+        record = store.load(cell.key)
+        del record["spec"]
+        if (cell.spec["agent"]["label"], cell.spec["task"]["name"]) == ("greedy", "b"):
+            record["metrics"]["mean_queue"] = (1 + oracle[cell.spec["seed"]]) / 2 - 1
+        if (cell.spec["agent"]["label"], cell.spec["seed"]) == ("Q-UCB", 1):
+            record["metrics"]["luck"] = 9.0
+        store.save(cell.spec, record)
+    damaged = here / "r" / "cells" / f"{done[-1].key}.json"
+    damaged.write_text(damaged.read_text()[:-5])
+    board = load_board(store)
+    expected = {name: failure["error"] for name, failure in board.failures}
+    assert len(expected) == 7
+    assert sum("beats the oracle" in text for text in board.violations) == 1
+    assert sum("Q-UCB (seed 1) had departures" in text for text in board.violations) >= 2
+    for batch in (1, 10_000):
+        monkeypatch.setattr(cli, "_BATCH", batch)
+        assert cli.check_run(plan, store) == (expected, board.violations)
+
+
 def test_lists_as_json(output_of):
     suites = {
         suite["name"]: suite for suite in json.loads(output_of("list", "--json")[1])["suites"]
@@ -128,6 +166,7 @@ def test_the_help_says_what_exit_codes_mean(output_of):
         (["--engine", "spark"], "--engine 'spark' is not one of local, ray"),
         (["--address", "auto"], "--address auto belongs to --engine ray"),
         (["--memory", "0"], "memory=0.0 must be a positive number of megabytes"),
+        (["--memory", "inf"], "memory=inf must be a positive number of megabytes"),
         (["--timeout", "0"], "timeout=0.0 must be"),
         (["--results", "nowhere://x"], "nowhere"),
     ],

@@ -1,5 +1,6 @@
 """Workers that die, hang, raise or misbehave cost their own cell; nothing else depends on them."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from benchmarks.engines import LocalEngine, execute
+from benchmarks.engines import LocalEngine, Outcome, _Running, execute
 from benchmarks.plan import make_plan
 from benchmarks.store import Store
 from benchmarks.suite import parse_suite, spec_key
@@ -51,6 +52,11 @@ class Tells(RandomAgent):
 class Exits(RandomAgent):
     def act(self, observation):
         os._exit(3)
+
+class RealTimeSignal(RandomAgent):
+    def act(self, observation):
+        os.kill(os.getpid(), 40)
+        time.sleep(60)
 
 class SysExits(RandomAgent):
     def act(self, observation):
@@ -118,6 +124,42 @@ def test_bad_agents_fail_alone_with_their_error(agents, tmp_path):
     assert "exit code 3" in failure(store, "Exits")["error"]
     assert "SystemExit: leaving" in failure(store, "SysExits")["error"]
     assert "timeout of 5 s" in failure(store, "Hangs")["error"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs real-time signals")
+def test_a_real_time_signal_and_a_timeout_of_months_end_no_run(agents, tmp_path):
+    store = Store(tmp_path / "r")
+    tally = run(plan("RealTimeSignal", "Fine"), store, LocalEngine(2, timeout=3e9))
+    assert (tally.computed, tally.failed) == (3, 1)
+    assert "killed by signal 40" in failure(store, "RealTimeSignal")["error"]
+
+
+def test_a_worker_that_sends_and_leaves_between_two_looks_has_a_result():
+    """It is asked for its result before it has sent it, and whether it lives after it has left."""
+    [cell, *_] = make_plan(parse_suite("s", SUITE)).cells
+    results, sender = multiprocessing.Pipe(duplex=False)
+
+    class Results:
+        def poll(self):
+            there = results.poll()
+            if not there:
+                sender.send_bytes(b'{"failed": false, "payload": {"metrics": {}}}')
+                process.alive = False
+            return there
+
+        def recv_bytes(self):
+            return results.recv_bytes()
+
+    class Process:
+        alive, exitcode = True, 0
+
+        def is_alive(self):
+            return self.alive
+
+    process, engine = Process(), LocalEngine(1)
+    job = _Running(cell, process, Results(), None, float("inf"))
+    outcomes = [engine._outcome(job), engine._outcome(job)]
+    assert outcomes == [None, Outcome(cell, {"metrics": {}}, failed=False)]
 
 
 @pytest.mark.parametrize("value", ["first", "second"])  # the fork server outlives a run
@@ -206,10 +248,20 @@ def test_an_interrupt_keeps_what_is_done_and_stops_the_workers(agents, tmp_path)
     assert again.failed == 1
 
 
-@pytest.mark.parametrize(("workers", "timeout"), [(0, None), (1, 0.0), (1, -1.0)])
-def test_impossible_settings_are_refused(workers, timeout):
+@pytest.mark.parametrize(
+    ("workers", "timeout", "memory"),
+    [
+        (0, None, None),
+        (1, 0.0, None),
+        (1, -1.0, None),
+        (1, float("nan"), None),
+        (1, None, float("inf")),
+        (1, None, float("nan")),
+    ],
+)
+def test_impossible_settings_are_refused(workers, timeout, memory):
     with pytest.raises(ValueError, match="must be"):
-        LocalEngine(workers, timeout)
+        LocalEngine(workers, timeout, memory)
 
 
 @pytest.mark.parametrize("edited", ["changing/agent.py", "changing/helper.py"])

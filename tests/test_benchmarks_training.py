@@ -175,6 +175,37 @@ def test_a_training_that_fails_says_so_and_harms_no_other(tmp_path):
     assert [path.stem for path in tmp_path.iterdir()] == [plan.trainings[1].key]
 
 
+def test_a_training_that_takes_too_long_is_ended_and_harms_no_other(tmp_path):
+    endless = {"name": "A2C", "train": {"steps": 10**8}}
+    plan = make_plan(parse_suite("s", {**SUITE, "agents": [endless]}))
+    started = time.monotonic()
+    errors = train_all(plan.trainings, tmp_path, 1, lambda training, progress: None, print, 0.5)
+    assert time.monotonic() - started < 30
+    assert "timeout of 0.5 s" in errors["tiny / A2C"]
+    with pytest.raises(SuiteError, match=r"train-timeout=0\.0 must be"):
+        train_all(plan.trainings, tmp_path, 1, lambda training, progress: None, print, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--train-timeout", "0.5"), "timeout of 0.5 s"), ((), "integer")],
+    ids=["slow", "broken"],
+)
+def test_a_failed_training_is_exit_code_1_and_named(here, bench, capsys, arguments, message):
+    text = TOML.replace("n_steps = 16", 'n_steps = "many"' if not arguments else "n_steps = 16")
+    (here / "own.toml").write_text(text.replace("steps = 1024", "steps = 100_000_000"))
+    assert bench("run", "own.toml", "--seeds", "1", "--json", *arguments) == 1
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    [failure] = document["failures"]
+    assert failure["training"] == "tiny / PPO"
+    assert message in failure["error"]
+    assert (document["failed"], document["exit_code"], document["computed"]) == (1, 1, 3)
+    assert document["skipped"] == {}
+    assert "trainings that failed: 1" in " ".join(printed.err.split())
+    assert "failed: training tiny / PPO" in " ".join(printed.err.split())
+
+
 # --- llmqueue-bench train -------------------------------------------------------------------------
 
 
