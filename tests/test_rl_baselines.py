@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import pickle
+import random
 import sys
 import zipfile
 from pathlib import Path
@@ -459,6 +460,14 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def stage_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("model") / "stage.zip"
+    train_tiny("PPO", "LLMDeployStage-v0", out, steps=24)
+    return out
+
+
 def test_loading_warns_and_plays_what_sb3_plays(model_file: Path) -> None:
     with pytest.warns(UserWarning, match="only files of your own"):
         agent = TrainedQueueAgent(PROBLEM, 0, model=str(model_file))
@@ -554,6 +563,78 @@ def test_online_agents_serve_learn_and_repeat(
     assert {int(entry["step"]) for entry in state.values()} == {updates}
     assert play_online(name, 1, settings)[0] == actions
     assert play_online(name, 2, settings)[0] != actions
+
+
+ONLINE: dict[str, dict[str, Any]] = {
+    "OnlineDQN": {"batch_size": 10, "train_freq": 5, "exploration_fraction": 0.2},
+    "OnlinePPO": {"n_steps": 20, "batch_size": 10, "n_epochs": 2},
+}
+
+
+def draw_globally() -> tuple[Any, ...]:
+    """Draw from every global generator; an odd number of normals leaves NumPy half a pair."""
+    return random.random(), *np.random.randn(3), np.random.random(), float(torch.rand(1))  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_online_agents_and_the_host_do_not_share_generators(name: str) -> None:
+    def seed_host() -> None:
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        torch.manual_seed(5)
+
+    def online(seed: int) -> Any:
+        return make_agent(f"baselines.rl.online:{name}", PROBLEM, seed, **ONLINE[name])
+
+    def play_among(others: int, draws: bool) -> tuple[list[Any], list[Any]]:
+        seed_host()
+        drawn = [draw_globally()]
+        agents = [online(1)] + [online(2 + other) for other in range(others)]
+        rng = np.random.default_rng(0)
+        actions = []
+        for slot in range(60):
+            before, after = (
+                {key: value[0] for key, value in observations(1, 1 + n % 6, n).items()}
+                for n in (slot, slot + 1)
+            )
+            after["feedback"] = rng.integers(1, 5)
+            for place, agent in enumerate(agents):
+                action = agent.act(before)
+                if draws:
+                    drawn.append(draw_globally())
+                agent.update(before, action, -1.0, after, {})
+                if draws:
+                    drawn.append(draw_globally())
+                if place == 0:
+                    actions.append(action.tolist())
+        drawn.append(draw_globally())
+        return actions, drawn
+
+    alone, undisturbed = play_among(0, draws=False)
+    disturbed, drawn = play_among(1, draws=True)
+    assert disturbed == alone
+    assert play_among(2, draws=False)[0] == alone
+    seed_host()
+    assert undisturbed == [draw_globally() for _ in undisturbed]
+    seed_host()
+    assert drawn == [draw_globally() for _ in drawn]
+
+
+@quiet
+def test_trained_agents_leave_the_global_generators_alone(
+    model_file: Path, stage_file: Path
+) -> None:
+    def state() -> tuple[Any, ...]:
+        numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+        return random.getstate(), str(numpy), torch.get_rng_state().tolist()
+
+    before = state()
+    agent: Any = make_agent(str(model_file), PROBLEM, 0)
+    agent.act({key: value[0] for key, value in observations(1, 3).items()})
+    env = gym.make("LLMDeploy-v0", **STAGE)
+    agent = make_agent(str(stage_file), DeployProblem(**env.unwrapped.problem), 0)  # type: ignore[attr-defined]
+    agent.act(env.reset(seed=0)[0])
+    assert state() == before
 
 
 # --- deployment -----------------------------------------------------------------------------------

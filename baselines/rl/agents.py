@@ -286,9 +286,10 @@ def _load_policy(
         stacklevel=4,
     )
     used = recipe(card["agent"], env_id)
-    policy = load_class(used.policy)(
-        *make_spaces(used), lambda _: 0.0, **policy_arguments(used, card["problem"])
-    )
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
+        policy = load_class(used.policy)(
+            *make_spaces(used), lambda _: 0.0, **policy_arguments(used, card["problem"])
+        )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         weights = io.BytesIO(archive.read("policy.pth"))
     policy.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
