@@ -2,8 +2,9 @@
 
 Intervals hold 95%: Student's t over seeds for a task's means and paired differences (with few
 seeds a percentile bootstrap is too narrow), a stratified bootstrap for whatever runs over several
-tasks, a bootstrap over seeds for exponents. Aggregates follow Agarwal et al., *Deep Reinforcement
-Learning at the Edge of the Statistical Precipice* (NeurIPS 2021).
+tasks, a bootstrap over seeds for exponents; all are unbounded where there is one seed. Aggregates
+follow Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*
+(NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -144,6 +145,21 @@ class StratifiedBootstrap:
         parts = dict(zip(self._seeds, self._tasks, strict=True))
         runs = np.concatenate([np.arange(parts[n].start, parts[n].stop) for n in chosen])
         return StratifiedBootstrap(chosen, self._counts[runs]), runs
+
+    def interval(self, value: float, replicates: NDArray[np.floating]) -> Interval:
+        """Percentile interval of one agent's or pair's replicates, shape (R,)."""
+        low, high = self.limits(replicates)
+        return Interval(value, float(low), float(high))
+
+    def limits(self, replicates: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Both ends of the percentile intervals along the last axis.
+
+        Infinite if some task has a single seed: how its runs vary is unknown.
+        """
+        if min(self._seeds.values()) < 2:
+            ends = np.full(replicates.shape[:-1], np.inf)
+            return -ends, ends
+        return percentile_limits(replicates)
 
     def iqm(self, scores: Floats) -> Floats:
         """Replicates of the interquartile mean, shape (A, R).
@@ -296,7 +312,8 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
     Returns
     -------
     Interval or None
-        None below three points, or if the seed mean is not positive at all of them.
+        None below three points, or if the seed mean is not positive at all of them. Unbounded from
+        a single seed.
     """
     if t.size < 3:
         return None
@@ -314,6 +331,8 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
     value = float(fit(curves.mean(axis=0)[:, None])[0])
     if value == -np.inf:
         return None
+    if len(curves) < 2:
+        return Interval(value, -np.inf, np.inf)
     return percentile_interval(value, fit(curves.T @ _resampled_weights(name, len(curves))))
 
 

@@ -23,8 +23,6 @@ from benchmarks.intervals import (
     competition_ranks,
     improvement,
     interquartile_mean,
-    percentile_interval,
-    percentile_limits,
     power_exponent,
     t_interval,
 )
@@ -269,7 +267,7 @@ class Profile:
     Attributes
     ----------
     share, low, high : ndarray, shape (L,)
-        At `PROFILE_THRESHOLDS`, with the pointwise interval.
+        At `PROFILE_THRESHOLDS`, with the pointwise interval; infinite if a task has one seed.
     """
 
     share: Floats
@@ -652,24 +650,32 @@ def _standing(
     if bootstrap is not None:
         samples = bootstrap.iqm(np.stack([scores[label] for label in complete]))
         replicates = dict(zip(complete, samples, strict=True))
-    for label in groups.keys() - replicates.keys():  # what there is of an incomplete agent
-        own = StratifiedBootstrap.draw(_seeds_of(groups[label]))
-        replicates[label] = own.iqm(scores[label][None])[0]
+    intervals: dict[str, Interval] = {}
+    for label in groups:
+        own, sample = bootstrap, replicates.get(label)
+        if own is None or sample is None:  # what there is of an incomplete agent
+            own = StratifiedBootstrap.draw(_seeds_of(groups[label]))
+            sample = own.iqm(scores[label][None])[0]
+        intervals[label] = own.interval(float(interquartile_mean(scores[label])), sample)
     rows = []
     planned: dict[str, int] = {}
     for spec in specs:
         here = spec["task"]["name"] in headline
         planned[spec["agent"]["label"]] = planned.get(spec["agent"]["label"], 0) + here
     for label in planned:
-        score = clock = None
-        if label in groups:
-            value = float(interquartile_mean(scores[label]))
-            score = percentile_interval(value, replicates[label])
-            clock = groups[label]["decision_us"].median()
+        clock = groups[label]["decision_us"].median() if label in groups else None
         count = groups[label].height if label in groups else 0
         origin = Origin.of(cells_of.get(label, []))
         row = OverallRow(
-            section, label, None, score, _number(clock), count, planned[label], expected, origin
+            section,
+            label,
+            None,
+            intervals.get(label),
+            _number(clock),
+            count,
+            planned[label],
+            expected,
+            origin,
         )
         if section.protocol == "pretrained" and label in groups and label not in REFERENCES:
             steps, seconds = _training(groups[label])
@@ -732,10 +738,10 @@ def _comparisons(
         Comparison(
             labels[i],
             labels[j],
-            percentile_interval(
+            bootstrap.interval(
                 float(means[i] - means[j]), replicates[labels[i]] - replicates[labels[j]]
             ),
-            percentile_interval(improvement(board[i], board[j], sizes), chance),
+            bootstrap.interval(improvement(board[i], board[j], sizes), chance),
         )
         for (i, j), chance in zip(pairs, chances, strict=True)
     ]
@@ -745,7 +751,7 @@ def _profiles(
     labels: Sequence[str], board: Floats, bootstrap: StratifiedBootstrap
 ) -> dict[str, Profile]:
     shares = (board[:, None, :] > PROFILE_THRESHOLDS[:, None]).mean(axis=-1)
-    low, high = percentile_limits(bootstrap.profile(board, PROFILE_THRESHOLDS))
+    low, high = bootstrap.limits(bootstrap.profile(board, PROFILE_THRESHOLDS))
     return {label: Profile(*parts) for label, *parts in zip(labels, shares, low, high, strict=True)}
 
 
@@ -764,7 +770,7 @@ def _tags(
             part, runs = bootstrap.select(names)
             own = board[:, runs]
             result[tag] = {
-                label: percentile_interval(float(value), sample)
+                label: part.interval(float(value), sample)
                 for label, value, sample in zip(
                     labels, interquartile_mean(own), part.iqm(own), strict=True
                 )

@@ -1,5 +1,6 @@
 """Scores, intervals and exponents against closed forms and slow references; rule 8 both ways."""
 
+import json
 import re
 
 import numpy as np
@@ -25,6 +26,7 @@ from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, board_summary, draw_figure
 from benchmarks.report.as_json import board_json
 from benchmarks.report.figure import main_picture
+from benchmarks.report.page import page_data
 from benchmarks.report_speed import statistics_seconds
 from benchmarks.runner import run_cell
 from benchmarks.scoring import make_board
@@ -234,6 +236,22 @@ def test_strata_of_one_seed_leave_nothing_to_resample():
     np.testing.assert_allclose(bootstrap.iqm(np.array([[0.2, 0.6]])), 0.4)
 
 
+@pytest.mark.parametrize(("seeds", "bounded"), [((3, 2), True), ((3, 1), False), ((1, 1), False)])
+def test_intervals_over_tasks_are_unbounded_where_a_task_has_one_seed(seeds, bounded):
+    bootstrap = StratifiedBootstrap.draw(dict(zip("ab", seeds, strict=True)), REPEATS)
+    scores = RNG.normal(size=(2, sum(seeds)))
+    samples = [bootstrap.iqm(scores), bootstrap.improvement(scores[:1], scores[1:])]
+    samples.append(bootstrap.profile(scores, np.array([0.0, 0.5])))
+    for sample in samples:
+        low, high = bootstrap.limits(sample)
+        assert low.shape == high.shape == sample.shape[:-1]
+        assert (np.isfinite(low) == bounded).all()
+        assert bounded or (low == -high).all()
+    assert np.isfinite(bootstrap.interval(0.5, samples[0][0])[1:]).all() == bounded
+    part, runs = bootstrap.select(["a"])
+    assert np.isfinite(part.limits(part.iqm(scores[:, runs]))[0]).all() == (seeds[0] > 1)
+
+
 def test_draws_of_two_agents_on_the_same_cells_are_paired():
     scores = RNG.normal(size=6)
     samples = StratifiedBootstrap.draw({"t": 6}).iqm(np.stack([scores + 0.25, scores]))
@@ -292,6 +310,12 @@ def test_growth_exponents_interval_covers_the_truth_between_seeds():
     value, low, high = growth_exponent(SLOTS, curves)
     assert 0.4 - 1e-9 <= low < value < high <= 0.6 + 1e-9
     assert low < 0.5 < high
+
+
+def test_exponents_of_a_single_seed_are_unbounded():
+    assert growth_exponent(SLOTS, SLOTS[None] ** 0.5) == pytest.approx((0.5, -np.inf, np.inf))
+    fitted = decay_exponent(SLOTS, SLOTS[None] ** 0.5)
+    assert fitted == pytest.approx((-0.5, -np.inf, np.inf), abs=0.01)
 
 
 @pytest.mark.parametrize("power", [-0.25, -0.5, 0.5])
@@ -482,6 +506,32 @@ def test_an_agent_that_plays_no_headline_task_is_drawn_but_not_in_the_overall_ta
     assert board_markdown(board).count("| guest |") == 1  # in the task's own table
     assert "Agents without all cells" not in board_markdown(board)
     assert draw_figure(board, tmp_path)
+
+
+def test_one_seed_separates_nobody_and_shows_it_everywhere(tmp_path, monkeypatch):
+    """Tasks of one seed count if forced to: otherwise their t intervals already leave them out."""
+    monkeypatch.setattr(scoring, "_separates", lambda intervals: True)
+    queues = {"oracle": [0.0], "random": [99.0], "a": [3.0], "b": [9.0]}
+    board = board_of(
+        cells_of(queues, task="t", tags=("x",)) + cells_of(queues, task="u", tags=("y",))
+    )
+    [standing] = board.standings
+    rows = {row.agent: row for row in standing.rows}
+    score = 1 - np.log(4) / np.log(100)
+    assert rows["a"].score == pytest.approx((score, -np.inf, np.inf))
+    assert rows["a"].rank == rows["b"].rank == 1
+    [pair] = standing.comparisons
+    for interval in (pair.difference, pair.improvement, standing.tags["x"]["a"]):
+        assert interval[1:] == (-np.inf, np.inf)
+    assert np.isinf(standing.profiles["a"].low).all()
+    assert f"| {score:.3f} [-∞, ∞] |" in board_markdown(board)
+    shown = board_json(board)["overall"][0]
+    assert shown["comparisons"][0]["difference"]["low"] is None
+    json.dumps(shown, allow_nan=False)
+    [section] = page_data(board)["sections"]
+    assert section["profiles"]["a"][1:] == [None, None]
+    assert section["tags"]["x"]["a"][1:] == [None, None]
+    assert any(picture.path.name.startswith("overall") for picture in draw_figure(board, tmp_path))
 
 
 # --- protocols ------------------------------------------------------------------------------------

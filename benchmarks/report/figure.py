@@ -317,14 +317,15 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
         profile = standing.profiles[row.agent]
         style = styles[row.agent]
         profiles.plot(PROFILE_THRESHOLDS, profile.share, label=row.agent, **style)
-        profiles.fill_between(
-            PROFILE_THRESHOLDS,
-            profile.low,
-            profile.high,
-            color=str(style["color"]),
-            alpha=0.12,
-            linewidth=0,
-        )
+        if np.isfinite(profile.low).all():
+            profiles.fill_between(
+                PROFILE_THRESHOLDS,
+                profile.low,
+                profile.high,
+                color=str(style["color"]),
+                alpha=0.12,
+                linewidth=0,
+            )
     profiles.set_xlim(0, 1)
     profiles.set_ylim(0, 1.01)
     _dress(profiles, "score x", "share of runs that score above x")

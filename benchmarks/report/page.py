@@ -154,7 +154,10 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
         ],
         "thresholds": [float(f"{x:.3g}") for x in PROFILE_THRESHOLDS],
         "profiles": {
-            label: [_drawn(part) for part in (profile.share, profile.low, profile.high)]
+            label: [
+                _drawn(part) if np.isfinite(part).all() else None  # one seed: no band
+                for part in (profile.share, profile.low, profile.high)
+            ]
             for label, profile in standing.profiles.items()
         },
         "tags": {

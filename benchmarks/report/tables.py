@@ -38,7 +38,8 @@ _README_TASKS = 4
 
 INTERVALS = """\
 [..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
-bootstrap (10,000 repetitions) for the overall interquartile mean. Ranks go down the table: an agent
+bootstrap (10,000 repetitions) for the overall interquartile mean; without limits where there is a
+single seed. Ranks go down the table: an agent
 shares the rank of the best agent in it unless the paired interval of the two lies above 0; the next
 rank is the agent's place.
 """

@@ -334,7 +334,7 @@
         data: agents().map((agent) => ({
           x: tags.map((t) => value(t, agent)[0]), y: tags.map(escaped), type: "scatter", mode: "markers", name: escaped(agent),
           marker: { color: style(section, agent).color, size: 11 },
-          error_x: { type: "data", symmetric: false, array: tags.map((t) => value(t, agent)[2] - value(t, agent)[0]), arrayminus: tags.map((t) => value(t, agent)[0] - value(t, agent)[1]), color: alpha(style(section, agent).color, 0.45), thickness: 3, width: 0 },
+          error_x: { type: "data", symmetric: false, array: tags.map((t) => (value(t, agent)[2] ?? value(t, agent)[0]) - value(t, agent)[0]), arrayminus: tags.map((t) => value(t, agent)[0] - (value(t, agent)[1] ?? value(t, agent)[0])), color: alpha(style(section, agent).color, 0.45), thickness: 3, width: 0 },
           hovertemplate: "%{x:.3f}",
         })),
         layout: { xaxis: axis("score"), yaxis: axis("", { type: "category", range: [-0.6, tags.length - 0.4] }) },
