@@ -5,7 +5,6 @@ Reading a card executes nothing and needs neither torch nor Stable-Baselines3.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.agent import AgentSpec
+from llmqueue_gym.workloads.pool import file_sha256
 
 CARD = "llmqueue_gym.json"
 FORMAT = 1
@@ -61,9 +61,8 @@ def training_facts(path: str | Path) -> dict[str, Any]:
         If the file is no model.
     """
     card = read_card(path)
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     facts = {key: card[key] for key in ("agent", "env_id", "steps", "seconds", "seed")}
-    return {"sha256": digest, **facts}
+    return {"sha256": file_sha256(path), **facts}
 
 
 def model_spec(path: str | Path) -> AgentSpec:

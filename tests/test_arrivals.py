@@ -274,7 +274,7 @@ def test_bernoulli_by_name_is_the_default():
 @pytest.mark.parametrize(
     ("arrivals", "message"),
     [
-        ("poisson", "arrival process 'poisson' is not known"),
+        ("poisson", "arrivals process 'poisson' is not known"),
         ("markov", "did you mean 'markov-modulated'"),
         (3, "name of a process"),
         ({"process": "bernoulli", "rates": [1]}, "option of arrivals 'bernoulli'"),
@@ -286,12 +286,18 @@ def test_bernoulli_by_name_is_the_default():
         ({"process": "markov-modulated", "rates": [0, 0]}, "are all 0"),
         ({"process": "markov-modulated", "rates": [0, 1]}, "busiest state has 1.4"),
         ({"process": "trace"}, "needs the option 'path'"),
+        ({"process": ["trace"]}, r"arrivals process \['trace'\] is not known"),
         ({"process": "trace", "path": "nowhere.csv"}, "no such file"),
     ],
 )
 def test_a_bad_spec_is_named_at_construction(arrivals, message):
     with pytest.raises(ValueError, match=message):
         LLMQueueEnv(arrival_rate=0.7, arrivals=arrivals)
+
+
+def test_a_unit_that_is_no_name_is_named(trace):
+    with pytest.raises(ValueError, match=r"unit \['s'\] is not known"):
+        make_arrivals({"process": "trace", "path": str(trace), "unit": ["s"]})
 
 
 def test_a_load_that_overfills_a_state_is_named_at_construction_where_the_instance_is_fixed():

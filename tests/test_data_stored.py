@@ -244,6 +244,23 @@ def test_a_missing_data_set_says_to_import_it_first() -> None:
             make()
 
 
+@pytest.mark.parametrize(
+    ("make", "command"),
+    [
+        (lambda: build({"source": "routerbench", "name": "rb5"}), "routerbench PATH --name rb5"),
+        (lambda: build({"source": "wildchat", "name": "chats"}), "wildchat PATH --name chats"),
+        (
+            lambda: gym.make("LLMDeploy-v0", instance={"source": "dataset", "name": "rb5"}),
+            "SOURCE PATH --name rb5",
+        ),
+        (lambda: stream_fingerprint({"source": "dataset", "name": "sprout"}), "sprout PATH$"),
+    ],
+)
+def test_a_missing_alias_says_to_import_its_source_under_that_name(make: Any, command: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"llmqueue-bench data import {command}"):
+        make()
+
+
 def test_an_environment_plays_an_imported_data_set_with_its_options(table: Path) -> None:
     header = import_dataset("routerbench", table)
     spec = {"source": "routerbench", "cost_weight": 5, "pool_size": 40, "context_dim": 8}

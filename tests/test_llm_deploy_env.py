@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,8 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.core.deployment import stage_schedule
 from llmqueue_gym.envs import LLMDeployEnv, LLMDeployStageEnv, LLMDeployVectorEnv
 from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
+from llmqueue_gym.workloads import make_workload
+from llmqueue_gym.workloads.sources import table as sources_table
 
 SHORT = {"horizon": 90, "num_stages": 7}
 VARIANTS = [
@@ -323,6 +326,31 @@ def test_a_small_catalog_runs_with_the_defaults(tmp_path):
     env.reset(seed=0)
 
 
+def test_a_table_is_parsed_once_for_an_environment(table, tmp_path, monkeypatch):
+    path = tmp_path / "copy.jsonl"
+    path.write_bytes(Path(table["path"]).read_bytes())
+    parse, parsed = sources_table._parse, []
+    monkeypatch.setattr(
+        sources_table, "_parse", lambda layout: parsed.append(layout) or parse(layout)
+    )
+    gym.make("LLMDeploy-v0", instance=table | {"path": str(path)})
+    assert len(parsed) == 1
+    make_workload(table | {"path": str(path)}, num_llms=None, context_dim=None, assortment_size=1)
+    assert len(parsed) == 1
+
+
+def test_llms_of_one_quality_and_several_costs_are_a_deployment_problem(tmp_path):
+    path = tmp_path / "equal.jsonl"
+    rows = [{"x": [row, 1], "a": 0.5, "b": 0.5, "ca": 1e-3, "cb": 2e-3} for row in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"source": "table", "path": str(path), "embedding": "x"}
+    env = LLMDeployEnv(spec | {"quality": ["a", "b"], "cost": ["ca", "cb"]}, horizon=50)
+    env.reset(seed=0)
+    np.testing.assert_allclose(env.dynamics.mean_cost, [1e-3, 2e-3])
+    with pytest.raises(ValueError, match="list `quality` of the same length"):
+        LLMDeployEnv(spec | {"quality": ["a", "b"], "cost": ["ca"]})
+
+
 @pytest.mark.parametrize("cls", [LLMDeployEnv, LLMDeployStageEnv])
 def test_the_instance_does_not_share_its_stream_with_an_agent_of_the_same_seed(cls):
     for seed in (0, 5):
@@ -389,6 +417,7 @@ LLM = "claude-v1"
         ({"instance": {"source": "synthetic", "kind": "randm"}}, "random"),
         ({"instance": {"source": "synthetic", "initial": 30}}, "initial=30"),
         ({"instance": {"source": "table", "path": "x"}}, "needs the option 'quality'"),
+        ({"instance": {"source": ["table"]}}, r"instance source \['table'\] is not known"),
         ({"instance": 3}, "instance=3"),
         ({"horizon": 0}, "horizon=0"),
         ({"horizon": 10, "num_stages": 11}, "num_stages=11"),

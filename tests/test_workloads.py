@@ -5,6 +5,7 @@ The llmrouter tests look for the optional data folder beside the checkout and sk
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.workloads import QueryPool, Synthetic, fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, embed_texts, offline_rows
-from llmqueue_gym.workloads.pool import PoolWorkload
+from llmqueue_gym.workloads.pool import PoolWorkload, file_sha256
 from llmqueue_gym.workloads.sources import paretobandit, table
 
 LLMROUTER = (
@@ -627,6 +628,15 @@ def test_a_table_is_parsed_once_and_again_when_it_changes(tmp_path: Path) -> Non
     assert fingerprint(spec) != first
 
 
+def test_a_missing_file_has_no_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes(b"abc")
+    assert file_sha256(file) == file_sha256(str(file)) == hashlib.sha256(b"abc").hexdigest()
+    for missing in (tmp_path / "nowhere.csv", tmp_path):
+        with pytest.raises(ValueError, match=r"path='.*': .*file"):
+            file_sha256(missing)
+
+
 # --- specs ---------------------------------------------------------------------------------------
 
 
@@ -640,6 +650,7 @@ def test_a_table_is_parsed_once_and_again_when_it_changes(tmp_path: Path) -> Non
         ({"source": "synthetic", "knd": "uniform"}, {}, "'knd' is not known; did you mean 'kind'"),
         ({"source": "synthetic", "kind": "lookalikes"}, {}, "did you mean 'lookalike'"),
         ({"source": "synthetic", "kind": "lookalike"}, {"context_dim": 1}, "context_dim=1"),
+        ({"source": "synthetic", "kind": ["uniform"]}, {}, r"kind \['uniform'\] is not known"),
         ({"source": "synthetic", "pool_size": 0}, {}, "pool_size=0"),
         ({"source": "synthetic", "pool_size": 2.5}, {}, "pool_size=2.5"),
         ({"source": "synthetic", "num_llms": 4}, {"num_llms": 5}, "num_llms=5, but the workload"),

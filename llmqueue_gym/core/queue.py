@@ -108,8 +108,9 @@ class QueueDynamics:
     The window holds the first W waiting queries in service order (slot 0 is the head). Later ones
     wait in an unbounded FIFO backlog and move up as slots free.
 
-    A slot costs O(B (W + K)), whatever the backlog and the time. One lane is stepped in plain
-    Python (about 3 us), several with NumPy; both follow the same order on the same state and
+    A slot costs O(B (W d + K^2)), whatever the backlog and the time: the window's contexts move up
+    and are shown, and the LLMs shown are sorted in K (K - 1) / 2 exchanges. One lane is stepped in
+    plain Python (about 3 us), several with NumPy; both follow the same order on the same state and
     streams, and a test holds them equal bit for bit.
 
     Parameters

@@ -18,7 +18,7 @@ from llmqueue_gym.workloads.pool import (
     PoolWorkload,
     QueryPool,
     check_count,
-    unknown_name,
+    read_spec,
 )
 from llmqueue_gym.workloads.sources.logs import log_fingerprint, logs_workload
 from llmqueue_gym.workloads.sources.paretobandit import (
@@ -86,6 +86,7 @@ _SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = {
     "logs": (logs_workload, log_fingerprint),
     **dataset_workloads(),
 }
+_FACTORIES = {source: factory for source, (factory, _) in _SOURCES.items()}
 _SIZES = ("num_llms", "context_dim")
 
 
@@ -120,7 +121,7 @@ def make_workload(
     DatasetMissingError
         If the data set has not been imported on this machine.
     """
-    source, options = _read_spec(spec)
+    source, options = read_spec("workload", "source", spec, _FACTORIES, _SIZES)
     sizes = {"num_llms": num_llms, "context_dim": context_dim}
     for name in _SIZES:
         inside = options.pop(name, None)
@@ -128,7 +129,7 @@ def make_workload(
             raise ValueError(f"{name}={sizes[name]!r}, but the workload says {inside!r}; drop one")
         given = inside if sizes[name] is None else sizes[name]
         sizes[name] = None if given is None else check_count(name, given)
-    factory = _SOURCES[source][0]
+    factory = _FACTORIES[source]
     taken = inspect.signature(factory).parameters
     options |= {name: value for name, value in sizes.items() if name in taken and value is not None}
     workload = factory(**options)
@@ -148,27 +149,5 @@ def fingerprint(spec: str | Mapping[str, Any]) -> str:
 
     The SHA-256 of a table's file; of the version and the files of the paretobandit package.
     """
-    source, options = _read_spec(spec)
+    source, options = read_spec("workload", "source", spec, _FACTORIES, _SIZES)
     return _SOURCES[source][1](**options)
-
-
-def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
-    """Split a spec into source and options, and check the names."""
-    if isinstance(spec, str):
-        spec = {"source": spec}
-    if not isinstance(spec, Mapping) or "source" not in spec:
-        raise ValueError(
-            f"workload={spec!r} must be the name of a source or a mapping with the key 'source'"
-        )
-    options = dict(spec)
-    source = options.pop("source")
-    if not isinstance(source, str) or source not in _SOURCES:
-        raise unknown_name("workload source", source, _SOURCES)
-    parameters = inspect.signature(_SOURCES[source][0]).parameters
-    for name in options:
-        if name not in parameters and name not in _SIZES:
-            raise unknown_name(f"option of workload {source!r}", name, parameters)
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise ValueError(f"workload {source!r} needs the option {name!r}")
-    return source, options

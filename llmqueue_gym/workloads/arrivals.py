@@ -5,8 +5,6 @@ A process only decides in which slots a query arrives; the mean rate is set apar
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.streams import Draws
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym.workloads.pool import file_sha256, read_spec, unknown_name
 from llmqueue_gym.workloads.sources.table import _find, read_jsonl, seconds_of
 from llmqueue_gym.workloads.sources.wildchat import arrival_times, conversations_header
 
@@ -294,27 +292,12 @@ def arrivals_fingerprint(spec: str | Mapping[str, Any]) -> str:
         return ""
     if options.get("dataset") is not None:
         return str(conversations_header(options["dataset"]).parquet["sha256"])
-    with _find(options["path"]).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(_find(options["path"]))
 
 
 def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        spec = {"process": spec}
-    if not isinstance(spec, Mapping) or "process" not in spec:
-        raise ValueError(
-            f"arrivals={spec!r} must be the name of a process or a mapping with the key 'process'"
-        )
-    options = dict(spec)
-    name = options.pop("process")
-    if not isinstance(name, str) or name not in _PROCESSES:
-        raise unknown_name("arrival process", name, _PROCESSES)
-    process = _PROCESSES[name]
-    parameters = {} if process is Bernoulli else inspect.signature(process).parameters
-    for option in options:
-        if option not in parameters:
-            raise unknown_name(f"option of arrivals {name!r}", option, parameters)
-    if process is Trace and not {"path", "dataset"} & options.keys():
+    name, options = read_spec("arrivals", "process", spec, _PROCESSES)
+    if name == "trace" and not {"path", "dataset"} & options.keys():
         raise ValueError("arrivals 'trace' needs the option 'path' or 'dataset'")
     return name, options
 
@@ -341,7 +324,7 @@ _MOONCAKE = "hash_ids"
 def read_times(path: str, column: str | None = None, unit: str | None = None) -> _Times:
     """Read the times of a trace in seconds since its first request, increasing; see `Trace`."""
     source = _find(path)
-    if unit is not None and unit not in _UNITS:
+    if unit is not None and (not isinstance(unit, str) or unit not in _UNITS):
         raise unknown_name("arrivals: unit", unit, _UNITS)
     stat = source.stat()
     key = (str(source), stat.st_mtime_ns, stat.st_size, column, unit)

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +27,15 @@ from llmqueue_gym.core.deployment import (
     lognormal_mean,
 )
 from llmqueue_gym.core.routing_lp import deploy_opt
-from llmqueue_gym.workloads.datasets import load_pool
-from llmqueue_gym.workloads.pool import QueryPool, check_count, unknown_name
+from llmqueue_gym.workloads.datasets import load_pool, pool_header
+from llmqueue_gym.workloads.pool import (
+    QueryPool,
+    check_count,
+    file_sha256,
+    read_spec,
+    unknown_name,
+)
 from llmqueue_gym.workloads.sources import paretobandit, table
-from llmqueue_gym.workloads.stored import read_header
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -611,19 +614,9 @@ def table_stream(
     arrivals: Mapping[str, int] | None = None,
 ) -> TableStream:
     """Stream from a CSV, JSONL or Parquet file; options as in the workload ``"table"``."""
-    # Building the workload checks all options; the parsed file is cached.
-    table.table_workload(
+    pool, online = table.table_pool(
         path, quality, text=text, embedding=embedding, cost=cost, context_dim=context_dim
     )
-    source = table._find(path)
-    pairs = table._columns("quality", quality)
-    if isinstance(cost, list | tuple):
-        costs: table.Columns = tuple(zip(quality, cost, strict=True))
-    else:
-        costs = table._columns("cost", cost)
-    layout = table._Layout(str(source), text, embedding, pairs, costs)
-    stat = source.stat()
-    pool, online = table._load(layout, context_dim, (stat.st_mtime_ns, stat.st_size))
     return TableStream(pool, online, arrivals)
 
 
@@ -659,19 +652,19 @@ _SOURCES: dict[str, Callable[..., StreamSource]] = {
 
 def stream_fingerprint(spec: str | Mapping[str, Any]) -> str:
     """SHA-256 of the data behind a spec; empty for data that follow from the spec alone."""
-    source, options = _read_spec(spec)
+    source, options = read_spec("instance", "source", spec, _SOURCES)
     if source == "table":
         return table.table_fingerprint(**options)
     if source == "paretobandit":
         return paretobandit.paretobandit_fingerprint()
     if source == "dataset":
-        return str(read_header(options["name"]).parquet["sha256"])
+        return str(pool_header(options["name"]).parquet["sha256"])
     if source == "synthetic":
         return ""
     path = options.get("path")
     facts = resources.files(_FACTS).joinpath(f"{source}_facts.json")
-    content = facts.read_bytes() if path is None else Path(path).expanduser().read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    with resources.as_file(facts) as known:
+        return file_sha256(known if path is None else path)
 
 
 def make_source(spec: str | Mapping[str, Any]) -> StreamSource:
@@ -692,29 +685,8 @@ def make_source(spec: str | Mapping[str, Any]) -> StreamSource:
     ImportError
         If the source needs a package that is not installed.
     """
-    source, options = _read_spec(spec)
+    source, options = read_spec("instance", "source", spec, _SOURCES)
     return _SOURCES[source](**options)
-
-
-def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
-    """Split a spec into source and options, and check the names."""
-    options = {"source": spec} if isinstance(spec, str) else spec
-    if not isinstance(options, Mapping) or "source" not in options:
-        raise ValueError(
-            f"instance={spec!r} must be the name of a source or a mapping with the key 'source'"
-        )
-    options = dict(options)
-    source = options.pop("source")
-    if not isinstance(source, str) or source not in _SOURCES:
-        raise unknown_name("instance source", source, _SOURCES)
-    parameters = inspect.signature(_SOURCES[source]).parameters
-    for name in options:
-        if name not in parameters:
-            raise unknown_name(f"option of instance {source!r}", name, parameters)
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise ValueError(f"instance {source!r} needs the option {name!r}")
-    return source, options
 
 
 def read_price_changes(value: Any, source: StreamSource, horizon: int) -> list[PriceChange]:

@@ -187,12 +187,28 @@ def _official_files(source: Source, path: Path, patterns: Sequence[str] = ()) ->
 
 def stored_header(source: str, name: str | None) -> Header:
     """Header of a stored data set that comes from ``source``."""
-    header = read_header(source if name is None else name)
+    header = read_header(source if name is None else name, source)
     if header.source != source:
         raise ValueError(
             f"name={name!r} was imported from {header.source!r}, not from {source!r}; "
             f"use workload {header.source!r}"
         )
+    return header
+
+
+def pool_header(name: str) -> Header:
+    """Header of a stored pool, whatever it comes from.
+
+    Raises
+    ------
+    DatasetMissingError
+        If it has not been imported.
+    ValueError
+        If it holds conversations and no pool.
+    """
+    header = read_header(name, name if name in SOURCES else None)
+    if header.facts.kind != POOL:
+        raise ValueError(f"data set {name!r} holds {header.facts.kind}, not scores of every LLM")
     return header
 
 
@@ -217,9 +233,7 @@ def load_pool(
     ValueError
         If it holds conversations and no pool, or its files were changed.
     """
-    header = read_header(name)
-    if header.facts.kind != POOL:
-        raise ValueError(f"data set {name!r} holds {header.facts.kind}, not scores of every LLM")
+    header = pool_header(name)
     return _load_pool(header.name, header.parquet["sha256"], context_dim, how)
 
 

@@ -6,9 +6,12 @@ A pool is a table: one row per real query, one column per LLM, with quality and,
 from __future__ import annotations
 
 import difflib
+import hashlib
+import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,69 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ValueError(f"{what} {name!r} is not known; {hint}known: {', '.join(names)}")
+
+
+def read_spec(
+    what: str,
+    key: str,
+    spec: object,
+    factories: Mapping[str, Callable[..., Any]],
+    extra: Iterable[str] = (),
+) -> tuple[str, dict[str, Any]]:
+    """Split a JSON-plain spec into the name of a factory and its options, and check the names.
+
+    Parameters
+    ----------
+    what : str
+        The argument, for errors.
+    key : str
+        Key of the name in a mapping; the options stand beside it.
+    spec : str or mapping
+        A name alone, or a mapping.
+    factories : mapping of str to callable
+        What can be named; the parameters are the options.
+    extra : iterable of str
+        Options that every factory may have besides its own.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown (the nearest known one is suggested), or an option is missing.
+    """
+    options = {key: spec} if isinstance(spec, str) else spec
+    if not isinstance(options, Mapping) or key not in options:
+        raise ValueError(
+            f"{what}={spec!r} must be the name of a {key} or a mapping with the key {key!r}"
+        )
+    options = dict(options)
+    name = options.pop(key)
+    if not isinstance(name, str) or name not in factories:
+        raise unknown_name(f"{what} {key}", name, factories)
+    parameters = inspect.signature(factories[name]).parameters
+    for option in options:
+        if option not in parameters and option not in extra:
+            raise unknown_name(f"option of {what} {name!r}", option, parameters)
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"{what} {name!r} needs the option {option!r}")
+    return name, options
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it cannot be read.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"path={str(path)!r}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"path={str(path)!r}: the file cannot be read ({error})") from error
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:

@@ -5,7 +5,6 @@ Written once by an import, whole or not at all; read by every environment afterw
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import _cache_dir
+from llmqueue_gym.workloads.pool import file_sha256
 
 if TYPE_CHECKING:
     import polars as pl
@@ -122,8 +122,15 @@ def stored_names() -> list[str]:
     )
 
 
-def read_header(name: str) -> Header:
+def read_header(name: str, source: str | None = None) -> Header:
     """Header of a stored data set.
+
+    Parameters
+    ----------
+    name : str
+        Name it is stored under.
+    source : str, optional
+        Where it would have to come from, for the advice if it is missing.
 
     Raises
     ------
@@ -145,9 +152,11 @@ def read_header(name: str) -> Header:
             raise ValueError("it belongs to another data set")
     except FileNotFoundError:
         have = ", ".join(stored_names()) or "none"
+        alias = "" if name == source else f" --name {name}"
         raise DatasetMissingError(
             f"data set {name!r} is not imported on this machine (imported: {have}); "
-            f"get its official file and run: llmqueue-bench data import {name} PATH"
+            "get its official file and run: "
+            f"llmqueue-bench data import {source or 'SOURCE'} PATH{alias}"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a header of this version ({error}); import again") from error
@@ -358,9 +367,7 @@ def clear_leftovers() -> None:
 
 def file_facts(path: Path) -> dict[str, Any]:
     """Name, size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _sweep(folder: Path) -> None:

@@ -6,7 +6,6 @@ CSV, JSONL or Parquet, a row an answered request, or LiteLLM spend logs; the sch
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from llmqueue_gym.workloads.pool import (
     QueryPool,
     check_cost_weight,
     check_count,
+    file_sha256,
     unknown_name,
 )
 from llmqueue_gym.workloads.sources.retrials import (
@@ -166,8 +166,7 @@ def read_log(path: str, columns: Mapping[str, str] | None = None) -> Log:
 
 def log_fingerprint(path: str, **_: Any) -> str:
     """SHA-256 of the file."""
-    with _find(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(_find(path))
 
 
 class _Request(NamedTuple):

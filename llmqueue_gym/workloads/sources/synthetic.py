@@ -109,7 +109,7 @@ class Synthetic:
     pool_size: int = 4096
 
     def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
+        if not isinstance(self.kind, str) or self.kind not in _KINDS:
             raise unknown_name("kind", self.kind, _KINDS)
         check_count("num_llms", self.num_llms)
         check_count("context_dim", self.context_dim, 2 if self.kind == "lookalike" else 1)

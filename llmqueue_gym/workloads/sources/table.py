@@ -5,7 +5,6 @@ Every error names the file, the row (CSV, Parquet) or line (JSONL), counted from
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256, unknown_name
 
 Row = dict[str, Any]
 Columns = str | tuple[tuple[str, str], ...]
@@ -71,6 +70,32 @@ def table_workload(
     ImportError
         If reading the format, or embedding its text, needs a package that is not installed.
     """
+    pool, online = table_pool(
+        path,
+        quality,
+        text=text,
+        embedding=embedding,
+        cost=cost,
+        context_dim=context_dim,
+        contexts=contexts,
+    )
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+
+
+def table_pool(
+    path: str,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    text: str | None = None,
+    embedding: str | None = None,
+    cost: Mapping[str, str] | Sequence[str] | str | None = None,
+    context_dim: int | None = None,
+    contexts: str | Mapping[str, Any] | None = None,
+) -> tuple[QueryPool, NDArray[np.int64] | None]:
+    """Read the queries of a file and the rows that may arrive, None for all; once while unchanged.
+
+    Parameters and errors are those of `table_workload`.
+    """
     source = _find(path)
     if (text is None) == (embedding is None):
         raise ValueError(
@@ -92,14 +117,12 @@ def table_workload(
         )
     stat = source.stat()
     changed = stat.st_mtime_ns, stat.st_size
-    pool, online = _load(layout, context_dim, changed, read_contexts(contexts))
-    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+    return _load(layout, context_dim, changed, read_contexts(contexts))
 
 
 def table_fingerprint(path: str, **_: Any) -> str:
     """SHA-256 of the file."""
-    with _find(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(_find(path))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
@@ -149,7 +172,7 @@ def _load(
     layout: _Layout,
     context_dim: int | None,
     stamp: tuple[int, int],
-    how: ContextMethod | None = None,
+    how: ContextMethod,
 ) -> tuple[QueryPool, NDArray[np.int64] | None]:
     """Pool and online rows (None: all); the stamp makes a changed file a new cache entry."""
     parsed = _parse(layout)

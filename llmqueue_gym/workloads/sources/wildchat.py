@@ -295,7 +295,7 @@ def arrival_times(name: str = "wildchat") -> NDArray[np.float64]:
 
 def conversations_header(name: str) -> Header:
     """Header of a stored data set of conversations."""
-    header = read_header(name)
+    header = read_header(name, "wildchat")
     if header.facts.kind != CONVERSATIONS:
         raise ValueError(f"data set {name!r} holds a {header.facts.kind}, not conversations")
     return header
