@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from math import floor, log10
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -341,6 +342,7 @@ class Board:
     missing: list[str]
     skipped: Mapping[str, str]
     violations: list[str]
+    warnings: list[str]
     provenance: Mapping[str, Any]
     cells: list[Record] = field(repr=False)
     trainings: Sequence[Record] = ()
@@ -396,10 +398,13 @@ def make_board(
     tasks: list[TaskBoard] = []
     sweeps: list[Sweep] = []
     broken: list[str] = []
+    doubtful: list[str] = []
     for kind in KINDS.values():
         planned = [s for s in run["cells"] if kind_of(s["task"]["env"]) == kind.name]
         own = [c for c in cells if kind_of(c["spec"]["task"]["env"]) == kind.name]
-        broken += violations(tidy(own, kind), kind)
+        checked = tidy(own, kind)
+        broken += violations(checked, kind)
+        doubtful += warnings(checked, kind)
         for protocol in PROTOCOLS:
             section = Section(kind, protocol)
             shown = _shown_in(protocol, planned)
@@ -421,6 +426,7 @@ def make_board(
         missing=missing,
         skipped=run["skipped"],
         violations=broken,
+        warnings=doubtful,
         provenance=run["provenance"],
         cells=list(cells),
         trainings=run.get("trainings", ()),
@@ -834,6 +840,15 @@ def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> S
 # --- rule 8: nobody beats the oracle --------------------------------------------------------------
 
 
+class Gap(NamedTuple):
+    """An agent's paired gap in h to the oracle on a task, over seeds; negative is better."""
+
+    words: str
+    single: Interval  # at LEVEL
+    corrected: Interval
+    level: float  # of the corrected interval
+
+
 def violations(table: pl.DataFrame, kind: Kind) -> list[str]:
     """Agents that cannot have played fair, or truths that cannot be right.
 
@@ -850,15 +865,43 @@ def violations(table: pl.DataFrame, kind: Kind) -> list[str]:
         "knows the outcome draws, or the environment's truth is wrong"
         for row in table.filter(pl.col("luck").abs() > LUCK_LIMIT).iter_rows(named=True)
     ]
+    return found + [
+        f"{gap.words} beats the oracle: {_gap_words(gap.corrected, gap.level, kind)}"
+        for gap in _gaps(table)
+        if gap.corrected.high < 0
+    ]
+
+
+def warnings(table: pl.DataFrame, kind: Kind) -> list[str]:
+    """Agents above the oracle by the interval of their comparison alone, but by no violation.
+
+    Of fair policies as good as the oracle, one in forty is.
+    """
+    return [
+        f"{gap.words} is above the oracle: {_gap_words(gap.single, LEVEL, kind)}; not at the "
+        f"{_percent(gap.level)} that allows for all comparisons"
+        for gap in _gaps(table)
+        if gap.single.high < 0 <= gap.corrected.high
+    ]
+
+
+def _gaps(table: pl.DataFrame) -> Iterator[Gap]:
     judged = table.filter(~pl.col("agent").is_in(REFERENCES) & pl.col("h_oracle").is_not_null())
     groups = list(judged.group_by(["task", "agent"], maintain_order=True))
     level = 1 - (1 - LEVEL) / max(1, len(groups))
     for (task, agent), part in groups:
-        gap = t_interval((part["h"] - part["h_oracle"]).to_numpy(), level)
-        if gap.high < 0:
-            found.append(
-                f"task {task}: {agent} beats the oracle: paired gap in {kind.h_name} "
-                f"{gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] over {part.height} seeds "
-                f"({level:.2%} interval)"
-            )
-    return found
+        gaps = (part["h"] - part["h_oracle"]).to_numpy()
+        words = f"task {task}: {agent} ({part.height} seeds)"
+        yield Gap(words, t_interval(gaps), t_interval(gaps, level), level)
+
+
+def _gap_words(gap: Interval, level: float, kind: Kind) -> str:
+    return (
+        f"paired gap in {kind.h_name} {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] "
+        f"({_percent(level)} interval)"
+    )
+
+
+def _percent(level: float) -> str:
+    """Write a level with two digits of what is missing to 100%: 95%, 99.983%."""
+    return f"{100 * level:.{max(0, 1 - floor(log10(100 * (1 - level))))}f}".removesuffix(".0") + "%"

@@ -318,7 +318,7 @@ REFERENCES = {"oracle": [0.60, 0.62, 0.58, 0.61, 0.59], "random": [0.1] * 5}
 def test_beating_the_oracle_on_every_seed_is_named():
     cells = cells_of({**REFERENCES, "a": [x + 0.05 for x in REFERENCES["oracle"]]})
     [text] = violations(tidy(cells, DEPLOYMENT), DEPLOYMENT)
-    assert "a beats the oracle: paired gap in minus the ledger score -0.05" in text
+    assert "a (5 seeds) beats the oracle: paired gap in minus the ledger score -0.05" in text
     lucky = cells_of({**REFERENCES, "a": [0.7, *REFERENCES["oracle"][1:]]})
     assert violations(tidy(lucky, DEPLOYMENT), DEPLOYMENT) == []
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def board():
         "provenance": ORIGIN,
     }
     failures = [(f"q1 / {SCRIPT} / seed 0", {"error": f"ValueError: {SCRIPT} {IMAGE}"})]
-    return make_board(run, cells, failures, ["q1 / missing / seed 0"])
+    made = make_board(run, cells, failures, ["q1 / missing / seed 0"])
+    return replace(made, warnings=[f"task q1: {SCRIPT} is above the oracle"])
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +310,7 @@ def test_filters_narrow_agents_and_tasks_and_tags_rescore(visit):
     page.get_by_label("Score over").select_option("easy")
     assert page.locator("[aria-label='Overall ranking'] tr.row").nth(1).text_content() != overall
     page.get_by_role("link", name="Tasks").click()
+    page.get_by_role("heading", name="Tasks").wait_for()
     tasks = page.locator("[aria-label='Scores by task and agent'] tr.row")
     assert tasks.count() == 3
     page.get_by_label("Filter tasks").fill("q2")
@@ -422,6 +425,8 @@ def test_troubles_are_named_in_words(visit):
     text = page.locator("main").text_content()
     assert f"ValueError: {SCRIPT} {IMAGE}" in text
     assert "q1 / missing / seed 0" in text
+    assert "Above the oracle, perhaps by chance" in text
+    assert f"task q1: {SCRIPT} is above the oracle" in text
     assert "Skipped" in text
 
 

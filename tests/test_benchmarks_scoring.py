@@ -581,7 +581,8 @@ def test_one_lucky_seed_does_not_beat_the_oracle():
 def test_beating_the_oracle_on_every_seed_is_named_with_its_interval():
     found = violations(tidy(cells_of({**REFERENCES, "a": [0.5, 0.55, 0.45, 0.5, 0.6]})))
     assert len(found) == 1
-    assert "task t: a beats the oracle" in found[0]
+    assert "task t: a (5 seeds) beats the oracle" in found[0]
+    assert "(95% interval)" in found[0]
     assert "[-" in found[0]
 
 
@@ -680,4 +681,26 @@ def test_the_level_is_corrected_for_the_number_of_comparisons(monkeypatch):
 
     monkeypatch.setattr(scoring, "t_interval", spy)
     violations(tidy(cells_of({**REFERENCES, "a": [2.0] * 5, "b": [3.0] * 5})))
-    assert levels == [0.975, 0.975]
+    assert set(levels) == {0.95, 0.975}
+    assert levels.count(0.975) == 2
+
+
+def test_above_the_oracle_at_95_percent_only_is_a_warning_and_fails_nothing():
+    """The same agent alone is a violation; among 300 comparisons it is no more than a warning."""
+    better = cells_of({**REFERENCES, "a": [0.8, 0.95, 0.5, 0.85, 0.9]})
+    alone = tidy(better)
+    assert [len(violations(alone)), scoring.warnings(alone, QUEUEING)] == [1, []]
+    others = {f"x{i}": [2.0, 2.2, 1.9, 2.0, 2.1] for i in range(299)}
+    board = board_of(better + cells_of(others))
+    assert board.violations == []
+    [text] = board.warnings
+    assert "task t: a (5 seeds) is above the oracle" in text
+    assert "(95% interval)" in text
+    assert "not at the 99.983%" in text
+    assert text in board_markdown(board).replace("\\", "")
+    assert board_json(board)["warnings"] == page_data(board)["warnings"] == [text]
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "95%"), (2, "97.5%"), (300, "99.983%")])
+def test_a_level_is_never_printed_as_certainty(count, text):
+    assert scoring._percent(1 - 0.05 / count) == text

@@ -26,6 +26,7 @@ def board_json(board: Board) -> dict[str, Any]:
         "missing": board.missing,
         "skipped": dict(board.skipped),
         "violations": board.violations,
+        "warnings": board.warnings,
     }
 
 

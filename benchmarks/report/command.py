@@ -45,6 +45,9 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
     console = Console()
     for table in board_tables(board):
         console.print(table)
+    for text in board.warnings:
+        line = f"above the oracle, perhaps by chance: {plain(text)}"
+        console.print(line, markup=False, highlight=False)
     for name, failure in board.failures:
         line = f"failed: {plain(name)}: {plain(failure['error'])}"
         console.print(line, markup=False, highlight=False)

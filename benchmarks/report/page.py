@@ -92,6 +92,7 @@ def page_data(board: Board) -> Json:
         "sections": [_section(board, standing, origins) for standing in board.standings],
         "origins": origins.listed,
         "violations": board.violations,
+        "warnings": board.warnings,
         "failures": [[name, str(record["error"])] for name, record in board.failures],
         "missing": board.missing,
         "skipped": [list(pair) for pair in board.skipped.items()],

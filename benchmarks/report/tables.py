@@ -44,6 +44,12 @@ shares the rank of the best agent in it unless the paired interval of the two li
 rank is the agent's place.
 """
 
+WARNINGS_NOTE = """\
+By its own 95% interval each of these agents is above the oracle; of fair agents as good as the
+oracle one in forty is. None of them is at the level that is corrected for all comparisons, which
+alone fails a run.
+"""
+
 INVERTED = "Left out, without scores, because random does no worse than the oracle on some seed"
 
 PROTOCOL_NOTES = {
@@ -379,6 +385,9 @@ def _origin_line(row: OverallRow) -> list[str]:
 def _trouble(board: Board) -> list[str]:
     """List what is not on the board, and why."""
     parts = []
+    if board.warnings:
+        parts += ["## Above the oracle, perhaps by chance\n", WARNINGS_NOTE]
+        parts += [f"- {_escaped(text)}" for text in board.warnings] + [""]
     if board.failures:
         parts += ["## Failed cells\n"]
         parts += [

@@ -751,6 +751,7 @@
     parts[0].querySelectorAll("dl").forEach((list) => { while (list.children.length > 10) list.lastChild.remove(); });
     const lists = [
       ["The oracle was beaten", DATA.violations.map((v) => [v])],
+      ["Above the oracle, perhaps by chance", DATA.warnings.map((v) => [v])],
       ["Failed cells", DATA.failures],
       ["Skipped", DATA.skipped],
       ["Not run", DATA.missing.map((m) => [m])],
