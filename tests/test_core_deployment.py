@@ -17,6 +17,7 @@ from llmqueue_gym.core.deployment import (
     DeploymentRules,
     lognormal_mean,
     project_to_capped_simplex,
+    stage_plan,
     stage_schedule,
 )
 from llmqueue_gym.core.routing_lp import deploy_opt
@@ -346,6 +347,42 @@ def test_lanes_may_stand_at_different_queries():
 
 
 # --------------------------------------------------- schedules and projection
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    action=st.lists(st.floats(0, 1), min_size=8, max_size=8),
+    there=st.lists(st.booleans(), min_size=4, max_size=4),
+    alpha=st.sampled_from([0.2, 0.5, 0.7, 1.0]),
+)
+def test_a_stage_plan_deploys_the_best_scores_and_keeps_to_the_caps(action, there, alpha):
+    rules, there = make_rules(alpha=(alpha,) * 4), np.array(there)
+    values = np.array(action)
+    bits, shares = stage_plan(values, there, rules)
+    assert not (bits & ~there).any()
+    assert bits.sum() == min(rules.max_deployed, there.sum())
+    left_out = there & ~bits
+    if bits.any() and left_out.any():
+        assert values[:4][bits].min() >= values[:4][left_out].max()
+    assert shares.sum() == pytest.approx(1.0)
+    if not there.any():
+        assert shares.tolist() == [1.0, 0.0, 0.0, 0.0]  # refused, whoever it is
+        return
+    assert not shares[~bits].any()
+    if bits.sum() * alpha >= 1.0:
+        assert (shares <= alpha + 1e-12).all()
+
+
+def test_what_the_bits_come_to_is_what_is_deployed():
+    instance = make_instance(5, arrival=[0, 40, 0, 0, 0])
+    dynamics = start(make_rules(5), instance, num_lanes=2)
+    bits = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]], dtype=np.bool_)
+    allowed = dynamics.allowed(bits)
+    assert allowed.astype(int).tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]]
+    np.testing.assert_array_equal(dynamics.allowed(bits[1:], np.array([1])), allowed[1:])
+    assert not dynamics.deployed.any()
+    dynamics.step(bits, np.zeros(2, dtype=np.int64))
+    np.testing.assert_array_equal(dynamics.deployed, allowed)
 
 
 @settings(max_examples=200, deadline=None)

@@ -22,11 +22,7 @@ from baselines.agent import Action, Agent, DeployAgent, DeployProblem, Observati
 from baselines.models import OWN_FILES, read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
-from llmqueue_gym.core.deployment import (
-    DeploymentRules,
-    project_to_capped_simplex,
-    stage_schedule,
-)
+from llmqueue_gym.core.deployment import DeploymentRules, stage_plan, stage_schedule
 from llmqueue_gym.wrappers import assortments
 
 _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
@@ -152,10 +148,9 @@ class TrainedDeployAgent(DeployAgent):
         self._policy, _ = _load_policy(
             path, sha256, STAGE_ENV, shape, lambda used: stage_spaces(problem)
         )
-        rules = DeploymentRules(
+        self._rules = DeploymentRules(
             problem.horizon, problem.num_stages, problem.max_deployed, problem.alpha, problem.budget
         )
-        self._lengths = rules.stage_lengths
         self._stage, self._place = -1, 0
         self._plan = np.zeros(0, dtype=np.int64)
         self._bits = np.zeros(problem.num_llms, dtype=np.int64)
@@ -181,22 +176,14 @@ class TrainedDeployAgent(DeployAgent):
 
     def _start_stage(self, observation: Observation) -> None:
         """Read the action as LLMDeployStage-v0 does, and lay out the queries of the stage."""
-        problem, size = self.problem, self.problem.num_llms
         seen = {key: value for key, value in observation.items() if key not in _QUERY_ONLY}
         raw, _ = self._policy.predict(seen, deterministic=True)
         action = np.clip((raw.astype(np.float64) + 1.0) / 2.0, 0.0, 1.0)
         there = observation["arrived"].astype(np.bool_)
-        rank = np.argsort(np.where(there, -action[:size], 1.0), kind="stable")
-        chosen = np.sort(rank[: min(problem.max_deployed, int(there.sum()))])
-        self._bits[:] = 0
-        self._bits[chosen] = 1
-        shares = np.zeros(size)
-        if chosen.size:
-            caps = np.array(problem.alpha)[chosen]
-            shares[chosen] = project_to_capped_simplex(action[size:][chosen], caps)
-        else:
-            shares[0] = 1.0  # nothing to deploy: whatever is asked, the query is refused
-        self._plan = stage_schedule(shares, int(self._lengths[self._stage]))
+        bits, shares = stage_plan(action, there, self._rules)
+        self._bits = bits.astype(np.int64)
+        length = int(self._rules.stage_lengths[self._stage])
+        self._plan = stage_schedule(shares, length)
 
 
 def legal_decisions(observation: Observation, num_sets: int) -> NDArray[np.bool_]:

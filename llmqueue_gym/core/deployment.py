@@ -236,6 +236,35 @@ def project_to_capped_simplex(weights: Floats, caps: Floats) -> Floats:
     return np.asarray(p / p.sum())
 
 
+def stage_plan(action: Floats, there: Bools, rules: DeploymentRules) -> tuple[Bools, Floats]:
+    """Read an action of LLMDeployStage-v0: deployment bits and traffic shares, both (N,).
+
+    The M_max best scores of the LLMs that are there are deployed, ties to the lowest index; the
+    weights are projected onto the shares within alpha. With no LLM there all queries go to LLM 0,
+    which refuses them.
+
+    Parameters
+    ----------
+    action : ndarray, shape (2 N,)
+        Deployment scores and routing weights, in [0, 1].
+    there : ndarray of bool, shape (N,)
+        LLMs that can be deployed.
+    rules : DeploymentRules
+        The public parameters.
+    """
+    size = len(there)
+    rank = np.argsort(np.where(there, -action[:size], 1.0), kind="stable")
+    chosen = np.sort(rank[: min(rules.max_deployed, int(there.sum()))])
+    bits, shares = np.zeros(size, dtype=np.bool_), np.zeros(size)
+    if not chosen.size:
+        shares[0] = 1.0
+        return bits, shares
+    bits[chosen] = True
+    caps = np.array(rules.alpha)[chosen]
+    shares[chosen] = project_to_capped_simplex(action[size:][chosen], caps)
+    return bits, shares
+
+
 class QueryOutcome(NamedTuple):
     """What a provider sees of one query; arrays of shape (n,) for n stepped lanes.
 
@@ -484,13 +513,26 @@ class DeploymentDynamics:
 
     # ------------------------------------------------------------------- step
 
-    def _deploy(self, lanes: Ints, bits: Bools) -> tuple[Bools, Floats]:
-        """Deploy at an update point: (projected, switching cost in USD), shapes (n,).
+    def allowed(self, bits: Bools, lanes: Ints | None = None) -> Bools:
+        """Return the deployment that bits come to now, shape (n, N).
 
         LLMs that are not there are dropped, then all beyond the first M_max by index.
+
+        Parameters
+        ----------
+        bits : ndarray of bool, shape (n, N)
+            LLMs to deploy.
+        lanes : ndarray of int64, shape (n,), optional
+            Their lanes, by default all.
         """
-        allowed = bits & self.available[lanes]
-        allowed &= np.cumsum(allowed, axis=1) <= self.rules.max_deployed
+        available = self.available if lanes is None else self.available[lanes]
+        kept: Bools = bits & available
+        kept &= np.cumsum(kept, axis=1) <= self.rules.max_deployed
+        return kept
+
+    def _deploy(self, lanes: Ints, bits: Bools) -> tuple[Bools, Floats]:
+        """Deploy at an update point: (projected, switching cost in USD), shapes (n,)."""
+        allowed = self.allowed(bits, lanes)
         joining = (allowed & ~self.deployed[lanes]).sum(axis=1)
         charge = self.rules.switching_cost * joining * (self.stage[lanes] > 0)
         self.deployed[lanes] = allowed

@@ -24,7 +24,7 @@ from llmqueue_gym.core.deployment import (
     DeploymentRules,
     LaneOutcome,
     StageOutcome,
-    project_to_capped_simplex,
+    stage_plan,
     stage_schedule,
 )
 from llmqueue_gym.envs.base import (
@@ -653,18 +653,7 @@ class LLMDeployStageEnv(_DeployEnv):
 
         With no LLM to deploy all queries go to LLM 0 and are refused.
         """
-        n, rules = self._task.num_llms, self._task.rules
-        there = self.dynamics.available[0]
-        rank = np.argsort(np.where(there, -action[:n], 1.0), kind="stable")
-        chosen = np.sort(rank[: min(rules.max_deployed, int(there.sum()))])
-        bits, shares = np.zeros(n, dtype=np.bool_), np.zeros(n)
-        if not chosen.size:
-            shares[0] = 1.0
-            return bits, shares
-        bits[chosen] = True
-        caps = np.array(rules.alpha)[chosen]
-        shares[chosen] = project_to_capped_simplex(action[n:][chosen], caps)
-        return bits, shares
+        return stage_plan(action, self.dynamics.available[0], self._task.rules)
 
     def _invalid_stage_action(self, action: Any) -> ValueError:
         n = self._task.num_llms

@@ -170,8 +170,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
     def _deploy(self, bits: Ints) -> None:
         """Keep the deployment for the router's action, and show it as the dynamics will read it."""
         self._bits = bits.copy()
-        allowed = bits.astype(np.bool_) & self.dynamics.available[0]
-        allowed &= np.cumsum(allowed) <= self.dynamics.max_deployed
+        allowed = self.dynamics.allowed(bits[None] == 1)[0]
         self._seen["deployed"] = allowed.astype(np.int8)
         mask = allowed.astype(np.int8)
         mask[0] |= not allowed.any()  # one action stays legal
