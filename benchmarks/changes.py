@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.compare import FIGURES
+from benchmarks.compare import FIGURES, Paired, paired
 from benchmarks.export import ExportedRun, open_results, rounded
-from benchmarks.intervals import Interval, t_interval
+from benchmarks.intervals import Interval
 from benchmarks.kinds import KINDS
 from benchmarks.scoring import tidy
 from benchmarks.store import CorruptResultError, Store
@@ -44,21 +44,6 @@ class Side:
     name: str
     cells: Mapping[Match, Record]
     exported: bool
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A figure on the cells that both sides have: means, and ``second - first`` by seed."""
-
-    first: float
-    second: float
-    difference: Interval
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values; an interval without a bound has null there."""
-        bounds = self.difference._asdict().items()
-        limits = {name: value if np.isfinite(value) else None for name, value in bounds}
-        return {"first": self.first, "second": self.second, "difference": limits}
 
 
 @dataclass(frozen=True)
@@ -188,12 +173,12 @@ def find_changes(first: Side, second: Side) -> Changes:
         figures = {}
         scored = [match for match in matches if match in scores[0] and match in scores[1]]
         if scored:
-            figures["score"] = _paired([(scores[0][m], scores[1][m]) for m in scored])
+            figures["score"] = paired([(scores[0][m], scores[1][m]) for m in scored])
         for name in FIGURES[kind_of(pairs[0][0]["spec"]["task"]["env"])]:
             values = [(a["metrics"].get(name), b["metrics"].get(name)) for a, b in pairs]
             known = [(a, b) for a, b in values if a is not None and b is not None]
             if known:
-                figures[name] = _paired(known)
+                figures[name] = paired(known)
         changed = sum(look(a) != look(b) for a, b in pairs)
         notes = tuple(_notes(*pairs[0]))
         rows.append(Change(task, agent, protocol, len(pairs), changed, figures, notes))
@@ -212,11 +197,6 @@ def _everything(record: Record) -> str:
 
 def _metrics_only(record: Record) -> str:
     return canonical({name: rounded(value) for name, value in record["metrics"].items()})
-
-
-def _paired(pairs: Sequence[tuple[float, float]]) -> Paired:
-    first, second = np.array(pairs, dtype=np.float64).T
-    return Paired(float(first.mean()), float(second.mean()), t_interval(second - first))
 
 
 def _scores(side: Side) -> dict[Match, float]:

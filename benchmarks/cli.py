@@ -3,6 +3,8 @@
 Typer and rich come with the ``bench`` extra; they are imported when the command starts.
 """
 
+import dis
+import errno
 import json
 import os
 import shlex
@@ -60,11 +62,40 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(FAILED) from None
-    except (ValueError, OSError, ImportError, StoreBusyError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise  # a fault of an installation or of ours, not a missing extra
+    except CorruptResultError as error:
         print(f"llmqueue-bench: {error}", file=sys.stderr)
-        raise SystemExit(USAGE) from None
+        raise SystemExit(FAILED) from None
+    except (ValueError, OSError, ImportError, StoreBusyError) as error:
+        if isinstance(error, ModuleNotFoundError) or not _is_of_the_user(error):
+            raise  # a fault of an installation or of ours
+        print(f"llmqueue-bench: {error}", file=sys.stderr)
+        raise SystemExit(FAILED if _is_of_the_disk(error) else USAGE) from None
+
+
+def _is_of_the_user(error: Exception) -> bool:
+    """Whether an error says what a user did wrong, and is not a fault that we ran into.
+
+    So are files that cannot be read, and what this project raises by a statement of its own, as
+    all checks of arguments do. NumPy's or Polars' errors come from other files, or from no
+    statement.
+    """
+    if isinstance(error, (OSError, UnicodeError)):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    root = Path(__file__).resolve().parents[1]
+    own = {root / name for name in ("benchmarks", "baselines", "llmqueue_gym")}
+    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and not own.isdisjoint(Path(code.co_filename).resolve().parents)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in full
 
 
 def build_app() -> "typer.Typer":
@@ -261,11 +292,14 @@ def build_app() -> "typer.Typer":
         first: Annotated[str, typer.Argument(help="Results (folder, export, URL), or an agent.")],
         second: Annotated[str, typer.Argument(help="What it is compared with.")],
         results: Annotated[
-            Path | None, typer.Option(help="Of two agents: results folder; default: the last run.")
+            str | None,
+            typer.Option(help="Of two agents: results folder, export, URL; default: the last run."),
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Show which cells changed between two results, or how two agents of a run differ.
+
+        Differences are SECOND - FIRST.
 
         Cells are paired by task, agent, seed and protocol; FOLDER@X takes the cells of version X
         (or of a code hash or commit that begins with X) from a folder that holds several.
@@ -339,16 +373,26 @@ def build_app() -> "typer.Typer":
             int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
         ] = None,
         data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+        models: Annotated[
+            Path | None,
+            typer.Option(
+                help="Folder of the suite's trained models; default: models beside the results, "
+                "results/SUITE/models for an export or a URL."
+            ),
+        ] = None,
         timeout: Annotated[float, typer.Option(help="Seconds a cell may take.")] = TIMEOUT,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """Compute a sample of stored cells again and compare bit for bit; 1 if one differs."""
+        """Compute a sample of stored cells again and compare bit for bit; 1 if one differs.
+
+        Of an export, to the digits that it keeps.
+        """
         from benchmarks.engines import LocalEngine
         from benchmarks.verify import show_verification
 
         engine = LocalEngine(workers or _cores(), timeout)
         verified = show_verification(
-            results or _last_results(), sample, seed, engine, _data(data or []), as_json
+            results or _last_results(), sample, seed, engine, _data(data or []), as_json, models
         )
         raise typer.Exit(OK if verified else FAILED)
 

@@ -6,12 +6,16 @@ Pairs may cross protocols: the command is for asking what one ingredient changes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.export import ExportedRun, open_results
 from benchmarks.intervals import Interval, t_interval
-from benchmarks.store import Store
+from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import SuiteError, spec_key
 
 FIGURES = {
@@ -21,14 +25,37 @@ FIGURES = {
 """Metrics that are compared, per kind of task."""
 
 
-def compare(store: Store, first: str, second: str) -> dict[str, dict[str, Any]]:
-    """Paired differences ``first - second`` of every figure, by task.
+@dataclass(frozen=True)
+class Paired:
+    """A figure on the cells that both sides have: means, and ``second - first`` by seed."""
+
+    first: float
+    second: float
+    difference: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; an interval without a bound has null there."""
+        bounds = self.difference._asdict().items()
+        limits = {name: value if np.isfinite(value) else None for name, value in bounds}
+        return {"first": self.first, "second": self.second, "difference": limits}
+
+
+def paired(pairs: Sequence[tuple[float, float]]) -> Paired:
+    """Compare values of the first and the second side."""
+    first, second = np.array(pairs, dtype=np.float64).T
+    return Paired(float(first.mean()), float(second.mean()), t_interval(second - first))
+
+
+def compare(
+    store: Store | ExportedRun, first: str, second: str
+) -> dict[str, tuple[list[int], dict[str, Paired]]]:
+    """Paired differences ``second - first`` of every figure, by task.
 
     Returns
     -------
     dict
-        Task -> ``seeds`` and, a figure, its mean under both agents and the interval (Student's t,
-        95%) of the paired difference; tasks without a common seed are left out.
+        Task -> the common seeds and, by figure, its mean under both agents and the interval
+        (Student's t, 95%) of the paired difference; tasks without a common seed are left out.
 
     Raises
     ------
@@ -36,8 +63,11 @@ def compare(store: Store, first: str, second: str) -> dict[str, dict[str, Any]]:
         If an agent is not in the run, or no task has both.
     """
     cells: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}
-    for spec in store.load_run()["cells"]:
-        record = store.load(spec_key(spec))
+    specs = store.load_run()["cells"]
+    results = store.load_many(spec_key(spec) for spec in specs)
+    for spec, (_, record) in zip(specs, results, strict=True):
+        if isinstance(record, CorruptResultError):
+            raise record
         if record is not None:
             agents = cells.setdefault(spec["task"]["name"], {})
             agents.setdefault(spec["agent"]["label"], {})[spec["seed"]] = record["metrics"]
@@ -50,58 +80,56 @@ def compare(store: Store, first: str, second: str) -> dict[str, dict[str, Any]]:
         seeds = sorted(agents.get(first, {}).keys() & agents.get(second, {}).keys())
         if seeds:
             one, other = ([agents[label][seed] for seed in seeds] for label in (first, second))
-            found[task] = {"seeds": seeds, **_differences(one, other)}
+            found[task] = seeds, _differences(one, other)
     if not found:
         raise SuiteError(f"no task has results of both {first!r} and {second!r} on a common seed")
     return found
 
 
-def _differences(
-    one: list[Mapping[str, Any]], other: list[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    figures = FIGURES["queueing" if "mean_queue" in one[0] else "deployment"]
+def _differences(one: list[Mapping[str, Any]], other: list[Mapping[str, Any]]) -> dict[str, Paired]:
     result = {}
-    for name in figures:
+    for name in FIGURES["queueing" if "mean_queue" in one[0] else "deployment"]:
         pairs = [
             (a[name], b[name])
             for a, b in zip(one, other, strict=True)
             if a.get(name) is not None and b.get(name) is not None
         ]
         if pairs:
-            gap: Interval = t_interval([a - b for a, b in pairs])
-            result[name] = {
-                "first": sum(a for a, _ in pairs) / len(pairs),
-                "second": sum(b for _, b in pairs) / len(pairs),
-                "difference": list(gap) if len(pairs) > 1 else [gap.value, None, None],
-            }
+            result[name] = paired(pairs)
     return result
 
 
-def show_comparison(folder: Path, first: str, second: str, as_json: bool) -> None:
+def show_comparison(results: Path | str, first: str, second: str, as_json: bool) -> None:
     """Print what `compare` finds; an interval that leaves out 0 is marked."""
-    found = compare(Store(folder), first, second)
+    found = compare(open_results(results), first, second)
     if as_json:
-        print(json.dumps({"first": first, "second": second, "tasks": found}, indent=2))
+        tasks = {
+            task: {"seeds": seeds, **{name: row.as_json() for name, row in figures.items()}}
+            for task, (seeds, figures) in found.items()
+        }
+        document = {"first": first, "second": second, "tasks": tasks}
+        print(json.dumps(document, indent=2, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table
 
-    for task, row in found.items():
-        table = Table(title=f"{task}: {len(row['seeds'])} paired seeds", title_justify="left")
+    for task, (seeds, figures) in found.items():
+        table = Table(title=f"{task}: {len(seeds)} paired seeds", title_justify="left")
         for name in ("", first, second, "difference", "95% interval", ""):
             table.add_column(name, justify="left" if not name else "right")
-        for name, figure in row.items():
-            if name == "seeds":
-                continue
-            value, low, high = figure["difference"]
-            clear = low is not None and (low > 0 or high < 0)
+        for name, row in figures.items():
+            value, low, high = row.difference
+            bounded = bool(np.isfinite(low))
             table.add_row(
                 name.replace("_", " "),
-                f"{figure['first']:.4g}",
-                f"{figure['second']:.4g}",
+                f"{row.first:.4g}",
+                f"{row.second:.4g}",
                 f"{value:+.3g}",
-                "" if low is None else f"[{low:+.3g}, {high:+.3g}]".replace("[", r"\["),
-                "*" if clear else "",
+                f"[{low:+.3g}, {high:+.3g}]".replace("[", r"\[") if bounded else "",
+                "*" if bounded and (low > 0 or high < 0) else "",
             )
         Console().print(table)
-    print("*: the interval leaves out 0. Smaller is better, but for ledger and reward.")
+    print(
+        f"difference: {second} - {first}; *: its interval leaves out 0. "
+        "Smaller is better, but for ledger and reward."
+    )

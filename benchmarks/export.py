@@ -198,6 +198,22 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
+def as_exported(record: Mapping[str, Any]) -> Record:
+    """Return what an export keeps of a result's metrics, curve and traffic, as it is read again."""
+    t = np.array(record["curve"]["t"])
+    kept = _kept_points(t)
+    curve = {
+        name: _unpack_curve(_pack_curve(np.array(values)[kept]))
+        for name, values in record["curve"].items()
+        if name != "t"
+    }
+    return {
+        "metrics": {name: rounded(value) for name, value in record["metrics"].items()},
+        "curve": {"t": t[kept].tolist(), **curve},
+        **({"traffic": record["traffic"]} if "traffic" in record else {}),
+    }
+
+
 def _rounded_list(value: Any) -> Any:
     return [rounded(item) for item in value] if isinstance(value, list) else value
 

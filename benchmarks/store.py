@@ -56,8 +56,7 @@ class Store:
         scheme = text.partition("://")[0] if "://" in text else ""
         self._files: _Files
         if scheme in ("", "file"):
-            path = Path(url2pathname(urlsplit(text).path)) if scheme else Path(root)
-            self._files = _Folder(path)
+            self._files = _Folder(_path_of(text) if scheme else Path(root))
         else:
             self._files = _Remote(text)
 
@@ -161,6 +160,8 @@ class Store:
         ------
         StoreBusyError
             If another runner is at work; the message says which.
+        StoreWriteError
+            If nothing can be written there.
         """
         with self._files.lock():
             yield
@@ -198,6 +199,17 @@ class Store:
             raise CorruptResultError(f"{path} holds the result of another cell")
         result: Record = {**payload, "spec": spec}
         return result
+
+
+def _path_of(url: str) -> Path:
+    """Return the folder that a ``file://`` URL names."""
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(
+            f"results={url!r} names the host {parts.netloc!r}: a folder of this machine is "
+            f"file:///PATH with three slashes, or simply {parts.netloc}{parts.path}"
+        )
+    return Path(url2pathname(parts.path))
 
 
 _RUN = {"run": "plan"}
@@ -300,26 +312,38 @@ class _Folder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a+b", buffering=0)
+        with handle:
             try:
                 _lock(handle.fileno())
             except OSError:
                 handle.seek(0)
+                holder = handle.read().decode(errors="replace").strip()
                 raise StoreBusyError(
-                    f"results folder {self} is in use by {handle.read().strip() or 'a runner'}: "
+                    f"results folder {self} is in use by {holder or 'a runner'}: "
                     "wait for it, or choose another --results"
                 ) from None
-            handle.truncate(0)
-            handle.write(
-                f"process {os.getpid()} on {socket.gethostname()}, "
-                f"started {strftime('%Y-%m-%d %H:%M:%S')}\n"
-            )
-            handle.flush()
-            for folder in (self.path, self.path / "cells", self.path / "failed"):
-                for litter in folder.glob(".*.tmp"):  # of a runner that was killed while writing
-                    litter.unlink(missing_ok=True)
+            with self._writing():
+                handle.truncate(0)
+                started = strftime("%Y-%m-%d %H:%M:%S")
+                holder = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+                handle.write(holder.encode())
+                for folder in (self.path, self.path / "cells", self.path / "failed"):
+                    for litter in folder.glob(".*.tmp"):  # of a runner killed while writing
+                        litter.unlink(missing_ok=True)
             yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError):  # not a folder at all: another is meant
+            raise
+        except OSError as error:
+            message = f"cannot write .lock in {self}: {error}"
+            raise StoreWriteError(error.errno, message) from error
 
 
 def _lock(handle: int) -> None:
@@ -346,7 +370,10 @@ class _Remote:
                 'pip install "llmqueue_gym[ray]" (and s3fs, gcsfs, adlfs, ...)'
             ) from error
         self.url = url.rstrip("/")
-        self._fs, self._base = fsspec.core.url_to_fs(self.url)
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(self.url)
+        except ValueError as error:
+            raise ValueError(f"results={url!r}: {error}") from error
 
     def __str__(self) -> str:
         return self.url

@@ -1,6 +1,7 @@
 """``llmqueue-bench verify``: recompute a sample of stored cells and compare bit for bit.
 
-Everything a cell stores must come out again but its clock and its provenance.
+Everything a cell stores must come out again but its clock and its provenance; of an exported run,
+what the export keeps of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines import LocalEngine, Outcome
-from benchmarks.export import ExportedRun, open_results, rounded
+from benchmarks.export import ExportedRun, as_exported, open_results
 from benchmarks.plan import Cell, kwargs_here, spec_here
 from benchmarks.runner import platform_here
 from benchmarks.store import CorruptResultError, Store
@@ -64,11 +65,28 @@ class Checked:
 
 @dataclass(frozen=True)
 class Verification:
-    """The cells that were checked, the number that could have been, and tasks that could not."""
+    """The cells that were checked, the number that could have been, and those that could not.
+
+    Attributes
+    ----------
+    checked : list[Checked]
+    candidates : int
+        Cells with a result that can be computed here.
+    skipped : dict[str, str]
+        ``TASK`` or ``TASK / AGENT`` -> why its cells cannot be computed here.
+    exported : bool
+        Whether results were compared to the digits that an export keeps, not bit for bit.
+    """
 
     checked: list[Checked]
     candidates: int
     skipped: dict[str, str]
+    exported: bool = False
+
+    @property
+    def precision(self) -> str:
+        """How closely results were compared, in words."""
+        return "to the digits that an export keeps" if self.exported else "bit for bit"
 
     @property
     def verified(self) -> bool:
@@ -79,6 +97,7 @@ class Verification:
         """Return plain values for ``--json``."""
         return {
             "verified": self.verified,
+            "compared": self.precision,
             "checked": len(self.checked),
             "candidates": self.candidates,
             "cells": [asdict(cell) for cell in self.checked],
@@ -93,6 +112,7 @@ def verify(
     *,
     engine: LocalEngine,
     data: Mapping[str, str] | None = None,
+    models: Path | None = None,
     on_start: Callable[[int], None] = lambda count: None,
     on_checked: Callable[[Checked], None] = lambda checked: None,
 ) -> Verification:
@@ -101,21 +121,27 @@ def verify(
     Parameters
     ----------
     store : Store or ExportedRun
-        Where the results are. An export keeps six digits of a metric and few points of a curve, so
-        of its cells the metrics are compared, to six digits.
+        Where the results are. An export keeps six digits of a metric and about 40 points of a
+        curve, rounded: what is recomputed is packed likewise before it is compared.
     sample, seed : int
         Cells to check, and the seed by which they are chosen.
     engine : LocalEngine
         Runs them as the benchmark does: each in a process of its own.
     data : Mapping[str, str], optional
         Data name -> path, before the ``LLMQUEUE_GYM_DATA`` folder is looked at.
+    models : Path, optional
+        Folder of the suite's own trainings; by default ``models`` beside the results, or
+        ``results/SUITE/models`` if those are an export or behind a URL.
     on_start, on_checked : callables
         Told of the number of cells chosen and of each one checked.
     """
     if sample < 1:
         raise ValueError(f"sample={sample} must be at least 1")
     run = store.load_run()
-    cells, skipped = _cells_here(store, run, data or {})
+    if models is None:
+        beside = store.root if isinstance(store, Store) else None
+        models = (beside or Path("results") / run["suite"]) / "models"
+    cells, skipped = _cells_here(store, run, data or {}, models)
     order = np.random.default_rng(seed).permutation(len(cells))[:sample]
     chosen = [cells[place] for place in sorted(order.tolist())]
     on_start(len(chosen))
@@ -141,13 +167,13 @@ def verify(
     for outcome in engine.run(played):
         stored, then, changes = whole[outcome.cell.key]
         note(_check(replace(outcome, cell=stored), then, changes, exported))
-    return Verification(checked, len(cells), skipped)
+    return Verification(checked, len(cells), skipped, exported)
 
 
 def _cells_here(
-    store: Store | ExportedRun, run: Record, data: Mapping[str, str]
+    store: Store | ExportedRun, run: Record, data: Mapping[str, str], models: Path
 ) -> tuple[list[Cell], dict[str, str]]:
-    """Find the stored cells that this machine can compute; and task or agent -> why it cannot."""
+    """Find the stored cells that this machine can compute; and why it cannot compute the others."""
     stored = store.keys() if isinstance(store, Store) else None
     defaults = _data_defaults(run)
     arguments: dict[str, dict[str, Any]] = {}
@@ -163,12 +189,13 @@ def _cells_here(
                 arguments[task] = kwargs_here(spec["task"], defaults.get(task, {}), data)
             except SuiteError as error:
                 skipped[task] = str(error)
-        if task in skipped or agent in skipped:
+        name = f"{task} / {agent}"
+        if task in skipped or name in skipped:
             continue
         try:
-            model = _model(spec["agent"], store.root)
+            model = _model(spec["agent"], models)
         except ValueError as error:
-            skipped[agent] = str(error)
+            skipped[name] = str(error)
             continue
         cells.append(Cell(spec, arguments[task], model))
     return cells, skipped
@@ -185,7 +212,7 @@ def _data_defaults(run: Record) -> Mapping[str, Mapping[str, str]]:
         return {}
 
 
-def _model(agent: Record, root: Path | None) -> str | None:
+def _model(agent: Record, models: Path) -> str | None:
     """Path of the model that a trained agent plays, None for other agents."""
     from baselines.agent import agent_spec
 
@@ -194,9 +221,9 @@ def _model(agent: Record, root: Path | None) -> str | None:
     if (key := agent["training"].get("key")) is None:
         found = agent_spec(agent["name"]).settings.get("model")
         return None if found is None else str(Path(found).resolve())
-    path = (root or Path()) / "models" / f"{key}.zip"
+    path = models / f"{key}.zip"
     if not path.is_file():
-        raise ValueError(f"its model {path} is not here")
+        raise ValueError(f"its model {path} is not here; --models names another folder")
     return str(path.resolve())
 
 
@@ -247,15 +274,12 @@ def _check(outcome: Outcome, record: Record, changes: Sequence[str], exported: b
     if outcome.failed:
         notes = [f"computing it again failed: {outcome.payload['error']}", *changes]
         return Checked(str(cell), cell.key, "failed", notes=notes)
-    if exported:
-        metrics = {name: rounded(value) for name, value in outcome.payload["metrics"].items()}
-        found = list(_differences(record["metrics"], metrics, "metrics"))
-    else:
-        stored, recomputed = (
-            {name: value for name, value in part.items() if name not in NOT_COMPARED}
-            for part in (record, outcome.payload)
-        )
-        found = list(_differences(stored, recomputed))
+    payload = as_exported(outcome.payload) if exported else outcome.payload
+    stored, recomputed = (
+        {name: value for name, value in part.items() if name not in NOT_COMPARED}
+        for part in (record, payload)
+    )
+    found = list(_differences(stored, recomputed))
     notes = list(changes)
     if found and not changes:
         notes.append(
@@ -302,6 +326,7 @@ def show_verification(
     engine: LocalEngine,
     data: Mapping[str, str],
     as_json: bool,
+    models: Path | None = None,
 ) -> bool:
     """Verify results and print what came of it, cells as they come; return whether all is well."""
     from rich.console import Console
@@ -322,6 +347,7 @@ def show_verification(
             seed,
             engine=engine,
             data=data,
+            models=models,
             on_start=lambda count: progress.update(bar, total=count),
             on_checked=note,
         )
@@ -330,7 +356,7 @@ def show_verification(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     same = sum(cell.verified for cell in found.checked)
     console.print(
-        f"{same} of {len(found.checked)} cells came out again, bit for bit "
+        f"{same} of {len(found.checked)} cells came out again, {found.precision} "
         f"({found.candidates} could be checked, seed {seed})",
         markup=False,
         highlight=False,

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from benchmarks import cli
@@ -169,11 +171,55 @@ def test_the_help_says_what_exit_codes_mean(output_of):
         (["--memory", "inf"], "memory=inf must be a positive number of megabytes"),
         (["--timeout", "0"], "timeout=0.0 must be"),
         (["--results", "nowhere://x"], "nowhere"),
+        (["--results", "file://results/x"], "file:///PATH"),
+        (["--results", "tiny.toml"], "tiny.toml"),
     ],
 )
 def test_wrong_choices_are_exit_code_2(here, bench, capsys, arguments, message):
     assert bench("run", "tiny.toml", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def broadcast():
+    np.zeros(2) + np.zeros(3)
+
+
+def convert():
+    np.asarray([[1], [2, 3]], dtype=float)
+
+
+def join():
+    pl.Series("a", [1]).append(pl.Series("b", ["x"]).cast(pl.Int64))
+
+
+@pytest.mark.parametrize(
+    "fault", [broadcast, convert, join, lambda: int("many"), lambda: [].index(1)]
+)
+def test_our_own_faults_are_no_wrong_usage(here, bench, monkeypatch, fault):
+    monkeypatch.setattr("benchmarks.cli.list_suites", lambda as_json: fault())
+    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", "list"])
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - Python prints it and leaves with 1
+        cli.main()
+    assert not isinstance(caught.value, SystemExit)
+
+
+def test_damage_and_a_disk_that_takes_nothing_are_exit_code_1(here, bench, capsys, monkeypatch):
+    assert bench("run", "tiny.toml", "--results", "r") == 0
+    (here / "broken.json.gz").write_bytes(b"nothing")
+    (here / "r" / "run.json").write_text("{")
+    for damaged in ("broken.json.gz", "r"):
+        capsys.readouterr()
+        assert bench("report", damaged) == 1
+        assert "is truncated" in capsys.readouterr().err
+
+    def full(self, *arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert bench("run", "tiny.toml", "--results", "other") == 1
+    err = capsys.readouterr().err
+    assert "cannot write .lock in other" in err
+    assert "Traceback" not in err
 
 
 def completions(here, words):

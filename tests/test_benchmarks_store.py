@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.store import CorruptResultError, Store, StoreBusyError, _seal
+from benchmarks.store import CorruptResultError, Store, StoreBusyError, StoreWriteError, _seal
 from benchmarks.suite import spec_key
 
 SPEC = {"task": {"name": "t"}, "agent": {"label": "a"}, "seed": 0}
@@ -204,3 +205,26 @@ def test_a_lock_is_held_by_one_and_ends_with_it(store):
         pass
     with Store(store.root).lock():
         pass
+
+
+def test_a_lock_that_cannot_be_written_is_a_write_error(store, monkeypatch, tmp_path):
+    def full(self, *arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as then:
+        then.setattr(Path, "mkdir", full)
+        with (
+            pytest.raises(StoreWriteError, match=r"cannot write \.lock in .*No space"),
+            store.lock(),
+        ):
+            pass
+    with pytest.raises(OSError, match="of the body"), store.lock():
+        raise OSError("of the body")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), Store(tmp_path / "file").lock():
+        pass
+
+
+def test_a_file_url_with_a_host_is_refused():
+    with pytest.raises(ValueError, match=r"names the host 'results'.*or simply results/x"):
+        Store("file://results/x")

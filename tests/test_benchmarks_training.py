@@ -106,6 +106,32 @@ def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, b
     assert "2 cells computed, 6 taken" in printed
 
 
+def test_trained_cells_of_an_export_are_verified_where_their_models_are(here, bench, capsys):
+    task = TOML[TOML.index("[[task]]") :]
+    (here / "own.toml").write_text(TOML + task.replace('"tiny"', '"other"').replace("60", "50"))
+    assert bench("run", "own.toml", "--seeds", "1") == 0
+    assert bench("export", "results/own", "own.json.gz") == 0
+    verify = ("verify", "own.json.gz", "--sample", "100", "--json")
+    capsys.readouterr()
+    assert bench(*verify) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["checked"], found["skipped"]) == (8, {})
+    (here / "results/own/models").rename(here / "kept")
+    assert bench(*verify) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["checked"] == 6
+    assert found["skipped"].keys() == {"tiny / PPO", "other / PPO"}
+    assert "--models" in found["skipped"]["tiny / PPO"]
+    plan = make_plan(load_suite("own.toml"))
+    [lost] = [
+        training.path(here / "kept") for training in plan.trainings if training.task == "tiny"
+    ]
+    lost.unlink()
+    assert bench(*verify, "--models", "kept") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["checked"], found["skipped"].keys()) == (7, {"tiny / PPO"})
+
+
 def test_a_training_is_keyed_by_what_decides_it(monkeypatch):
     def key(suite):
         [training] = make_plan(parse_suite("s", suite)).trainings

@@ -155,15 +155,38 @@ def test_tasks_whose_data_are_not_here_are_named_and_left_out(store, monkeypatch
 def test_an_export_is_verified_to_the_digits_it_keeps(store, tmp_path):
     path = tmp_path / "run.json.gz"
     export_run(store, path)
-    assert verify(open_results(path), 100, engine=ENGINE).verified
+    found = verify(open_results(path), 100, engine=ENGINE)
+    assert found.verified
+    assert len(found.checked) == len(PLAN.cells)
 
     def change(record):
         record["metrics"]["mean_queue"] *= 1.001
 
+    def bend(record):
+        record["curve"]["queue"][-1] += 1
+
     tamper(store, PLAN.cells[0], change)
+    tamper(store, PLAN.cells[1], bend)
     export_run(store, path)
     found = verify(open_results(path), 100, engine=ENGINE)
-    assert sum(not checked.verified for checked in found.checked) == 1
+    fields = {c.key: [d["field"] for d in c.differences] for c in found.checked if not c.verified}
+    assert fields.keys() == {cell.key for cell in PLAN.cells[:2]}
+    assert fields[PLAN.cells[0].key] == ["metrics.mean_queue"]
+    [bent] = fields[PLAN.cells[1].key]
+    assert bent.startswith("curve.queue[")
+
+
+def test_the_command_says_how_closely_it_compares(store, tmp_path, bench, capsys):
+    path = tmp_path / "run.json.gz"
+    export_run(store, path)
+    for results, words in (
+        (path, "to the digits that an export keeps"),
+        (store.root, "bit for bit"),
+    ):
+        assert bench("verify", results, "--sample", "1") == 0
+        assert f"came out again, {words}" in capsys.readouterr().out
+        assert bench("verify", results, "--sample", "1", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["compared"] == words
 
 
 def test_the_command_says_what_differs_and_fails(store, bench, capsys):
