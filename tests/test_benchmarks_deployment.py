@@ -14,6 +14,7 @@ from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays
 from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, draw_figure
 from benchmarks.report.page import board_page
+from benchmarks.report.series import heat_map
 from benchmarks.runner import InvalidActionError, run_cell
 from benchmarks.scoring import LUCK_LIMIT, make_board, tidy, violations
 from benchmarks.suite import SuiteError, kind_of, load_suite, parse_suite
@@ -352,6 +353,58 @@ def test_adoption_stands_in_the_row():
     [delay] = [i for i, c in enumerate(DEPLOYMENT.columns) if c.short == "delay"]
     figures = {row.agent: row.figures[delay] for row in board.tasks[0].rows}
     assert figures == {"oracle": 0.0, "a": 50.0, "random": 50.0}
+
+
+def traffic_board(seeds, names):
+    """Agents that ran some seeds, of which each has the LLMs that ``names`` says."""
+    cells = [cell(a, s, 0.5, num_llms=2) for a, own in seeds.items() for s in own]
+    for c in cells:
+        llms, arrival = names[c["spec"]["seed"]]
+        c["traffic"] = {**c["traffic"], "llms": list(llms), "arrival": list(arrival)}
+        served = c["spec"]["seed"] * 10
+        c["traffic"]["served"] = [[served, 50 - served]] * 2
+    return board_of(cells).tasks[0]
+
+
+ODD = {0: (("x", "y"), (0, 50)), 1: (("u", "v"), (50, 0)), 2: (("s", "t"), (0, 0))}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "names", "shown", "averaged"),
+    [
+        # The oracle's first seed is not the agent's.
+        ({"oracle": [0, 1, 2], "a": [1, 2]}, ODD, {"oracle": 1, "a": 1}, 1),
+        (
+            {"oracle": [1, 2], "a": [0, 1], "b": [0, 1, 2]},
+            ODD,
+            dict.fromkeys(("oracle", "a", "b"), 1),
+            1,
+        ),
+        # No seed is everybody's.
+        ({"oracle": [1, 2], "a": [0], "b": [1]}, ODD, {"oracle": 1, "b": 1}, 1),
+        # The same arrivals under other names are another instance.
+        (
+            {"oracle": [0, 1], "a": [1]},
+            {0: (("x", "y"), (0, 50)), 1: (("u", "v"), (0, 50))},
+            {"oracle": 1, "a": 1},
+            1,
+        ),
+        # One instance: all seeds are averaged.
+        ({"oracle": [0, 2], "a": [2]}, dict.fromkeys(range(3), ODD[1]), {"oracle": 1, "a": 2}, 2),
+    ],
+)
+def test_a_heat_map_shows_one_instance_under_its_own_names(seeds, names, shown, averaged):
+    traffic = heat_map(traffic_board({"random": seeds["oracle"], **seeds}, names))
+    llms, arrival = names[shown["oracle"]]
+    order = np.argsort(arrival, kind="stable")
+    assert traffic.names == tuple(llms[llm] for llm in order)
+    assert set(traffic.shares) - {"random"} == set(shown)
+    for label, seed in shown.items():
+        share = np.array([seed * 10, 50 - seed * 10])[order] / 50
+        np.testing.assert_allclose(traffic.shares[label][:, 0], share)
+    late = np.array(arrival)[order] > 0
+    assert traffic.absent[:, 0].tolist() == late.tolist()
+    assert traffic.seeds == averaged
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ them to the browser.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -209,18 +210,18 @@ class HeatMap(NamedTuple):
 def heat_map(task: TaskBoard) -> HeatMap | None:
     """Return the traffic of a deployment task, agents in the order of its rows, oracle first."""
     order = [row.agent for row in task.rows if row.agent not in REFERENCES]
-    runs = {
-        label: _runs(task.traffic[label])
-        for label in ("oracle", *order, "random")
-        if task.traffic.get(label)
-    }
+    runs = _runs(
+        {
+            label: task.traffic[label]
+            for label in ("oracle", *order, "random")
+            if task.traffic.get(label)
+        }
+    )
     if not runs:
         return None
     first = next(iter(runs.values()))[0]
     shares = {
-        label: np.mean([run.shares for run in found], axis=0)
-        for label, found in runs.items()
-        if found[0].served.shape == first.served.shape
+        label: np.mean([run.shares for run in found], axis=0) for label, found in runs.items()
     }
     # By the oracle and the best: what weak agents try would crowd out what is worth using.
     best = [shares[label] for label in [*shares][:4]]
@@ -244,11 +245,26 @@ def heat_map(task: TaskBoard) -> HeatMap | None:
     return HeatMap(tuple(names), edges, absent, rows, seeds, bool(others.size))
 
 
-def _runs(traffic: dict[int, Traffic]) -> list[Traffic]:
-    """Return the runs to average: all if every seed has the same LLMs, else the first."""
-    runs = [traffic[seed] for seed in sorted(traffic)]
-    same = all(np.array_equal(run.arrival, runs[0].arrival) for run in runs)
-    return runs if same else runs[:1]
+def _runs(traffic: Mapping[str, Mapping[int, Traffic]]) -> dict[str, list[Traffic]]:
+    """Return the runs of each agent to average; all of them meet the same LLMs at the same time.
+
+    All runs if every seed has the same LLMs. Else those of the lowest seed that all agents have;
+    if they share none, the first agent's lowest, without the agents that lack it.
+    """
+    every = [run for runs in traffic.values() for run in runs.values()]
+    if all(_same_llms(run, every[0]) for run in every):
+        return {label: [runs[seed] for seed in sorted(runs)] for label, runs in traffic.items()}
+    first, *others = (runs.keys() for runs in traffic.values())
+    seed = min(set(first).intersection(*others) or first)
+    return {label: [runs[seed]] for label, runs in traffic.items() if seed in runs}
+
+
+def _same_llms(run: Traffic, other: Traffic) -> bool:
+    """Whether two runs have the same LLMs, arrivals and stages."""
+    return run.llms == other.llms and all(
+        np.array_equal(getattr(run, name), getattr(other, name))
+        for name in ("arrival", "starts", "lengths")
+    )
 
 
 def training_panels(board: Board, section: Section) -> dict[str, Panel]:
