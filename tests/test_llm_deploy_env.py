@@ -366,9 +366,8 @@ def test_nothing_is_answered_before_the_first_reset(cls):
     action = env.action_space.sample()
     with pytest.raises(gym.error.ResetNeeded, match="reset"):
         env.step(action)
-    if cls is LLMDeployEnv:
-        with pytest.raises(gym.error.ResetNeeded, match="reset"):
-            env.action_masks()
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        env.action_masks() if cls is LLMDeployEnv else env.plan(action)
     env.reset(seed=0)
     env.step(action)
 

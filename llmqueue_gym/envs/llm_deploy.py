@@ -653,6 +653,7 @@ class LLMDeployStageEnv(_DeployEnv):
 
         With no LLM to deploy all queries go to LLM 0 and are refused.
         """
+        self._check_ready("plan")
         return stage_plan(action, self.dynamics.available[0], self._task.rules)
 
     def _invalid_stage_action(self, action: Any) -> ValueError:
