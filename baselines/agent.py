@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -270,6 +271,26 @@ def agent_spec(name: str) -> AgentSpec:
         f"{unknown_name('agent', name, known)}; 'module:Class' takes your own, "
         "`llmqueue-bench train` makes RL agents"
     )
+
+
+def check_setting(name: str, value: object, allowed: str) -> None:
+    """Check a numeric setting against an interval such as ``"[0, 1)"``; infinity is never in one.
+
+    Whole numbers: `llmqueue_gym.workloads.pool.check_count`.
+
+    Raises
+    ------
+    ValueError
+        If it is no number of the interval; the message names the setting, the value and what is
+        allowed.
+    """
+    low, high = (float(end) for end in allowed[1:-1].split(","))
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    number: Any = value if real else np.nan
+    above = number > low or (number == low and allowed[0] == "[")
+    below = number < high or (number == high and allowed[-1] == "]")
+    if not (above and below):
+        raise ValueError(f"{name}={value!r} is out of range; use a number in {allowed}")
 
 
 def make_agent(

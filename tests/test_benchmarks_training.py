@@ -183,7 +183,7 @@ def test_without_sb3_what_is_trained_is_skipped_with_the_extra_to_install(monkey
         ({"name": "PPO", "train": {"steps": 9, "seed": -1}}, "seed=-1"),
         ({"name": "PPO", "train": {"steps": 9}, "protocol": "online"}, "not trained before"),
         ({"name": "POP", "train": {"steps": 9}}, "did you mean 'PPO'"),
-        ({"name": "SAC", "train": {"steps": 9}}, "no recipe for LLMQueue-v0"),
+        ({"name": "SAC", "train": {"steps": 9}}, "recipe for LLMQueue-v0 'SAC' is not known"),
     ],
 )
 def test_what_is_wrong_with_a_training_is_named(agent, message):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import DeployProblem, Observation
+from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.base import StageAgent, features
 from llmqueue_gym.core.routing_lp import deploy_opt
 
@@ -49,7 +49,7 @@ class ContextualStageRoute(StageAgent):
     Raises
     ------
     ValueError
-        If the task has no contexts.
+        If the task has no contexts, or a setting is negative.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class ContextualStageRoute(StageAgent):
                 f"context_dim={problem.context_dim}: contextual-StageRoute needs queries with "
                 "contexts (a table instance); use StageRoute or price-aware"
             )
+        check_setting("width", width, "[0, inf)")
+        check_setting("step", step, "[0, inf)")
         self.width, self.step = width, step
         size, dim = problem.num_llms, problem.context_dim + 1
         self._inverse = np.tile(np.eye(dim), (size, 1, 1))  # A_m^-1

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, DeployProblem, Observation
+from baselines.agent import Action, DeployProblem, Observation, check_setting
 from baselines.deployment.base import StageAgent, features
+from llmqueue_gym.workloads.pool import check_count
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +54,7 @@ class ParetoBandit(StageAgent):
     Raises
     ------
     ValueError
-        If ``forgetting`` is not in (0, 1].
+        If ``forgetting`` is not in (0, 1], or another setting negative.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class ParetoBandit(StageAgent):
         forced_pulls: int = 20,
     ) -> None:
         super().__init__(problem, seed)
-        if not 0.0 < forgetting <= 1.0:
-            raise ValueError(f"forgetting={forgetting!r} must lie in (0, 1]; 1 never forgets")
+        check_setting("exploration", exploration, "[0, inf)")
+        check_setting("forgetting", forgetting, "(0, 1]")
+        check_count("forced_pulls", forced_pulls, 0)
         self.exploration, self.forgetting = exploration, forgetting
         self.forced_pulls = forced_pulls
         size, dim = problem.num_llms, problem.context_dim + 1

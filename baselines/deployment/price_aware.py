@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import DeployProblem, Observation
+from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.stageroute import StageRoute
 
 Floats = NDArray[np.float64]
@@ -61,10 +61,8 @@ class PriceAware(StageRoute):
         paced: bool = False,
     ) -> None:
         super().__init__(problem, seed, paced=paced)
-        if not optimism >= 0.0:
-            raise ValueError(f"optimism={optimism!r} must be >= 0")
-        if not prior_plays > 0.0:
-            raise ValueError(f"prior_plays={prior_plays!r} must be > 0")
+        check_setting("optimism", optimism, "[0, inf)")
+        check_setting("prior_plays", prior_plays, "(0, inf)")
         self.shrink = 0.0
         self.optimism = optimism
         self.prior_plays = prior_plays

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines.agent import DeployProblem, Observation
+from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.base import LPAgent, StageAgent
 
 
@@ -72,8 +72,7 @@ class EpsilonFirst(Static):
 
     def __init__(self, problem: DeployProblem, seed: int, epsilon: float = 0.1) -> None:
         super().__init__(problem, seed)
-        if not 0.0 < epsilon <= 1.0:
-            raise ValueError(f"epsilon={epsilon!r} must lie in (0, 1]")
+        check_setting("epsilon", epsilon, "(0, 1]")
         self.probes = math.ceil(epsilon * problem.horizon / problem.num_llms)
 
     def estimates(self, llm: int) -> tuple[float, float]:

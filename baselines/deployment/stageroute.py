@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines.agent import DeployProblem, Observation
+from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.base import LPAgent
+from llmqueue_gym.workloads.pool import unknown_name
 
 
 def confidence_radius(mean: float, plays: int, gamma: float) -> float:
@@ -64,10 +65,10 @@ class StageRoute(LPAgent):
         paced: bool = False,
     ) -> None:
         super().__init__(problem, seed)
-        if gamma is not None and not gamma >= 0.0:
-            raise ValueError(f"gamma={gamma!r} must be >= 0, or None for log(N T / delta)")
+        if gamma is not None:
+            check_setting("gamma", gamma, "[0, inf)")
         if counts not in ("all", "stage"):
-            raise ValueError(f"counts={counts!r} is not known; use 'all' or 'stage'")
+            raise unknown_name("counts", counts, ("all", "stage"))
         self.gamma = theory_gamma(problem) if gamma is None else gamma
         self.paced = paced
         total = problem.budget * problem.horizon

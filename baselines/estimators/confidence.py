@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
 
+from baselines.agent import check_setting
+
 Array = NDArray[np.floating[Any]]
 
 DIRECT_DIM = 64
@@ -47,9 +49,15 @@ class ConfidenceFactors:
     dtype : {"float64", "float32"}
         Storage of the factors. Single precision halves the memory traffic, which is the cost at
         large d; A_j A_j^T stays positive definite whatever the rounding.
+
+    Raises
+    ------
+    ValueError
+        If ``ridge`` is not positive.
     """
 
     def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
+        check_setting("ridge", ridge, "(0, inf)")
         self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # A_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
         # A_j is C-ordered and BLAS reads it as A_j^T in Fortran order, so ger works in place.

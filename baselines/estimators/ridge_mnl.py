@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
 from scipy.linalg.lapack import dpotrf, dpotri
 
+from baselines.agent import check_setting
+
 Array = NDArray[np.floating[Any]]
 
 MAX_SHIFT = 2.0
@@ -93,6 +95,11 @@ class RidgeMNL:
     dtype : {"float64", "float32"}
         Storage of the history. Single precision halves the memory traffic, which is the cost of
         a slot at large d; contexts come in single precision anyway.
+
+    Raises
+    ------
+    ValueError
+        If ``ridge`` is not positive or ``tolerance`` negative.
     """
 
     def __init__(
@@ -104,6 +111,8 @@ class RidgeMNL:
         tolerance: float = 1e-3,
         dtype: str = "float64",
     ) -> None:
+        check_setting("ridge", ridge, "(0, inf)")
+        check_setting("tolerance", tolerance, "[0, inf)")
         self.ridge = ridge
         self.tolerance = tolerance
         self._dtype = np.dtype(dtype)

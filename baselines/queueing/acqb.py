@@ -6,7 +6,6 @@ Bandits", arXiv 2602.02061.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from baselines.agent import Action, Observation, QueueProblem
+from baselines.agent import Action, Observation, QueueProblem, check_setting
 from baselines.estimators import ConfidenceFactors, OnlineMirrorDescentMNL, RidgeMNL
 from baselines.estimators.confidence import DIRECT_DIM
 from baselines.queueing.base import (
@@ -25,6 +24,7 @@ from baselines.queueing.base import (
     best_pairing,
     newest,
 )
+from llmqueue_gym.workloads.pool import unknown_name
 
 KAPPA = 4.0
 """kappa, the inverse curvature of the logistic function at 0."""
@@ -115,19 +115,13 @@ class ACQB(QueueAgent):
         ridge: float = 1.0,
     ) -> None:
         super().__init__(problem, seed)
-        _require(alpha_coef >= 0, "alpha_coef", alpha_coef, "0 or more")
-        _require(0 <= exploration_rate <= 1, "exploration_rate", exploration_rate, "in [0, 1]")
-        _require(c1 is None or c1 >= 0, "c1", c1, "0 or more, or None")
-        _require(ridge > 0, "ridge", ridge, "positive")
+        check_acqb_settings(estimator, alpha_coef, exploration_rate, c1, ridge)
         size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
         self.estimator: RidgeMNL | OnlineMirrorDescentMNL
         if estimator == "mle":
             self.estimator = RidgeMNL(size, dim, shown, ridge, dtype="float32")
-        elif estimator == "omd":
-            self.estimator = OnlineMirrorDescentMNL(size, dim, shown, ridge)
         else:
-            near = difflib.get_close_matches(str(estimator), ("mle", "omd"), n=1, cutoff=0.0)[0]
-            raise ValueError(f"estimator={estimator!r} is not mle or omd; use {near!r}?")
+            self.estimator = OnlineMirrorDescentMNL(size, dim, shown, ridge)
         # Large factors are read and written at the speed of the memory.
         precision = "float64" if dim <= DIRECT_DIM else "float32"
         self.confidence = ConfidenceFactors(size, dim, ridge, precision)
@@ -178,6 +172,14 @@ class ACQB(QueueAgent):
         )
 
 
-def _require(condition: bool, argument: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{argument}={value!r} is out of range; use a value {expected}")
+def check_acqb_settings(
+    estimator: str, alpha_coef: float, exploration_rate: float, c1: float | None, ridge: float
+) -> None:
+    """Raise the ValueError of a setting of `ACQB` that is out of range or unknown."""
+    if estimator not in ("mle", "omd"):
+        raise unknown_name("estimator", estimator, ("mle", "omd"))
+    check_setting("alpha_coef", alpha_coef, "[0, inf)")
+    check_setting("exploration_rate", exploration_rate, "[0, 1]")
+    if c1 is not None:
+        check_setting("c1", c1, "[0, inf)")
+    check_setting("ridge", ridge, "(0, inf)")

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from baselines.agent import Observation, QueueProblem
-from baselines.queueing.acqb import ACQB
+from baselines.agent import Observation, QueueProblem, check_setting
+from baselines.queueing.acqb import ACQB, check_acqb_settings
 from baselines.queueing.base import Pairing, Served
 from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
-from llmqueue_gym.workloads.pool import OfflineData
+from llmqueue_gym.workloads.pool import OfflineData, check_count
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -175,7 +175,18 @@ def train_projection(
     ------
     ImportError
         If torch is not installed.
+    ValueError
+        If a setting is out of range.
     """
+    for name, value, least in (
+        ("hidden", hidden, 2),
+        ("min_per_llm", min_per_llm, 0),
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        check_count(name, value, least)
+    check_setting("share", share, "(0, 1]")
+    check_setting("held_out", held_out, "[0, 1)")
     try:
         import torch
     except ImportError as error:
@@ -308,17 +319,7 @@ class ACQBCL(ACQB):
         c1: float | None = None,
         ridge: float = 1.0,
     ) -> None:
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"share={share!r} is out of range; use a value in (0, 1]")
-        if not 0.0 <= held_out < 1.0:
-            raise ValueError(f"held_out={held_out!r} is out of range; use a value in [0, 1)")
-        for name, value, least in (
-            ("hidden", hidden, 2),
-            ("min_per_llm", min_per_llm, 0),
-            ("epochs", epochs, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+        check_acqb_settings(estimator, alpha_coef, exploration_rate, c1, ridge)
         projection = train_projection(
             offline_data(problem, "ACQB-CL"),
             hidden=hidden,

@@ -5,7 +5,6 @@ They bound every table from below and tell what scheduling alone is worth.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from baselines.agent import Observation, QueueProblem
 from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
+from llmqueue_gym.workloads.pool import unknown_name
 
 Rule = TypeVar("Rule")
 
@@ -96,6 +96,5 @@ class Scheduled(QueueAgent):
 
 def _pick(argument: str, name: str, rules: dict[str, Rule]) -> Rule:
     if name not in rules:
-        near = difflib.get_close_matches(str(name), rules, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{argument}={name!r} is not one of {', '.join(rules)}; use {near!r}?")
+        raise unknown_name(argument, name, rules)
     return rules[name]

@@ -10,7 +10,7 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Observation, QueueProblem
+from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.estimators import RidgeRegression
 from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, top_llms
 
@@ -59,12 +59,18 @@ class LinUCB(_LinearAgent):
         Width of the confidence bound.
     ridge : float
         Weight of the identity in V_j.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
         self, problem: QueueProblem, seed: int, alpha: float = 0.5, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge)
+        check_setting("alpha", alpha, "[0, inf)")
         self.alpha = alpha
 
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
@@ -85,12 +91,18 @@ class LinTS(_LinearAgent):
         Standard deviation v of the sample.
     ridge : float
         Weight of the identity in V_j.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
         self, problem: QueueProblem, seed: int, scale: float = 0.5, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge)
+        check_setting("scale", scale, "[0, inf)")
         self.scale = scale
 
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:

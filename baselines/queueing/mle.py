@@ -11,7 +11,7 @@ import math
 import numpy as np
 from scipy.special import expit
 
-from baselines.agent import Observation, QueueProblem
+from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.estimators import ConfidenceFactors, RidgeMNL
 from baselines.queueing.acqb import confidence_radius
 from baselines.queueing.base import (
@@ -43,15 +43,14 @@ class GreedyMLE(QueueAgent):
     Raises
     ------
     ValueError
-        If ``epsilon`` is no probability.
+        If ``epsilon`` is no probability, or ``ridge`` not positive.
     """
 
     def __init__(
         self, problem: QueueProblem, seed: int, epsilon: float = 0.0, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed)
-        if not 0 <= epsilon <= 1:
-            raise ValueError(f"epsilon={epsilon!r} is no probability; use a value in [0, 1]")
+        check_setting("epsilon", epsilon, "[0, 1]")
         self.epsilon = epsilon
         size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
         self.estimator = RidgeMNL(size, dim, shown, ridge, dtype="float32")
@@ -95,14 +94,18 @@ class CQBOpt(GreedyMLE):
         Tuning factor of beta_t.
     ridge : float
         lambda_0 of the estimator and of V_j.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
         self, problem: QueueProblem, seed: int, beta_coef: float = 0.03, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge=ridge)
-        if beta_coef < 0:
-            raise ValueError(f"beta_coef={beta_coef!r} is negative; use 0 or more")
+        check_setting("beta_coef", beta_coef, "[0, inf)")
         self.beta_coef = beta_coef
         self.confidence = ConfidenceFactors(problem.num_llms, problem.context_dim, ridge)
 
@@ -157,6 +160,11 @@ class CQBEta2(CQBOpt):
         Tuning factor of beta_t.
     ridge : float
         lambda_0 of the estimator and of V_j.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
@@ -169,8 +177,8 @@ class CQBEta2(CQBOpt):
         ridge: float = 1.0,
     ) -> None:
         super().__init__(problem, seed, beta_coef, ridge)
-        if not 0 < slack <= 1:
-            raise ValueError(f"slack={slack!r} is out of range; use a value in (0, 1]")
+        check_setting("slack", slack, "(0, 1]")
+        check_setting("cutoff", cutoff, "[0, inf)")
         horizon = problem.horizon
         self.slack = slack
         self._first = math.ceil(math.sqrt(horizon))  # tau_1

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from baselines.agent import Observation, QueueProblem
+from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, best_pairing
-from llmqueue_gym.workloads.pool import OfflineData, unknown_name
+from llmqueue_gym.workloads.pool import OfflineData, check_count, unknown_name
 
 Floats = NDArray[np.float64]
 Predict = Callable[[Floats], Floats]
@@ -116,11 +116,9 @@ class OfflineRouter(QueueAgent):
         }
         if predictor not in fits:
             raise unknown_name("predictor", predictor, fits)
-        for name, value in (("neighbours", neighbours), ("trees", trees)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if not inverse_ridge > 0:
-            raise ValueError(f"inverse_ridge={inverse_ridge!r} must be positive")
+        check_count("neighbours", neighbours)
+        check_count("trees", trees)
+        check_setting("inverse_ridge", inverse_ridge, "(0, inf)")
         data = offline_data(problem, f"offline-{predictor}")
         contexts, rates = data.contexts.astype(np.float64), expit(data.utilities)
         try:

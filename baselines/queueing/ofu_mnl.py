@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from baselines.agent import Observation, QueueProblem
+from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.estimators import OnlineMirrorDescentMNL
 from baselines.queueing.base import Pairing, QueueAgent, Served, best_pairing
 
@@ -29,14 +29,18 @@ class OFUMNLPlus(QueueAgent):
         Tuning factor of beta_t.
     ridge : float
         Weight of the identity in H, lambda.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
         self, problem: QueueProblem, seed: int, beta_coef: float = 0.05, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed)
-        if beta_coef < 0:
-            raise ValueError(f"beta_coef={beta_coef!r} is negative; use 0 or more")
+        check_setting("beta_coef", beta_coef, "[0, inf)")
         size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
         self.estimator = OnlineMirrorDescentMNL(size, dim, shown, ridge)
         self._scale = beta_coef * math.sqrt(dim) * math.log(shown + 1)

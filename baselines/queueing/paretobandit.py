@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Observation, QueueProblem
+from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.queueing.base import Pairing, QueueAgent, Served
 
 
@@ -56,10 +56,10 @@ class ParetoBanditRouter(QueueAgent):
                 'pip install "llmqueue_gym[data]"'
             ) from error
         prices = [1.0] * problem.num_llms if prices is None else list(prices)
-        if len(prices) != problem.num_llms or min(prices) <= 0:
-            raise ValueError(
-                f"prices={prices!r} must hold one positive price per LLM, {problem.num_llms}"
-            )
+        if len(prices) != problem.num_llms:
+            raise ValueError(f"prices={prices!r} must hold one price per LLM, {problem.num_llms}")
+        for llm, price in enumerate(prices):
+            check_setting(f"prices[{llm}]", price, "(0, inf)")
         logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
         self._names = [f"llm-{j}" for j in range(problem.num_llms)]
         self._router: Any = BanditRouter.create(

@@ -18,10 +18,11 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.utils import configure_logger, obs_as_tensor
 
-from baselines.agent import Action, Agent, Observation, QueueProblem
+from baselines.agent import Action, Agent, Observation, QueueProblem, check_setting
 from baselines.queueing.base import FIRST_KEPT
 from baselines.rl.agents import legal_decisions, queue_spaces
 from baselines.rl.networks import MaskableSetPolicy, SetQPolicy
+from llmqueue_gym.workloads.pool import check_count
 from llmqueue_gym.wrappers import assortments
 
 
@@ -129,6 +130,11 @@ class OnlineDQN(_OnlineAgent):
         Transitions per gradient step, and slots between two.
     exploration_fraction, exploration_final_eps : float
         Share of the horizon in which the exploration probability falls from 1, and to what.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
@@ -143,6 +149,12 @@ class OnlineDQN(_OnlineAgent):
         exploration_final_eps: float = 0.01,
     ) -> None:
         super().__init__(problem, seed)
+        check_setting("gamma", gamma, "[0, 1]")
+        check_setting("learning_rate", learning_rate, "(0, inf)")
+        check_count("batch_size", batch_size)
+        check_count("train_freq", train_freq)
+        check_setting("exploration_fraction", exploration_fraction, "(0, 1]")
+        check_setting("exploration_final_eps", exploration_final_eps, "[0, 1]")
         with self._generators:
             self._model = DQN(
                 SetQPolicy,
@@ -201,6 +213,11 @@ class OnlinePPO(_OnlineAgent):
         Slots per update, transitions per gradient step, passes over them.
     gamma, gae_lambda, learning_rate : float
         Discount, lambda of the advantages, step size.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
     """
 
     def __init__(
@@ -215,6 +232,12 @@ class OnlinePPO(_OnlineAgent):
         learning_rate: float = 3e-3,
     ) -> None:
         super().__init__(problem, seed)
+        check_count("n_steps", n_steps, 2)
+        check_count("batch_size", batch_size, 2)  # advantages are scaled by their deviation
+        check_count("n_epochs", n_epochs)
+        check_setting("gamma", gamma, "[0, 1]")
+        check_setting("gae_lambda", gae_lambda, "[0, 1]")
+        check_setting("learning_rate", learning_rate, "(0, inf)")
         with self._generators:
             self._model = MaskablePPO(
                 MaskableSetPolicy,

@@ -5,10 +5,11 @@ Tuned by short runs on instance 0 of the synthetic default at load 0.9, and on `
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from llmqueue_gym.workloads.pool import unknown_name
 
 QUEUE_ENV, STAGE_ENV = "LLMQueue-v0", "LLMDeployStage-v0"
 _NETWORKS = "baselines.rl.networks"
@@ -208,9 +209,5 @@ def recipe(agent: str, env_id: str) -> Recipe:
         known = ", ".join(sorted({env for _, env in RECIPES}))
         raise ValueError(f"env_id={env_id!r} has no recipes; those that have: {known}")
     if agent not in names:
-        near = difflib.get_close_matches(agent, names, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"agent={agent!r} has no recipe for {env_id}{hint} There are: {', '.join(names)}"
-        )
+        raise unknown_name(f"recipe for {env_id}", agent, names)
     return RECIPES[agent, where]
