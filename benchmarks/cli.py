@@ -79,7 +79,7 @@ def _is_of_the_user(error: Exception) -> bool:
     all checks of arguments do. NumPy's or Polars' errors come from other files, or from no
     statement.
     """
-    if isinstance(error, (OSError, UnicodeError)):
+    if isinstance(error, (OSError, UnicodeError, json.JSONDecodeError)):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -374,6 +374,8 @@ class _Remote:
             self._fs, self._base = fsspec.core.url_to_fs(self.url)
         except ValueError as error:
             raise ValueError(f"results={url!r}: {error}") from error
+        except ImportError as error:  # the protocol's package
+            raise ImportError(f"results={url!r}: {error}") from error
 
     def __str__(self) -> str:
         return self.url

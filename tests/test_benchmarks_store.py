@@ -228,3 +228,14 @@ def test_a_lock_that_cannot_be_written_is_a_write_error(store, monkeypatch, tmp_
 def test_a_file_url_with_a_host_is_refused():
     with pytest.raises(ValueError, match=r"names the host 'results'.*or simply results/x"):
         Store("file://results/x")
+
+
+def test_a_protocol_that_is_not_installed_is_named_with_its_url(monkeypatch):
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra `ray`")
+
+    def missing(url):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ImportError, match="results='s3://bucket/x': Install s3fs"):
+        Store("s3://bucket/x")
