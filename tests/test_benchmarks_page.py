@@ -443,16 +443,27 @@ def odd_boards():
     cells = [cell(f"t{k}", a, 0, x, kind=k) for k in kinds for a, x in levels.items()]
     run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
     few = [c for c in cells if c["spec"]["agent"]["label"] != "b"]
+    tagged = [
+        cell(f"t{k}{tag}", a, 0, levels[a], tags=(tag,), kind=k)
+        for k in kinds
+        for tag in ("x", "y")
+        for a in ("oracle", "random", "a")
+    ]
     return {
         "nothing": make_board(run, [], [], [str(i) for i in range(len(cells))]),
         "one seed": make_board(run, cells, [], []),
         "one agent": make_board({**run, "cells": [c["spec"] for c in few]}, few, [], []),
+        "tags of one seed": make_board(
+            {**run, "cells": [c["spec"] for c in tagged]}, tagged, [], []
+        ),
         "no oracle": make_board(run, [c for c in cells if "oracle" not in str(c["spec"])], [], []),
         "no plan": make_board({**run, "cells": []}, [], [], []),
     }
 
 
-@pytest.mark.parametrize("name", ["nothing", "one seed", "one agent", "no oracle", "no plan"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "one seed", "one agent", "tags of one seed", "no oracle", "no plan"]
+)
 def test_a_board_with_little_on_it_is_still_a_page(visit, name):
     board = odd_boards()[name]
     page = visit(html=board_page(board))
