@@ -492,22 +492,35 @@ def agent_code(module: str, agent: str) -> str:
 
 
 def check_agent_code(agent: Mapping[str, Any]) -> None:
-    """Insist on the code that a cell was planned with; ``agent`` is part of its identity.
+    """Insist on the code, and a class's own model file, that a cell was planned with.
+
+    Parameters
+    ----------
+    agent : Mapping[str, Any]
+        The ``agent`` of a cell's identity.
 
     Raises
     ------
     SuiteError
-        If the code of an agent from elsewhere has changed since, or is another here.
+        If the code of an agent from elsewhere, or the file its class names, is another here.
     """
     from baselines.agent import agent_spec
+    from baselines.models import training_facts
 
-    if (planned := agent.get("code")) is None:
+    if "code" not in agent:
         return
-    name = agent["name"]
-    if agent_code(agent_spec(name).target.partition(":")[0], name) != planned:
+    name, changed = agent["name"], ""
+    spec = agent_spec(name)
+    if agent_code(spec.target.partition(":")[0], name) != agent["code"]:
+        changed = "code"
+    elif "training" in agent:
+        brought = getattr(spec.load(), "model", None)
+        if brought is None or training_facts(brought)["sha256"] != agent["training"]["sha256"]:
+            changed = "model file"
+    if changed:
         raise SuiteError(
-            f"agent={name!r}: its code here is not that of the plan: it was changed since, or is "
-            "another on this machine; the same command plans its cells anew"
+            f"agent={name!r}: its {changed} here is not that of the plan: it was changed since, or "
+            "is another on this machine; the same command plans its cells anew"
         )
 
 

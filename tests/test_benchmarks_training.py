@@ -281,6 +281,8 @@ def test_a_model_replaced_after_planning_is_not_played(here, bench):
 
 
 def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch, bench):
+    from benchmarks.runner import run_cell
+
     assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     (here / "own_agents.py").write_text(
         "from baselines.rl import TrainedQueueAgent\n"
@@ -291,6 +293,9 @@ def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch, bench
     [cell, _] = [cell for cell in make_plan(suite).cells if "Mine" in cell.spec["agent"]["name"]]
     assert cell.spec["protocol"] == "pretrained"
     assert cell.spec["agent"]["training"]["steps"] == 1024
+    assert train(bench, "--steps", "1100", "--out", "mine.zip") == 0
+    with pytest.raises(SuiteError, match="its model file here is not that of the plan"):
+        run_cell(cell.spec, cell.kwargs, cell.model)
 
 
 @pytest.mark.parametrize(
