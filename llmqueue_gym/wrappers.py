@@ -171,6 +171,30 @@ class DiscreteActionsVector(VectorWrapper[Any, Any, Any, Any, Any]):
         return self._decisions.mask(self.env.action_masks())  # type: ignore[attr-defined]
 
 
+def previous_decision(
+    contexts: NDArray[Any], action: NDArray[Any], served: bool, num_llms: int
+) -> dict[str, NDArray[Any]]:
+    """Return what `PreviousDecision` adds to the observation that follows a decision.
+
+    Parameters
+    ----------
+    contexts : ndarray of float32, shape (W, d)
+        Contexts of the visible queries when it was made.
+    action : ndarray of int, shape (1 + K,)
+        Slot and LLMs.
+    served : bool
+        Whether there was a query to serve.
+    num_llms : int
+        Number of LLMs, N.
+    """
+    llms = np.zeros(num_llms, dtype=np.int8)
+    llms[action[1:]] = served
+    return {
+        "previous_context": contexts[action[0]] * np.float32(served),
+        "previous_llms": llms,
+    }
+
+
 class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """LLMQueue-v0 that also shows the query served in the slot before and the LLMs it was shown.
 
@@ -201,29 +225,23 @@ class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         gym.Wrapper.__init__(self, env)
         self.observation_space = _with_previous(env.observation_space, env.action_space)
         self._contexts: NDArray[Any] = np.zeros(0)
+        self._num_llms = _shape(self.observation_space, "previous_llms")[0]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; nothing was decided yet."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._with(observation, None), info
+        self._contexts = observation["contexts"].copy()
+        nothing = np.zeros(1, dtype=np.int64)
+        return observation | previous_decision(self._contexts, nothing, False, self._num_llms), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Serve one query and remember which."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        chosen = np.asarray(action) if info["served"] else None
-        return self._with(observation, chosen), float(reward), terminated, truncated, info
-
-    def _with(self, observation: dict[str, Any], action: Ints | None) -> dict[str, Any]:
-        space: Any = self.observation_space
-        context = np.zeros(space["previous_context"].shape, dtype=np.float32)
-        llms = np.zeros(space["previous_llms"].shape, dtype=np.int8)
-        if action is not None:
-            context[:] = self._contexts[action[0]]
-            llms[action[1:]] = 1
+        own = previous_decision(self._contexts, np.asarray(action), info["served"], self._num_llms)
         self._contexts = observation["contexts"].copy()
-        return {**observation, "previous_context": context, "previous_llms": llms}
+        return observation | own, float(reward), terminated, truncated, info
 
 
 class PreviousDecisionVector(VectorWrapper[Any, Any, Any, Any, Any]):

@@ -365,6 +365,15 @@ def test_static_never_changes_its_deployment() -> None:
     assert dynamics.count[0, 5:].sum() == 0
 
 
+def test_static_replaces_an_llm_by_the_earliest_not_by_index() -> None:
+    agent: Any = make_agent("static", problem(max_deployed=1), 0)
+    deployed = []
+    for arrived in ([0, 0, 1], [0, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 1]):
+        agent.act(observe(arrived=np.array(arrived, dtype=np.int8)))
+        deployed.append(agent.deployed)
+    assert deployed == [[2], [2], [2], [1], [2]]
+
+
 # ----------------------------------------------------------------------------- every agent
 
 

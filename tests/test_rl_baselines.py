@@ -38,7 +38,7 @@ from baselines.rl.networks import (
     SetQPolicy,
 )
 from llmqueue_gym.sb3 import make_vec_env
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecision
 
 PROBLEM = QueueProblem(
     num_llms=3, assortment_size=2, context_dim=5, window=6, arrival_rate=0.5, horizon=60
@@ -302,6 +302,8 @@ def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -
     assert len({len(values) for values in card["curve"].values()}) == 1
     if env_id == "LLMQueue-v0":
         env = gym.make("LLMQueue-v0", max_episode_steps=60, **QUEUE)
+        if name == "RecurrentPPO":
+            env = PreviousDecision(env)
         agent: Any = make_agent(str(out), PROBLEM, 0)
     else:
         env = gym.make("LLMDeploy-v0", horizon=60, **STAGE)
@@ -318,6 +320,9 @@ def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -
         elif name == "MaskablePPO":
             assert info["served"] == bool(observation["queue_length"][0])
         agent.update(observation, action, float(reward), following, info)
+        if name == "RecurrentPPO":  # what it keeps in mind is what the wrapper shows
+            for key, value in agent._previous.items():
+                np.testing.assert_array_equal(value, following[key])
         observation = following
 
 
@@ -410,6 +415,10 @@ def test_bad_arguments_name_the_fix(tmp_path: Path) -> None:
         recipe("PPO", "CartPole-v1")
     with pytest.raises(ValueError, match=r"must end in \.zip"):
         train("PPO", "LLMQueue-v0", steps=10, out=tmp_path / "model")
+    for bad in ({"num_envs": 0}, {"horizon": 0}, {"num_envs": -1}, {"horizon": 2.5}):
+        [(name, value)] = bad.items()
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            train("PPO", "LLMQueue-v0", QUEUE, steps=9, out=tmp_path / "model.zip", **bad)
     with pytest.raises(ValueError, match="steps=0"):
         train("PPO", "LLMQueue-v0", steps=0, out=out)
     with pytest.raises(ValueError, match="load=2"):

@@ -30,8 +30,13 @@ class Static(LPAgent):
     """The first M_max LLMs for ever, routed by RouteOPT on their mean reward and cost.
 
     An LLM without plays counts as the best and cheapest, reward 1 and cost c1, so each is tried.
-    A deployed LLM that is gone at an update point is replaced by the earliest one there.
+    A deployed LLM that is gone at an update point is replaced by the one there that was first seen
+    earliest, by index among those first seen at the same update point.
     """
+
+    def __init__(self, problem: DeployProblem, seed: int) -> None:
+        super().__init__(problem, seed)
+        self._seen: dict[int, None] = {}  # in the order first seen at an update point
 
     def estimates(self, llm: int) -> tuple[float, float]:
         """Return mean reward and cost, optimistic before the first play."""
@@ -42,9 +47,10 @@ class Static(LPAgent):
     def select(
         self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]
     ) -> list[int]:
-        """Keep what is deployed; fill up by index, which is the order of arrival."""
+        """Keep what is deployed; fill up in the order of arrival."""
+        self._seen.update(dict.fromkeys(arrived))
         kept = [llm for llm in self.deployed if llm in arrived]
-        fresh = [llm for llm in arrived if llm not in kept]
+        fresh = [llm for llm in self._seen if llm in arrived and llm not in kept]
         return (kept + fresh)[: self.problem.max_deployed]
 
 

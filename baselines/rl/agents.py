@@ -23,7 +23,7 @@ from baselines.models import OWN_FILES, read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
 from llmqueue_gym.core.deployment import DeploymentRules, stage_plan, stage_schedule
-from llmqueue_gym.wrappers import assortments
+from llmqueue_gym.wrappers import assortments, previous_decision
 
 _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
 
@@ -108,11 +108,10 @@ class TrainedQueueAgent(Agent):
         info: Mapping[str, Any],
     ) -> None:
         """Remember what was decided, for a recurrent policy; no weight changes."""
-        served = float(observation["waiting"][action[0]])
-        llms = np.zeros(self.problem.num_llms, dtype=np.int8)
-        llms[action[1:]] = served
-        context = observation["contexts"][action[0]] * np.float32(served)
-        self._previous = {"previous_context": context, "previous_llms": llms}
+        served = bool(observation["waiting"][action[0]])
+        self._previous = previous_decision(
+            observation["contexts"], action, served, self.problem.num_llms
+        )
 
 
 class TrainedDeployAgent(DeployAgent):

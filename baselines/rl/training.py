@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from baselines.models import CARD, FORMAT, read_card
 from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
+from llmqueue_gym.workloads.pool import check_count
 from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecisionVector
 
 _CURVE_POINTS = 100
@@ -124,8 +125,15 @@ def train(
         training.
     """
     path, used = Path(out), recipe(agent, env_id)
+    _check(
+        path,
+        steps=steps,
+        checkpoint_every=checkpoint_every,
+        horizon=horizon,
+        num_envs=num_envs,
+        threads=threads,
+    )
     card = _new_card(used, dict(kwargs or {}), horizon, seed, num_envs, dict(settings or {}))
-    _check(path, steps, checkpoint_every)
     before = _earlier(path, card, resume)
     if before is not None:
         card = before
@@ -188,7 +196,7 @@ def _new_card(
         "kwargs": kwargs,
         "horizon": horizon,
         "seed": seed,
-        "num_envs": num_envs or used.num_envs,
+        "num_envs": used.num_envs if num_envs is None else num_envs,
         "settings": {**used.settings, **settings},
         "steps": 0,
         "seconds": 0.0,
@@ -204,12 +212,12 @@ def _curves(env_id: str) -> tuple[str, ...]:
     return ("reward", "queue") if env_id == QUEUE_ENV else ("reward",)
 
 
-def _check(path: Path, steps: int, checkpoint_every: int) -> None:
+def _check(path: Path, **counts: int | None) -> None:
     if path.suffix != ".zip":
         raise ValueError(f"out={str(path)!r} must end in .zip")
-    for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every)):
-        if value < 1:
-            raise ValueError(f"{name}={value!r} must be at least 1")
+    for name, value in counts.items():
+        if value is not None:
+            check_count(name, value)
 
 
 def _earlier(path: Path, card: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -233,7 +241,8 @@ def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
     arguments = {**card["kwargs"], **used.env}
     if used.env_id == QUEUE_ENV:
         episode = used.episode or gym.spec(QUEUE_ENV).max_episode_steps or 1
-        arguments["max_episode_steps"] = min(episode, card["horizon"] or episode)
+        horizon = card["horizon"]
+        arguments["max_episode_steps"] = episode if horizon is None else min(episode, horizon)
         wrapper: Callable[[Any], Any] = _recalling if used.recalls else DiscreteActionsVector
     else:
         if card["horizon"] is not None:
