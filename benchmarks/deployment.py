@@ -54,9 +54,11 @@ class Recorder:
         """Need nothing of the truth before the action is played."""
 
     def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
-        """Note what came of it, before the agent is told."""
+        """Note what came of it, before the agent is told (of the reward perhaps much later)."""
         money = info["cost"] + info["switching_cost"]
-        self._rows.append((info["llm"], info["reward"], info["ledger_reward"], money))
+        dynamics = self._dynamics
+        earned = float(dynamics.total_reward), float(dynamics.ledger_score)
+        self._rows.append((info["llm"], *earned, money))
 
     def result(self) -> dict[str, Any]:
         """Return ``metrics``, the cumulative sums of the learning curve, and the ``traffic``.
@@ -65,11 +67,12 @@ class Recorder:
         true means of the chosen LLMs: the same in expectation, with less noise.
         """
         dynamics = self._dynamics
-        llm, reward, ledger, money = np.array(self._rows).T
+        llm, total, ledger, money = np.array(self._rows).T
         instance, rules = dynamics.instance(), dynamics.rules
         answered = llm.astype(np.int64)
         # A table's rewards have no noise to take out: the row decides.
-        promised = reward if instance.table is not None else _promised(instance, answered)
+        drawn = np.diff(total, prepend=0.0)
+        promised = drawn if instance.table is not None else _promised(instance, answered)
         best = fluid_values(instance, rules)
         budget = rules.budget * rules.horizon
         return {
@@ -94,7 +97,7 @@ class Recorder:
                 else luck(float(dynamics.total_reward), promised),
             },
             "curve": {
-                "ledger": np.cumsum(ledger),
+                "ledger": ledger,
                 "spend": np.cumsum(money) / budget,
                 "regret": np.cumsum(best - promised),
             },

@@ -123,6 +123,22 @@ def test_the_curve_ends_at_the_horizon_with_the_totals(label):
     assert (np.diff(curve["ledger"]) >= 0).all()
 
 
+@pytest.mark.parametrize("source", ["synthetic", "paretobandit"])
+def test_the_curve_counts_rewards_that_the_agent_sees_late_or_never(source):
+    if source == "paretobandit":
+        pytest.importorskip("pareto_bandit", reason="the table comes with the extra data")
+    kwargs = {"instance": {"source": source}, "num_stages": 4, "max_deployed": 3}
+    delayed = {**TASK, "horizon": 200, "kwargs": {**kwargs, "reward_delay": 150}}
+    plan = make_plan(parse_suite("s", {"seeds": 1, "agents": ["static"], "task": [delayed]}))
+    for cell in plan.cells:
+        late = run_cell(cell.spec, cell.kwargs)
+        assert late["curve"]["ledger"][-1] == pytest.approx(200 * late["metrics"]["ledger"])
+        if cell.spec["agent"]["label"] == "random":  # it does not learn
+            at_once = run_cell(cell.spec, {**cell.kwargs, "reward_delay": 0})
+            assert late["metrics"] == at_once["metrics"]
+            assert late["curve"] == at_once["curve"]
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_a_stages_shares_sum_to_1_and_keep_the_throughput(label):
     result = play(label)
