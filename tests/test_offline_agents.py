@@ -14,11 +14,11 @@ from scipy.special import expit, logit
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines import QueueProblem, make_agent, registered_agents
 from baselines.estimators.confidence import DIRECT_DIM
+from baselines.queueing.base import Remembered
 from baselines.queueing.contrastive import (
     NEGATIVES,
     TEMPERATURE,
     Projection,
-    RememberedProjection,
     contrastive_loss,
     profiles,
     train_projection,
@@ -292,7 +292,7 @@ def test_the_projection_is_the_network_and_has_unit_norm():
 def test_a_query_is_projected_once_and_the_ellipsoids_know_it_again(monkeypatch):
     data, _ = clustered(dim=70)
     agent = make_agent("ACQB-CL", task(data, 2), 0, epochs=0, exploration_rate=0.0)
-    assert agent.projection.dim > DIRECT_DIM
+    assert agent.projection.model.dim > DIRECT_DIM
     projected, known = [], []
     project, shrink = Projection.__call__, agent.confidence.update
 
@@ -316,16 +316,16 @@ def test_a_query_is_projected_once_and_the_ellipsoids_know_it_again(monkeypatch)
     assert all(known)
 
 
-def test_remembered_projections_are_the_projection_and_bounded(monkeypatch):
+def test_what_is_remembered_is_what_the_model_says_and_bounded(monkeypatch):
     data, _ = clustered(dim=70)
     projection = train_projection(data, epochs=0)
-    monkeypatch.setattr("baselines.queueing.contrastive.MAX_REMEMBERED", 10)
-    remembered = RememberedProjection(projection)
+    monkeypatch.setattr("baselines.queueing.base.MAX_REMEMBERED", 10)
+    remembered = Remembered(projection)
     for start in [*range(0, 100, 3), 0]:
         contexts = data.contexts[start : start + 7]
         np.testing.assert_allclose(remembered(contexts), projection(contexts), atol=1e-6)
         np.testing.assert_array_equal(remembered(contexts), remembered(contexts.copy()))
-        assert len(remembered.known) <= 10 + 7
+        assert len(remembered._rows) <= 10 + 7
 
 
 def test_training_leaves_the_global_generator_alone():

@@ -6,7 +6,7 @@ An agent chooses a waiting query (a slot of the visible queue) and K distinct LL
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -19,6 +19,10 @@ Contexts = NDArray[np.floating[Any]]
 
 FIRST_KEPT = 2
 """``feedback`` of LLM 0's answer being kept; 1 is a retrial, 0 nothing served."""
+
+
+MAX_REMEMBERED = 4096
+"""Queries beyond which `Remembered` forgets those that do not wait."""
 
 
 class Served(NamedTuple):
@@ -78,6 +82,30 @@ class QueueAgent(Agent):
 
     def learn(self, served: Served) -> None:
         """Learn from one served user; agents that do not learn have nothing to do here."""
+
+
+class Remembered:
+    """A frozen model of queries, asked once for a query: later answers are the same bits.
+
+    Parameters
+    ----------
+    model : callable
+        Contexts (n, d) -> one row for each, (n, ...).
+    """
+
+    def __init__(self, model: Callable[[Contexts], NDArray[Any]]) -> None:
+        self.model = model
+        self._rows: dict[bytes, NDArray[Any]] = {}  # context bytes -> row
+
+    def __call__(self, contexts: Contexts) -> NDArray[Any]:
+        """Return the rows of contexts (n, d)."""
+        keys = [context.tobytes() for context in contexts]
+        if len(self._rows) > MAX_REMEMBERED:
+            self._rows = {key: self._rows[key] for key in keys if key in self._rows}
+        new = {key: place for place, key in enumerate(keys) if key not in self._rows}
+        if new:
+            self._rows.update(zip(new, self.model(contexts[list(new.values())]), strict=True))
+        return np.stack([self._rows[key] for key in keys])
 
 
 class AssortmentCycle:

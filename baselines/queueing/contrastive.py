@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.queueing.acqb import ACQB, check_acqb_settings
-from baselines.queueing.base import Pairing, Served
+from baselines.queueing.base import Pairing, Remembered, Served
 from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
 from llmqueue_gym.workloads.pool import OfflineData, check_count
 
@@ -31,9 +31,6 @@ POSITIVE_ABOVE, NEGATIVE_BELOW = 0.7, 0.0
 NEGATIVES = 64
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 3e-4, 1e-4, 1.0
 LAYER_NORM_EPSILON = 1e-5
-
-MAX_REMEMBERED = 4096
-"""Projected queries beyond which those that do not wait are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +69,6 @@ class Projection:
             z = np.hstack([z, np.ones((len(z), 1))]) / np.sqrt(2.0)
         projected: NDArray[np.float32] = z.astype(np.float32)
         return projected
-
-
-class RememberedProjection:
-    """A projection that gives a query the same bits in every slot.
-
-    Single precision rounds by the number of rows of a product, and `ConfidenceFactors` knows a
-    query again by its bits. So a context is projected once, which is also cheaper.
-
-    Parameters
-    ----------
-    projection : Projection
-        What is remembered of it goes with it.
-    """
-
-    def __init__(self, projection: Projection) -> None:
-        self.projection = projection
-        self.dim = projection.dim
-        self.known: dict[bytes, NDArray[np.float32]] = {}
-
-    def __call__(self, contexts: NDArray[Any]) -> NDArray[np.float32]:
-        """Project contexts (n, d) to (n, ``dim``)."""
-        keys = [context.tobytes() for context in contexts]
-        if len(self.known) > MAX_REMEMBERED:
-            self.known = {key: self.known[key] for key in keys if key in self.known}
-        new = {key: row for row, key in enumerate(keys) if key not in self.known}
-        if new:
-            self.known.update(zip(new, self.projection(contexts[list(new.values())]), strict=True))
-        return np.stack([self.known[key] for key in keys])
 
 
 def profiles(utilities: Floats) -> Floats:
@@ -330,9 +299,10 @@ class ACQBCL(ACQB):
             intercept=intercept,
             seed=seed,
         )
-        self.projection = RememberedProjection(projection)
+        # The ellipsoids know a query again by its bits, and rounding depends on the batch.
+        self.projection = Remembered(projection)
         super().__init__(
-            replace(problem, context_dim=self.projection.dim),
+            replace(problem, context_dim=projection.dim),
             seed,
             estimator,
             alpha_coef,

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from baselines.agent import Observation, QueueProblem, check_setting
-from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, best_pairing
+from baselines.queueing.base import (
+    Contexts,
+    Pairing,
+    QueueAgent,
+    Remembered,
+    Served,
+    best_pairing,
+)
 from llmqueue_gym.workloads.pool import OfflineData, check_count, unknown_name
 
 Floats = NDArray[np.float64]
@@ -130,7 +137,9 @@ class OfflineRouter(QueueAgent):
             raise ImportError(
                 f'agent "offline-{predictor}" needs scikit-learn: pip install "llmqueue_gym[data]"'
             ) from error
-        self._known: dict[bytes, Floats] = {}
+        self._rates = Remembered(
+            lambda x: np.clip(self._predict(x.astype(np.float64)), *RATE_BOUNDS)
+        )
         self._retrials: dict[bytes, Floats] = {}  # of the queries that wait, by LLM shown
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
@@ -140,16 +149,14 @@ class OfflineRouter(QueueAgent):
 
     def success_rates(self, contexts: Contexts) -> Floats:
         """Return the expected success rate of every LLM for contexts (Q, d), shape (Q, N)."""
-        keys = [context.tobytes() for context in contexts]
-        new = {key: row for row, key in enumerate(keys) if key not in self._known}
-        if new:
-            rates = self._predict(contexts[list(new.values())].astype(np.float64))
-            self._known.update(zip(new, np.clip(rates, *RATE_BOUNDS), strict=True))
-        rates = np.stack([self._known[key] for key in keys])
-        for row, key in enumerate(keys):
-            if key in self._retrials:
-                rates[row] /= 1.0 + self._retrials[key] / self.strength
-        return np.maximum(rates, RATE_BOUNDS[0] / 10)
+        rates: Floats = self._rates(contexts)
+        if self._retrials:
+            for row, context in enumerate(contexts):
+                counts = self._retrials.get(context.tobytes())
+                if counts is not None:
+                    rates[row] /= 1.0 + counts / self.strength
+        floored: Floats = np.maximum(rates, RATE_BOUNDS[0] / 10)
+        return floored
 
     def learn(self, served: Served) -> None:
         """Remember a retrial as long as the query waits."""
