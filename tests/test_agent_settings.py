@@ -132,3 +132,10 @@ def test_an_interval_holds_what_it_says(
     for value in (*outside, float("nan"), None, "0.5", [0.5], True, 0.5j):
         with pytest.raises(ValueError, match=r"^beta=.* use a number in [\[(]0, "):
             check_setting("beta", value, allowed)
+
+
+def test_minibatches_of_one_transition_are_refused() -> None:
+    pytest.importorskip("sb3_contrib")
+    with pytest.raises(ValueError, match=r"batch_size=10 .* n_steps=21"):
+        make("PPO-online", n_steps=21, batch_size=10)
+    make("PPO-online", n_steps=22, batch_size=10)

@@ -233,7 +233,12 @@ class OnlinePPO(_OnlineAgent):
     ) -> None:
         super().__init__(problem, seed)
         check_count("n_steps", n_steps, 2)
-        check_count("batch_size", batch_size, 2)  # advantages are scaled by their deviation
+        check_count("batch_size", batch_size, 2)
+        if n_steps % batch_size == 1:  # advantages are scaled by their standard deviation
+            raise ValueError(
+                f"batch_size={batch_size!r} leaves one transition of n_steps={n_steps!r} alone; "
+                "use one that divides it"
+            )
         check_count("n_epochs", n_epochs)
         check_setting("gamma", gamma, "[0, 1]")
         check_setting("gae_lambda", gae_lambda, "[0, 1]")
