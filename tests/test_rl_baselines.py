@@ -685,3 +685,19 @@ def test_a_stage_policy_earns_the_same_query_by_query(tmp_path: Path) -> None:
         staged += float(reward)
     assert total == pytest.approx(staged)
     assert info["spend"] == pytest.approx(stage_info["spend"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nonsense": 1}, "setting of PPO 'nonsense'"),
+        ({"batch_size": 0}, "'batch_size': 0.*refused by PPO"),
+        ({"learning_rate": "fast"}, "'learning_rate': 'fast'.*refused by PPO"),
+    ],
+)
+def test_settings_that_the_algorithm_refuses_are_named(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_tiny("PPO", "LLMQueue-v0", tmp_path / "x.zip", settings=settings)
+    assert not list(tmp_path.iterdir())

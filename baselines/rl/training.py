@@ -6,6 +6,7 @@ The file is Stable-Baselines3's zip with a card (JSON) of what was trained, on w
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import zipfile
@@ -30,7 +31,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from baselines.models import CARD, FORMAT, read_card
 from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
-from llmqueue_gym.workloads.pool import check_count
+from llmqueue_gym.workloads.pool import check_count, unknown_name
 from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecisionVector
 
 _CURVE_POINTS = 100
@@ -286,20 +287,35 @@ def _shape(env: GymnasiumVecEnv, used: Recipe) -> dict[str, Any]:
 def _algorithm(
     used: Recipe, card: Mapping[str, Any], env: GymnasiumVecEnv, tensorboard: str | Path | None
 ) -> BaseAlgorithm:
-    """Build the algorithm; each session draws from streams of its own."""
+    """Build the algorithm; each session draws from streams of its own.
+
+    Raises
+    ------
+    ValueError
+        If it refuses a setting.
+    """
     stream = np.random.SeedSequence([card["seed"], card["steps"]])
     settings = dict(card["settings"])
     if used.anneal:
         settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
-    algorithm: BaseAlgorithm = load_class(used.algorithm)(
-        load_class(used.policy),
-        VecMonitor(env),
-        policy_kwargs=policy_arguments(used, _shape(env, used)),
-        seed=int(stream.generate_state(1)[0]),
-        tensorboard_log=None if tensorboard is None else str(tensorboard),
-        device="cpu",
-        **settings,
-    )
+    made = load_class(used.algorithm)
+    own = {
+        "policy": load_class(used.policy),
+        "env": VecMonitor(env),
+        "policy_kwargs": policy_arguments(used, _shape(env, used)),
+        "seed": int(stream.generate_state(1)[0]),
+        "tensorboard_log": None if tensorboard is None else str(tensorboard),
+        "device": "cpu",
+    }
+    known = inspect.signature(made).parameters.keys() - own.keys()
+    for name in settings:
+        if name not in known:
+            raise unknown_name(f"setting of {made.__name__}", name, sorted(known))
+    try:
+        algorithm: BaseAlgorithm = made(**own, **settings)
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+        given = card["settings"]
+        raise ValueError(f"settings={given!r} are refused by {made.__name__}: {error}") from error
     return algorithm
 
 
