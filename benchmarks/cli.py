@@ -3,7 +3,6 @@
 Typer and rich come with the ``bench`` extra; they are imported when the command starts.
 """
 
-import dis
 import errno
 import json
 import os
@@ -14,6 +13,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from traceback import extract_tb
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,16 +81,10 @@ def _is_of_the_user(error: Exception) -> bool:
     """
     if isinstance(error, (OSError, UnicodeError, json.JSONDecodeError)):
         return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    root = Path(__file__).resolve().parents[1]
-    own = {root / name for name in ("benchmarks", "baselines", "llmqueue_gym")}
-    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return raised and not own.isdisjoint(Path(code.co_filename).resolve().parents)
+    *_, last = extract_tb(error.__traceback__)
+    own = [Path(__file__).parents[1] / name for name in ("benchmarks", "baselines", "llmqueue_gym")]
+    raised = (last.line or "").startswith("raise ")
+    return raised and any(Path(last.filename).is_relative_to(folder) for folder in own)
 
 
 def _is_of_the_disk(error: Exception) -> bool:
