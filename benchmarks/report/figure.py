@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-from scipy.optimize import isotonic_regression
+from matplotlib.transforms import Bbox
 
 from benchmarks.intervals import Floats
 from benchmarks.kinds import DEPLOYMENT, QUEUEING
@@ -52,6 +52,7 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 _ROWS = 4  # tasks a figure
 _HEAT_AGENTS = 3  # learning agents in a heat map, beside the oracle
 _NAME_HEIGHT = 9.5  # points from one name to the next
+_POINT = 6  # pixels from the middle of a point to its edge
 _PROFILES = 7  # agents with a performance profile: more cannot be told apart
 
 _PAGES = {
@@ -347,25 +348,31 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     tasks = len(standing.tasks)
     kind = standing.section.kind.name
     whose = suite if suite == kind else f"{suite}, {kind}"
-    title = f"{whose}: interquartile mean over {tasks} tasks"
+    title = f"{whose}: interquartile mean over {tasks} task{'s' if tasks > 1 else ''}"
     figure.suptitle(_text(title), fontsize=11)
     _spread(figure, clocks, names)
     return figure
 
 
 def _spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
-    """Move names of points at nearly one height apart, as little as that takes."""
-    if not names:
-        return
+    """Put names beside, above or below their points, where they cover no name and no point."""
     figure.draw_without_rendering()  # only then is it known where the points are
-    names = sorted(names, key=lambda name: name.xy[1])
-    heights = axis.transData.transform([name.xy for name in names])[:, 1] * 72 / figure.dpi
-    steps = _NAME_HEIGHT * np.arange(len(names))
-    apart = isotonic_regression(heights - steps).x + steps
-    bottom, top = axis.get_window_extent().intervaly * 72 / figure.dpi
-    apart = np.clip(apart, bottom + steps, top - steps[::-1])  # inside, however many there are
-    for name, shift in zip(names, apart - heights, strict=True):
-        name.set_position((5, shift))
+    points = axis.transData.transform([name.xy for name in names]) if names else np.zeros((0, 2))
+    taken = [Bbox.from_bounds(x - _POINT, y - _POINT, 2 * _POINT, 2 * _POINT) for x, y in points]
+    rises = _NAME_HEIGHT * np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])
+    places = [("center", 0.0, rise) for rise in rises[1:3]]
+    for rise in rises:
+        places += [("left", 6.0, rise), ("right", -6.0, rise)]
+    places.sort(key=lambda place: abs(place[2]))
+    for name in names:
+        for side, shift, rise in [*places, places[0]]:
+            name.set_horizontalalignment(side)
+            name.set_position((shift, rise))
+            box = name.get_window_extent()
+            free = not any(box.overlaps(other) for other in taken)
+            if free and axis.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1:
+                break
+        taken.append(box)
 
 
 def _score_line(axis: Axes, row: OverallRow, place: float, style: Style) -> None:
