@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -360,6 +360,7 @@ def _spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
     points = axis.transData.transform([name.xy for name in names]) if names else np.zeros((0, 2))
     taken = [Bbox.from_bounds(x - _POINT, y - _POINT, 2 * _POINT, 2 * _POINT) for x, y in points]
     rises = _NAME_HEIGHT * np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])
+    places: list[tuple[Literal["left", "center", "right"], float, float]]
     places = [("center", 0.0, rise) for rise in rises[1:3]]
     for rise in rises:
         places += [("left", 6.0, rise), ("right", -6.0, rise)]
