@@ -178,7 +178,7 @@ def make_plan(
         if reason is not None:
             skipped[task.name] = reason
             continue
-        kind, identity = kind_of(task.env), _task_identity(task)
+        kind, identity = kind_of(task.env), task_identity(task)
         labels = {entry.label for entry in task.agents}
         entries = [AgentEntry(name, label) for label, name in REFERENCE_AGENTS[kind].items()]
         entries += task.agents
@@ -230,7 +230,7 @@ def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
     """
     if reason := _missing_package(task.requires):
         raise SuiteError(f"task {task.name!r}: {reason}")
-    return kwargs_here(_task_identity(task), task.data, data)
+    return kwargs_here(task_identity(task), task.data, data)
 
 
 def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
@@ -295,7 +295,8 @@ def kwargs_here(
     return filled
 
 
-def _task_identity(task: Task) -> dict[str, Any]:
+def task_identity(task: Task) -> dict[str, Any]:
+    """Return what cells store of a task: all that decides a result, and its tags."""
     identity = {
         "name": task.name,
         "env": task.env,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.intervals import REPETITIONS, StratifiedBootstrap, percentile_limits
+from benchmarks.plan import task_identity
 from benchmarks.report.page import board_page
 from benchmarks.runner import curve_steps
 from benchmarks.scoring import PROFILE_THRESHOLDS, make_board
@@ -67,14 +68,7 @@ def made_up_run(name: str, seeds: int) -> tuple[Record, list[Record]]:
     quality: dict[str, float] = {"oracle": 0.0, "random": 1.0}
     cells = []
     for task in suite.tasks:
-        body = {
-            "name": task.name,
-            "env": task.env,
-            "kwargs": dict(task.kwargs),
-            "horizon": task.horizon,
-            "tags": list(task.tags),
-            "headline": task.headline,
-        }
+        body = task_identity(task)
         t = curve_steps(task.horizon)
         steps = np.diff(t, prepend=0)
         for label in (*REFERENCES, *(entry.label for entry in task.agents)):
