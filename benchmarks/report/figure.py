@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox
 
@@ -337,7 +337,17 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
             point = row.decision_us, row.score.value
             clocks.plot(*point, "o", color=colour, label="_")
             offset = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-            names.append(clocks.annotate(_name(row.agent), point, fontsize=8, **offset))
+            line = {
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            }
+            name = clocks.annotate(
+                _name(row.agent), point, fontsize=8, arrowprops=line, zorder=1, **offset
+            )
+            names.append(name)
     clocks.set_xscale("log")
     clocks.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     clocks.xaxis.set_major_formatter(_plain)
@@ -369,7 +379,7 @@ def _spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
         for side, shift, rise in [*places, places[0]]:
             name.set_horizontalalignment(side)
             name.set_position((shift, rise))
-            box = name.get_window_extent()
+            box = Text.get_window_extent(name)  # without the line to the point
             free = not any(box.overlaps(other) for other in taken)
             if free and axis.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1:
                 break
