@@ -35,9 +35,8 @@ class Paired:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values; an interval without a bound has null there."""
-        bounds = self.difference._asdict().items()
-        limits = {name: value if np.isfinite(value) else None for name, value in bounds}
-        return {"first": self.first, "second": self.second, "difference": limits}
+        difference = self.difference.as_json()
+        return {"first": self.first, "second": self.second, "difference": difference}
 
 
 def paired(pairs: Sequence[tuple[float, float]]) -> Paired:

@@ -32,6 +32,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def as_json(self) -> dict[str, float | None]:
+        """Return plain values; what has no bound is None."""
+        return {name: float(x) if np.isfinite(x) else None for name, x in self._asdict().items()}
+
 
 # --- intervals ------------------------------------------------------------------------------------
 

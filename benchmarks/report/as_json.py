@@ -91,5 +91,5 @@ def _task(board: TaskBoard) -> dict[str, Any]:
 
 def _figure(figure: Figure) -> Any:
     if isinstance(figure, Interval):
-        return {name: _figure(value) for name, value in figure._asdict().items()}
+        return figure.as_json()
     return figure if figure is not None and isfinite(figure) else None
