@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, DeployProblem, Observation
+from baselines.agent import Action, DeployProblem
 from benchmarks.queueing import luck
 from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
@@ -46,7 +46,7 @@ class Recorder:
         self._llms: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
         self._rows: list[tuple[int, float, float, float]] = []
 
-    def see(self, observation: Observation) -> bool:
+    def see(self) -> bool:
         """Every query is a decision."""
         return True
 

@@ -5,15 +5,18 @@ See `benchmarks.runner` for the loop; `benchmarks.kinds` says what a report show
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, Observation, QueueProblem
+from baselines.agent import Action, QueueProblem
+from llmqueue_gym.core.queue import QueueDynamics
 from llmqueue_gym.oracles import MyopicOracle
 from llmqueue_gym.workloads.arrivals import dispersion, interarrival_cv
 
@@ -36,7 +39,8 @@ class Trace:
     queue_length : ndarray
         Waiting queries at the end of the slot, Q_t.
     best_rate, departure_rate : ndarray
-        Largest departure rate in the learner's queue and that of its choice, p(x_t, S_t).
+        Largest departure rate in the learner's whole queue, beyond the window too, and that of
+        its choice, p(x_t, S_t).
     departed, retried : ndarray of bool
         What the served user did.
     sojourn : ndarray
@@ -77,49 +81,167 @@ def make_oracle(env: gym.Env[Any, Any]) -> MyopicOracle:
     return MyopicOracle(env)
 
 
+class BrokenLawError(RuntimeError):
+    """A recorded run breaks a law of every queue: there is a bug, or somebody changed the run."""
+
+
+_Query = tuple[float, int, int]  # -p*(x), slot of arrival (at most one arrives a slot), row
+
+
 class Recorder:
-    """Watches a run: the truth before a slot, and what came of it."""
+    """Watches a run: the truth before a slot, and what came of it.
+
+    It keeps the queue in a book of its own and reads nothing that an agent has had in hand. A slot
+    costs O(W + K log K) and amortised O(log Q) for the best of the Q waiting queries, in plain
+    Python.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], horizon: int) -> None:
-        self._dynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
-        self._age: NDArray[Any] = np.zeros(0)
+        dynamics: QueueDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+        self._dynamics = dynamics
+        self._best_rate: list[float] = dynamics.best_rate.tolist()
+        self._window: list[_Query] = []  # the first W in service order
+        self._backlog: deque[_Query] = deque()
+        self._by_rate: list[_Query] = []  # a heap; who left is dropped on coming to its top
+        self._left: set[int] = set()  # slots of arrival of those that left and are in the heap
+        self._served: _Query | None = None
+        self._shown: set[int] = set()
         self.trace = Trace.empty(horizon)
 
-    def see(self, observation: Observation) -> bool:
-        """Look before the agent does; return whether there is anything to decide."""
-        self._age = observation["age"].copy()  # the agent may scribble over what it is given
-        return bool(self._dynamics.queue_length[0])
+    def see(self) -> bool:
+        """Return whether there is anything to decide: somebody waits."""
+        return bool(self._window)
 
     def choose(self, t: int, action: Action) -> None:
         """Rate the action by the truth, before it is played."""
-        self.trace.best_rate[t] = self._dynamics.best_waiting_rate()[0]
-        self.trace.departure_rate[t] = self._dynamics.departure_rate(action[:1], action[None, 1:])[
-            0
-        ]
+        slot, *llms = action.tolist()
+        self._shown = set(llms)
+        self._served = self._window[slot] if slot < len(self._window) else None
+        heap, left = self._by_rate, self._left
+        while heap and heap[0][1] in left:
+            left.remove(heappop(heap)[1])
+        if heap:
+            self.trace.best_rate[t] = -heap[0][0]
+        if self._served is not None:
+            self.trace.departure_rate[t] = self._departure_rate(self._served[2])
+
+    def _departure_rate(self, row: int) -> float:
+        """Return p(x, S), added up from the largest odds as p*(x) is: the best has no regret."""
+        odds, total = self._dynamics.odds.item, 0.0
+        for value in sorted([odds(row, llm) for llm in self._shown], reverse=True):
+            total += value
+        return total / (1.0 + total)
 
     def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
         """Note what came of it, before the agent is told."""
-        trace = self.trace
+        trace, query, departed = self.trace, self._served, info["departed"]
+        served = query is not None
+        kept = info["kept_llm"] in self._shown
+        if (info["served"], departed, info["retried"]) != (served, kept, served and not kept):
+            raise BrokenLawError(
+                f"slot {t + 1}: {dict(info)} is no answer to action {action.tolist()} with "
+                f"{len(self._window)} queries in the window"
+            )
+        if query is not None:
+            self._window.pop(action.item(0))
+            if self._backlog:
+                self._window.append(self._backlog.popleft())
+            if departed:
+                self._left.add(query[1])
+                trace.departed[t], trace.sojourn[t] = True, t + 1 - query[1]
+            else:
+                trace.retried[t] = True
+                self._join(query)
+        if info["arrived"]:
+            row = self._dynamics.tail_query()
+            arrival = -self._best_rate[row], t + 1, row
+            heappush(self._by_rate, arrival)
+            self._join(arrival)
+            trace.arrived[t] = True
         trace.queue_length[t] = info["queue_length"]
-        trace.departed[t], trace.retried[t] = info["departed"], info["retried"]
-        trace.arrived[t] = info["arrived"]
-        trace.sojourn[t] = self._age[action[0]] + 1 if info["departed"] else 0
+
+    def _join(self, query: _Query) -> None:
+        (self._window if len(self._window) < self._dynamics.window else self._backlog).append(query)
 
     def result(self) -> dict[str, Any]:
-        """Return ``metrics`` and the cumulative sums of the learning curve."""
-        instance = {
-            "arrival_rate": float(self._dynamics.arrival_rate[0]),
-            "capacity": float(self._dynamics.capacity[0]),
+        """Return ``metrics`` and the cumulative sums of the learning curve.
+
+        Raises
+        ------
+        BrokenLawError
+            If the run breaks a law of every queue; see `check_laws`.
+        """
+        dynamics, horizon = self._dynamics, self.trace.queue_length.size
+        metrics = {
+            "arrival_rate": float(dynamics.arrival_rate[0]),
+            "capacity": float(dynamics.capacity[0]),
+            **queue_metrics(self.trace, dynamics.window),
         }
-        return {
-            "metrics": {**instance, **queue_metrics(self.trace)},
-            "curve": queue_sums(self.trace),
-        }
+        curve = queue_sums(self.trace)
+        visible = len(self._window)
+        rows, ages = dynamics.window_queries[0][:visible], dynamics.observe_single()["age"]
+        booked = [(row, horizon - arrived) for _, arrived, row in self._window]
+        if booked != list(zip(rows.tolist(), ages[:visible].tolist(), strict=True)):
+            raise BrokenLawError("the window holds other queries at the end than those recorded")
+        waiting = [horizon - arrived for _, arrived, _ in (*self._window, *self._backlog)]
+        check_laws(self.trace, np.array(waiting, dtype=np.int64), metrics, curve)
+        return {"metrics": metrics, "curve": curve}
 
 
-def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
-    """Summary figures of a run.
+def check_laws(
+    trace: Trace,
+    ages: NDArray[np.int64],
+    metrics: Mapping[str, Any],
+    curve: Mapping[str, NDArray[Any]],
+) -> None:
+    """Hold a recorded run against what is true of every queue that starts empty.
 
+    * Conservation, in every slot: Q_t = arrivals - departures so far.
+    * Little's law, exact over a finite horizon: sum_t Q_t = slots spent in the system by those who
+      departed and by those who still wait. Q_t is read after the arrival of slot t, so a query that
+      arrives in slot a and departs in slot e is in Q_a, ..., Q_{e-1}: e - a slots; one that waits
+      at the end has the age T - a and is in T - a + 1 of them.
+    * The curves end at T times the mean queue, and at the routing regret.
+
+    Parameters
+    ----------
+    trace : Trace
+        The run.
+    ages : ndarray of int64
+        Slots since their arrival of the queries that wait at the end.
+    metrics, curve : Mapping
+        What is reported of it.
+
+    Raises
+    ------
+    BrokenLawError
+        If one of them does not hold.
+    """
+    horizon, queue = trace.queue_length.size, trace.queue_length
+    balance = np.cumsum(trace.arrived, dtype=np.int64) - np.cumsum(trace.departed, dtype=np.int64)
+    off = np.flatnonzero(balance != queue)
+    first = int(off[0]) if off.size else horizon - 1
+    slots = int(trace.sojourn.sum()) + int(ages.sum()) + ages.size
+    laws = (
+        (f"arrivals - departures = queue length in slot {first + 1}", balance[first], queue[first]),
+        ("arrivals = departures + waiting", trace.arrived.sum(), trace.departed.sum() + ages.size),
+        ("Little's law: sum of queue lengths = slots spent in the system", queue.sum(), slots),
+        ("end of the queue curve = T x mean", curve["queue"][-1], horizon * metrics["mean_queue"]),
+        (
+            "end of the regret curve = routing regret",
+            curve["regret"][-1],
+            metrics["routing_regret"],
+        ),
+    )
+    for law, left, right in laws:
+        if not np.isclose(left, right, rtol=1e-9, atol=1e-9):
+            raise BrokenLawError(f"a recorded run breaks {law}: {left} is not {right}")
+
+
+def queue_metrics(trace: Trace, window: int) -> dict[str, float | int | None]:
+    """Summary figures of a run that an agent saw through a window of W slots.
+
+    ``backlog_share`` is the share of slots that ended with queries beyond the window.
     ``luck`` is that of the departures, given the departure rates p(x_t, S_t) that were chosen.
     ``arrival_cv`` and ``arrival_dispersion`` (in windows of 100 slots) are the run's burstiness.
     """
@@ -130,6 +252,7 @@ def queue_metrics(trace: Trace) -> dict[str, float | int | None]:
     return {
         "mean_queue": float(queue.mean()),
         "tail_queue": float(queue[-tail:].mean()),
+        "backlog_share": float(np.mean(queue > window)),
         "wait_p95": float(np.percentile(sojourns, 95)) if departures else None,
         "mean_sojourn": float(sojourns.mean()) if departures else None,
         "departures": departures,

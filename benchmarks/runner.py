@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llmqueue_gym
-from baselines.agent import Action, DeployProblem, Observation, QueueProblem, make_agent
+from baselines.agent import Action, DeployProblem, QueueProblem, make_agent
 from benchmarks import deployment, queueing
 from benchmarks.plan import check_agent_code
 from benchmarks.suite import kind_of
@@ -38,9 +38,12 @@ class InvalidActionError(ValueError):
 
 
 class Recorder(Protocol):
-    """Watches a run from outside, with the hidden truth."""
+    """Watches a run from outside, with the hidden truth.
 
-    def see(self, observation: Observation) -> bool:
+    It is given nothing that an agent has had in hand, which the agent may have changed.
+    """
+
+    def see(self) -> bool:
         """Look before the agent does; return whether there is anything to decide."""
         ...
 
@@ -184,17 +187,17 @@ def play(
     Returns
     -------
     ndarray, shape (T,)
-        Nanoseconds of act and update; -1 where there was nothing to decide.
+        Nanoseconds of act and update; -1 where there was nothing to decide. Reading the action
+        is part of act: the work may wait there.
     """
     choices = np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
     update = getattr(policy, "update", None)  # the oracle has nothing to learn
     clock = np.full(horizon, -1, dtype=np.int64)
     for t in range(horizon):
-        deciding = recorder.see(observation)
+        deciding = recorder.see()
         start = perf_counter_ns()
-        chosen = policy.act(observation)
+        action = checked_action(policy.act(observation), choices, label, t, layout)
         spent = perf_counter_ns() - start
-        action = checked_action(chosen, choices, label, t, layout)
         recorder.choose(t, action)
         following, reward, terminated, truncated, info = env.step(action)
         recorder.observe(t, action, info)
@@ -215,22 +218,44 @@ def checked_action(
 ) -> Action:
     """Return an own copy of the agent's action.
 
+    Parameters
+    ----------
+    chosen : object
+        What the agent returned: an integer `numpy.ndarray`, or a list or tuple of whole numbers.
+        Nothing else is taken, nor their subclasses: an object that turns itself into an array can
+        do its work whenever it is asked to.
+    choices : ndarray, shape (D,)
+        Number of choices of every entry.
+    label, step, layout : str, int, str
+        Named in the error.
+
     Raises
     ------
     InvalidActionError
-        If it is no array of whole numbers within ``[0, choices)``.
+        If it is anything else, or not within ``[0, choices)``.
     """
-    try:
-        action = np.array(chosen)
-    except ValueError:  # ragged sequences
-        action = np.empty(0)
-    right = action.shape == choices.shape and action.dtype.kind in "iu"
-    if not right or (action < 0).any() or (action >= choices).any():
+    limits: list[int] = choices.tolist()
+    values = _whole_numbers(chosen)
+    if len(values) != len(limits) or not all(
+        0 <= v < n for v, n in zip(values, limits, strict=True)
+    ):
         raise InvalidActionError(
-            f"agent {label!r} returned {chosen!r} in step {step}; an action is an integer array "
-            f"{layout} of shape {choices.shape} with entries below {choices.tolist()}"
+            f"agent {label!r} returned {chosen!r} in step {step}, a "
+            f"{type(chosen).__name__}; an action is an integer numpy.ndarray, a list or a tuple "
+            f"{layout} of shape {choices.shape} with entries below {limits}"
         )
-    return action.astype(np.int64, copy=False)
+    return np.array(values, dtype=np.int64)
+
+
+def _whole_numbers(chosen: object) -> list[Any]:
+    """Return the entries of an action; none if it is not of the types that are taken."""
+    if type(chosen) is np.ndarray:
+        whole = chosen.dtype.kind in "iu" and chosen.ndim == 1
+        return chosen.tolist() if whole else []
+    if type(chosen) is list or type(chosen) is tuple:
+        whole = all(type(entry) is int or isinstance(entry, np.integer) for entry in chosen)
+        return [int(entry) for entry in chosen] if whole else []
+    return []
 
 
 def learning_curve(sums: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from baselines.agent import Action, Observation
+from baselines.agent import Action
 from benchmarks.plan import Cell, make_plan
 from benchmarks.runner import Recorder, play_cell, set_up
 from benchmarks.suite import Suite, SuiteError, find_task, kind_of
@@ -124,8 +124,8 @@ class _Pacer:
         self._view, self._speed, self._steps, self._draw = view, speed, steps, draw
         self._due = self._next = monotonic()
 
-    def see(self, observation: Observation) -> bool:
-        return bool(self._view.recorder.see(observation))
+    def see(self) -> bool:
+        return bool(self._view.recorder.see())
 
     def choose(self, t: int, action: Action) -> None:
         self._view.before(t, action)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.choice import best_assortment, departure_rate
+from llmqueue_gym.core.choice import best_assortment
 from llmqueue_gym.core.streams import Draws, UniformStreams
 
 Floats = NDArray[np.float64]
@@ -632,19 +632,20 @@ class QueueDynamics:
         """Load rho = lambda / capacity of every lane, shape (B,)."""
         return self.arrival_rate / self.capacity
 
-    def departure_rate(self, slots: Ints, llms: Ints) -> Floats:
-        """Return the true p(x, S) of an action in every lane, 0 for an empty slot; shape (B,)."""
-        shown = np.sort(llms, axis=1)
-        odds = self.odds[self.window_queries[self._lanes, slots][:, None], shown]
-        odds[:, 1:] *= shown[:, 1:] != shown[:, :-1]
-        return departure_rate(odds)
-
-    def best_waiting_rate(self) -> Floats:
-        """Return max p*(x) over the visible queries, 0 where nobody waits; shape (B,)."""
-        return np.asarray(self.best_rate[self.window_queries].max(axis=1))
+    def tail_query(self) -> int:
+        """Return the row of ``contexts`` of the last query of the only lane; somebody waits."""
+        place = self.queue_length.item(0) - 1
+        cells, _, _, _, backlog = self._lane
+        if place < self.window:
+            return int(cells.item(0, place))
+        behind = self._backlog_head.item(0) + place - self.window
+        return int(backlog.item(behind & (len(backlog) - 1), 0))
 
     def best_actions(self) -> tuple[Ints, Ints]:
-        """Return the myopic oracle's action: slots (B,) and LLMs (B, K); ties to the head."""
+        """Return the myopic oracle's action: slots (B,) and LLMs (B, K); ties to the head.
+
+        Of the visible queries: no action reaches the backlog.
+        """
         queries = self.window_queries
         slots = self.best_rate[queries].argmax(axis=1)
         return slots, self.best_llms[queries[self._lanes, slots]]
