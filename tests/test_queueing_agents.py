@@ -21,6 +21,7 @@ import llmqueue_gym  # noqa: F401 - registers the environment
 from baselines import QueueProblem, agent_spec, make_agent, registered_agents
 from baselines.queueing.acqb import (
     ACQB,
+    CQBEps,
     confidence_radius,
     exploration_constant,
     optimistic_samples,
@@ -216,6 +217,36 @@ def test_acqb_default_explores_one_slot_in_a_hundred() -> None:
     assert agent.c1 == exploration_constant(0.01, 0.7, 5000)
 
 
+@pytest.mark.parametrize(("c1", "first"), [(0.7, 0), (2.5, 6), (1e9, 900)])
+def test_cqb_eps_explores_c1_squared_slots_and_then_one_in_root_t(c1: float, first: int) -> None:
+    task = problem(horizon=900)
+    agent = make_agent("CQB-eps", task, 0, c1=c1)
+    assert isinstance(agent, CQBEps)
+    schedule = []
+    for t in range(1, 901):
+        agent.slot_number = t
+        schedule.append(agent.exploration_probability())
+    assert schedule == [1.0] * first + [1 / 30] * (900 - first)
+
+
+@pytest.mark.parametrize("c1", [0.0, 1e9])
+def test_cqb_eps_is_acqb_but_for_the_coin(c1: float) -> None:
+    """With a coin that always comes up, or (T^{-1/2} = 1e-6) never, the two play the same slots."""
+    task = problem(num_llms=5, horizon=10**12)
+    plays = [play(make_agent(name, task, 4, c1=c1), task, 60, 9) for name in ("ACQB", "CQB-eps")]
+    assert plays[0] == plays[1]
+
+
+def test_cqb_eps_explores_only_after_an_arrival() -> None:
+    task = problem(horizon=50)
+    agent = make_agent("CQB-eps", task, 0, c1=1e9)
+    assert isinstance(agent, CQBEps)
+    empty = observe(np.random.default_rng(0), task, 0)
+    for arrived in (True, False, True, False):
+        agent.update(empty, agent.act(empty), 0.0, empty, {"arrived": arrived})
+        assert agent._explore is arrived
+
+
 def test_qucb_exploration_schedule() -> None:
     assert exploration_probability(5, 1) == 0.0
     assert exploration_probability(5, 10) == 1.0
@@ -241,7 +272,7 @@ def test_qucb_serves_the_head_and_settles_on_the_best_llm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("CQB-eps", 100.0), ("CQB-eta-2", 32.0), ("CQB-Opt", 0.0)]
+    ("name", "expected"), [("CQB-eps-ucb", 100.0), ("CQB-eta-2", 32.0), ("CQB-Opt", 0.0)]
 )
 def test_cqb_phases_of_pure_exploration(name: str, expected: float) -> None:
     task = problem(horizon=1000)
@@ -253,7 +284,7 @@ def test_cqb_phases_of_pure_exploration(name: str, expected: float) -> None:
         schedule.append(agent.exploration_probability())
         pure += schedule[-1] == 1.0
     assert pure == expected
-    late = {"CQB-eps": 1000**-0.5, "CQB-eta-2": 0.0, "CQB-Opt": 0.0}[name]
+    late = {"CQB-eps-ucb": 1000**-0.5, "CQB-eta-2": 0.0, "CQB-Opt": 0.0}[name]
     assert schedule[-1] == late
     if name == "CQB-eta-2":
         assert schedule[200] == 0.05

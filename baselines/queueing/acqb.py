@@ -1,7 +1,8 @@
 """ACQB: anytime contextual queueing bandits, with the exact MLE or online mirror descent.
 
 Bae, Son, Lee, "Learning to Route and Schedule LLMs from User Retrials via Contextual Queueing
-Bandits", arXiv 2602.02061.
+Bandits", arXiv 2602.02061. CQB-eps as their repository has it (commit 0b267317) is ACQB with
+another coin.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class ACQB(QueueAgent):
         info: Mapping[str, Any],
     ) -> None:
         """Learn from the answer and toss the coin E_t for the query that just arrived."""
-        coin = self.rng.random() < self.c1 / math.sqrt(self.slot_number + 1.0)
+        coin = self.rng.random() < self.exploration_probability()
         self._explore = bool(coin and info["arrived"])
         super().update(observation, action, reward, next_observation, info)
 
@@ -163,6 +164,10 @@ class ACQB(QueueAgent):
         for llm in served.shown:
             self.confidence.update(llm, served.context)
 
+    def exploration_probability(self) -> float:
+        """Probability eta_t that the coin of the current slot comes up."""
+        return min(1.0, self.c1 / math.sqrt(self.slot_number + 1.0))
+
     def alpha(self) -> float:
         """Scale alpha_t of the Thompson noise."""
         problem = self.problem
@@ -170,6 +175,25 @@ class ACQB(QueueAgent):
         return self.alpha_coef * confidence_radius(
             t, problem.context_dim, problem.assortment_size, self.ridge
         )
+
+
+class CQBEps(ACQB):
+    """CQB-eps as the authors of ACQB run it beside theirs: ACQB with another coin.
+
+    The coin E_t comes up with probability 1 for t <= floor(c1^2) and T^{-1/2} after that, c1 as
+    ACQB's and T the horizon. Everything else is ACQB's: only a query that has just arrived is
+    explored, and the Thompson step chooses in all other slots. So the share of slots explored is
+    about lambda T^{-1/2}, whatever ``exploration_rate``, which sets the first slots alone. The
+    reconstruction of the paper that the name comes from is `baselines.queueing.mle.CQBEpsUCB`.
+
+    Settings are those of `ACQB`.
+    """
+
+    def exploration_probability(self) -> float:
+        """Return 1 up to slot floor(c1^2), T^{-1/2} after it."""
+        if self.slot_number <= math.floor(self.c1**2):
+            return 1.0
+        return 1.0 / math.sqrt(self.problem.horizon)
 
 
 def check_acqb_settings(

@@ -1,6 +1,6 @@
 """Agents on the ridge MNL maximum likelihood estimate: greedy, eps-greedy and the CQB family.
 
-CQB-eps, CQB-Opt: Bae, Kang, Lee, "Queue Length Regret Bounds for Contextual Queueing Bandits",
+CQB-eps-ucb, CQB-Opt: Bae, Kang, Lee, "Queue Length Regret Bounds for Contextual Queueing Bandits",
 ICLR 2026 (arXiv 2601.19300). CQB-eta-2: arXiv 2606.09668.
 """
 
@@ -126,11 +126,13 @@ class CQBOpt(GreedyMLE):
             self.confidence.update(llm, served.context)
 
 
-class CQBEps(CQBOpt):
-    """CQB-eps: tau = T / 10 slots of exploration, then T^{-1/2}-exploration and the UCB rule.
+class CQBEpsUCB(CQBOpt):
+    """CQB-eps reconstructed from its paper (R): much exploration first, then the UCB rule.
 
-    For t <= tau, and after that with probability T^{-1/2}: serve the newest query with the next
-    assortment of a round-robin. Else the upper confidence rule of ``CQBOpt``.
+    For t <= tau = T / 10 (R), and after that with probability T^{-1/2}: serve the newest query with
+    the next assortment of a round-robin, whether or not a query has just arrived. Else the upper
+    confidence rule of ``CQBOpt`` (R). The agent that the authors of ACQB compare with under the
+    name CQB-eps is another: `baselines.queueing.acqb.CQBEps`.
     """
 
     def exploration_probability(self) -> float:
@@ -142,7 +144,7 @@ class CQBEps(CQBOpt):
 class CQBEta2(CQBOpt):
     """CQB-eta-2 (R): tau_1 slots of exploration, eta-exploration and UCB, at last pure UCB.
 
-    For t <= tau_1 = ceil(sqrt(T)) (R): explore as CQB-eps does. Then, up to
+    For t <= tau_1 = ceil(sqrt(T)) (R): explore as ``CQBEpsUCB`` does. Then, up to
     T_c = T - C log T / eps^2, explore with probability eta = eps / 2, else follow the upper
     confidence rule; after T_c only that. eps is the traffic slack.
 
