@@ -20,6 +20,9 @@ FORMAT = 1
 MODELS_VARIABLE = "LLMQUEUE_GYM_MODELS"
 """Environment variable naming the folder of trained agents; ``models`` where it is not set."""
 
+MAX_UNPACKED, MAX_CARD = 2 * 2**30, 16 * 2**20
+"""Bytes that a model file and its card may unpack to."""
+
 OWN_FILES = "a model file decides what it does: load only files of your own"
 
 _AGENTS = {
@@ -64,10 +67,11 @@ def read_card(path: str | Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_sizes(archive)
             card: dict[str, Any] = json.loads(archive.read(CARD))
     except FileNotFoundError:
         raise ValueError(f"model={str(path)!r}: there is no such file") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
         raise ValueError(
             f"model={str(path)!r} is not a model written by baselines.rl.train ({error})"
         ) from error
@@ -81,6 +85,24 @@ def read_card(path: str | Path) -> dict[str, Any]:
         )
     _check_types(path, card["problem"], _SHAPES[card["env_id"]], "problem.")
     return card
+
+
+def check_sizes(archive: zipfile.ZipFile) -> None:
+    """Check what a model file says it unpacks to, before anything of it is read.
+
+    ``zipfile`` itself never unpacks more of an entry than its header states.
+
+    Raises
+    ------
+    ValueError
+        If it is more than `MAX_UNPACKED` bytes, or the card more than `MAX_CARD`.
+    """
+    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    if sum(sizes.values()) > MAX_UNPACKED or sizes.get(CARD, 0) > MAX_CARD:
+        raise ValueError(
+            f"it unpacks to {sum(sizes.values()):,} bytes, its card to {sizes.get(CARD, 0):,}; "
+            f"at most {MAX_UNPACKED:,} and {MAX_CARD:,} are read"
+        )
 
 
 def _check_types(

@@ -5,12 +5,12 @@ See `llmqueue_gym.workloads.arrivals` for the mapping.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.terminal import print_json, say, show_table
 from llmqueue_gym.envs.base import check_float
 from llmqueue_gym.workloads.arrivals import (
     WINDOWS,
@@ -18,6 +18,7 @@ from llmqueue_gym.workloads.arrivals import (
     map_to_slots,
     read_times,
 )
+from llmqueue_gym.workloads.pool import printable
 
 
 def describe_trace(
@@ -64,16 +65,14 @@ def show_trace(
     """Print what `describe_trace` finds."""
     found = describe_trace(str(path), rate, column, unit)
     if as_json:
-        text = json.dumps(found, indent=2)
-        print(text.replace("NaN", "null"))
+        print_json(found)
         return
-    from rich.console import Console
     from rich.table import Table
 
     slots = found["slots"]
     table = Table(
-        title=f"{path.name}: {found['requests']:,} requests in {found['seconds']:,.0f} s, "
-        f"{found['requests_per_second']:.4g} a second",
+        title=f"{printable(path.name)}: {found['requests']:,} requests in "
+        f"{found['seconds']:,.0f} s, {found['requests_per_second']:.4g} a second",
         title_justify="left",
     )
     for name in ("", "trace", f"on slots at rate {slots['rate']:.3g}", "Bernoulli"):
@@ -86,8 +85,8 @@ def show_trace(
         )
         cells = [found[part][key] for part in ("trace", "slots", "bernoulli")]
         table.add_row(label, *(f"{cell:.3g}" for cell in cells))
-    Console().print(table)
-    print(
+    show_table(table)
+    say(
         f"{slots['count']:,} slots of {slots['seconds_per_slot']:.4g} s; "
         f"{slots['spilled']:.1%} of the requests spill into a later slot "
         f"({slots['mean_delay']:.3g} slots later on average, {slots['longest_delay']} at most)"

@@ -5,7 +5,6 @@ Cells are matched by task, agent, seed and protocol, whatever version and code c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmarks.kinds import KINDS
 from benchmarks.scoring import tidy
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import REFERENCES, canonical, kind_of, spec_key
+from benchmarks.terminal import print_json, say, show_table
 from benchmarks.verify import NOT_COMPARED
 
 Record = Mapping[str, Any]
@@ -253,14 +253,12 @@ _SHOWN = 20  # cells of one side only that are named
 
 def show_changes(first: str, second: str, as_json: bool) -> None:
     """Print what changed between two results."""
-    from rich.console import Console
     from rich.table import Table
 
     found = find_changes(load_side(first), load_side(second))
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        print_json(found.as_json())
         return
-    console = Console()
     table = Table("task", "agent", title=f"{first} -> {second}", title_justify="left")
     for column in ("changed", "score", "change of score", "figure", "change of it"):
         table.add_column(column, justify="right")
@@ -280,14 +278,14 @@ def show_changes(first: str, second: str, as_json: bool) -> None:
             "; ".join(row.notes),
             style="bold" if row.changed else None,
         )
-    console.print(table)
+    show_table(table, ("task", "agent"))
     for side, only in ((first, found.only_first), (second, found.only_second)):
         for match in only[:_SHOWN]:
-            console.print(f"only in {side}: {match}", markup=False, highlight=False)
+            say(f"only in {side}: {match}")
         if len(only) > _SHOWN:
-            console.print(f"only in {side}: {len(only) - _SHOWN} more cells", markup=False)
+            say(f"only in {side}: {len(only) - _SHOWN} more cells")
     changed, cells = sum(row.changed for row in found.rows), sum(row.cells for row in found.rows)
-    console.print(f"{changed} of {cells} common cells have another result")
+    say(f"{changed} of {cells} common cells have another result")
 
 
 def _interval(found: Interval) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -20,6 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from benchmarks.plan import Plan, make_plan
 from benchmarks.store import CorruptResultError, Store, StoreBusyError, StoreWriteError
 from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, kind_of, load_suite
+from benchmarks.terminal import (
+    add_row,
+    make_console,
+    print_json,
+    say,
+    show_table,
+    tolerate_encodings,
+)
 
 if TYPE_CHECKING:
     import typer
@@ -49,26 +57,27 @@ def main() -> None:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         names = ", ".join(missing)
-        print(f'llmqueue-bench needs {names}: pip install "llmqueue_gym[bench]"', file=sys.stderr)
+        say(f'llmqueue-bench needs {names}: pip install "llmqueue_gym[bench]"', stderr=True)
         raise SystemExit(USAGE)
+    tolerate_encodings()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script's path lacks the user's own folder
     try:
         build_app()()
     except StoreWriteError as error:
-        print(
+        say(
             f"llmqueue-bench: {error.strerror}; finished cells are kept, "
             "the same command computes the rest",
-            file=sys.stderr,
+            stderr=True,
         )
         raise SystemExit(FAILED) from None
     except CorruptResultError as error:
-        print(f"llmqueue-bench: {error}", file=sys.stderr)
+        say(f"llmqueue-bench: {error}", stderr=True)
         raise SystemExit(FAILED) from None
     except (ValueError, OSError, ImportError, StoreBusyError) as error:
         if isinstance(error, ModuleNotFoundError) or not _is_of_the_user(error):
             raise  # a fault of an installation or of ours
-        print(f"llmqueue-bench: {error}", file=sys.stderr)
+        say(f"llmqueue-bench: {error}", stderr=True)
         raise SystemExit(FAILED if _is_of_the_disk(error) else USAGE) from None
 
 
@@ -105,6 +114,9 @@ def build_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
 
+    positive, finite = _within("(0, inf]"), _within("[0, inf)")
+    share, part = _within("(0, 1]"), _within("(0, 1)")
+
     @app.command("run")
     def run_command(
         suite: Annotated[
@@ -137,14 +149,19 @@ def build_app() -> "typer.Typer":
         ] = None,
         data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
         timeout: Annotated[
-            float, typer.Option(help="Seconds a cell may take; inf for no limit.")
+            float,
+            typer.Option(help="Seconds a cell may take; inf for no limit.", callback=positive),
         ] = TIMEOUT,
         train_timeout: Annotated[
-            float, typer.Option(help="Seconds a training may take; inf for no limit.")
+            float,
+            typer.Option(help="Seconds a training may take; inf for no limit.", callback=positive),
         ] = TRAIN_TIMEOUT,
         memory: Annotated[
             float | None,
-            typer.Option(help="Megabytes of data a cell may hold (an idle one has 200); Linux."),
+            typer.Option(
+                help="Megabytes of data a cell may hold (an idle one has 200); Linux.",
+                callback=_within("(0, inf)"),
+            ),
         ] = None,
         engine: Annotated[str, typer.Option(help="Where cells run: local or ray.")] = "local",
         address: Annotated[
@@ -203,8 +220,6 @@ def build_app() -> "typer.Typer":
         ] = None,
     ) -> None:
         """Train an RL agent; the same command resumes it. Afterwards it is an agent by name."""
-        from rich.console import Console
-
         from benchmarks.training import train_agent
 
         try:
@@ -220,7 +235,7 @@ def build_app() -> "typer.Typer":
                 data=_data(data or []),
                 checkpoint_every=checkpoint_every,
                 tensorboard=tensorboard,
-                console=Console(stderr=True),
+                console=make_console(stderr=True),
             )
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -313,7 +328,7 @@ def build_app() -> "typer.Typer":
     @app.command("arrivals")
     def arrivals_command(
         path: Annotated[Path, typer.Argument(help="Trace of requests: CSV, JSONL or Parquet.")],
-        rate: Annotated[float, typer.Option(help="Mean arrivals a slot.")] = 0.5,
+        rate: Annotated[float, typer.Option(help="Mean arrivals a slot.", callback=share)] = 0.5,
         column: Annotated[str | None, typer.Option(help="Column of the times.")] = None,
         unit: Annotated[str | None, typer.Option(help="Unit of numbers: s or ms.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -338,7 +353,9 @@ def build_app() -> "typer.Typer":
             ),
         ],
         seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
-        speed: Annotated[float, typer.Option(help="Steps a second; inf for no pause.")] = 20.0,
+        speed: Annotated[
+            float, typer.Option(help="Steps a second; inf for no pause.", callback=positive)
+        ] = 20.0,
         steps: Annotated[
             int | None, typer.Option(min=1, help="Stop after so many; default: the whole run.")
         ] = None,
@@ -374,7 +391,9 @@ def build_app() -> "typer.Typer":
                 "results/SUITE/models for an export or a URL."
             ),
         ] = None,
-        timeout: Annotated[float, typer.Option(help="Seconds a cell may take.")] = TIMEOUT,
+        timeout: Annotated[
+            float, typer.Option(help="Seconds a cell may take.", callback=positive)
+        ] = TIMEOUT,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Compute a sample of stored cells again and compare bit for bit; 1 if one differs.
@@ -419,10 +438,14 @@ def build_app() -> "typer.Typer":
             list[str], typer.Option(help="Agent: a name or mypackage.module:MyAgent.")
         ],
         column: renamed = None,
-        train_share: Annotated[float, typer.Option(help="Part that agents learn from.")] = 0.5,
-        cost_weight: Annotated[float, typer.Option(help="Reward given up per USD.")] = 0.0,
+        train_share: Annotated[
+            float, typer.Option(help="Part that agents learn from.", callback=part)
+        ] = 0.5,
+        cost_weight: Annotated[
+            float, typer.Option(help="Reward given up per USD.", callback=finite)
+        ] = 0.0,
         contexts: Annotated[str | None, typer.Option(help="tfidf-svd, wordllama, ...")] = None,
-        seed: Annotated[int, typer.Option(help="Seed of the agents.")] = 0,
+        seed: Annotated[int, typer.Option(min=0, help="Seed of the agents.")] = 0,
         draws: Annotated[int, typer.Option(min=1, help="Decisions a request.")] = 10,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
@@ -455,17 +478,14 @@ def _train(
     plan: Plan, store: Store, models: Path, workers: int, timeout: float
 ) -> dict[str, str] | None:
     """Train what a plan needs: training -> why it failed, or None if it was interrupted."""
-    from rich.console import Console
-
     from benchmarks.training import train_plan
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     try:
         with store.lock():
             return train_plan(plan, models, workers, console, timeout)
     except KeyboardInterrupt:
-        message = "interrupted: checkpoints are kept, the same command goes on from them"
-        console.print(message, markup=False, highlight=False)
+        say("interrupted: checkpoints are kept, the same command goes on from them", stderr=True)
         return None
 
 
@@ -480,26 +500,24 @@ def run(
 
     Trainings that failed (``untrained``: name -> reason) count as failures.
     """
-    from rich.console import Console
-
     from baselines.models import OWN_FILES
     from benchmarks.engines import execute
     from benchmarks.runner import provenance
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     for name, reason in plan.skipped.items():
         if name not in untrained:
-            console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
+            say(f"skipped {name}: {reason}", console)
     brought = {  # a suite's own trainings have a key
         c.model for c in plan.cells if c.model and "key" not in c.spec["agent"]["training"]
     }
     for model in sorted(brought):
-        console.print(f"{model}: {OWN_FILES}", markup=False, highlight=False)
+        say(f"{model}: {OWN_FILES}", console)
     with _progress(console) as progress:
         bar = progress.add_task(plan.suite, total=None, failed=0)
 
         def note(message: str) -> None:
-            progress.console.print(message, markup=False, highlight=False)
+            say(message, progress.console)
 
         def step(outcome: "Outcome") -> None:
             progress.advance(bar)
@@ -521,29 +539,30 @@ def run(
             note("interrupted: finished cells are kept, the same command computes the rest")
             return INTERRUPTED
     for name, reason in untrained.items():
-        console.print(f"failed: training {name}: {reason}", markup=False, highlight=False)
+        say(f"failed: training {name}: {reason}", console)
     trainings = f"; trainings that failed: {len(untrained)}" if untrained else ""
-    console.print(
+    say(
         f"{tally.computed} cells computed, {tally.reused} taken from {store}, "
         f"{tally.failed} failed{trainings}",
-        markup=False,
-        highlight=False,
+        console,
     )
     failed, violations = check_run(plan, store)
     failures = [{"training": name, "error": reason} for name, reason in untrained.items()]
     failures += [{"cell": name, "error": reason} for name, reason in failed.items()]
     code = _exit_code(failures, violations)
     if as_json:
-        _print_json(
-            suite=plan.suite,
-            results=str(store),
-            computed=tally.computed,
-            reused=tally.reused,
-            failed=tally.failed + len(untrained),
-            failures=failures,
-            skipped={k: v for k, v in plan.skipped.items() if k not in untrained},
-            violations=violations,
-            exit_code=code,
+        print_json(
+            {
+                "suite": plan.suite,
+                "results": str(store),
+                "computed": tally.computed,
+                "reused": tally.reused,
+                "failed": tally.failed + len(untrained),
+                "failures": failures,
+                "skipped": {k: v for k, v in plan.skipped.items() if k not in untrained},
+                "violations": violations,
+                "exit_code": code,
+            }
         )
     return code
 
@@ -630,12 +649,8 @@ def _print_board(results: Path | str) -> int:
     from benchmarks.scoring import load_board
 
     board = load_board(open_results(results))
-    _print_json(**board_json(board))
+    print_json(board_json(board))
     return _verdict(board)
-
-
-def _print_json(**fields: Any) -> None:
-    print(json.dumps(fields, indent=2, allow_nan=False))
 
 
 def _progress(console: "Console") -> "Progress":
@@ -663,30 +678,31 @@ def _progress(console: "Console") -> "Progress":
 
 def list_suites(as_json: bool = False) -> None:
     """Print the built-in suites and their tasks."""
-    from rich.console import Console
     from rich.table import Table
 
     if as_json:
-        _print_json(
-            suites=[
-                {
-                    "name": suite.name,
-                    "description": suite.description,
-                    "seeds": suite.seeds,
-                    "tasks": [
-                        {
-                            "name": task.name,
-                            "env": task.env,
-                            "horizon": task.horizon,
-                            "agents": [*REFERENCES, *(entry.label for entry in task.agents)],
-                            "tags": list(task.tags),
-                            "headline": task.headline,
-                        }
-                        for task in suite.tasks
-                    ],
-                }
-                for suite in map(load_suite, built_in_suites())
-            ]
+        print_json(
+            {
+                "suites": [
+                    {
+                        "name": suite.name,
+                        "description": suite.description,
+                        "seeds": suite.seeds,
+                        "tasks": [
+                            {
+                                "name": task.name,
+                                "env": task.env,
+                                "horizon": task.horizon,
+                                "agents": [*REFERENCES, *(entry.label for entry in task.agents)],
+                                "tags": list(task.tags),
+                                "headline": task.headline,
+                            }
+                            for task in suite.tasks
+                        ],
+                    }
+                    for suite in map(load_suite, built_in_suites())
+                ]
+            }
         )
         return
     for name in built_in_suites():
@@ -697,13 +713,13 @@ def list_suites(as_json: bool = False) -> None:
         for task in suite.tasks:
             count = str(len(task.agents) + len(REFERENCES))
             tags = ", ".join(task.tags)
-            table.add_row(task.name, f"{task.horizon:,}", count, str(suite.seeds), tags)
-        Console().print(table)
+            row = (task.name, f"{task.horizon:,}", count, str(suite.seeds), tags)
+            add_row(table, *row)
+        show_table(table)
 
 
 def list_agents(as_json: bool = False) -> None:
     """Print the registered agents and where they come from."""
-    from rich.console import Console
     from rich.table import Table
 
     from baselines.agent import registered_agents
@@ -715,17 +731,34 @@ def list_agents(as_json: bool = False) -> None:
             {"name": spec.name, "settings": dict(spec.settings), "source": spec.source}
             for spec in registered_agents()
         ]
-        _print_json(agents=agents)
+        print_json({"agents": agents})
         return
     table = Table("agent", "settings", "source")
     table.add_row("oracle", "", truth)
     for spec in registered_agents():
         settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
-        table.add_row(spec.name, settings, spec.source)
-    Console().print(table)
+        add_row(table, spec.name, settings, spec.source)
+    show_table(table)
 
 
 # --- small parts ----------------------------------------------------------------------------------
+
+
+def _within(allowed: str) -> Callable[[float | None], float | None]:
+    """Return the check of a numeric option against an interval; typer's ``min`` lets nan pass."""
+    import typer
+
+    low, high = (float(end) for end in allowed[1:-1].split(","))
+
+    def check(value: float | None) -> float | None:
+        if value is not None:
+            above = value > low or (value == low and allowed[0] == "[")
+            below = value < high or (value == high and allowed[-1] == "]")
+            if not (above and below):
+                raise typer.BadParameter(f"{value} is not in {allowed}")
+        return value
+
+    return check
 
 
 def _plan(
@@ -758,7 +791,7 @@ def _verdict(board: "Board") -> int:
 
 def _exit_code(failures: Sequence[object], violations: Sequence[str]) -> int:
     for text in violations:
-        print(f"ORACLE BEATEN: {text}", file=sys.stderr)
+        say(f"ORACLE BEATEN: {text}", stderr=True)
     return FAILED if failures or violations else OK
 
 

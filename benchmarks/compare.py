@@ -5,7 +5,6 @@ Pairs may cross protocols: the command is for asking what one ingredient changes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from benchmarks.export import ExportedRun, open_results
 from benchmarks.intervals import Interval, t_interval
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import SuiteError, spec_key
+from benchmarks.terminal import print_json, say, show_table
 
 FIGURES = {
     "queueing": ("mean_queue", "tail_queue", "routing_regret", "retrials_per_departed", "wait_p95"),
@@ -107,9 +107,8 @@ def show_comparison(results: Path | str, first: str, second: str, as_json: bool)
             for task, (seeds, figures) in found.items()
         }
         document = {"first": first, "second": second, "tasks": tasks}
-        print(json.dumps(document, indent=2, allow_nan=False))
+        print_json(document)
         return
-    from rich.console import Console
     from rich.table import Table
 
     for task, (seeds, figures) in found.items():
@@ -127,8 +126,8 @@ def show_comparison(results: Path | str, first: str, second: str, as_json: bool)
                 f"[{low:+.3g}, {high:+.3g}]".replace("[", r"\[") if bounded else "",
                 "*" if bounded and (low > 0 or high < 0) else "",
             )
-        Console().print(table)
-    print(
+        show_table(table)
+    say(
         f"difference: {second} - {first}; *: its interval leaves out 0. "
         "Smaller is better, but for ledger and reward."
     )

@@ -3,16 +3,16 @@
 What is computed here is about a stored data set as such; environments read it through workloads.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads.datasets import SOURCES, get_source, import_dataset
-from llmqueue_gym.workloads.pool import QueryPool
+from llmqueue_gym.workloads.pool import QueryPool, printable
 from llmqueue_gym.workloads.sources import retrials
 from llmqueue_gym.workloads.sources.wildchat import outcomes_of, retrial_rates
 from llmqueue_gym.workloads.stored import (
@@ -28,7 +28,6 @@ from llmqueue_gym.workloads.stored import (
 
 if TYPE_CHECKING:
     import typer
-    from rich.console import Console
     from rich.table import Table
 
 ASSORTMENT_SIZES = (1, 2)
@@ -74,9 +73,11 @@ def build_data_app() -> "typer.Typer":
         run_download(source, name, prices, tuple(file or ()))
 
     @app.command("list")
-    def list_command() -> None:
+    def list_command(
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
         """List the imported data sets, and those that can be."""
-        list_datasets()
+        list_datasets(as_json)
 
     @app.command("show")
     def show_command(
@@ -92,7 +93,7 @@ def build_data_app() -> "typer.Typer":
     ) -> None:
         """Delete an imported data set from the cache folder; official files stay."""
         remove(name)
-        print(f"removed {name}")
+        say(f"removed {name}")
 
     @app.command("outcomes")
     def outcomes_command(
@@ -122,21 +123,22 @@ def run_import(
     patterns: tuple[str, ...] = (),
 ) -> Header:
     """Import official files and say what came of it."""
-    from rich.console import Console
+    from rich.markup import escape
 
-    with Console(stderr=True).status(f"importing {path}") as status:
+    shown = escape(printable(str(path)))
+    with make_console(stderr=True).status(f"importing {shown}") as status:
         header = import_dataset(
             source,
             path,
             name=name,
             prices=prices,
             patterns=patterns,
-            tell=lambda rows: status.update(f"importing {path}: {rows:,} rows"),
+            tell=lambda rows: status.update(f"importing {shown}: {rows:,} rows"),
         )
     facts = header.facts
-    print(f"imported {header.name}: {facts.rows:,} rows, {len(facts.llms)} LLMs, {header.path}")
+    say(f"imported {header.name}: {facts.rows:,} rows, {len(facts.llms)} LLMs, {header.path}")
     for note in _note_lines(facts.notes):
-        print(f"note: {note}")
+        say(f"note: {note}")
     return header
 
 
@@ -163,52 +165,57 @@ def _snapshot_download() -> Callable[..., str]:
     return snapshot_download
 
 
-def _add_row(table: "Table", *cells: str) -> None:
-    """Add a row of plain text: the names in it are other people's."""
-    from rich.text import Text
-
-    from benchmarks.report.tables import plain
-
-    table.add_row(*(Text(plain(cell)) for cell in cells))
-
-
-def list_datasets() -> None:
+def list_datasets(as_json: bool = False) -> None:
     """Print the stored data sets and the sources that are not imported."""
-    from rich.console import Console
     from rich.table import Table
 
     clear_leftovers()
-    table = Table("name", "source", "rows", "LLMs", "costs", "licence", "file")
+    headers, damaged = [], {}
     for name in stored_names():
         try:
-            header = read_header(name)
+            headers.append(read_header(name))
         except ValueError as error:
-            print(f"damaged: {error}")
-            continue
+            damaged[name] = str(error)
+    missing = {name: entry for name, entry in SOURCES.items() if name not in stored_names()}
+    if as_json:
+        print_json(
+            {
+                "imported": list(map(_facts, headers)),
+                "damaged": damaged,
+                "not_imported": {
+                    name: {"reference": entry.reference, "repository": entry.repository}
+                    for name, entry in missing.items()
+                },
+            }
+        )
+        return
+    for problem in damaged.values():
+        say(f"damaged: {problem}")
+    table = Table("name", "source", "rows", "LLMs", "costs", "licence", "file")
+    for header in headers:
         facts = header.facts
         costs = "yes" if "cost" in facts.units else "no"
-        row = (name, header.source, f"{facts.rows:,}", str(len(facts.llms)), costs, header.licence)
-        _add_row(table, *row, ", ".join(file["name"] for file in header.files[:3]))
-    if table.row_count:
-        Console().print(table)
-    for source, entry in SOURCES.items():
-        if source not in stored_names():
-            print(f"not imported: {source} ({entry.reference}; hub data set {entry.repository})")
+        files = ", ".join(file["name"] for file in header.files[:3])
+        counts = (f"{facts.rows:,}", str(len(facts.llms)))
+        add_row(table, header.name, header.source, *counts, costs, header.licence, files)
+    if headers:
+        show_table(table)
+    for source, entry in missing.items():
+        say(f"not imported: {source} ({entry.reference}; hub data set {entry.repository})")
 
 
 def show(name: str, as_json: bool) -> None:
     """Print what a stored data set holds, as tables or JSON."""
-    header = read_header(name)
-    summary = summarise(header)
+    summary = summarise(read_header(name))
     if as_json:
-        print(json.dumps(summary, indent=1))
+        print_json(summary)
         return
     _print_summary(summary)
 
 
-def summarise(header: Header) -> dict[str, Any]:
-    """Facts about a stored data set, as plain JSON."""
-    about = {
+def _facts(header: Header) -> dict[str, Any]:
+    """Return what a stored data set says about itself, as plain JSON."""
+    return {
         "name": header.name,
         "source": header.source,
         "reference": header.reference,
@@ -219,6 +226,11 @@ def summarise(header: Header) -> dict[str, Any]:
         "files": list(header.files),
         "notes": dict(header.facts.notes),
     }
+
+
+def summarise(header: Header) -> dict[str, Any]:
+    """Facts about a stored data set, as plain JSON."""
+    about = _facts(header)
     if header.facts.kind != POOL:
         return about | {"retrial_rates": retrial_rates(header)}
     table = read_table(header)
@@ -272,9 +284,6 @@ def pool_summary(llms: tuple[str, ...], quality: Any, cost: Any) -> dict[str, An
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console()
     lines: dict[str, str] = {
         "reference": summary["reference"],
         "licence": summary["licence"],
@@ -295,25 +304,19 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary.get("cost_spread"):
         low, high = summary["cost_range"]
         lines["cost spread"] = f"x{summary['cost_spread']:,.0f} ({low:.3g} to {high:.3g} USD)"
-    console.print(f"{summary['name']} ({summary['source']})", style="bold", highlight=False)
+    say(f"{summary['name']} ({summary['source']})")
     for key, text in lines.items():
-        _print_line(console, f"{key}: {text}")
+        say(f"  {key}: {text}")
     if "retrial_rates" in summary:
-        _print_conversations(console, summary)
+        _print_conversations(summary)
         return
     for note in _note_lines(summary["notes"]):
-        _print_line(console, f"note: {note}")
+        say(f"  note: {note}")
     if "quality" in summary:
-        console.print(_llm_table(summary))
+        show_table(_llm_table(summary))
 
 
-def _print_line(console: "Console", text: str) -> None:
-    from benchmarks.report.tables import plain
-
-    console.print(f"  {plain(text)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_conversations(console: "Console", summary: dict[str, Any]) -> None:
+def _print_conversations(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     notes = summary["notes"]
@@ -331,33 +334,30 @@ def _print_conversations(console: "Console", summary: dict[str, Any]) -> None:
         "by difflib's ratio > 0.6 instead (first pairs)": f"{found} of {seen}",
     }
     for key, text in lines.items():
-        _print_line(console, f"{key}: {text}")
+        say(f"  {key}: {text}")
     table = Table("LLM", "turns", "retrials", "rate", "95% (Wilson)")
     for row in summary["retrial_rates"]:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         counts = (f"{row['turns']:,}", f"{row['retried']:,}")
-        _add_row(table, row["llm"], *counts, f"{row['rate']:.4f}", interval)
-    console.print(table)
+        add_row(table, row["llm"], *counts, f"{row['rate']:.4f}", interval)
+    show_table(table)
 
 
 def show_outcomes(name: str, context_dim: int, sample: int, as_json: bool) -> None:
     """Print the calibration of the outcome model of logged conversations."""
-    from rich.console import Console
     from rich.table import Table
 
     model = outcomes_of(name, context_dim, sample)
     found = model.calibration
     if as_json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
         return
-    console = Console()
-    console.print(
+    say(
         f"held out: {found['turns']:,} turns of conversations that did not fit the model\n"
         f"expected calibration error: {found['ece']:.4f}\n"
         f"log loss: {found['log_loss']:.4f} (always the mean: {found['base_log_loss']:.4f})\n"
         f"Brier score: {found['brier']:.4f} (always the mean: {found['base_brier']:.4f})\n"
-        f"area under the curve: {found['auc'] or float('nan'):.3f}",
-        highlight=False,
+        f"area under the curve: {found['auc'] or float('nan'):.3f}"
     )
     for title, key in (("by predicted chance that the answer is kept", "table"), ("", "llms")):
         table = Table(*(["LLM"] if key == "llms" else []), "turns", "predicted", "observed", "95%")
@@ -366,20 +366,19 @@ def show_outcomes(name: str, context_dim: int, sample: int, as_json: bool) -> No
             first = [row["llm"]] if key == "llms" else []
             numbers = ["" if row[k] is None else f"{row[k]:.4f}" for k in ("predicted", "observed")]
             interval = f"{row['low']:.4f} to {row['high']:.4f}"
-            _add_row(table, *first, f"{row['turns']:,}", *numbers, interval)
-        console.print(table)
+            add_row(table, *first, f"{row['turns']:,}", *numbers, interval)
+        show_table(table)
 
 
 def show_retrials(as_json: bool) -> None:
     """Print how well the rule finds the retrials among the labelled pairs."""
-    from rich.console import Console
     from rich.table import Table
 
     pairs = retrials.labelled_pairs()
     sets = retrials.halves(pairs) | {"all": pairs}
     found = {name: retrials.confusion(chosen) for name, chosen in sets.items()}
     if as_json:
-        print(json.dumps({"threshold": retrials.THRESHOLD, "pairs": found}, indent=1))
+        print_json({"threshold": retrials.THRESHOLD, "pairs": found})
         return
     table = Table("pairs", "retrials", "others", "precision", "recall", "F1")
     table.title = f"similarity of at least {retrials.THRESHOLD}"
@@ -387,13 +386,13 @@ def show_retrials(as_json: bool) -> None:
         positive = row["retrials_found"] + row["retrials_missed"]
         negative = row["false_alarms"] + row["others"]
         scores = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
-        _add_row(table, name, str(positive), str(negative), *scores)
-    Console().print(table)
+        add_row(table, name, str(positive), str(negative), *scores)
+    show_table(table)
     for pair in pairs:
         likeness = retrials.similarity(pair["previous"], pair["next"])
         if (likeness >= retrials.THRESHOLD) != pair["retrial"]:
             what = "missed" if pair["retrial"] else "false alarm"
-            print(f"{what} ({likeness:.2f}): {pair['previous'][:50]!r} -> {pair['next'][:50]!r}")
+            say(f"{what} ({likeness:.2f}): {pair['previous'][:50]!r} -> {pair['next'][:50]!r}")
 
 
 def _llm_table(summary: dict[str, Any]) -> "Table":
@@ -404,7 +403,7 @@ def _llm_table(summary: dict[str, Any]) -> "Table":
     missing = summary["notes"].get("missing_scores", {})
     for llm, quality in sorted(summary["quality"].items(), key=lambda item: -item[1]):
         price = [f"{cost[llm]:.3g}"] if cost else []
-        _add_row(table, llm, f"{quality:.4f}", *price, str(missing.get(llm, 0)))
+        add_row(table, llm, f"{quality:.4f}", *price, str(missing.get(llm, 0)))
     return table
 
 

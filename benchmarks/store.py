@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from secrets import token_hex
 from time import strftime
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -31,6 +32,10 @@ class CorruptResultError(ValueError):
 
 class StoreBusyError(RuntimeError):
     """Another runner is at work on the store."""
+
+
+class StoreLinkError(OSError):
+    """A symbolic link in a results folder where the store's own file or folder should be."""
 
 
 class StoreWriteError(OSError):
@@ -172,6 +177,8 @@ class Store:
         text = json.dumps(record, allow_nan=False)
         try:
             self._files.write(name, text)
+        except StoreLinkError:
+            raise
         except OSError as error:
             raise StoreWriteError(error.errno, f"cannot write {name} in {self}: {error}") from error
 
@@ -275,7 +282,11 @@ class _Files(Protocol):
 
 
 class _Folder:
-    """A folder on this machine."""
+    """A folder on this machine.
+
+    What runs in a cell, and whoever shares the folder, may put links there: neither the lock nor
+    ``cells`` or ``failed`` is followed elsewhere, and temporary names cannot be guessed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -284,7 +295,7 @@ class _Folder:
         return str(self.path)
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
-        return [self._read(self.path / name) for name in names]
+        return [self._read(self._own(name)) for name in names]
 
     @staticmethod
     def _read(path: Path) -> bytes | None:
@@ -294,14 +305,14 @@ class _Folder:
             return None
 
     def write(self, name: str, text: str) -> None:
-        write_text(self.path / name, text)
+        write_text(self._own(name), text)
 
     def remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+        self._own(name).unlink(missing_ok=True)
 
     def stems(self, folder: str) -> set[str]:
         try:
-            with os.scandir(self.path / folder) as entries:
+            with os.scandir(self._own(f"{folder}/")) as entries:
                 return {
                     entry.name[:-5]
                     for entry in entries
@@ -314,7 +325,7 @@ class _Folder:
     def lock(self) -> Iterator[None]:
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+b", buffering=0)
+            handle = self._open_lock()
         with handle:
             try:
                 _lock(handle.fileno())
@@ -330,16 +341,39 @@ class _Folder:
                 started = strftime("%Y-%m-%d %H:%M:%S")
                 holder = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
                 handle.write(holder.encode())
-                for folder in (self.path, self.path / "cells", self.path / "failed"):
+                for folder in map(self._own, ("", "cells/", "failed/")):
                     for litter in folder.glob(".*.tmp"):  # of a runner killed while writing
                         litter.unlink(missing_ok=True)
             yield
+
+    def _own(self, name: str) -> Path:
+        """Return the path of a file or, with a slash at its end, of a folder of the store."""
+        parent = name.rpartition("/")[0]
+        if parent and (self.path / parent).is_symlink():
+            raise StoreLinkError(
+                f"{self.path / parent} is a symbolic link, which would lead out of the results "
+                "folder: remove it, or choose another --results"
+            )
+        return self.path / name
+
+    def _open_lock(self) -> BinaryIO:
+        path = self.path / ".lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            return os.fdopen(os.open(path, flags, 0o666), "a+b", buffering=0)
+        except OSError as error:
+            if path.is_symlink():
+                raise StoreLinkError(
+                    f"{path} is a symbolic link, which would lead out of the results folder: "
+                    "remove it, or choose another --results"
+                ) from error
+            raise
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (FileExistsError, NotADirectoryError):  # not a folder at all: another is meant
+        except (FileExistsError, NotADirectoryError, StoreLinkError):  # another folder is meant
             raise
         except OSError as error:
             message = f"cannot write .lock in {self}: {error}"
@@ -424,9 +458,9 @@ class _Remote:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")  # two runners never share it
+    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
+        with temporary.open("x", encoding="utf-8") as stream:  # never a file or link that is there
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

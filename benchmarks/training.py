@@ -29,6 +29,7 @@ from baselines.models import OWN_FILES, models_folder, read_card
 from benchmarks.engines import _worker_environment, within_a_day
 from benchmarks.plan import Plan, Training, task_arguments
 from benchmarks.suite import SuiteError, find_task
+from benchmarks.terminal import say
 
 if TYPE_CHECKING:
     from baselines.rl import Progress
@@ -134,17 +135,16 @@ def train_agent(
             )
         except KeyboardInterrupt:
             kept = read_card(path)["steps"] if path.exists() else 0
-            _say(
-                bars.console,
+            say(
                 f"interrupted: {path} keeps {kept:,} steps; the same command goes on from there"
                 if kept
                 else "interrupted before the first checkpoint: nothing is kept",
             )
             raise
         bars.update(bar, completed=steps)
-    _say(console, f"wrote {path}: {card['steps']:,} steps in {card['seconds']:,.0f} s")
+    say(f"wrote {path}: {card['steps']:,} steps in {card['seconds']:,.0f} s", console)
     where = path.stem if path.parent == models_folder() else str(path)
-    _say(console, f"play it: llmqueue-bench run SUITE --agent {where} ({OWN_FILES})")
+    say(f"play it: llmqueue-bench run SUITE --agent {where} ({OWN_FILES})", console)
     return path
 
 
@@ -175,7 +175,7 @@ def train_plan(
             _update(bars, shown[training.key], progress)
 
         def note(message: str) -> None:
-            _say(bars.console, message)
+            say(message, bars.console)
 
         return train_all(plan.trainings, folder, workers, show, note, timeout)
 
@@ -308,10 +308,6 @@ def _update(bars: Bars, bar: TaskID, progress: Progress) -> None:
         rate=f"{rate:,.0f} steps/s",
         reward=f"reward {progress.reward:.3f}",
     )
-
-
-def _say(console: Console, message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _json_object(text: str | None, name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ what the export keeps of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmarks.plan import Cell, kwargs_here, spec_here
 from benchmarks.runner import platform_here
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import SuiteError, load_suite, spec_key
+from benchmarks.terminal import make_console, print_json, say
 
 Record = Mapping[str, Any]
 
@@ -329,17 +329,16 @@ def show_verification(
     models: Path | None = None,
 ) -> bool:
     """Verify results and print what came of it, cells as they come; return whether all is well."""
-    from rich.console import Console
     from rich.progress import Progress
 
     store = open_results(results)
-    console = Console(stderr=as_json)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = make_console(stderr=as_json)
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         bar = progress.add_task("computing again", total=None)
 
         def note(checked: Checked) -> None:
             progress.advance(bar)
-            console.print(as_text(checked), markup=False, highlight=False, soft_wrap=True)
+            say(as_text(checked), console)
 
         found = verify(
             store,
@@ -352,17 +351,15 @@ def show_verification(
             on_checked=note,
         )
     for name, reason in found.skipped.items():
-        text = f"not checked: {name}: {reason}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"not checked: {name}: {reason}", console)
     same = sum(cell.verified for cell in found.checked)
-    console.print(
+    say(
         f"{same} of {len(found.checked)} cells came out again, {found.precision} "
         f"({found.candidates} could be checked, seed {seed})",
-        markup=False,
-        highlight=False,
+        console,
     )
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        print_json(found.as_json())
     return found.verified
 
 

@@ -24,6 +24,8 @@ from baselines.agent import Action
 from benchmarks.plan import Cell, make_plan
 from benchmarks.runner import Recorder, play_cell, set_up
 from benchmarks.suite import Suite, SuiteError, find_task, kind_of
+from benchmarks.terminal import make_console
+from llmqueue_gym.workloads.pool import printable
 
 FRAMES_A_SECOND = 12
 
@@ -92,7 +94,7 @@ def watch(
     """
     if not speed > 0:
         raise ValueError(f"speed={speed} must be a positive number of steps a second")
-    console = console or Console()
+    console = console or make_console()
     env, policy, observation, recorder = set_up(cell.spec, cell.kwargs, cell.model)
     try:
         view = _view(cell, env, recorder)
@@ -162,7 +164,8 @@ class _View:
     def __init__(self, cell: Cell, env: gym.Env[Any, Any], recorder: Recorder) -> None:
         self.recorder: Any = recorder
         self._spec = cell.spec
-        self._llms: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
+        llms: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
+        self._llms = tuple(map(printable, llms))
         self._dynamics: Any = env.unwrapped.dynamics  # type: ignore[attr-defined]
         self._t = 0
         self._rows, self._width = _LLMS[-1], 32
@@ -188,8 +191,8 @@ class _View:
 
     def _title(self) -> Text:
         task, agent = self._spec["task"], self._spec["agent"]["label"]
-        text = Text(task["name"], style="bold")
-        text.append(f"   {agent}", style="bold cyan")
+        text = Text(printable(task["name"]), style="bold")
+        text.append(f"   {printable(agent)}", style="bold cyan")
         text.append(f"   seed {self._spec['seed']}", style=_MUTED)
         text.append(f"   {self.unit} {self._t:,} of {task['horizon']:,}")
         return text

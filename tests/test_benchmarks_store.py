@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.store import CorruptResultError, Store, StoreBusyError, StoreWriteError, _seal
+from benchmarks.store import (
+    CorruptResultError,
+    Store,
+    StoreBusyError,
+    StoreLinkError,
+    StoreWriteError,
+    _seal,
+)
 from benchmarks.suite import spec_key
 
 SPEC = {"task": {"name": "t"}, "agent": {"label": "a"}, "seed": 0}
@@ -239,3 +246,55 @@ def test_a_protocol_that_is_not_installed_is_named_with_its_url(monkeypatch):
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(ImportError, match="results='s3://bucket/x': Install s3fs"):
         Store("s3://bucket/x")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege there")
+class TestLinksInAResultsFolder:
+    """Nothing outside the folder is read, written, truncated or deleted through a link in it."""
+
+    @pytest.fixture
+    def elsewhere(self, tmp_path):
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        for name in ("kept", ".kept.tmp", f"{KEY}.json"):
+            (folder / name).write_text("precious")
+        return folder
+
+    @staticmethod
+    def untouched(folder):
+        return len(list(folder.iterdir())) == 3 and all(
+            path.read_text() == "precious" for path in folder.iterdir()
+        )
+
+    def test_a_linked_lock_is_refused(self, store, elsewhere):
+        store.root.mkdir()
+        (store.root / ".lock").symlink_to(elsewhere / "kept")
+        with pytest.raises(StoreLinkError, match=r"\.lock is a symbolic link"), store.lock():
+            pass
+        assert self.untouched(elsewhere)
+
+    @pytest.mark.parametrize("folder", ["cells", "failed"])
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda store: store.lock().__enter__(),
+            lambda store: (store.save(SPEC, PAYLOAD), store.save_failure(SPEC, {"error": "e"})),
+            lambda store: (store.load(KEY), store.load_failure(KEY)),
+        ],
+        ids=["lock", "save", "load"],
+    )
+    def test_linked_folders_are_refused(self, store, elsewhere, folder, use):
+        store.root.mkdir()
+        (store.root / folder).symlink_to(elsewhere)
+        with pytest.raises(StoreLinkError, match=f"{folder} is a symbolic link"):
+            use(store)
+        assert self.untouched(elsewhere)
+
+    def test_a_temporary_name_cannot_be_guessed(self, store, monkeypatch):
+        names = []
+        replace = os.replace
+        monkeypatch.setattr(os, "replace", lambda old, new: (names.append(old), replace(old, new)))
+        store.save(SPEC, PAYLOAD)
+        store.save(SPEC, PAYLOAD)
+        assert len(set(names)) == 2
+        assert all(len(Path(name).name) > len(KEY) + 16 for name in names)

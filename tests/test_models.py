@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from baselines import QueueProblem, agent_spec, make_agent, models, registered_agents
-from baselines.models import CARD, MODELS_VARIABLE, read_card
+from baselines.models import CARD, MAX_CARD, MODELS_VARIABLE, read_card
 
 QUEUE: dict[str, Any] = {
     "format": 1,
@@ -110,3 +110,20 @@ def test_every_entry_of_a_card_is_needed_and_has_its_type(
     for key, entries in wrong:
         with pytest.raises(ValueError, match=rf"model\.zip.*{key}"):
             read_card(write(path, entries))
+
+
+def test_what_a_model_file_unpacks_to_is_limited_before_it_is_read(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(CARD, b" " * (MAX_CARD + 1))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="unpacks to"):
+        read_card(path)
+
+
+def test_a_card_nested_too_deep_is_refused_by_name(tmp_path):
+    path = tmp_path / "deep.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(CARD, "[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.zip' is not a model"):
+        read_card(path)

@@ -6,14 +6,11 @@ Bodies of the subcommands in `benchmarks.cli`.
 from __future__ import annotations
 
 import shutil
-import sys
 import webbrowser
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from benchmarks.export import export_run, open_results
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
@@ -24,10 +21,10 @@ from benchmarks.report.tables import (
     board_summary,
     board_tables,
     insert_between_markers,
-    plain,
 )
 from benchmarks.scoring import Board, load_board
 from benchmarks.store import write_text
+from benchmarks.terminal import make_console, say, show_table
 
 
 def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
@@ -42,20 +39,18 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
     write_text(html, board_page(board))
     if readme is not None:
         _write_readme(readme, board, pictures)
-    console = Console()
+    console = make_console()
     for table in board_tables(board):
-        console.print(table)
+        show_table(table, ("rank", "agent", "score"), console)
     for text in board.warnings:
-        line = f"above the oracle, perhaps by chance: {plain(text)}"
-        console.print(line, markup=False, highlight=False)
+        say(f"above the oracle, perhaps by chance: {text}", console)
     for name, failure in board.failures:
-        line = f"failed: {plain(name)}: {plain(failure['error'])}"
-        console.print(line, markup=False, highlight=False)
+        say(f"failed: {name}: {failure['error']}", console)
     if board.missing:
-        print(f"{len(board.missing)} cells were not run; the same command computes them")
+        say(f"{len(board.missing)} cells were not run; the same command computes them")
     for name, reason in board.skipped.items():
-        print(f"skipped {plain(name)}: {plain(reason)}")
-    print("wrote " + ", ".join(str(path) for path in (html, page, *(p.path for p in pictures))))
+        say(f"skipped {name}: {reason}")
+    say("wrote " + ", ".join(str(path) for path in (html, page, *(p.path for p in pictures))))
     return board
 
 
@@ -64,12 +59,12 @@ def check_readme(results: Path | str, readme: Path) -> bool:
     board = load_board(open_results(results))
     text = readme.read_text(encoding="utf-8")
     if _with_tables(text, board) == text:
-        print(f"{readme} shows the results of {results}")
+        say(f"{readme} shows the results of {results}")
         return True
-    print(
+    say(
         f"the leaderboard of {board.suite} in {readme} differs from {results}: "
         f"`llmqueue-bench report {results} --readme {readme}` writes it anew",
-        file=sys.stderr,
+        stderr=True,
     )
     return False
 
@@ -77,7 +72,7 @@ def check_readme(results: Path | str, readme: Path) -> bool:
 def export(results: Path | str, path: Path) -> None:
     """Write the run in a results folder into one file."""
     size = export_run(open_results(results), path)
-    print(f"wrote {path} ({size / 1000:,.0f} kB)")
+    say(f"wrote {path} ({size / 1000:,.0f} kB)")
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -96,7 +91,7 @@ def serve(folder: Path, port: int = 0) -> None:
     """Serve a report and open it in the browser, until Ctrl-C."""
     with make_server(folder, port) as server:
         url = f"http://127.0.0.1:{server.server_port}/"
-        print(f"serving {folder} at {url} (Ctrl-C ends it)", flush=True)
+        say(f"serving {folder} at {url} (Ctrl-C ends it)")
         webbrowser.open(url)
         try:
             server.serve_forever()

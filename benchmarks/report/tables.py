@@ -20,6 +20,7 @@ from benchmarks.kinds import DEPLOYMENT
 from benchmarks.report.figure import Picture
 from benchmarks.scoring import Board, OverallRow, Section, Sweep, TaskBoard, TaskRow
 from benchmarks.suite import PUBLISHED_FIGURE, REFERENCES
+from llmqueue_gym.workloads.pool import printable
 
 _OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
 _ORIGIN = (
@@ -409,20 +410,14 @@ def _trouble(board: Board) -> list[str]:
 # --- text that others wrote -----------------------------------------------------------------------
 
 
-def plain(text: str) -> str:
-    """Return one line without control characters: names and errors come from third parties."""
-    line = " ".join(text.split())
-    return "".join(character if character.isprintable() else "\ufffd" for character in line)
-
-
 def _escaped(text: str) -> str:
     """Return text that Markdown and the HTML made of it show as it is."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(plain(text), quote=False))
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def _code(text: str) -> str:
     """Return text as code."""
-    return "`" + plain(text).replace("`", "'") + "`"
+    return "`" + printable(text).replace("`", "'") + "`"
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -480,19 +475,16 @@ def _rank(rank: int | None) -> str:
 
 def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     table = Table(
-        title=Text(plain(title), style="table.title"),
+        title=Text(printable(title), style="table.title"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=0,
     )
     for name in columns:
-        agent = name == "agent"  # the column that gives way on a narrow terminal
-        justify: Literal["left", "right"] = "left" if agent else "right"
-        table.add_column(
-            name, justify=justify, no_wrap=not agent, overflow="ellipsis", min_width=9 * agent
-        )
+        justify: Literal["left", "right"] = "left" if name == "agent" else "right"
+        table.add_column(name, justify=justify)
     for line in lines:
-        cells = [Text(plain(cell)) for cell in line]  # a name is no markup
+        cells = [Text(printable(cell)) for cell in line]  # a name is no markup
         table.add_row(*cells, style="dim" if set(line[:2]) & set(REFERENCES) else None)
     return table
 

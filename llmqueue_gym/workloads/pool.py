@@ -24,6 +24,12 @@ MIN_ACCEPTED_ROWS = 0.01
 """Smallest share of a table's queries that `draw(accept=...)` may leave."""
 
 
+def printable(text: str) -> str:
+    """Return one line without control characters: names and errors come from other people."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """Error for a name that is not known; the message gives the nearest known one."""
     names = list(known)
