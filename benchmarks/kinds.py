@@ -349,7 +349,8 @@ DEPLOYMENT = Kind(
 *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with h = minus the ledger score, paired by
 seed; 0 is the uniformly random policy, 1 the oracle that knows all means and arrivals and plans the
 whole budget. *ledger*: reward per query under a hard budget B = bT; the query that would exceed it,
-and every later one, earns 0. *reward*: without that rule. *spend / b*: money spent over B; above 1
+and every later one, earns 0, as does an answer above an LLM's throughput. *reward*: without these
+rules. *spend / b*: money spent over B; above 1
 the reward was bought with money that was not there. *regret*: sum of V(b, A_t) - r_t as published;
 negative if overspending paid; *growth*: its exponent in t over the last decade of queries, fitted
 with the true means of the chosen LLMs in place of r_t ("none" where it is not positive). *refused*:

@@ -254,6 +254,30 @@ def test_no_agent_beats_the_oracle(arguments: dict[str, Any]) -> None:
         assert scores.mean() < bound + 0.02, name
 
 
+@pytest.mark.parametrize("arguments", INSTANCES, ids=["routerbench", "catalog", "synthetic"])
+@pytest.mark.parametrize("throughput", ["soft", "hard"])
+def test_no_policy_gains_by_ignoring_the_caps(arguments: dict[str, Any], throughput: str) -> None:
+    """The best plan of a world without caps, played where there are caps: below the bound."""
+    arguments = {**arguments, "throughput": throughput}
+    capped, free = make_env(**arguments), make_env(**{**arguments, "alpha": 1.0})
+    bound = ledger_bound(*truth(capped)).value
+    scores = []
+    for seed in range(8):
+        observation, _ = free.reset(seed=seed)
+        capped.reset(seed=seed)
+        policy, ended = LedgerOracle(free), False
+        while not ended:
+            action = policy.act(observation)
+            capped.step(action)
+            observation, _, _, ended, _ = free.step(action)
+        assert capped.dynamics.violations + capped.dynamics.throttled > 0
+        if throughput == "soft":  # each answer is paid, with or without a cap
+            assert capped.dynamics.spend == free.dynamics.spend
+        scores.append(capped.dynamics.ledger_score / 1500)
+    error = np.std(scores, ddof=1) / np.sqrt(8)
+    assert np.mean(scores) < bound + 3 * error
+
+
 def test_seeing_the_query_is_worth_something() -> None:
     env = make_env(instance="paretobandit", horizon=2000, num_stages=8)
     bound = ledger_bound(*truth(env)).value

@@ -58,7 +58,8 @@ class DeploymentRules:
     budget : float
         Average cost allowed per query, b, in USD.
     throughput : {"soft", "hard"}
-        Queries above ceil(alpha_m * stage length) are counted or not served.
+        Queries above ceil(alpha_m * stage length) are counted or not served; the ledger gives
+        nothing for them either way.
     switching_cost : float
         USD charged per LLM that joins the deployment, the first stage excepted (R).
     reward_delay : int
@@ -279,7 +280,7 @@ class QueryOutcome(NamedTuple):
     cost: Floats  # of the answer, in USD
     switching_cost: Floats
     refused: Bools
-    throttled: Bools  # above the throughput cap: not served if it is hard
+    throttled: Bools  # above the cap: not served if it is hard, nothing in the ledger if soft
     projected: Bools
     over_budget: Bools
     arrived_now: Bools  # (n, N)
@@ -329,7 +330,10 @@ class DeploymentDynamics:
 
     The ledger is the bandits-with-knapsacks rule with budget B = b T: the query whose cost would
     exceed it, and every later one, earns 0 and is not paid. What the sum of T costs may round up,
-    a share of T machine epsilons, far below one query, does not count.
+    a share of T machine epsilons, far below one query, does not count. An answer above an LLM's
+    throughput cap earns 0 in the ledger too, else the caps would bind nobody, but is paid: with
+    soft throughput the LLM did answer and its provider charges for it. So exceeding a cap is never
+    better than refusing the query, which is free (hard throughput refuses it).
 
     One lane is stepped in plain Python (`step_single`), several with NumPy (`step`), a whole stage
     of one lane at once (`run_stage`); tests hold the three equal bit for bit. A query costs O(N)
@@ -589,7 +593,7 @@ class DeploymentDynamics:
         self._exhausted[lanes] |= totals["ledger_spend"][lanes] + charge > self._ledger_limit
         over = self._exhausted[lanes]
         totals["ledger_spend"][lanes] += np.where(over, 0.0, charge)
-        ledger_reward = np.where(over, 0.0, reward)
+        ledger_reward = np.where(over | throttled, 0.0, reward)
         totals["reward"][lanes] += reward
         totals["ledger_score"][lanes] += ledger_reward
 
@@ -684,7 +688,8 @@ class DeploymentDynamics:
             self._counters["refused"][0] += 1
         if throttled:
             self._counters["throttled" if self._hard else "violations"][0] += 1
-        over, ledger_reward = self._charge_single(reward, cost + switching)
+        earned = 0.0 if throttled else reward
+        over, ledger_reward = self._charge_single(reward, earned, cost + switching)
         answered = rated_llm = llm if served else -1
         if self.rules.reward_delay:
             rated_llm, reward, ledger_reward = self._reveal_single(
@@ -747,8 +752,11 @@ class DeploymentDynamics:
         left = max(self._cap.item(llm) - used, 0) / self._length.item(0)
         seen["throughput_left"][0, llm] = left
 
-    def _charge_single(self, reward: float, charge: float) -> tuple[bool, float]:
-        """Book a query; return whether the ledger is exhausted, and the ledger's reward."""
+    def _charge_single(self, reward: float, earned: float, charge: float) -> tuple[bool, float]:
+        """Book a query that earns ``earned`` if the budget lasts.
+
+        Return whether the ledger is exhausted, and the ledger's reward.
+        """
         totals = self._totals
         totals["spend"][0] += charge
         totals["reward"][0] += reward
@@ -757,8 +765,8 @@ class DeploymentDynamics:
             self._exhausted[0] = True
             return True, 0.0
         totals["ledger_spend"][0] = paid
-        totals["ledger_score"][0] += reward
-        return False, reward
+        totals["ledger_score"][0] += earned
+        return False, earned
 
     def _reveal_single(
         self, query: int, llm: int, reward: float, ledger_reward: float
@@ -798,8 +806,9 @@ class DeploymentDynamics:
 
         charge = cost.copy()
         charge[0] += switching.item()
-        over = self._charge_stage(reward, charge)
-        ledger_reward = np.where(over, 0.0, reward)
+        earned = np.where(throttled, 0.0, reward)
+        over = self._charge_stage(reward, earned, charge)
+        ledger_reward = np.where(over, 0.0, earned)
         rated_llm, reward, ledger_reward = self._reveal_stage(
             np.where(served, llms, -1), reward, ledger_reward
         )
@@ -827,8 +836,11 @@ class DeploymentDynamics:
         turn[order] = np.arange(len(llms)) - np.repeat(np.cumsum(counts) - counts, counts)
         return turn
 
-    def _charge_stage(self, reward: Floats, charge: Floats) -> Bools:
-        """Book the queries of a stage in order; return where the ledger is exhausted."""
+    def _charge_stage(self, reward: Floats, earned: Floats, charge: Floats) -> Bools:
+        """Book the queries of a stage in order, which earn ``earned`` while the budget lasts.
+
+        Return where the ledger is exhausted.
+        """
         totals = self._totals
         for name, values in (("spend", charge), ("reward", reward)):
             totals[name][0] = _running_sum(totals[name].item(0), values)[-1]
@@ -836,7 +848,7 @@ class DeploymentDynamics:
         over: Bools = (paid[1:] > self._ledger_limit) | self._exhausted.item(0)
         totals["ledger_spend"][0] = paid[int((~over).sum())]
         score = totals["ledger_score"]
-        score[0] = _running_sum(score.item(0), reward[~over])[-1]
+        score[0] = _running_sum(score.item(0), earned[~over])[-1]
         self._exhausted[0] = over[-1]
         return over
 
@@ -1060,7 +1072,7 @@ class DeploymentDynamics:
 
     @property
     def violations(self) -> Any:
-        """Queries served above the soft throughput; a number, several lanes (B,)."""
+        """Queries served, and paid, above the soft throughput; a number, several lanes (B,)."""
         return self._per_lane(self._counters["violations"].copy())
 
     @property

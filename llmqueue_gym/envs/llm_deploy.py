@@ -413,7 +413,8 @@ class LLMDeployEnv(_DeployEnv):
     coupled: those that choose the same LLM for a query get the same reward and cost.
 
     Reward alone can be gamed by overspending. The ledger is the score that cannot: a hard budget
-    B = b T; the query that would exceed it, and every later one, earns 0.
+    B = b T; the query that would exceed it, and every later one, earns 0. So does an answer above
+    an LLM's throughput cap, which is paid all the same.
 
     ## Action Space
 
@@ -452,7 +453,8 @@ class LLMDeployEnv(_DeployEnv):
 
     ## Rewards
 
-    The query's reward. With ``budget="hard"`` the ledger's: 0 once the budget is gone.
+    The query's reward. With ``budget="hard"`` the ledger's: 0 once the budget is gone, and 0 for
+    an answer above an LLM's throughput cap.
 
     ## Starting State
 
@@ -486,7 +488,7 @@ class LLMDeployEnv(_DeployEnv):
     | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" / 1] |
     | budget_per_query | None | b in USD, at least 1e-12 [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
     | budget | "soft" | "hard": the reward is the ledger's |
-    | throughput | "soft" | "soft" serves and counts queries above ceil(alpha * stage length), "hard" does not serve them: reward 0, cost 0 |
+    | throughput | "soft" | "soft" serves and counts queries above ceil(alpha * stage length), which are paid and earn nothing in the ledger; "hard" does not serve them: reward 0, cost 0 |
     | price_changes | None | "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
     | retirements | None | list of {"llm", "query" or "date"}; a deployed LLM stays to the end of the stage |
     | switching_cost | 0.0 | USD per LLM that joins the deployment, after the first stage |

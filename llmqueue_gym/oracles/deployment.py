@@ -162,13 +162,18 @@ def ledger_bound(instance: DeploymentInstance, rules: DeploymentRules) -> Ledger
     With a table, a policy may see the query: then each query goes to the LLM best for it at price
     lambda, and neither M_max nor throughput binds, which makes the bound looser.
 
+    It holds whatever the throughput, soft or hard, and for policies that ignore the caps. A policy
+    chooses before it sees a query's draws, so an answer of m adds (mu_m - lambda c_m) 1{within the
+    cap} - lambda c_m 1{above it} in expectation to what the ledger earns less lambda times what it
+    pays: an answer above the cap is paid and earns nothing, so it adds nothing positive. At most
+    ceil(alpha_m L_k) answers of m in stage k are within the cap, and all of them go to at most
+    M_max LLMs, so a stage adds no more than the maximum above.
+
     The query that ends the ledger is not paid, so a policy that stakes its last money on an LLM
     with a heavy tail of costs gets its cheap answers for less than their mean cost. The money of
     all queries up to that one is at most bT + c2, c2 the largest cost of a query: the same bound
     at this budget holds strictly, and ``overshoot`` is what it adds, at most lambda c2 / T.
-
-    The bound is for policies that keep the throughput (always with hard throughput; with soft
-    throughput those without violations).
+    (Costs of switching are paid from bT besides, which only lowers the score.)
     """
     fill = _mean_fill if instance.table is None else _table_fill
     bound = _spread_budget(instance, rules, fill, 0, 0.0)
