@@ -217,6 +217,7 @@ QUEUEING = Kind(
         "tail_queue",
         "wait_p95",
         "retrials_per_departed",
+        "usd_per_query",
         "routing_regret",
         "luck",
         "arrival_rate",
@@ -240,6 +241,7 @@ QUEUEING = Kind(
         Column("growth", "", _growth, oracle="", missing="noise"),
         Column("p95 wait", "", _mean("wait_p95"), 3),
         Column("retrials / departed", "", _mean("retrials_per_departed"), 3),
+        Column("USD / query", "", _mean("usd_per_query"), 5),
         _CLOCK,
     ),
     legend="""\
@@ -250,7 +252,9 @@ variance of the arrivals in 100 slots over that of Bernoulli arrivals. *mean que
 the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative;
 *growth*: its exponent in t (both fitted over the last decade of slots; "noise" where the gap is not
 positive throughout). *p95 wait*: slots from arrival to departure, of departed queries.
-*µs / decision*: median of act + update over slots with a waiting query.""",
+*USD / query*: cost of all answers served, those of retrials too, over the queries that departed
+(empty where the workload records no costs). *µs / decision*: median of act + update over slots with
+a waiting query.""",
 )
 
 

@@ -99,6 +99,8 @@ class Recorder:
     def __init__(self, env: gym.Env[Any, Any], horizon: int) -> None:
         dynamics: QueueDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
         self._dynamics = dynamics
+        self._cost: NDArray[np.float64] | None = env.unwrapped.cost  # type: ignore[attr-defined]
+        self._usd = 0.0  # paid for answers so far
         self._best_rate: list[float] = dynamics.best_rate.tolist()
         self._window: list[_Query] = []  # the first W in service order
         self._backlog: deque[_Query] = deque()
@@ -143,6 +145,8 @@ class Recorder:
                 f"{len(self._window)} queries in the window"
             )
         if query is not None:
+            if self._cost is not None:
+                self._usd += float(self._cost[query[2], list(self._shown)].sum())
             self._window.pop(action.item(0))
             if self._backlog:
                 self._window.append(self._backlog.popleft())
@@ -166,6 +170,9 @@ class Recorder:
     def result(self) -> dict[str, Any]:
         """Return ``metrics`` and the cumulative sums of the learning curve.
 
+        ``usd_per_query`` is the cost of all answers served over the queries that departed, None
+        where no costs are known.
+
         Raises
         ------
         BrokenLawError
@@ -177,6 +184,9 @@ class Recorder:
             "capacity": float(dynamics.capacity[0]),
             **queue_metrics(self.trace, dynamics.window),
         }
+        departures = int(self.trace.departed.sum())
+        known = self._cost is not None and departures > 0
+        metrics["usd_per_query"] = self._usd / departures if known else None
         curve = queue_sums(self.trace)
         visible = len(self._window)
         rows, ages = dynamics.window_queries[0][:visible], dynamics.observe_single()["age"]

@@ -1,5 +1,6 @@
 """One cell: the laws of a queue, coupling, the regret's definition, what agents may not do."""
 
+import json
 import time
 
 import gymnasium as gym
@@ -150,6 +151,37 @@ def test_routing_regret_is_over_the_whole_queue_that_a_window_without_end_shows(
     assert sure > 10, "the window must hide the best query now and then"
     metrics = recorder.result()["metrics"]
     assert metrics["backlog_share"] == np.mean(recorder.trace.queue_length > window) > 0.2
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_usd_per_query_is_what_the_answers_of_all_attempts_cost(tmp_path, size):
+    """LLM j costs 4^j USD: what was paid is a sum over LLMs, what was shown a set."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "table.jsonl"
+    with path.open("w") as file:
+        for _ in range(40):
+            scores = dict(zip("abc", rng.random(3).tolist(), strict=True))
+            cost = {"a": 1.0, "b": 4.0, "c": 16.0}
+            record = {"v": rng.normal(size=2).tolist(), "s": scores, "c": cost}
+            file.write(json.dumps(record) + "\n")
+    spec = {"source": "table", "path": str(path), "embedding": "v", "quality": "s"}
+    paid = []
+    for costs in ({"cost": "c"}, {}):
+        env = gym.make("LLMQueue-v0", workload=spec | costs, load=0.6, assortment_size=size)
+        observation, _ = env.reset(seed=0)
+        recorder, usd = Recorder(env, 200), 0
+        rng = np.random.default_rng(1)
+        for t in range(200):
+            action = np.array([0, *rng.integers(0, 3, size)])
+            if observation["waiting"].any():
+                usd += sum(4 ** int(llm) for llm in set(action[1:].tolist()))
+            recorder.choose(t, action)
+            observation, *_, info = env.step(action)
+            recorder.observe(t, action, info)
+        metrics = recorder.result()["metrics"]
+        paid.append((metrics["usd_per_query"], usd / metrics["departures"]))
+    assert paid[0][0] == pytest.approx(paid[0][1])
+    assert paid[1][0] is None  # no costs are recorded
 
 
 def lawful():

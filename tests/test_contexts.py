@@ -91,6 +91,18 @@ def test_contexts_have_norm_1_and_a_constant(spec, calls):
     np.testing.assert_allclose(contexts[:, -1], 0.5**0.5, atol=1e-6)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_without_the_constant_a_context_is_the_direction_alone(spec, calls):
+    dim = None if spec == {"method": "wordllama"} else 7
+    how = read_contexts(spec)
+    plain = embed_texts(some_texts(), dim, read_contexts({**(spec or {}), "constant": False}))
+    longer = embed_texts(some_texts(), None if dim is None else dim + 1, how)
+    assert plain.shape == (300, dim or DIM)
+    assert plain.dtype == np.float32
+    np.testing.assert_allclose(plain, longer[:, :-1] * 2**0.5, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1.0, atol=1e-6)
+
+
 def test_whitened_directions_are_uncorrelated_and_alike_before_they_are_scaled(calls):
     texts = some_texts(800)
     offline = offline_rows(texts)
@@ -146,6 +158,8 @@ def test_a_context_dim_means_pca(calls):
         ({"method": "tfidf-svd", "model": "x"}, None, "no model of the method"),
         ({"method": "tfidf-svd", "reduce": "pca"}, None, "known: none, whiten"),
         ({"method": "wordllama", "reduce": "none"}, 5, "leave it out"),
+        ({"method": "wordllama", "constant": False}, DIM + 1, "lower it"),
+        ({"method": "wordllama", "constant": 0}, None, "constant=0 must be true or false"),
         ("wordllama", DIM + 9, "lower it"),
         ({"method": "wordllama", "reduce": "whiten"}, 1, "context_dim=1"),
         ({"method": "wordllama", "reduce": "whiten"}, 200, "offline split"),

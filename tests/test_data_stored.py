@@ -269,11 +269,11 @@ def test_an_environment_plays_an_imported_data_set_with_its_options(table: Path)
     assert observation["contexts"].shape[1] == 8
     env.step(env.action_space.sample())
     workload = build(spec)
-    contexts, utilities = workload.draw(np.random.default_rng(0))
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0))
     assert contexts.shape == (40, 8)
     assert workload.llms == ("a", "b")
-    # v = q - 5 c has four values; the best is 1 - 5 * 0.001 for LLM b and has rate r_hi
-    assert np.isclose(1 / (1 + np.exp(-utilities.max())), 0.99)
+    # the best is LLM b where it is right: v = 1 - 5 * 0.001
+    assert np.isclose(1 / (1 + np.exp(-utilities.max())), 0.1 + 0.89 * 0.995)
     assert fingerprint(spec) == header.parquet["sha256"]
 
 

@@ -404,7 +404,7 @@ def test_an_environment_plays_logged_conversations(chats: Path) -> None:
     env.reset(seed=0)
     env.step(env.action_space.sample())
     workload = make_workload(spec, num_llms=2, context_dim=None, assortment_size=1)
-    contexts, utilities = workload.draw(np.random.default_rng(0))
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0))
     assert contexts.shape == (200, 8)
     model = wildchat.outcomes_of(context_dim=8)
     assert np.allclose(utilities, contexts.astype(np.float64) @ model.theta.T)

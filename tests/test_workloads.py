@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -67,14 +67,14 @@ def best_rate(utilities: Array) -> Array:
 @pytest.mark.parametrize("kind", ["uniform", "specialists", "lookalike"])
 def test_synthetic_draw_has_the_promised_shapes_and_follows_the_generator(kind: str) -> None:
     workload = build({"source": "synthetic", "kind": kind, "pool_size": 300}, num_llms=4)
-    contexts, utilities = workload.draw(np.random.default_rng(3))
+    contexts, utilities, _ = workload.draw(np.random.default_rng(3))
     assert contexts.shape == (300, workload.context_dim)
     assert contexts.dtype == np.float32
     assert utilities.shape == (300, 4)
     assert utilities.dtype == np.float64
     assert len(workload.llms) == 4
-    again, _ = workload.draw(np.random.default_rng(3))
-    other, _ = workload.draw(np.random.default_rng(4))
+    again, *_ = workload.draw(np.random.default_rng(3))
+    other, *_ = workload.draw(np.random.default_rng(4))
     assert np.array_equal(contexts, again)
     assert not np.array_equal(contexts, other)
 
@@ -87,7 +87,7 @@ def linear_parameters(contexts: Array, utilities: Array) -> Array:
 
 
 def test_uniform_contexts_and_parameters_are_uniform() -> None:
-    contexts, utilities = Synthetic("uniform", 200, 8).draw(np.random.default_rng(0))
+    contexts, utilities, _ = Synthetic("uniform", 200, 8).draw(np.random.default_rng(0))
     for entries in (contexts, linear_parameters(contexts, utilities)):
         assert np.abs(entries).max() <= 1.0 + 1e-6
         assert abs(entries.mean()) < 0.05
@@ -95,7 +95,7 @@ def test_uniform_contexts_and_parameters_are_uniform() -> None:
 
 
 def test_specialists_are_good_at_their_cluster() -> None:
-    contexts, utilities = Synthetic("specialists", 10, 16).draw(np.random.default_rng(0))
+    contexts, utilities, _ = Synthetic("specialists", 10, 16).draw(np.random.default_rng(0))
     np.testing.assert_allclose(np.linalg.norm(contexts, axis=1), 1.0, atol=1e-6)
     slopes = linear_parameters(contexts, utilities + 1.0)  # 4 C_j - mean(C)
     centres = (slopes + slopes.sum(axis=0) / 30) / 4  # since the slopes sum to 3 N mean(C)
@@ -106,7 +106,7 @@ def test_specialists_are_good_at_their_cluster() -> None:
 
 
 def test_lookalike_parameters_scatter_around_a_shared_one() -> None:
-    contexts, utilities = Synthetic("lookalike", 300, 200).draw(np.random.default_rng(0))
+    contexts, utilities, _ = Synthetic("lookalike", 300, 200).draw(np.random.default_rng(0))
     np.testing.assert_allclose(np.linalg.norm(contexts, axis=1), 1.0, atol=1e-5)
     assert np.all(contexts[:, -1] == contexts[0, -1])
     np.testing.assert_allclose((contexts**2).mean(axis=0), 1 / 200, rtol=0.2)
@@ -117,12 +117,14 @@ def test_lookalike_parameters_scatter_around_a_shared_one() -> None:
 
 def test_synthetic_slack_holds_for_every_query_and_keeps_the_parameters() -> None:
     workload = Synthetic()
-    accepted, utilities = workload.draw(np.random.default_rng(1), lambda u: best_rate(u) >= 0.8)
+    accepted, utilities, _ = workload.draw(np.random.default_rng(1), lambda u: best_rate(u) >= 0.8)
     assert accepted.shape == (4096, 5)
     assert best_rate(utilities).min() >= 0.8
     free = workload.draw(np.random.default_rng(1))
     np.testing.assert_allclose(
-        linear_parameters(accepted, utilities), linear_parameters(*free), atol=1e-5
+        linear_parameters(accepted, utilities),
+        linear_parameters(free.contexts, free.utilities),
+        atol=1e-5,
     )
 
 
@@ -152,21 +154,68 @@ def pool_of(quality: Array, cost: Array | None = None) -> QueryPool:
     return QueryPool(np.ones((len(quality), 2), np.float32), quality, cost, llms)
 
 
+def rates_of(utilities: Array) -> Array:
+    return np.asarray(1.0 / (1.0 + np.exp(-utilities)))
+
+
+@pytest.mark.parametrize("scale", ["quality", "table"])
 @given(quality=unit_tables, cost_weight=st.floats(0, 1e3), seed=st.integers(0, 9))
 def test_utilities_follow_the_formula_over_the_whole_table(
-    quality: Array, cost_weight: float, seed: int
+    scale: str, quality: Array, cost_weight: float, seed: int
 ) -> None:
     cost = np.random.default_rng(seed).random(quality.shape)
     value = quality - cost_weight * cost
-    if value.max() == value.min():
+    spans = quality if scale == "quality" else value
+    if spans.max() == spans.min():
         with pytest.raises(ValueError, match="cannot be told apart"):
-            pool_of(quality, cost).utilities(cost_weight)
+            pool_of(quality, cost).utilities(cost_weight, scale=scale)
         return
-    utilities = pool_of(quality, cost).utilities(cost_weight)
-    rate = 1.0 / (1.0 + np.exp(-utilities))
-    expected = 0.1 + 0.89 * ((value - value.min()) / (value.max() - value.min()))
-    np.testing.assert_allclose(rate, expected, rtol=1e-9)
+    utilities = pool_of(quality, cost).utilities(cost_weight, scale=scale)
+    with np.errstate(over="ignore"):
+        share = (value - spans.min()) / (spans.max() - spans.min())
+    np.testing.assert_allclose(rates_of(utilities), 0.1 + 0.89 * share.clip(0, 1), rtol=1e-9)
     assert np.isfinite(utilities).all()
+
+
+weights = st.floats(0, 1e4)
+
+
+@given(quality=unit_tables, low=weights, high=weights, seed=st.integers(0, 9))
+def test_a_dearer_world_is_never_easier(quality: Array, low: float, high: float, seed: int) -> None:
+    """No rate rises with the cost weight; a free answer's stays as it is."""
+    assume(np.ptp(quality) > 0)
+    rng = np.random.default_rng(seed)
+    cost = rng.exponential(0.01, quality.shape) * rng.integers(0, 2, quality.shape)
+    low, high = sorted((low, high))
+    cheap, dear = (pool_of(quality, cost).utilities(weight) for weight in (low, high))
+    assert (dear <= cheap).all()
+    np.testing.assert_array_equal(dear[cost == 0], pool_of(quality).utilities()[cost == 0])
+    for size in range(1, quality.shape[1] + 1):
+        assert capacity(dear, size) <= capacity(cheap, size)
+
+
+@given(quality=unit_tables, weight=weights, outlier=st.floats(0, 1e6), seed=st.integers(0, 9))
+def test_one_dear_answer_leaves_the_rates_of_the_others_alone(
+    quality: Array, weight: float, outlier: float, seed: int
+) -> None:
+    assume(np.ptp(quality) > 0)
+    cost = np.random.default_rng(seed).random(quality.shape)
+    more = np.full((1, quality.shape[1]), outlier)
+    both = pool_of(np.vstack([quality, quality[:1]]), np.vstack([cost, more]))
+    np.testing.assert_array_equal(
+        both.utilities(weight)[:-1], pool_of(quality, cost).utilities(weight)
+    )
+
+
+def test_on_the_published_scale_one_dear_answer_lifts_all_others() -> None:
+    """Why it is not the default: .16 USD once, and every other rate rises with the weight."""
+    quality, cost = np.tile([0.9, 0.5], (20, 1)), np.tile([1e-5, 1e-5], (20, 1))
+    quality[0, 1], cost[0, 0] = 0.0, 0.16
+    cheap, dear = (
+        rates_of(pool_of(quality, cost).utilities(weight, scale="table"))[1:, 1].mean()
+        for weight in (0.0, 100.0)
+    )
+    assert dear > cheap + 0.3
 
 
 def test_pool_utilities_reject_bad_parameters() -> None:
@@ -178,6 +227,10 @@ def test_pool_utilities_reject_bad_parameters() -> None:
             pool_of(quality, quality).utilities(weight)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not finite"):
         pool_of(quality, quality * 1e300).utilities(1e300)
+    with pytest.raises(ValueError, match="scale 'tabel' is not known; did you mean 'table'"):
+        pool_of(quality).utilities(scale="tabel")
+    with pytest.raises(ValueError, match="scale 'tabel' is not known"):
+        PoolWorkload(pool_of(quality), scale="tabel")
     with pytest.raises(ValueError, match=r"r_lo=0\.5, r_hi=0\.5"):
         pool_of(quality).utilities(0.0, 0.5, 0.5)
 
@@ -238,7 +291,7 @@ def numbered_pool(rows: int) -> QueryPool:
 def test_pool_instances_are_distinct_rows_of_the_online_split(rows: int, size: int) -> None:
     online = np.arange(0, rows, 2)
     workload = PoolWorkload(numbered_pool(rows), online, pool_size=size)
-    contexts, utilities = workload.draw(np.random.default_rng(0))
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0))
     assert len(contexts) == len(utilities) == workload.pool_size == min(size, 25)
     drawn = contexts[:, 0].astype(int)
     assert len(set(drawn)) == len(drawn)
@@ -246,9 +299,27 @@ def test_pool_instances_are_distinct_rows_of_the_online_split(rows: int, size: i
     np.testing.assert_array_equal(utilities, numbered_pool(rows).utilities()[drawn])
 
 
+def test_the_scale_pool_is_that_of_the_drawn_rows() -> None:
+    """The published runs scale by the 1000 rows of a run: an instance is a table of its own."""
+    rng = np.random.default_rng(0)
+    quality, cost = rng.random((200, 3)), rng.random((200, 3))
+    pool = QueryPool(np.arange(200.0)[:, None], quality, cost, ("a", "b", "c"))
+    workload = PoolWorkload(pool, cost_weight=0.5, pool_size=20, scale="pool")
+    for seed in range(3):
+        contexts, utilities, paid = workload.draw(np.random.default_rng(seed))
+        rows = contexts[:, 0].astype(int)
+        alone = QueryPool(pool.contexts[rows], quality[rows], cost[rows], pool.llms)
+        np.testing.assert_array_equal(utilities, alone.utilities(0.5, scale="table"))
+        np.testing.assert_array_equal(paid, cost[rows])
+        rates = rates_of(utilities)
+        assert (rates.min(), rates.max()) == (pytest.approx(0.1), pytest.approx(0.99))
+    with pytest.raises(ValueError, match=r"slack .* scale='pool'"):
+        workload.draw(np.random.default_rng(0), lambda u: best_rate(u) >= 0.5)
+
+
 def test_pool_slack_filters_and_fills_up_evenly() -> None:
     workload = PoolWorkload(numbered_pool(100), pool_size=50)
-    contexts, utilities = workload.draw(np.random.default_rng(0), lambda u: best_rate(u) >= 0.9)
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0), lambda u: best_rate(u) >= 0.9)
     assert len(contexts) == 50
     assert best_rate(utilities).min() >= 0.9
     counts = np.unique(contexts[:, 0], return_counts=True)[1]
@@ -463,7 +534,7 @@ def test_every_format_and_layout_gives_the_same_table(
         context_dim=2,
     )
     assert workload.llms == tuple(names)
-    contexts, utilities = workload.draw(np.random.default_rng(0))
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0))
     order = np.argsort(contexts[:, 0])
     np.testing.assert_allclose(
         utilities[order], pool_of(quality, cost).utilities(weight), rtol=1e-9, atol=1e-9
@@ -490,7 +561,7 @@ def test_file_cut_anywhere_is_an_error_or_a_whole_number_of_rows(
         cut = tmp_path / f"cut-{length}{suffix}"
         cut.write_bytes(data[:length])
         try:
-            contexts, _ = build(spec | {"path": str(cut)}).draw(np.random.default_rng(0))
+            contexts, _, _ = build(spec | {"path": str(cut)}).draw(np.random.default_rng(0))
         except ValueError as error:
             apart = "cannot be told apart" in str(error)  # the one row left, cut inside a number
             assert apart or cut.name in str(error)  # noqa: PT017 - either outcome may be right
@@ -727,7 +798,7 @@ def test_llmrouter_facts() -> None:
 @needs_llmrouter
 def test_llmrouter_contexts_predict_scores_of_unseen_queries() -> None:
     workload = build(llmrouter_spec(pool_size=10_000), num_llms=9)
-    contexts, utilities = workload.draw(np.random.default_rng(0))
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0))
     x, seen = contexts.astype(np.float64), np.arange(len(contexts)) < 2000
     rate = 1.0 / (1.0 + np.exp(-utilities))
     gram = x[seen].T @ x[seen] + np.eye(x.shape[1])

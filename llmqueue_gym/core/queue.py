@@ -59,11 +59,14 @@ class Population:
         Hidden MNL utilities u_j(x).
     assortment_size : int
         LLMs shown at a time, K.
+    cost : ndarray, shape (P, N), or None
+        USD that an answer of LLM j to the query costs, kept or not; None where nobody knows.
     """
 
     contexts: NDArray[np.float32]
     utilities: Floats
     assortment_size: int
+    cost: Floats | None = None
 
     def __post_init__(self) -> None:
         if not np.all(np.abs(self.utilities) <= MAX_UTILITY):  # also false for NaN

@@ -127,10 +127,10 @@ class _Task:
                 top = np.partition(np.exp(utilities), -size, axis=1)[:, -size:].sum(axis=1)
                 return np.asarray(top >= least / (1.0 - least))
 
-            contexts, utilities = self.workload.draw(rng, accept)
+            drawn = self.workload.draw(rng, accept)
         else:
-            contexts, utilities = self.workload.draw(rng)
-        population = Population(contexts, utilities, size)
+            drawn = self.workload.draw(rng)
+        population = Population(drawn.contexts, drawn.utilities, size, drawn.cost)
         if self.load is not None:
             return population, self.load * population.capacity
         assert self.arrival_rate is not None
@@ -324,6 +324,7 @@ class LLMQueueEnv(RenderedEnv):
         self._action_shape = self.action_space.shape
         self._llm_indices = frozenset(range(task.num_llms))
         self.dynamics = task.dynamics(1)
+        self._cost: NDArray[np.float64] | None = None
         self._masks = task.mask_table()
         self._info_masks = self._masks.astype(np.int8)
 
@@ -357,6 +358,14 @@ class LLMQueueEnv(RenderedEnv):
         """Queries that never arrive with their utilities, for training; None if there are none."""
         return getattr(self._task.workload, "offline", None)
 
+    @property
+    def cost(self) -> NDArray[np.float64] | None:
+        """USD of every LLM's answer to each query of the instance, (P, N); None if not known.
+
+        Part of the truth, as ``dynamics``: for reports, not for policies.
+        """
+        return self._cost
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -364,6 +373,7 @@ class LLMQueueEnv(RenderedEnv):
         super().reset(seed=seed)
         population, rate, streams = self._task.start(self.np_random)
         self.dynamics.reset([0], [population], [rate], [streams])
+        self._cost = population.cost
         self._start_rendering()
         return self._observe(), {"queue_length": 0, "action_mask": self._info_masks[0].copy()}
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.datasets import dataset_workloads
 from llmqueue_gym.workloads.pool import (
     Accept,
+    Instance,
     PoolWorkload,
     QueryPool,
     check_count,
@@ -30,6 +30,7 @@ from llmqueue_gym.workloads.sources.table import table_fingerprint, table_worklo
 
 __all__ = [
     "Accept",
+    "Instance",
     "PoolWorkload",
     "QueryPool",
     "Synthetic",
@@ -60,10 +61,8 @@ class Workload(Protocol):
     def pool_size(self) -> int:
         """Rows of every drawn instance, P; constant."""
 
-    def draw(
-        self, rng: np.random.Generator, accept: Accept | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Draw one problem instance: contexts (P, d) and utilities (P, N).
+    def draw(self, rng: np.random.Generator, accept: Accept | None = None) -> Instance:
+        """Draw one problem instance.
 
         Parameters
         ----------

@@ -255,6 +255,7 @@ def pool_workload(
     contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
     pool_size: int = 1000,
+    scale: str = "quality",
 ) -> PoolWorkload:
     """Workload of a stored pool.
 
@@ -268,12 +269,12 @@ def pool_workload(
         Length of a context, 64 by default.
     contexts : str or mapping, optional
         How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    cost_weight, pool_size
+    cost_weight, pool_size, scale
         See `llmqueue_gym.workloads.pool.PoolWorkload`.
     """
     header = stored_header(source, name)
     pool, online = load_pool(header.name, context_dim, read_contexts(contexts))
-    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
 
 
 def dataset_fingerprint(source: str, *, name: str | None = None, **_: object) -> str:

@@ -58,6 +58,7 @@ class ContextMethod:
     method: str = TFIDF
     model: str | None = None
     reduce: str | None = None
+    constant: bool = True
 
 
 def read_contexts(spec: str | Mapping[str, Any] | ContextMethod | None) -> ContextMethod:
@@ -79,6 +80,9 @@ def read_contexts(spec: str | Mapping[str, Any] | ContextMethod | None) -> Conte
         ``context_dim`` is given) or ``"whiten"``: directions of unit variance. Both are fitted on
         the offline texts.
 
+        ``constant`` says whether a constant coordinate is appended (default), which gives linear
+        models an intercept; ``False`` leaves the plain vectors of norm 1.
+
     Raises
     ------
     ValueError
@@ -98,11 +102,14 @@ def read_contexts(spec: str | Mapping[str, Any] | ContextMethod | None) -> Conte
     if not isinstance(method, str) or method not in _MODELS:
         raise unknown_name("contexts: method", method, _MODELS)
     model, reduce = options.get("model"), options.get("reduce")
+    constant = options.get("constant", True)
+    if not isinstance(constant, bool):
+        raise ValueError(f"contexts: constant={constant!r} must be true or false")
     if model is not None and (method == TFIDF or not isinstance(model, str)):
         raise ValueError(f"contexts: model={model!r} is no model of the method {method!r}")
     if reduce is not None and reduce not in _REDUCTIONS[method]:
         raise unknown_name(f"contexts: reduce of {method!r}", reduce, _REDUCTIONS[method])
-    return ContextMethod(method, model, reduce)
+    return ContextMethod(method, model, reduce, constant)
 
 
 def offline_rows(texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -136,7 +143,8 @@ def embed_texts(
 
     A context is (z, 1) / sqrt(2): z a vector of length d - 1 scaled to norm 1, and a constant that
     gives linear models an intercept. So every context has norm 1; a text whose z is 0 is
-    (0, ..., 0, 1). By default z holds the leading singular directions of the TF-IDF vector.
+    (0, ..., 0, 1). Without the constant (see `read_contexts`) it is z, of length d. By default z
+    holds the leading singular directions of the TF-IDF vector.
 
     Parameters
     ----------
@@ -164,28 +172,30 @@ def embed_texts(
     if how.method == TFIDF:
         dim = DEFAULT_CONTEXT_DIM if context_dim is None else context_dim
         _check_dim(dim, offline)
+        width = dim if how.constant else dim + 1  # what is cached has a constant
         vectors = _cached(
-            _cache_key(texts, dim), len(texts), lambda: _tfidf(texts, offline, dim), "contexts"
+            _cache_key(texts, width), len(texts), lambda: _tfidf(texts, offline, width), "contexts"
         )
         if how.reduce != "whiten":
-            return vectors
-        return _with_constant(_reduce(vectors[:, :-1], offline, dim - 1, whiten=True))
+            return vectors if how.constant else _unit(vectors[:, :-1])
+        return _contexts(_reduce(vectors[:, :-1], offline, width - 1, whiten=True), how)
     raw = _encodings(texts, offline, how)
-    if how.reduce == "none" or (how.reduce is None and context_dim in (None, raw.shape[1] + 1)):
-        if context_dim not in (None, raw.shape[1] + 1):
+    largest = raw.shape[1] + how.constant
+    what = f"the vectors of {how.method!r}" + (" and a constant" if how.constant else "")
+    if how.reduce == "none" or (how.reduce is None and context_dim in (None, largest)):
+        if context_dim not in (None, largest):
             raise ValueError(
-                f"context_dim={context_dim}, but the vectors of {how.method!r} and a constant have "
-                f'length {raw.shape[1] + 1}; leave it out, or set reduce to "pca" or "whiten"'
+                f"context_dim={context_dim}, but {what} have length {largest}; leave it out, or "
+                'set reduce to "pca" or "whiten"'
             )
-        return _with_constant(raw)
-    dim = raw.shape[1] + 1 if context_dim is None else context_dim
+        return _contexts(raw, how)
+    dim = largest if context_dim is None else context_dim
     _check_dim(dim, offline)
-    if dim > raw.shape[1] + 1:
+    if dim > largest:
         raise ValueError(
-            f"context_dim={dim} is more than the {raw.shape[1]} coordinates of {how.method!r} and "
-            "a constant; lower it"
+            f"context_dim={dim} is more than {what} have coordinates ({largest}); lower it"
         )
-    return _with_constant(_reduce(raw, offline, dim - 1, whiten=how.reduce == "whiten"))
+    return _contexts(_reduce(raw, offline, dim - how.constant, whiten=how.reduce == "whiten"), how)
 
 
 def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:
@@ -196,6 +206,17 @@ def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:
             f"holds {offline.sum()} of the {len(offline)} texts; pass a smaller context_dim, give "
             "more queries, or bring your own vectors with `embedding`"
         )
+
+
+def _contexts(directions: NDArray[Any], how: ContextMethod) -> NDArray[np.float32]:
+    return _with_constant(directions) if how.constant else _unit(directions)
+
+
+def _unit(directions: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale rows to norm 1; a row of zeros stays."""
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    norms[norms < 1e-9] = np.inf
+    return np.asarray(directions / norms, dtype=np.float32)
 
 
 def _with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:

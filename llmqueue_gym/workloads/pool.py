@@ -12,13 +12,16 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Accept = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 """A predicate on queries: utilities (n, N) -> keep (n,)."""
+
+SCALES = ("quality", "table", "pool")
+"""What may span the success rates of a pool's LLMs; see `PoolWorkload`."""
 
 MIN_ACCEPTED_ROWS = 0.01
 """Smallest share of a table's queries that `draw(accept=...)` may leave."""
@@ -207,12 +210,24 @@ class QueryPool:
         object.__setattr__(self, name, values)
 
     def utilities(
-        self, cost_weight: float = 0.0, r_lo: float = 0.1, r_hi: float = 0.99
+        self,
+        cost_weight: float = 0.0,
+        r_lo: float = 0.1,
+        r_hi: float = 0.99,
+        scale: str = "quality",
+        rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
         """MNL utilities u_ij of LLM j for query i, shape (P, N).
 
-        With v = q - cost_weight * c and v01 = (v - min v) / (max v - min v) over the whole table,
-        the rate at which j alone satisfies i is r = r_lo + (r_hi - r_lo) v01, and u = logit(r).
+        With the value v = q - cost_weight * c, the rate at which j alone satisfies i is
+        r = r_lo + (r_hi - r_lo) (v - low) / (high - low), clipped to [r_lo, r_hi]; u = logit(r).
+
+        With ``scale="quality"`` low and high are the smallest and the largest *quality*: a score
+        point is worth the same at every cost weight. So no rate rises with the cost weight, that of
+        a free answer stays as it is, and no rate depends on another answer's cost; an answer whose
+        cost outweighs its quality has the rate r_lo. With ``scale="table"`` (the published scale)
+        they are the smallest and the largest v: there one dear answer stretches the scale, and at
+        large cost weights all other rates rise towards r_hi.
 
         Parameters
         ----------
@@ -220,16 +235,23 @@ class QueryPool:
             Quality given up per USD (lambda of the paper), at least 0.
         r_lo, r_hi : float
             Success rates of the worst and the best entry, 0 < r_lo < r_hi < 1.
+        scale : {"quality", "table"}
+            What spans the success rates.
+        rows : ndarray of int, optional
+            Only these rows, as if they were the whole table.
 
         Raises
         ------
         ValueError
-            If a parameter is out of range, the pool has no costs to weigh, or the table is
-            constant, so that no scale is defined.
+            If a parameter is out of range, the pool has no costs to weigh, or what spans the rates
+            is constant, so that no scale is defined.
         """
         if not 0.0 < r_lo < r_hi < 1.0:
             raise ValueError(f"r_lo={r_lo!r}, r_hi={r_hi!r} must satisfy 0 < r_lo < r_hi < 1")
-        value = self.quality
+        if scale not in ("quality", "table"):
+            raise unknown_name("scale", scale, ("quality", "table"))
+        taken = slice(None) if rows is None else rows
+        quality = value = self.quality[taken]
         if check_cost_weight(cost_weight):
             if self.cost is None:
                 raise ValueError(
@@ -237,16 +259,21 @@ class QueryPool:
                     "name its cost columns with `cost` or leave cost_weight at 0"
                 )
             with np.errstate(over="ignore"):
-                value = self.quality - cost_weight * self.cost
-        low, high = float(value.min()), float(value.max())
-        if not np.isfinite(high - low):
-            raise ValueError(f"cost_weight={cost_weight!r} times the costs is not finite; lower it")
+                value = quality - cost_weight * self.cost[taken]
+            if not np.isfinite(value).all():
+                raise ValueError(
+                    f"cost_weight={cost_weight!r} times the costs is not finite; lower it"
+                )
+        spans = quality if scale == "quality" else value
+        low, high = float(spans.min()), float(spans.max())
         if high == low:
+            what = "quality" if spans is quality else "quality - cost_weight * cost"
             raise ValueError(
-                f"quality - cost_weight * cost is {low} for every query and LLM "
-                f"(cost_weight={cost_weight!r}), so LLMs cannot be told apart; check the columns"
+                f"{what} is {low} for every query and LLM (cost_weight={cost_weight!r}, "
+                f"scale={scale!r}), so LLMs cannot be told apart; check the columns"
             )
-        share = (value - low) / (high - low)
+        with np.errstate(over="ignore"):  # quality that hardly varies: the clip says what is meant
+            share = (value - low) / (high - low)
         rate = np.clip(r_lo + (r_hi - r_lo) * share, r_lo, r_hi)
         return np.log(rate / (1.0 - rate))
 
@@ -263,8 +290,8 @@ def check_cost_weight(cost_weight: Any) -> float:
 class OfflineData:
     """Queries that never arrive, and how good every LLM is on them: what may be trained on.
 
-    Public in the ``pretrained`` protocol. With a cost weight the utilities are scaled by the
-    smallest and the largest value of the whole table, so these two numbers of it show.
+    Public in the ``pretrained`` protocol. The utilities are scaled by two numbers of the whole
+    table, which therefore show: its smallest and largest quality, or value (``scale``).
 
     Attributes
     ----------
@@ -278,19 +305,40 @@ class OfflineData:
     utilities: NDArray[np.float64]
 
 
+class Instance(NamedTuple):
+    """A problem instance: P queries and the truth about N LLMs on them.
+
+    Attributes
+    ----------
+    contexts : ndarray of float32, shape (P, d)
+    utilities : ndarray of float64, shape (P, N)
+        Hidden MNL utilities u_ij.
+    cost : ndarray of float64, shape (P, N), or None
+        USD that an answer costs; None where the source records none.
+    """
+
+    contexts: NDArray[np.float32]
+    utilities: NDArray[np.float64]
+    cost: NDArray[np.float64] | None = None
+
+
 class PoolWorkload:
     """Instances made of real queries: each is a fresh subset of the pool's online rows.
 
     Parameters
     ----------
     pool : QueryPool
-        All rows of the table; utilities are normalised over all of them.
+        All rows of the table.
     online : ndarray of int, shape (n,), optional
         Rows that may arrive; the others served to fit the text embedding. Default: all.
     cost_weight : float
         Quality given up per USD; see `QueryPool.utilities`.
     pool_size : int
         Queries per instance, drawn without replacement; all online rows if there are fewer.
+    scale : {"quality", "table", "pool"}
+        What spans the success rates: the whole table's quality, or its quality less the weighted
+        cost, as `QueryPool.utilities` explains; or the latter over the drawn rows alone, anew for
+        every instance (as the published runs do; ``offline`` then keeps the scale of the table).
     utilities : ndarray, shape (P, N), optional
         Utilities known otherwise, in place of those that follow from quality and cost.
     offline : ndarray of int, optional
@@ -315,6 +363,7 @@ class PoolWorkload:
         *,
         cost_weight: float = 0.0,
         pool_size: int = 1000,
+        scale: str = "quality",
         utilities: NDArray[np.float64] | None = None,
         offline: NDArray[np.int64] | None = None,
     ) -> None:
@@ -324,20 +373,23 @@ class PoolWorkload:
                 f"none of the table's {len(pool.contexts)} texts is in the online split "
                 "(about 75% of the texts); give more queries"
             )
-        self._contexts = pool.contexts
-        self._utilities = pool.utilities(cost_weight) if utilities is None else utilities
+        if scale not in SCALES:
+            raise unknown_name("scale", scale, SCALES)
+        self._pool, self._cost_weight = pool, cost_weight
+        self._anew = scale == "pool"
+        if utilities is None:
+            utilities = pool.utilities(cost_weight, scale="table" if self._anew else scale)
+        self._utilities = utilities
         self.llms = pool.llms
         self.context_dim: int = pool.contexts.shape[1]
         self.pool_size = min(check_count("pool_size", pool_size), len(self._rows))
         rows = np.arange(len(pool.contexts)) if offline is None else offline
         others = np.setdiff1d(rows, self._rows)
         self.offline = (
-            OfflineData(self._contexts[others], self._utilities[others]) if others.size else None
+            OfflineData(pool.contexts[others], utilities[others]) if others.size else None
         )
 
-    def draw(
-        self, rng: np.random.Generator, accept: Accept | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def draw(self, rng: np.random.Generator, accept: Accept | None = None) -> Instance:
         """Draw one problem instance: ``pool_size`` online rows.
 
         With ``accept``, only rows that satisfy it. If they are fewer than ``pool_size``, they are
@@ -350,20 +402,27 @@ class PoolWorkload:
         accept : callable, optional
             Utilities (n, N) -> keep (n,).
 
-        Returns
-        -------
-        contexts : ndarray of float32, shape (P, d)
-        utilities : ndarray of float64, shape (P, N)
-
         Raises
         ------
         ValueError
-            If less than 1% of the online rows are accepted.
+            If less than 1% of the online rows are accepted, or ``accept`` is given although the
+            utilities follow from the rows drawn (scale "pool").
         """
         rows = self._rows
         if accept is not None:
+            if self._anew:
+                raise ValueError(
+                    "slack selects queries by their utilities, and with scale='pool' these follow "
+                    "from the selection; leave slack out or set scale to 'table'"
+                )
             rows = rows[accept(self._utilities[rows])]
             if len(rows) < MIN_ACCEPTED_ROWS * len(self._rows) or not len(rows):
                 raise too_few_accepted(len(rows), len(self._rows))
         chosen = np.resize(rng.permutation(rows), self.pool_size)
-        return self._contexts[chosen], self._utilities[chosen]
+        pool = self._pool
+        if self._anew:
+            utilities = pool.utilities(self._cost_weight, scale="table", rows=chosen)
+        else:
+            utilities = self._utilities[chosen]
+        cost = None if pool.cost is None else pool.cost[chosen]
+        return Instance(pool.contexts[chosen], utilities, cost)

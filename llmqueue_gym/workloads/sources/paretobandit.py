@@ -29,6 +29,7 @@ def paretobandit_workload(
     contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
     pool_size: int = 1000,
+    scale: str = "quality",
 ) -> PoolWorkload:
     """Workload of the package's example prompts; quality is its ``reward``, LLMs sorted by name.
 
@@ -38,7 +39,7 @@ def paretobandit_workload(
         Length of a context, 64 by default.
     contexts : str or mapping, optional
         How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    cost_weight, pool_size
+    cost_weight, pool_size, scale
         See `llmqueue_gym.workloads.pool.PoolWorkload`.
 
     Raises
@@ -49,7 +50,7 @@ def paretobandit_workload(
         If an option is out of range, or its files are not as they should be.
     """
     pool, online = _load(context_dim, read_contexts(contexts))
-    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
 
 
 def paretobandit_fingerprint() -> str:

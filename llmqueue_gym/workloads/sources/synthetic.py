@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.pool import Accept, check_count, too_few_accepted, unknown_name
+from llmqueue_gym.workloads.pool import (
+    Accept,
+    Instance,
+    check_count,
+    too_few_accepted,
+    unknown_name,
+)
 
 Contexts = NDArray[np.float32]
 Linear = tuple[NDArray[np.float64], float, Callable[[int], Contexts]]
@@ -120,9 +126,7 @@ class Synthetic:
         """Names of the LLMs."""
         return tuple(f"llm-{j}" for j in range(self.num_llms))
 
-    def draw(
-        self, rng: np.random.Generator, accept: Accept | None = None
-    ) -> tuple[Contexts, NDArray[np.float64]]:
+    def draw(self, rng: np.random.Generator, accept: Accept | None = None) -> Instance:
         """Draw one problem instance: parameters first, then ``pool_size`` contexts.
 
         With ``accept``, contexts are redrawn until it holds for all of them; the parameters stay.
@@ -134,11 +138,6 @@ class Synthetic:
         accept : callable, optional
             Utilities (n, N) -> keep (n,).
 
-        Returns
-        -------
-        contexts : ndarray of float32, shape (P, d)
-        utilities : ndarray of float64, shape (P, N)
-
         Raises
         ------
         ValueError
@@ -147,7 +146,7 @@ class Synthetic:
         theta, intercept, sample = _KINDS[self.kind](rng, self.num_llms, self.context_dim)
         if accept is None:
             contexts = sample(self.pool_size)
-            return contexts, contexts @ theta.T + intercept
+            return Instance(contexts, contexts @ theta.T + intercept)
         batch = max(self.pool_size, 1024)
         parts: list[tuple[Contexts, NDArray[np.float64]]] = []
         kept = seen = 0
@@ -163,4 +162,4 @@ class Synthetic:
         drawn, values = (
             np.concatenate(column)[: self.pool_size] for column in zip(*parts, strict=True)
         )
-        return drawn, values
+        return Instance(drawn, values)

@@ -37,6 +37,7 @@ def table_workload(
     contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
     pool_size: int = 1000,
+    scale: str = "quality",
 ) -> PoolWorkload:
     """Workload of the queries in a file.
 
@@ -60,7 +61,7 @@ def table_workload(
         Length of a context; 64 by default for text, given by the column for an embedding.
     contexts : str or mapping, optional
         How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    cost_weight, pool_size
+    cost_weight, pool_size, scale
         See `llmqueue_gym.workloads.pool.PoolWorkload`.
 
     Raises
@@ -79,7 +80,7 @@ def table_workload(
         context_dim=context_dim,
         contexts=contexts,
     )
-    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size)
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
 
 
 def table_pool(
