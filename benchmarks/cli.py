@@ -546,7 +546,10 @@ def run(
         f"{tally.failed} failed{trainings}",
         console,
     )
-    failed, violations = check_run(plan, store)
+    failed, violations, warned = check_run(plan, store)
+    for name, texts in warned.items():
+        seeds = "" if len(texts) == 1 else f" (and on {len(texts) - 1} more seeds)"
+        say(f"warning: task {name}: {texts[0]}{seeds}", console)
     failures = [{"training": name, "error": reason} for name, reason in untrained.items()]
     failures += [{"cell": name, "error": reason} for name, reason in failed.items()]
     code = _exit_code(failures, violations)
@@ -561,6 +564,7 @@ def run(
                 "failures": failures,
                 "skipped": {k: v for k, v in plan.skipped.items() if k not in untrained},
                 "violations": violations,
+                "warnings": warned,
                 "exit_code": code,
             }
         )
@@ -570,7 +574,7 @@ def run(
 _BATCH = 10_000  # cells held at once, beyond those of one task
 
 
-def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str]]:
+def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str], dict[str, list[str]]]:
     """Look through the results of a plan for what its exit code depends on.
 
     Results are read task by task and only their figures kept, so that a million cells fit into
@@ -582,6 +586,8 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str]]:
         Cell -> error.
     violations : list of str
         See `benchmarks.scoring.violations`.
+    warned : dict
+        Task -> the warnings of its instances, one an affected seed.
     """
     import polars as pl
 
@@ -589,6 +595,7 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str]]:
     from benchmarks.scoring import tidy, violations
 
     failures: dict[str, str] = {}
+    warned: dict[str, list[str]] = {}
     tables: dict[str, list[pl.DataFrame]] = {name: [] for name in KINDS}
     batch: dict[str, list[dict[str, Any]]] = {name: [] for name in KINDS}
 
@@ -606,6 +613,9 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str]]:
             if isinstance(record, CorruptResultError):
                 failures[str(cell)] = str(record)
             elif record is not None:
+                if cell.spec["agent"]["label"] == REFERENCES[0] and "warnings" in record:
+                    name = str(cell.spec["task"]["name"])
+                    warned.setdefault(name, []).append("; ".join(record["warnings"]))
                 figures = {part: record[part] for part in ("metrics", "timing")}
                 batch[kind_of(cell.spec["task"]["env"])].append({"spec": cell.spec, **figures})
             elif (failure := store.load_failure(key)) is not None:
@@ -619,7 +629,7 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str]]:
         if tables[name]
         for text in violations(pl.concat(tables[name]), kind)
     ]
-    return failures, beaten
+    return failures, beaten, warned
 
 
 def _engine(

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from baselines.agent import agent_spec
 from benchmarks.plan import Cell, Plan
+from benchmarks.runner import check_tasks
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import canonical
 
@@ -100,10 +101,14 @@ def execute(
     ------
     StoreBusyError
         If another runner is at work on the store.
+    SuiteError
+        If a task cannot be set up; no cell was run.
     StoreWriteError
         If a result cannot be stored; those stored before it are kept.
     """
     with store.lock():
+        missing = list(_missing(plan.cells, store, on_damage))
+        check_tasks(missing)
         store.save_run(
             {
                 "suite": plan.suite,
@@ -114,7 +119,6 @@ def execute(
                 "provenance": provenance,
             }
         )
-        missing = list(_missing(plan.cells, store, on_damage))
         on_start(len(missing))
         failed = 0
         with closing(engine.run(missing)) as outcomes:
@@ -399,7 +403,8 @@ def _work(
     except BaseException as error:  # whatever an agent raises, SystemExit included
         if memory is not None:
             _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
-        payload = {"error": _summary(error, memory), "traceback": traceback.format_exc()}
+        summary = _summary(error, memory) + _place(error, cell)
+        payload = {"error": summary, "traceback": traceback.format_exc()}
         text = canonical({"failed": True, "payload": payload})
     if os.getpid() == own:  # else a child that the agent forked and let go on
         for stream in (sys.stdout, sys.stderr):
@@ -417,6 +422,16 @@ def _summary(error: BaseException, memory: float | None) -> str:
         limit = "" if memory is None else f" within the limit of {memory:g} MB"
         return f"out of memory{limit} ({summary})"
     return summary
+
+
+def _place(error: BaseException, cell: Cell) -> str:
+    """Return the last line of the agent's own file that an error came through, in brackets."""
+    with suppress(Exception):  # an agent that cannot be found is the error itself
+        module = sys.modules[agent_spec(cell.spec["agent"]["name"]).target.partition(":")[0]]
+        frames = traceback.extract_tb(error.__traceback__)
+        *_, last = (frame for frame in frames if frame.filename == module.__file__)
+        return f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+    return ""
 
 
 def _limit_memory(soft: float, hard: float) -> None:

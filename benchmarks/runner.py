@@ -10,7 +10,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 import llmqueue_gym
 from baselines.agent import Action, DeployProblem, QueueProblem, make_agent
 from benchmarks import deployment, queueing
-from benchmarks.plan import check_agent_code
-from benchmarks.suite import kind_of
+from benchmarks.plan import Cell, check_agent_code
+from benchmarks.suite import SuiteError, kind_of
 
 CURVE_POINTS = 200
 """Log-spaced steps at which the learning curve is stored."""
@@ -101,7 +102,8 @@ def run_cell(
     Returns
     -------
     dict
-        JSON-plain ``metrics``, ``curve``, ``timing``, and what else the task's kind records.
+        JSON-plain ``metrics``, ``curve``, ``timing``, what else the task's kind records, and the
+        ``warnings`` of the instance, if there are any.
 
     Raises
     ------
@@ -111,7 +113,10 @@ def run_cell(
         If the agent's code is not the one that the cell was planned with.
     """
     started = perf_counter()
-    env, policy, observation, recorder = set_up(spec, kwargs, model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        env, policy, observation, recorder = set_up(spec, kwargs, model)
+    warned = list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning))
     try:
         clock = play_cell(spec, env, policy, observation, recorder)
         result = recorder.result()
@@ -120,6 +125,7 @@ def run_cell(
     decisions = clock[clock >= 0]
     return {
         **result,
+        **({"warnings": warned} if warned else {}),
         "curve": learning_curve(result["curve"]),
         "timing": {
             "decision_us_median": float(np.median(decisions)) / 1e3 if decisions.size else None,
@@ -136,8 +142,7 @@ def set_up(
     """Return a cell's environment after its reset, its agent, first observation and recorder."""
     task, agent, seed = spec["task"], spec["agent"], spec["seed"]
     problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
-    arguments = {**kwargs, problem.HORIZON_ARGUMENT: horizon}
-    env = gym.make(task["env"], disable_env_checker=True, **arguments)
+    env = _make_env(task, kwargs)
     try:
         observation, _ = env.reset(seed=seed)
         if agent["name"] == "oracle":
@@ -153,6 +158,31 @@ def set_up(
     except BaseException:
         env.close()
         raise
+
+
+def _make_env(task: Mapping[str, Any], kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    horizon = {PROBLEMS[kind_of(task["env"])].HORIZON_ARGUMENT: task["horizon"]}
+    return gym.make(task["env"], disable_env_checker=True, **kwargs, **horizon)
+
+
+def check_tasks(cells: Iterable[Cell]) -> None:
+    """Set up each task once, before any of its cells runs.
+
+    Raises
+    ------
+    SuiteError
+        If a task cannot be: a column is missing, an argument is out of range, ...
+    """
+    first = {str(cell.spec["task"]["name"]): cell for cell in reversed(list(cells))}
+    for name, cell in sorted(first.items()):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the cells keep them
+                env = _make_env(cell.spec["task"], cell.kwargs)
+                env.reset(seed=cell.spec["seed"])
+                env.close()
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            raise SuiteError(f"task {name!r} cannot be set up: {error}") from error
 
 
 def play_cell(

@@ -96,7 +96,7 @@ def test_failures_are_in_the_json_and_in_the_exit_code(here, output_of):
     assert run["failures"] == [
         {
             "cell": "tiny / my_raising:Raises / seed 0",
-            "error": "RuntimeError: out of ideas",
+            "error": "RuntimeError: out of ideas (my_raising.py, line 4, in act)",
         }
     ]
     code, out = output_of("report", "r", "--json")
@@ -138,7 +138,7 @@ def test_what_decides_the_exit_code_is_that_of_the_board(here, output_of, monkey
     assert sum("Q-UCB (seed 1) had departures" in text for text in board.violations) >= 2
     for batch in (1, 10_000):
         monkeypatch.setattr(cli, "_BATCH", batch)
-        assert cli.check_run(plan, store) == (expected, board.violations)
+        assert cli.check_run(plan, store) == (expected, board.violations, {})
 
 
 def test_lists_as_json(output_of):
