@@ -64,7 +64,7 @@ def best_rate(utilities: Array) -> Array:
 # --- synthetic -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["uniform", "specialists", "lookalike"])
+@pytest.mark.parametrize("kind", ["uniform", "specialists", "lookalike", "easy-hard"])
 def test_synthetic_draw_has_the_promised_shapes_and_follows_the_generator(kind: str) -> None:
     workload = build({"source": "synthetic", "kind": kind, "pool_size": 300}, num_llms=4)
     contexts, utilities, _ = workload.draw(np.random.default_rng(3))
@@ -113,6 +113,18 @@ def test_lookalike_parameters_scatter_around_a_shared_one() -> None:
     theta = linear_parameters(contexts, utilities)
     assert abs(theta.std(axis=0).mean() - 1.2) < 0.05
     assert abs(theta.mean(axis=0).std() - 1.0) < 0.2
+
+
+def test_easy_hard_queries_differ_in_a_hardness_that_all_llms_share() -> None:
+    contexts, utilities = Synthetic("easy-hard", 10, 16).draw(np.random.default_rng(0))
+    topics, hardness, constant = np.split(contexts * np.sqrt(3.0), [14, 15], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(topics, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(constant, 1.0, atol=1e-6)
+    assert abs(hardness.mean()) < 0.05
+    assert abs(hardness.std() - 1.0) < 0.05
+    centres = linear_parameters(topics, utilities - 3.0 + 2.5 * hardness)
+    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1.0, atol=1e-3)
+    assert len(np.unique(utilities.argmax(axis=1))) == 10
 
 
 def test_synthetic_slack_holds_for_every_query_and_keeps_the_parameters() -> None:
@@ -721,6 +733,7 @@ def test_a_missing_file_has_no_fingerprint(tmp_path: Path) -> None:
         ({"source": "synthetic", "knd": "uniform"}, {}, "'knd' is not known; did you mean 'kind'"),
         ({"source": "synthetic", "kind": "lookalikes"}, {}, "did you mean 'lookalike'"),
         ({"source": "synthetic", "kind": "lookalike"}, {"context_dim": 1}, "context_dim=1"),
+        ({"source": "synthetic", "kind": "easy-hard"}, {"context_dim": 2}, "at least 3"),
         ({"source": "synthetic", "kind": ["uniform"]}, {}, r"kind \['uniform'\] is not known"),
         ({"source": "synthetic", "pool_size": 0}, {}, "pool_size=0"),
         ({"source": "synthetic", "pool_size": 2.5}, {}, "pool_size=2.5"),

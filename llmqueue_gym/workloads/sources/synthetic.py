@@ -1,6 +1,6 @@
 """Synthetic workloads: linear utilities u_j(x) = x . theta_j + b with drawn contexts.
 
-Three kinds, from the published instance to two that are harder.
+Four kinds: the published instance, two where routing is hard, one where scheduling matters too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Contexts = NDArray[np.float32]
 Linear = tuple[NDArray[np.float64], float, Callable[[int], Contexts]]
 """theta (N, d), intercept b, and a sampler n -> contexts (n, d)."""
 
-_SPREAD = 0.35  # of a cluster of `specialists` around its centre
+_SPREAD = 0.35  # of a cluster of `specialists` and `easy-hard` around its centre
+_HARDNESS = 2.5  # what one standard deviation of hardness takes from every utility of `easy-hard`
 _LOOKALIKE_SCALE = 1.2  # of what tells the LLMs of `lookalike` apart
 _MIN_ACCEPTED = 1e-3  # below this share of accepted queries a draw gives up
 
@@ -41,15 +42,39 @@ def _uniform(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
 
 def _specialists(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
     """Clusters of contexts with one LLM good at each."""
-    centres = _unit(rng.standard_normal((num_llms, dim)))
+    centres, sample = _clusters(rng, num_llms, dim)
+    return 4.0 * centres - centres.mean(axis=0), -1.0, sample
+
+
+def _clusters(
+    rng: np.random.Generator, count: int, dim: int
+) -> tuple[NDArray[np.float64], Callable[[int], Contexts]]:
+    """Draw unit centres (count, dim), and make a sampler of unit vectors around them."""
+    centres = _unit(rng.standard_normal((count, dim)))
 
     def sample(n: int) -> Contexts:
         x = rng.standard_normal((n, dim), dtype=np.float32)
         x *= np.float32(_SPREAD / np.sqrt(dim))
-        x += centres.astype(np.float32)[rng.integers(num_llms, size=n)]
+        x += centres.astype(np.float32)[rng.integers(count, size=n)]
         return _unit(x).astype(np.float32, copy=False)
 
-    return 4.0 * centres - centres.mean(axis=0), -1.0, sample
+    return np.asarray(centres), sample
+
+
+def _easy_hard(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
+    """Clusters as in `specialists`, and a coordinate that makes a query hard for every LLM."""
+    centres, topics = _clusters(rng, num_llms, dim - 2)
+    theta = np.empty((num_llms, dim))
+    theta[:, :-2], theta[:, -2], theta[:, -1] = centres, -_HARDNESS, 3.0
+
+    def sample(n: int) -> Contexts:
+        x = np.ones((n, dim), dtype=np.float32)
+        x[:, :-2] = topics(n)
+        x[:, -2] = rng.standard_normal(n, dtype=np.float32)
+        x *= np.float32(1.0 / np.sqrt(3.0))
+        return x
+
+    return np.sqrt(3.0) * theta, 0.0, sample
 
 
 def _lookalike(rng: np.random.Generator, num_llms: int, dim: int) -> Linear:
@@ -71,7 +96,9 @@ _KINDS: dict[str, Callable[[np.random.Generator, int, int], Linear]] = {
     "uniform": _uniform,
     "specialists": _specialists,
     "lookalike": _lookalike,
+    "easy-hard": _easy_hard,
 }
+_MIN_DIM = {"lookalike": 2, "easy-hard": 3}  # of a context; 1 for the others
 
 
 @dataclass(frozen=True)
@@ -86,10 +113,18 @@ class Synthetic:
                  u_j = 4 x . C_j - x . mean(C) - 1
     lookalike    theta_j = theta_0 + 1.2 N(0, I), theta_0 ~ N(0, I), u_j = x . theta_j;
                  x = (sqrt(1 - 1/d) v, sqrt(1/d)), v uniform on the unit sphere of R^(d-1)
+    easy-hard    N unit centres C_j in R^(d-2); v = a centre + 0.35 N(0, I/(d-2)), normalised;
+                 z ~ N(0, 1); x = (v, z, 1) / sqrt(3); u_j = 3 + v . C_j - 2.5 z
     ===========  ==================================================================================
 
     The whole vector of `lookalike`, its constant last coordinate included, has norm 1, and
     sqrt(1/d) gives the constant the same mean square as every other coordinate, E[x x^T] = I/d (R).
+    The hardness z of `easy-hard` is the same for all LLMs: it decides whom to serve first, not by
+    whom. Best departure rates are about 1 / (1 + exp(2.5 z - 4)): .99 at z = -.3, .5 at 1.6, .05 at
+    2.8. Near capacity the queue of a policy that serves in turn depends on the load alone (as under
+    processor sharing, however the work is spread), while that of the easiest first (the c mu rule)
+    is the shorter the wider the work is spread. ``python -m benchmarks.controls`` measures what
+    the true best LLMs are worth without that order, and that order without them.
     The utilities are computed from the float32 contexts the agents see.
 
     Attributes
@@ -99,7 +134,7 @@ class Synthetic:
     num_llms : int
         Number of LLMs, N.
     context_dim : int
-        Length of a context, d; at least 2 for `lookalike`.
+        Length of a context, d; at least 2 for `lookalike`, 3 for `easy-hard`.
     pool_size : int
         Queries per instance, P.
 
@@ -118,7 +153,7 @@ class Synthetic:
         if not isinstance(self.kind, str) or self.kind not in _KINDS:
             raise unknown_name("kind", self.kind, _KINDS)
         check_count("num_llms", self.num_llms)
-        check_count("context_dim", self.context_dim, 2 if self.kind == "lookalike" else 1)
+        check_count("context_dim", self.context_dim, _MIN_DIM.get(self.kind, 1))
         check_count("pool_size", self.pool_size)
 
     @property
