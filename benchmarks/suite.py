@@ -26,7 +26,7 @@ have been trained on the task's instance, or on the distribution of instances, a
 """
 
 PUBLISHED_FIGURE = "routing_regret_per_slot"
-"""The figure that a task may give as its paper published it."""
+"""The figure that a task may give as others published it."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -92,8 +92,8 @@ class Task:
     agents : tuple[AgentEntry, ...]
         Agents listed for the task, the references not counted; those of another kind do not play.
     published : Mapping[str, Any]
-        Figures of a paper that the report sets beside the run's: ``source``, ``note`` and
-        ``routing_regret_per_slot`` = {label: number}; empty if there are none.
+        Figures of others that the report sets beside the run's: ``source``, ``note`` and
+        ``routing_regret_per_slot`` = {label: number or [mean, sd]}; empty if there are none.
     """
 
     name: str
@@ -258,7 +258,7 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
 
 
 def _published(value: object, where: str) -> dict[str, Any]:
-    """Read the figures of a paper that a task's run is compared with."""
+    """Read the figures of others that a task's run is compared with."""
     table = _plain(_table(value, where), where)
     if not table:
         return {}
@@ -267,8 +267,11 @@ def _published(value: object, where: str) -> dict[str, Any]:
     _text(table, "note", where, "")
     figures = _table(table.get(PUBLISHED_FIGURE), f"{where}: {PUBLISHED_FIGURE}")
     for label, figure in figures.items():
-        if not isinstance(figure, int | float) or isinstance(figure, bool):
-            raise SuiteError(f"{where}: {PUBLISHED_FIGURE}.{label}={figure!r} must be a number")
+        parts = figure if isinstance(figure, list) and len(figure) == 2 else [figure]
+        if not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
+            raise SuiteError(
+                f"{where}: {PUBLISHED_FIGURE}.{label}={figure!r} must be a number or [mean, sd]"
+            )
     return table
 
 

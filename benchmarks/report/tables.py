@@ -309,7 +309,7 @@ def published_title(board: TaskBoard) -> str:
 
 
 def published_lines(board: TaskBoard) -> list[list[str]]:
-    """Figures of a paper beside the run's, by agent; empty if the task gives none."""
+    """Figures of others beside the run's, by agent; empty if the task gives none."""
     figures = board.task.get("published", {}).get(PUBLISHED_FIGURE, {})
     lines = []
     for row in board.rows:
@@ -318,8 +318,8 @@ def published_lines(board: TaskBoard) -> list[list[str]]:
             continue
         own = t_interval(curves.sums["regret"][:, -1] / curves.t[-1])
         if row.agent in figures:
-            here = _interval(own, 4)
-            lines.append([row.agent, f"{figures[row.agent]:.4f}", here, str(row.seeds)])
+            given = " ± ".join(f"{part:.4f}" for part in np.atleast_1d(figures[row.agent]))
+            lines.append([row.agent, given, _interval(own, 4), str(row.seeds)])
     return lines
 
 

@@ -673,7 +673,7 @@
     return parts;
   }
 
-  /** Figures of a paper beside the run's. */
+  /** Figures of others beside the run's. */
   function publishedPart(task) {
     const [title, columns, lines] = task.published;
     const head = h("tr", {}, columns.map((c, i) => h("th", { scope: "col", class: i ? null : "left" }, c)));
