@@ -564,6 +564,29 @@ def test_late_arrival_hides_one_better_llm_among_the_newcomers():
     assert len(np.unique(instance.mean_cost)) == 1
 
 
+def test_fixed_gap_does_not_shrink_with_the_horizon_and_its_newcomers_come_one_by_one():
+    spec = {"source": "synthetic", "kind": "fixed_gap", "num_llms": 6, "gap": 0.3}
+    found = set()
+    for seed in range(20):
+        source = make_source(spec)
+        rules = DeploymentRules(50_000, 37, 4, (1.0,) * 6, 1e-3)
+        instance = build_instance(
+            source,
+            rules,
+            np.random.default_rng(seed),
+            retire_query=read_retirements(None, source, rules.horizon),
+        )
+        later = instance.arrival_query[3:]
+        assert instance.arrival_query[:3].tolist() == [0] * 3
+        assert ((later > 0) & (later < 25_000)).all()
+        assert len(set(later.tolist())) == 3
+        mean = instance.mean_reward[0]
+        assert sorted(mean) == [0.5] * 5 + [0.8]
+        assert len(np.unique(instance.mean_cost)) == 1
+        found.add(int(mean.argmax()))
+    assert found == {3, 4, 5}
+
+
 def test_clipped_lognormal_has_the_stated_mean():
     z = np.clip(np.random.default_rng(0).standard_normal(1_000_000), -3, 3)
     for s in (0.0, 0.3, 0.9):

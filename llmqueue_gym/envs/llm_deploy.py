@@ -485,7 +485,7 @@ class LLMDeployEnv(_DeployEnv):
     | horizon | None | T, at most 2^24 [36497 / 36000 / 10000 / 10000] |
     | num_stages | None | K [33 / 33 / 20 / 20] |
     | max_deployed | None | M_max, at most N [5 / 5 / 4 / half of the LLMs] |
-    | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" / 1] |
+    | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" and "fixed_gap" / 1] |
     | budget_per_query | None | b in USD, at least 1e-12 [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
     | budget | "soft" | "hard": the reward is the ledger's |
     | throughput | "soft" | "soft" serves and counts queries above ceil(alpha * stage length), which are paid and earn nothing in the ledger; "hard" does not serve them: reward 0, cost 0 |

@@ -422,24 +422,32 @@ class RouterBenchStream(_Undated):
 # ----------------------------------------------------------------- synthetic
 
 
+_SYNTHETIC_KINDS = ("random", "late_arrival", "fixed_gap")
+
+
 class SyntheticStream(_Undated):
     """Made-up LLMs with Bernoulli rewards (R).
 
     Parameters
     ----------
-    kind : {"random", "late_arrival"}
+    kind : {"random", "late_arrival", "fixed_gap"}
         ``"random"``: mean rewards U(0.2, 0.9), mean costs log-uniform on [1e-4, 1e-2] USD with
         coefficient of variation 0.8; ``initial`` LLMs at the start, the others at uniform times.
         Costs are redrawn until the initial ones can serve all traffic within the budget; after a
         hundred draws they are moved towards 1e-4 until they do.
         ``"late_arrival"``, after the lower bound: all mean rewards are 1/2 and all costs 5e-4 USD,
-        but one of the LLMs that arrive at T / 2, nobody knows which, is better by ``gap``.
+        but one of the LLMs that arrive at T / 2, nobody knows which, is better by ``gap``. With the
+        default gap no policy's regret exceeds T^(2/3) / 2: it shows how hard a small gap is, and
+        nothing about growth in T.
+        ``"fixed_gap"``: the same, but the gap does not shrink with T and the later LLMs arrive one
+        by one, at uniform times before T / 2. A policy that never finds the better one pays for it
+        on at least T / 2 queries, so here regret may grow as fast as T.
     num_llms : int
         N.
     initial : int, optional
         LLMs at the start; default half of them, rounded up.
     gap : float, optional
-        epsilon in (0, 0.5] of ``"late_arrival"``; default T^(-1/3).
+        epsilon in (0, 0.5] of ``"late_arrival"`` and ``"fixed_gap"``; default T^(-1/3) and 0.1.
     """
 
     context_dim = 0
@@ -453,17 +461,20 @@ class SyntheticStream(_Undated):
         initial: int | None = None,
         gap: float | None = None,
     ) -> None:
-        if kind not in ("random", "late_arrival"):
-            raise unknown_name("kind of 'synthetic'", kind, ("random", "late_arrival"))
+        if kind not in _SYNTHETIC_KINDS:
+            raise unknown_name("kind of 'synthetic'", kind, _SYNTHETIC_KINDS)
+        self._kind = kind
         self._random = kind == "random"
-        self.fixed_costs = not self._random
+        self.fixed_costs = kind == "late_arrival"
         size = check_count("num_llms", num_llms, 1 if self._random else 2)
         self._initial = (size + 1) // 2 if initial is None else check_count("initial", initial)
         if self._initial > size - (not self._random):
             raise ValueError(f"initial={initial!r} leaves none of {size} LLMs to arrive; lower it")
         if gap is not None and (self._random or _positive("gap", gap) > 0.5):
-            raise ValueError(f"gap={gap!r} is for kind='late_arrival' and lies in (0, 0.5]")
-        self._gap = gap
+            raise ValueError(
+                f"gap={gap!r} is for kind='late_arrival' or 'fixed_gap' and lies in (0, 0.5]"
+            )
+        self._gap = 0.1 if gap is None and kind == "fixed_gap" else gap
         self.llms = tuple(f"llm_{k}" for k in range(size))
         self._log_sd = np.zeros((2, size))
         if self._random:
@@ -482,29 +493,32 @@ class SyntheticStream(_Undated):
         Raises
         ------
         ValueError
-            If the budget is below the least mean cost of ``"random"``.
+            If the budget is below the least mean cost of ``"random"`` or ``"fixed_gap"``.
         """
         size, early = len(self.llms), self._initial
+        least, most = self._range
+        if rules.budget < least and not self.fixed_costs:
+            raise ValueError(
+                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of LLMs with "
+                f"mean costs in [{least:g}, {most:g}]; raise it to {least:g} or more"
+            )
         arrival = np.zeros(size, dtype=np.int64)
         if self._random:
             mean = rng.uniform(0.2, 0.9, size)
             arrival[early:] = np.sort(rng.integers(1, max(rules.horizon, 2), size - early))
             cost = self._affordable(rng, rules)
         else:
-            mean, cost = np.full(size, 0.5), np.full(size, self._range[0])
-            arrival[early:] = rules.horizon // 2
+            mean, cost = np.full(size, 0.5), np.full(size, least)
+            arrival[early:] = half = rules.horizon // 2
+            if self._kind == "fixed_gap":
+                arrival[early:] = np.sort(rng.integers(1, max(half, 2), size - early))
             gap = rules.horizon ** (-1 / 3) if self._gap is None else self._gap
             mean[rng.integers(early, size)] += min(gap, 0.5)
         zero = np.zeros(size)
         return LLMStream(arrival, mean, cost, zero, self._log_sd, BERNOULLI, _bernoulli_cdf(mean))
 
     def _affordable(self, rng: np.random.Generator, rules: DeploymentRules) -> Floats:
-        least = float(self._range[0])
-        if rules.budget < least:
-            raise ValueError(
-                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of LLMs "
-                f"with mean costs in [1e-4, 1e-2]; raise it to {least!r} or more"
-            )
+        least = self._range[0]
         low, high = np.log(self._range)
         early = self._initial
         alpha = np.array(rules.alpha)[:early]
