@@ -246,7 +246,7 @@ QUEUEING = Kind(
     ),
     legend="""\
 *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with
-h = log(1 + mean queue length), paired by seed; 0 is random, 1 the myopic oracle. *burstiness*:
+h = log(1 + mean queue length), paired by seed; 0 is random, 1 the optimum (c mu). *burstiness*:
 variance of the arrivals in 100 slots over that of Bernoulli arrivals. *mean queue* and
 *tail queue* (last 20% of the slots): waiting queries. *tail gap*: paired difference of the tail to
 the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative;

@@ -77,7 +77,7 @@ def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = Fals
 
 
 def make_oracle(env: gym.Env[Any, Any]) -> MyopicOracle:
-    """Return the policy that scores 1: the myopic oracle."""
+    """Return the policy that scores 1: the myopic oracle, which is the optimum."""
     return MyopicOracle(env)
 
 

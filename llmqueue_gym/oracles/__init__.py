@@ -10,7 +10,13 @@ from llmqueue_gym.oracles.deployment import (
     staged_value,
     static_value,
 )
-from llmqueue_gym.oracles.queueing import ExactOptimum, MyopicOracle, OptimalPolicy, capacity
+from llmqueue_gym.oracles.queueing import (
+    ExactOptimum,
+    MyopicOracle,
+    OptimalPolicy,
+    capacity,
+    optimal_queue_length,
+)
 
 __all__ = [
     "ExactOptimum",
@@ -23,6 +29,7 @@ __all__ = [
     "capacity",
     "fluid_values",
     "ledger_bound",
+    "optimal_queue_length",
     "staged_value",
     "static_value",
 ]
