@@ -585,14 +585,15 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str], dict
     failures : dict
         Cell -> error.
     violations : list of str
-        See `benchmarks.scoring.violations`.
+        See `benchmarks.fairness.violations`.
     warned : dict
         Task -> the warnings of its instances, one an affected seed.
     """
     import polars as pl
 
+    from benchmarks.fairness import violations
     from benchmarks.kinds import KINDS
-    from benchmarks.scoring import tidy, violations
+    from benchmarks.scoring import tidy
 
     failures: dict[str, str] = {}
     warned: dict[str, list[str]] = {}

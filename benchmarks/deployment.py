@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import Action, DeployProblem
-from benchmarks.queueing import luck
+from benchmarks.luck import Luck, outcome_luck, row_luck
 from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
 
@@ -45,13 +45,16 @@ class Recorder:
         self._dynamics: DeploymentDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
         self._llms: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
         self._rows: list[tuple[int, float, float, float]] = []
+        self._table_rows: list[int] = []
 
     def see(self) -> bool:
         """Every query is a decision."""
         return True
 
     def choose(self, t: int, action: Action) -> None:
-        """Need nothing of the truth before the action is played."""
+        """Note the row of the table that the query is, which only the truth knows."""
+        if self._dynamics.table is not None:
+            self._table_rows.append(int(self._dynamics.table_row))
 
     def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
         """Note what came of it, before the agent is told (of the reward perhaps much later)."""
@@ -74,6 +77,7 @@ class Recorder:
         drawn = np.diff(total, prepend=0.0)
         promised = drawn if instance.table is not None else _promised(instance, answered)
         best = fluid_values(instance, rules)
+        bound = ledger_bound(instance, rules)
         budget = rules.budget * rules.horizon
         return {
             "metrics": {
@@ -82,7 +86,8 @@ class Recorder:
                 "max_deployed": rules.max_deployed,
                 "num_llms": dynamics.num_llms,
                 "ledger": float(dynamics.ledger_score) / rules.horizon,
-                "ledger_bound": ledger_bound(instance, rules).value,
+                "ledger_bound": bound.value,
+                "ledger_overshoot": bound.overshoot,
                 "reward": float(dynamics.total_reward) / rules.horizon,
                 "regret": float(best.sum() - dynamics.total_reward),
                 "mean_regret": float(np.sum(best - promised)),
@@ -91,10 +96,7 @@ class Recorder:
                 "refused": int(dynamics.refused),
                 "throttled": int(dynamics.throttled),
                 "violations": int(dynamics.violations),
-                # Rewards lie in [0, 1]; a table's are what it promised.
-                "luck": 0.0
-                if instance.table is not None
-                else luck(float(dynamics.total_reward), promised),
+                **self._luck(answered, promised).as_metrics(),
             },
             "curve": {
                 "ledger": ledger,
@@ -111,6 +113,14 @@ class Recorder:
                 ).tolist(),
             },
         }
+
+    def _luck(self, answered: Ints, promised: Floats) -> Luck:
+        """Luck of the rewards, which lie in [0, 1]."""
+        table = self._dynamics.table
+        if table is None:
+            return outcome_luck(float(self._dynamics.total_reward), promised)
+        rows = np.array(self._table_rows, dtype=np.int64)
+        return row_luck(table.contexts.astype(np.float64), table.quality, rows, answered)
 
 
 def served_per_stage(answered: Ints, lengths: Ints, num_llms: int) -> Ints:

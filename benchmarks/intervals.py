@@ -1,4 +1,4 @@
-"""Intervals, interquartile means, comparisons of agents and exponents, on arrays.
+"""Intervals, means over tasks, comparisons of agents and exponents, on arrays.
 
 Intervals hold 95%: Student's t over seeds for a task's means and paired differences (with few
 seeds a percentile bootstrap is too narrow), a stratified bootstrap for whatever runs over several
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -50,10 +52,66 @@ def t_interval(values: Sequence[float] | Floats, level: float = LEVEL) -> Interv
     return Interval(mean, mean - half, mean + half)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _t_quantile(level: float, freedom: int) -> float:
     """Half width of Student's t interval in standard errors."""
     return float(stats.t.ppf(0.5 + level / 2, freedom))
+
+
+def separated_pair(scores: Sequence[Mapping[int, float]]) -> tuple[bool, int | None]:
+    """Whether some pair of agents differs on a task, and about how many seeds would show it.
+
+    Paired by seed, with Student's t interval of every pair at the level 1 - 0.05 / pairs
+    (Bonferroni): of tasks on which all agents are equally good, at most one in twenty is said to
+    separate them, however many agents there are.
+
+    Parameters
+    ----------
+    scores : Sequence of Mapping[int, float]
+        Per agent, score by seed.
+
+    Returns
+    -------
+    separates : bool
+        True for a single agent.
+    needed : int or None
+        The smallest number of seeds with which one of these pairs would be separated if its mean
+        difference and its standard deviation stayed what they are; None if it separates, if no
+        pair has two seeds in common, or if more than 10,000 would be needed.
+    """
+    pairs = list(itertools.combinations(scores, 2))
+    if not pairs:
+        return bool(scores), None
+    level = 1 - (1 - LEVEL) / len(pairs)
+    needed: int | None = None
+    for first, second in pairs:
+        common = sorted(first.keys() & second.keys())
+        if len(common) < 2:
+            continue
+        gaps = np.array([first[seed] - second[seed] for seed in common])
+        gap = t_interval(gaps, level)
+        if gap.low > 0 or gap.high < 0:
+            return True, None
+        effect = abs(gap.value) / float(gaps.std(ddof=1)) if gap.value else 0.0
+        needed = _seeds_needed(effect, level, (needed or _MOST_SEEDS + 1) - 1) or needed
+    return False, needed
+
+
+_MOST_SEEDS = 10_000
+
+
+def _seeds_needed(effect: float, level: float, most: int) -> int | None:
+    """Seeds from which on a paired interval leaves out 0, given |mean| / sd; None above ``most``.
+
+    Bisection: the half width over the standard deviation falls with the number of seeds.
+    """
+
+    def enough(seeds: int) -> bool:
+        return effect * float(np.sqrt(seeds)) > _t_quantile(level, seeds - 1)
+
+    if most < 2 or not enough(most):
+        return None
+    return 2 + bisect_left(range(2, most), True, key=enough)
 
 
 def interquartile_mean(values: Floats) -> Floats:
@@ -113,6 +171,30 @@ def competition_ranks(size: int, better: Callable[[int, int], bool]) -> list[int
 
 # --- several agents on several tasks --------------------------------------------------------------
 
+
+def family_weights(families: Sequence[str]) -> Floats:
+    """Weights of tasks under which families weigh the same, and the tasks of a family too.
+
+    Parameters
+    ----------
+    families : Sequence[str]
+        Family of every task.
+
+    Returns
+    -------
+    ndarray, shape (tasks,)
+        Positive, sum 1.
+    """
+    sizes = Counter(families)
+    return np.array([1.0 / (len(sizes) * sizes[family]) for family in families])
+
+
+def run_weights(weights: Floats, seeds: Iterable[int]) -> Floats:
+    """Weights of the runs of tasks with the given weights: the seeds of a task weigh the same."""
+    sizes = np.array([*seeds])
+    return np.repeat(weights / sizes, sizes)
+
+
 _CHUNK = 500  # repetitions handled at once: the arrays of a step then stay in the cache
 
 
@@ -128,10 +210,15 @@ class StratifiedBootstrap:
         Task name -> number of seeds. Scores list the runs task by task in this order.
     counts : ndarray, shape (runs, R)
         How often each run is in each of R samples.
+
+    Attributes
+    ----------
+    seeds : dict of int
+        As given.
     """
 
     def __init__(self, seeds: Mapping[str, int], counts: NDArray[np.float32]) -> None:
-        self._seeds = dict(seeds)
+        self.seeds = dict(seeds)
         self._tasks = _slices(list(seeds.values()))
         self._counts = counts
 
@@ -145,8 +232,8 @@ class StratifiedBootstrap:
 
     def select(self, names: Iterable[str]) -> tuple[StratifiedBootstrap, NDArray[np.int64]]:
         """Return the same samples of some of the tasks, and which runs belong to them."""
-        chosen = {name: self._seeds[name] for name in self._seeds if name in set(names)}
-        parts = dict(zip(self._seeds, self._tasks, strict=True))
+        chosen = {name: self.seeds[name] for name in self.seeds if name in set(names)}
+        parts = dict(zip(self.seeds, self._tasks, strict=True))
         runs = np.concatenate([np.arange(parts[n].start, parts[n].stop) for n in chosen])
         return StratifiedBootstrap(chosen, self._counts[runs]), runs
 
@@ -160,7 +247,7 @@ class StratifiedBootstrap:
 
         Infinite if some task has a single seed: how its runs vary is unknown.
         """
-        if min(self._seeds.values()) < 2:
+        if min(self.seeds.values()) < 2:
             ends = np.full(replicates.shape[:-1], np.inf)
             return -ends, ends
         return percentile_limits(replicates)
@@ -190,45 +277,63 @@ class StratifiedBootstrap:
                 sums[agent, start : start + _CHUNK] = ends[agent] - steps[agent] @ drawn
         return np.asarray(sums / (size - 2 * cut))
 
-    def improvement(self, first: Floats, second: Floats) -> NDArray[np.float32]:
+    def mean(self, scores: Floats, weights: Floats) -> Floats:
+        """Replicates of the weighted mean over tasks of the mean over their seeds, shape (A, R).
+
+        Parameters
+        ----------
+        scores : ndarray, shape (A, runs)
+        weights : ndarray, shape (tasks,)
+            Sum 1.
+        """
+        return np.asarray((scores * self._run_weights(weights)) @ self._counts)
+
+    def _run_weights(self, weights: Floats) -> Floats:
+        return run_weights(weights, self.seeds.values())
+
+    def improvement(self, first: Floats, second: Floats, weights: Floats) -> NDArray[np.float32]:
         """Replicates of the probability that a run of ``first`` scores above one of ``second``.
 
-        The mean over tasks of the share of pairs of seeds in which it does, a tie counting half
-        (Mann and Whitney's U over its maximum).
+        The weighted mean over tasks of the share of pairs of seeds in which it does, a tie counting
+        half (Mann and Whitney's U over its maximum).
 
         Parameters
         ----------
         first, second : ndarray, shape (P, runs)
             Scores of P pairs of agents.
+        weights : ndarray, shape (tasks,)
+            Sum 1.
 
         Returns
         -------
         ndarray, shape (P, R)
         """
         total = np.zeros((len(first), self._counts.shape[1]), dtype=np.float32)
-        for part in self._tasks:
-            wins = _wins(first[:, part], second[:, part]) / (part.stop - part.start) ** 2
+        for part, weight in zip(self._tasks, weights.tolist(), strict=True):
+            wins = _wins(first[:, part], second[:, part]) * weight / (part.stop - part.start) ** 2
             counts = self._counts[part]
             i, j = np.triu_indices(len(counts))
             # Both agents draw the same seeds, so that (i, j) and (j, i) are drawn equally often.
             both = np.where(i == j, wins[:, i, j], wins[:, i, j] + wins[:, j, i])
             total += both.astype(np.float32) @ (counts[i] * counts[j])
-        return total / np.float32(len(self._tasks))
+        return total
 
-    def profile(self, scores: Floats, thresholds: Floats) -> NDArray[np.float32]:
+    def profile(self, scores: Floats, thresholds: Floats, weights: Floats) -> NDArray[np.float32]:
         """Replicates of the share of runs that score above each threshold, shape (A, L, R).
 
         Parameters
         ----------
         scores : ndarray, shape (A, runs)
         thresholds : ndarray, shape (L,)
+        weights : ndarray, shape (tasks,)
+            Sum 1.
         """
-        above = (scores[:, None, :] > thresholds[:, None]).astype(np.float32)
-        shares = above.reshape(-1, scores.shape[1]) @ self._counts / np.float32(scores.shape[1])
+        above = (scores[:, None, :] > thresholds[:, None]) * self._run_weights(weights)
+        shares = above.reshape(-1, scores.shape[1]).astype(np.float32) @ self._counts
         return np.asarray(shares.reshape(len(scores), len(thresholds), -1))
 
 
-def improvement(first: Floats, second: Floats, seeds: Sequence[int]) -> float:
+def improvement(first: Floats, second: Floats, seeds: Sequence[int], weights: Floats) -> float:
     """Probability that a run of the first agent scores above one of the second; see above.
 
     Parameters
@@ -237,9 +342,11 @@ def improvement(first: Floats, second: Floats, seeds: Sequence[int]) -> float:
         Scores task by task.
     seeds : Sequence[int]
         Seeds of each task.
+    weights : ndarray, shape (tasks,)
+        Sum 1.
     """
-    parts = _slices(seeds)
-    return float(np.mean([_wins(first[part], second[part]).mean() for part in parts]))
+    chances = [_wins(first[part], second[part]).mean() for part in _slices(seeds)]
+    return float(weights @ chances)
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

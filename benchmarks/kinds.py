@@ -116,6 +116,10 @@ class Kind:
         What the score compares; smaller is better.
     h_name, luck_name : str
         Words for h and for what ``luck`` compares, in messages.
+    bound : polars.Expr, optional
+        What h of no policy can be expected to fall below; null where that does not hold of a run.
+    blind : tuple[str, ...]
+        References that do not know the draws: their luck is judged like the agents'.
     reference : tuple[str, ...]
         Metrics of the references that columns compare with: ``NAME_oracle``, ``NAME_random``.
     about : callable
@@ -131,6 +135,8 @@ class Kind:
     h: pl.Expr
     h_name: str
     luck_name: str
+    bound: pl.Expr | None
+    blind: tuple[str, ...]
     reference: tuple[str, ...]
     about: Callable[[pl.DataFrame], str]
     columns: tuple[Column, ...]
@@ -170,6 +176,8 @@ def _growth(evidence: Evidence) -> Interval | None:
 
 _BURSTY = 1.5
 """Burstiness from which on it is named; one run of Bernoulli arrivals varies around 1."""
+
+_LUCK = ("luck", "luck_deviation", "luck_variance")
 
 _CLOCK = Column("µs / decision", "µs", _decision, 3)
 
@@ -219,7 +227,7 @@ QUEUEING = Kind(
         "retrials_per_departed",
         "usd_per_query",
         "routing_regret",
-        "luck",
+        *_LUCK,
         "arrival_rate",
         "arrival_dispersion",
         "capacity",
@@ -227,6 +235,8 @@ QUEUEING = Kind(
     h=pl.col("mean_queue").log1p(),
     h_name="log(1 + mean queue)",
     luck_name="departures",
+    bound=None,  # the oracle's h is the optimum itself
+    blind=("oracle", "random"),
     reference=("tail_queue",),
     about=_about_queue,
     columns=(
@@ -305,6 +315,11 @@ def _sum(*names: str) -> Callable[[Evidence], Figure]:
     )
 
 
+def _share_of_bound(evidence: Evidence) -> float | None:
+    shares = (evidence.table["ledger"] / evidence.table["ledger_bound"]).drop_nulls()
+    return float(shares.to_numpy().mean()) if len(shares) else None
+
+
 def _about_deployment(table: pl.DataFrame) -> str:
     row = table.row(0, named=True)
     return (
@@ -323,7 +338,9 @@ DEPLOYMENT = Kind(
         "refused",
         "throttled",
         "violations",
-        "luck",
+        "ledger_bound",
+        "ledger_overshoot",
+        *_LUCK,
         "budget",
         "num_stages",
         "max_deployed",
@@ -332,12 +349,15 @@ DEPLOYMENT = Kind(
     h=-pl.col("ledger"),
     h_name="minus the ledger score",
     luck_name="a total reward",
+    bound=-pl.col("ledger_bound") - pl.col("ledger_overshoot"),
+    blind=("random",),  # with a table the oracle sees the row
     reference=(),
     about=_about_deployment,
     columns=(
         Column("ledger / query", "", _interval("ledger"), 3),
         Column("", "ledger", _mean("ledger"), 3),
         Column("reward / query", "", _mean("reward"), 3),
+        Column("share of bound", "", _share_of_bound, 3),
         Column("spend / b", "spend", _mean("spend")),
         Column("regret", "", _interval("regret")),
         Column("", "regret", _mean("regret"), 3),
@@ -352,9 +372,11 @@ DEPLOYMENT = Kind(
     legend="""\
 *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with h = minus the ledger score, paired by
 seed; 0 is the uniformly random policy, 1 the oracle that knows all means and arrivals and plans the
-whole budget. *ledger*: reward per query under a hard budget B = bT; the query that would exceed it,
-and every later one, earns 0, as does an answer above an LLM's throughput. *reward*: without these
-rules. *spend / b*: money spent over B; above 1
+whole budget: close to the optimum, but not it. *share of bound*: ledger score over a bound that no
+policy can expect to pass; the optimum lies between the oracle's row and 1. *ledger*: reward per
+query under a hard budget B = bT; the query that would exceed it, and every later one, earns 0, as
+does an answer above an LLM's throughput. *reward*: without these rules. *spend / b*: money spent
+over B; above 1
 the reward was bought with money that was not there. *regret*: sum of V(b, A_t) - r_t as published;
 negative if overspending paid; *growth*: its exponent in t over the last decade of queries, fitted
 with the true means of the chosen LLMs in place of r_t ("none" where it is not positive). *refused*:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import Action, QueueProblem
+from benchmarks.luck import outcome_luck
 from llmqueue_gym.core.queue import QueueDynamics
 from llmqueue_gym.oracles import MyopicOracle
 from llmqueue_gym.workloads.arrivals import dispersion, interarrival_cv
@@ -271,34 +272,8 @@ def queue_metrics(trace: Trace, window: int) -> dict[str, float | int | None]:
         "routing_regret": float(_regret(trace).sum()),
         "arrival_cv": _finite(interarrival_cv(np.flatnonzero(trace.arrived))),
         "arrival_dispersion": _finite(dispersion(np.flatnonzero(trace.arrived), BURST_WINDOW)),
-        "luck": luck(departures, rate),
+        **outcome_luck(departures, rate).as_metrics(),
     }
-
-
-def luck(total: float, promised: NDArray[np.float64]) -> float:
-    """Return how far a sum of outcomes in [0, 1] is from what the choices promised.
-
-    D / sqrt(V + |D| / 3), where D is the sum of the outcomes less that of their means, given all
-    that came before, and V the sum of p (1 - p), the largest variance of an outcome of mean p.
-    Beyond c with probability 2 exp(-c^2 / 2) at most (Bernstein; Freedman 1975 for choices that
-    depend on what came before and a given V), however sure the outcomes are: a plain D / sqrt(V)
-    is far from normal where V is small.
-
-    Parameters
-    ----------
-    total : float
-        Sum of the outcomes.
-    promised : ndarray, shape (T,)
-        Mean of every outcome.
-
-    Returns
-    -------
-    float
-        0 where every outcome was the promised one.
-    """
-    deviation = float(total - promised.sum())
-    scale = float(np.sum(promised * (1.0 - promised))) + abs(deviation) / 3.0
-    return deviation / float(np.sqrt(scale)) if scale > 0 else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -14,11 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.intervals import REPETITIONS, StratifiedBootstrap, percentile_limits
+from benchmarks.intervals import (
+    REPETITIONS,
+    StratifiedBootstrap,
+    family_weights,
+    percentile_limits,
+)
 from benchmarks.plan import task_identity
 from benchmarks.report.page import board_page
 from benchmarks.runner import curve_steps
-from benchmarks.scoring import PROFILE_THRESHOLDS, make_board
+from benchmarks.scoring import make_board
+from benchmarks.standing import FAMILIES, PROFILE_THRESHOLDS
 from benchmarks.suite import REFERENCES, load_suite
 
 Record = dict[str, Any]
@@ -42,17 +48,21 @@ def statistics_seconds(tasks: int, agents: int, seeds: int) -> dict[str, float]:
     clock = [perf_counter()]
     bootstrap = StratifiedBootstrap.draw({f"task{i}": seeds for i in range(tasks)})
     clock.append(perf_counter())
-    samples = bootstrap.iqm(scores)
+    weights = family_weights([FAMILIES[i % 2] for i in range(tasks)])
+    samples = bootstrap.mean(scores, weights)
     percentile_limits(samples)
+    clock.append(perf_counter())
+    percentile_limits(bootstrap.iqm(scores))
     clock.append(perf_counter())
     percentile_limits(samples[first] - samples[second])
     clock.append(perf_counter())
-    percentile_limits(bootstrap.improvement(scores[first], scores[second]))
+    percentile_limits(bootstrap.improvement(scores[first], scores[second], weights))
     clock.append(perf_counter())
-    percentile_limits(bootstrap.profile(scores, PROFILE_THRESHOLDS))
+    percentile_limits(bootstrap.profile(scores, PROFILE_THRESHOLDS, weights))
     clock.append(perf_counter())
     names = (
         "samples",
+        "means over families of tasks",
         "interquartile means",
         "paired differences",
         "probabilities of improvement",

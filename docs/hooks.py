@@ -19,7 +19,8 @@ from baselines import AgentSpec, registered_agents
 from benchmarks.export import open_results
 from benchmarks.report.figure import agents_svg
 from benchmarks.report.tables import agents_markdown
-from benchmarks.scoring import Board, TaskBoard, load_board
+from benchmarks.scoring import Board, load_board
+from benchmarks.task_board import TaskBoard
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 """The committed results, whose curves stand on the agents' pages."""

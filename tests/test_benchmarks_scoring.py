@@ -9,27 +9,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks import scoring
+from benchmarks import fairness, scoring, task_board
 from benchmarks.intervals import (
     StratifiedBootstrap,
     competition_ranks,
     decay_exponent,
+    family_weights,
     growth_exponent,
     improvement,
     interquartile_mean,
     percentile_limits,
     resampled_seeds,
+    separated_pair,
     t_interval,
 )
 from benchmarks.kinds import QUEUEING
 from benchmarks.plan import make_plan
-from benchmarks.report import board_markdown, board_summary, draw_figure
+from benchmarks.report import board_markdown, board_summary, board_tables, draw_figure
 from benchmarks.report.as_json import board_json
 from benchmarks.report.figure import main_picture
 from benchmarks.report.page import page_data
 from benchmarks.report_speed import statistics_seconds
 from benchmarks.runner import run_cell
 from benchmarks.scoring import make_board
+from benchmarks.standing import PROFILE_THRESHOLDS
 from benchmarks.suite import parse_suite
 
 RUN = {
@@ -100,7 +103,7 @@ def tidy(cells):
 
 
 def violations(table):
-    return scoring.violations(table, QUEUEING)
+    return fairness.violations(table, QUEUEING)
 
 
 def board_of(cells, failures=()):
@@ -159,6 +162,7 @@ def test_interquartile_mean_is_scipys_trimmed_mean(values):
 RNG = np.random.default_rng(0)
 STRATA = {"a": 5, "b": 4, "c": 1, "d": 3}
 SCORES = np.round(RNG.normal(0.5, 0.3, (3, sum(STRATA.values()))), 1)  # with ties
+WEIGHTS = family_weights(["synthetic", "synthetic", "real", "synthetic"])
 REPEATS = 60
 
 
@@ -181,8 +185,27 @@ def test_interquartile_means_of_the_bootstrap_equal_a_slow_reference():
             assert fast[agent, i] == pytest.approx(stats.trim_mean(sample, 0.25))
 
 
+def test_means_over_families_of_the_bootstrap_equal_a_slow_reference():
+    fast = StratifiedBootstrap.draw(STRATA, REPEATS).mean(SCORES, WEIGHTS)
+    for i, parts in enumerate(slow_samples()):
+        for agent in range(3):
+            a, b, c, d = (SCORES[agent][part].mean() for part in parts)
+            assert fast[agent, i] == pytest.approx(((a + b + d) / 3 + c) / 2)
+
+
+@given(st.lists(st.sampled_from(["synthetic", "real", "other"]), min_size=1, max_size=30))
+def test_families_weigh_the_same_and_so_do_their_tasks(families):
+    weights = family_weights(families)
+    for family in set(families):
+        own = weights[np.array(families) == family]
+        assert own.sum() == pytest.approx(1 / len(set(families)))
+        assert (own == own[0]).all()
+
+
 def test_probability_of_improvement_equals_a_slow_reference():
-    fast = StratifiedBootstrap.draw(STRATA, REPEATS).improvement(SCORES[[0, 2]], SCORES[[1, 0]])
+    fast = StratifiedBootstrap.draw(STRATA, REPEATS).improvement(
+        SCORES[[0, 2]], SCORES[[1, 0]], WEIGHTS
+    )
     for i, parts in enumerate(slow_samples()):
         for pair, (first, second) in enumerate([(0, 1), (2, 0)]):
             chances = [
@@ -195,25 +218,32 @@ def test_probability_of_improvement_equals_a_slow_reference():
                 )
                 for part in parts
             ]
-            assert fast[pair, i] == pytest.approx(np.mean(chances), rel=1e-5)
+            assert fast[pair, i] == pytest.approx(WEIGHTS @ chances, rel=1e-5)
 
 
 def test_probability_of_improvement_is_mann_and_whitneys():
     x, y = RNG.normal(size=7), RNG.normal(size=7)
     u = stats.mannwhitneyu(x, y).statistic
-    assert improvement(x, y, [7]) == pytest.approx(u / 49)
-    assert improvement(x, y, [7]) + improvement(y, x, [7]) == pytest.approx(1.0)
-    assert improvement(x, x, [3, 4]) == 0.5
-    assert improvement(x + 100, x, [3, 4]) == 1.0
+    assert improvement(x, y, [7], np.ones(1)) == pytest.approx(u / 49)
+    assert improvement(x, y, [7], np.ones(1)) + improvement(y, x, [7], np.ones(1)) == pytest.approx(
+        1.0
+    )
+    assert improvement(x, x, [3, 4], np.full(2, 0.5)) == 0.5
+    assert improvement(x + 100, x, [3, 4], np.full(2, 0.5)) == 1.0
 
 
 def test_performance_profiles_equal_a_slow_reference():
     thresholds = np.array([0.0, 0.4, 0.5, 1.0])
-    fast = StratifiedBootstrap.draw(STRATA, REPEATS).profile(SCORES, thresholds)
+    fast = StratifiedBootstrap.draw(STRATA, REPEATS).profile(SCORES, thresholds, WEIGHTS)
     for i, parts in enumerate(slow_samples()):
         for agent in range(3):
-            sample = SCORES[agent][np.concatenate(parts)]
-            expected = [(sample > threshold).mean() for threshold in thresholds]
+            expected = [
+                sum(
+                    weight * (SCORES[agent][part] > threshold).mean()
+                    for part, weight in zip(parts, WEIGHTS, strict=True)
+                )
+                for threshold in thresholds
+            ]
             np.testing.assert_allclose(fast[agent, :, i], expected, rtol=1e-6)
 
 
@@ -226,7 +256,9 @@ def test_bootstrap_of_a_mean_has_the_textbook_standard_error():
 
 def test_bootstrap_of_a_profile_has_the_binomial_standard_error():
     values = np.arange(10.0)
-    samples = StratifiedBootstrap.draw({"t": 10}).profile(values[None], np.array([6.5]))[0, 0]
+    samples = StratifiedBootstrap.draw({"t": 10}).profile(
+        values[None], np.array([6.5]), np.ones(1)
+    )[0, 0]
     assert samples.mean() == pytest.approx(0.3, abs=0.01)
     assert samples.std() == pytest.approx((0.3 * 0.7 / 10) ** 0.5, rel=0.03)
 
@@ -240,8 +272,11 @@ def test_strata_of_one_seed_leave_nothing_to_resample():
 def test_intervals_over_tasks_are_unbounded_where_a_task_has_one_seed(seeds, bounded):
     bootstrap = StratifiedBootstrap.draw(dict(zip("ab", seeds, strict=True)), REPEATS)
     scores = RNG.normal(size=(2, sum(seeds)))
-    samples = [bootstrap.iqm(scores), bootstrap.improvement(scores[:1], scores[1:])]
-    samples.append(bootstrap.profile(scores, np.array([0.0, 0.5])))
+    samples = [
+        bootstrap.iqm(scores),
+        bootstrap.improvement(scores[:1], scores[1:], np.full(2, 0.5)),
+    ]
+    samples.append(bootstrap.profile(scores, np.array([0.0, 0.5]), np.full(2, 0.5)))
     for sample in samples:
         low, high = bootstrap.limits(sample)
         assert low.shape == high.shape == sample.shape[:-1]
@@ -363,7 +398,7 @@ def test_ranks_are_shared_where_the_paired_interval_covers_0():
     assert board.tasks[0].separates
 
 
-def test_a_task_on_which_all_intervals_overlap_is_left_out_of_the_headline():
+def test_a_task_on_which_no_pair_is_separated_is_left_out_of_the_headline():
     easy = cells_of(
         {**REFERENCES, "a": [2.0, 2.5, 1.5, 2.1, 1.8], "b": [2.1, 2.4, 1.6, 2.0, 1.9]}, task="easy"
     )
@@ -371,6 +406,136 @@ def test_a_task_on_which_all_intervals_overlap_is_left_out_of_the_headline():
     board = board_of(easy + hard)
     assert {t.task["name"]: t.separates for t in board.tasks} == {"easy": False, "hard": True}
     assert {row.agent: row.cells for row in board.overall}["a"] == 5
+
+
+def scores_of(cells):
+    """Scores of the overall table by agent."""
+    return {row.agent: row for row in board_of(cells).overall}
+
+
+def exact(score):
+    """Mean queues of four seeds with this score, between an oracle at 0 and random at 99."""
+    return [float(np.expm1((1 - score) * np.log(100)))] * 4
+
+
+def families_of(scores):
+    """Cells of agents ``a`` (scores by task) and ``b`` (0.1 throughout); ``real-`` has the tag."""
+    ends = {"oracle": exact(1.0), "random": exact(0.0), "b": exact(0.1)}
+    return [
+        made
+        for task, score in scores.items()
+        for made in cells_of(
+            {**ends, "a": exact(score)},
+            task=task,
+            tags=("real-data",) if task.startswith("real") else ("synthetic",),
+        )
+    ]
+
+
+def test_families_of_unequal_size_weigh_the_same():
+    """Three synthetic tasks and one with real queries, exact scores: closed forms."""
+    scores = {"s1": 0.9, "s2": 0.6, "s3": 0.3, "real1": 0.2}
+    board = board_of(families_of(scores))
+    row = {row.agent: row for row in board.overall}["a"]
+    assert row.score == pytest.approx((0.4,) * 3)
+    assert row.families == {
+        "synthetic": pytest.approx((0.6,) * 3),
+        "real": pytest.approx((0.2,) * 3),
+    }
+    assert row.iqm == pytest.approx((0.45, 0.45, 0.45))
+    [standing] = board.standings
+    assert standing.families == ("synthetic", "real")
+    assert standing.comparisons[0].difference == pytest.approx((0.3,) * 3)
+    assert "| rank | agent | score | synthetic | real | IQM | cells |" in board_markdown(board)
+    shown = board_json(board)["overall"][0]
+    assert [r["families"]["real"]["value"] for r in shown["rows"] if r["agent"] == "a"] == [
+        pytest.approx(0.2)
+    ]
+    [section] = page_data(board)["sections"]
+    assert section["families"] == ["synthetic", "real"]
+    area = standing.profiles["a"].share.mean()  # of scores between 0 and 1
+    assert area == pytest.approx(0.4, abs=0.02)
+
+
+def test_one_family_has_no_column_of_its_own():
+    board = board_of(families_of({"s1": 0.9, "s2": 0.6}))
+    assert "| rank | agent | score | IQM | cells |" in board_markdown(board)
+    assert all(row.families == {} for row in board.overall)
+
+
+@pytest.mark.parametrize("task", ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "real1"])
+def test_no_task_can_be_dropped_from_the_headline(task):
+    """Moving an agent by 0.08 on one task moves its score by that times the task's weight."""
+    scores = {f"s{i}": 0.12 * i + 0.05 for i in range(1, 8)} | {"real1": 0.99}
+    before = scores_of(families_of(scores))["a"]
+    after = scores_of(families_of(scores | {task: scores[task] - 0.08}))["a"]
+    weight = 1 / 2 if task == "real1" else 1 / 14
+    assert before.score.value - after.score.value == pytest.approx(0.08 * weight)
+
+
+def test_the_interquartile_mean_drops_the_hardest_task_and_the_headline_does_not():
+    scores = {"s1": 0.2, "s2": 0.6, "s3": 0.6, "s4": 0.9}
+    easy = scores_of(families_of(scores))["a"]
+    lost = scores_of(families_of(scores | {"s1": -4.0}))["a"]
+    assert lost.iqm == easy.iqm
+    assert easy.score.value - lost.score.value == pytest.approx(4.2 / 4)
+
+
+def test_agents_that_are_equally_good_are_seldom_separated():
+    """However many agents: at most one task in twenty, beyond the noise of 200 tasks."""
+    rng = np.random.default_rng(3)
+    found = sum(
+        separated_pair([dict(enumerate(rng.normal(size=5))) for _ in range(12)])[0]
+        for _ in range(200)
+    )
+    assert found <= 20
+
+
+def test_a_difference_that_pairing_shows_separates_though_the_marginal_intervals_overlap():
+    luck = {seed: float(seed) for seed in range(6)}
+    better = {seed: value + 0.1 + 0.001 * seed for seed, value in luck.items()}
+    first, second = (t_interval([*scores.values()]) for scores in (better, luck))
+    assert first.low < second.high
+    assert separated_pair([luck, better]) == (True, None)
+
+
+@pytest.mark.parametrize("effect", [0.02, 0.1, 0.5, 0.9])
+def test_the_seeds_that_a_task_would_need_are_the_first_that_separate(effect):
+    gaps = np.tile([effect - 1, effect + 1], 2)
+    gaps = effect + (gaps - effect) / gaps.std(ddof=1)  # mean over sd is the effect
+    separates, needed = separated_pair([dict(enumerate(gaps)), dict.fromkeys(range(4), 0.0)])
+    assert not separates
+    for seeds, enough in ((needed - 1, False), (needed, True)):
+        half = stats.t.ppf(0.975, seeds - 1) / seeds**0.5
+        assert (effect > half) == enough
+
+
+def test_the_seeds_needed_are_unknown_without_a_difference_or_a_second_seed():
+    assert separated_pair([{0: 1.0}, {0: 2.0}]) == (False, None)
+    assert separated_pair([{0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}]) == (False, None)
+    assert separated_pair([{0: 1.0}]) == (True, None)
+    assert separated_pair([]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [(5, r"about [\d,]+ seeds in place of 5"), (1, "run two seeds or more")]
+)
+def test_a_section_that_separates_nothing_says_so_in_words_and_shows_no_empty_table(
+    seeds, words, tmp_path
+):
+    queues = {**REFERENCES, "a": [2.0, 2.5, 1.5, 2.1, 1.8], "b": [2.1, 2.4, 1.6, 2.0, 1.95]}
+    board = board_of(cells_of({agent: values[:seeds] for agent, values in queues.items()}))
+    printed = [part for part in board_tables(board) if isinstance(part, str)]
+    for text in (board_markdown(board), board_summary(board, []), *printed):
+        assert "No task separates the agents" in text
+        assert "a longer horizon" in text
+        assert re.search(words, text)
+    assert len(printed) == 1
+    assert "| cells |" not in board_markdown(board)
+    [section] = page_data(board)["sections"]
+    assert "No task separates the agents" in section["nothing"]
+    assert "It separates nothing" in section["tasks"][0]["tied"]
+    draw_figure(board, tmp_path)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.99])
@@ -389,7 +554,7 @@ def test_a_task_on_which_random_beats_the_oracle_once_is_left_out_and_unranks_no
     assert len(board.standings[0].comparisons) == 1
     for text in (board_markdown(board), board_summary(board, [])):
         assert "random does no worse than the oracle on some seed: odd (seed 0)." in text
-        assert "intervals of all their agents overlap" not in text
+        assert "no pair of agents is separated" not in text
         assert "not ranked" not in text
     assert board_json(board)["tasks"][1]["inverted_seeds"] == [0]
     assert board_json(board)["tasks"][1]["rows"][0]["score"] is None
@@ -422,7 +587,7 @@ def test_comparisons_profiles_and_tags_of_a_board():
     assert (pair.first, pair.second) == ("b", "a")
     np.testing.assert_allclose(pair.difference, (b + 1) / 2 - a)
     np.testing.assert_allclose(pair.improvement, 0.5)  # b wins one task, a the other
-    np.testing.assert_allclose(standing.profiles["a"].share, a > scoring.PROFILE_THRESHOLDS)
+    np.testing.assert_allclose(standing.profiles["a"].share, a > PROFILE_THRESHOLDS)
     assert list(standing.tags) == ["real"]  # what all tasks have says nothing
     np.testing.assert_allclose(standing.tags["real"]["a"], a)
     np.testing.assert_allclose(standing.tags["real"]["b"], 1.0)
@@ -461,7 +626,7 @@ def test_an_overall_row_of_a_trained_agent_says_what_its_trainings_cost():
 
 def test_the_bench_of_the_statistics_times_every_step():
     found = statistics_seconds(tasks=3, agents=4, seeds=2)
-    assert len(found) == 5
+    assert len(found) == 6
     assert min(found.values()) > 0
 
 
@@ -510,7 +675,7 @@ def test_an_agent_that_plays_no_headline_task_is_drawn_but_not_in_the_overall_ta
 
 def test_one_seed_separates_nobody_and_shows_it_everywhere(tmp_path, monkeypatch):
     """Tasks of one seed count if forced to: otherwise their t intervals already leave them out."""
-    monkeypatch.setattr(scoring, "_separates", lambda intervals: True)
+    monkeypatch.setattr(task_board, "separated_pair", lambda scores: (True, None))
     queues = {"oracle": [0.0], "random": [99.0], "a": [3.0], "b": [9.0]}
     board = board_of(
         cells_of(queues, task="t", tags=("x",)) + cells_of(queues, task="u", tags=("y",))
@@ -673,23 +838,23 @@ def test_a_cheater_that_knows_the_draws_fails_and_one_that_equals_the_oracle_doe
 
 def test_the_level_is_corrected_for_the_number_of_comparisons(monkeypatch):
     levels = []
-    original = scoring.t_interval
+    original = fairness.t_interval
 
-    def spy(values, level=scoring.LEVEL):
+    def spy(values, level=fairness.LEVEL):
         levels.append(level)
         return original(values, level)
 
-    monkeypatch.setattr(scoring, "t_interval", spy)
+    monkeypatch.setattr(fairness, "t_interval", spy)
     violations(tidy(cells_of({**REFERENCES, "a": [2.0] * 5, "b": [3.0] * 5})))
-    assert set(levels) == {0.95, 0.975}
-    assert levels.count(0.975) == 2
+    assert set(levels) == {0.95, 0.975, 1 - fairness.FALSE_ALARM / 2}
+    assert levels.count(0.975) == levels.count(1 - fairness.FALSE_ALARM / 2) == 2
 
 
 def test_above_the_oracle_at_95_percent_only_is_a_warning_and_fails_nothing():
     """The same agent alone is a violation; among 300 comparisons it is no more than a warning."""
     better = cells_of({**REFERENCES, "a": [0.8, 0.95, 0.5, 0.85, 0.9]})
     alone = tidy(better)
-    assert [len(violations(alone)), scoring.warnings(alone, QUEUEING)] == [1, []]
+    assert [len(violations(alone)), fairness.warnings(alone, QUEUEING)] == [1, []]
     others = {f"x{i}": [2.0, 2.2, 1.9, 2.0, 2.1] for i in range(299)}
     board = board_of(better + cells_of(others))
     assert board.violations == []
@@ -703,4 +868,4 @@ def test_above_the_oracle_at_95_percent_only_is_a_warning_and_fails_nothing():
 
 @pytest.mark.parametrize(("count", "text"), [(1, "95%"), (2, "97.5%"), (300, "99.983%")])
 def test_a_level_is_never_printed_as_certainty(count, text):
-    assert scoring._percent(1 - 0.05 / count) == text
+    assert fairness._percent(1 - 0.05 / count) == text

@@ -12,7 +12,9 @@ from typing import Any
 
 from benchmarks.intervals import Interval
 from benchmarks.kinds import Figure
-from benchmarks.scoring import Board, Standing, TaskBoard
+from benchmarks.scoring import Board
+from benchmarks.standing import Standing
+from benchmarks.task_board import TaskBoard
 
 
 def board_json(board: Board) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def _standing(standing: Standing) -> dict[str, Any]:
             "rank": row.rank,
             "agent": row.agent,
             "score": _figure(row.score),
+            "families": {name: _figure(score) for name, score in row.families.items()},
+            "iqm": _figure(row.iqm),
             "decision_us": _figure(row.decision_us),
             "cells": row.cells,
             "expected": row.expected,
@@ -49,6 +53,7 @@ def _standing(standing: Standing) -> dict[str, Any]:
         "kind": standing.section.kind.name,
         "protocol": standing.section.protocol,
         "tasks": list(standing.tasks),
+        "families": list(standing.families),
         "rows": rows,
         "comparisons": [
             {
@@ -82,7 +87,8 @@ def _task(board: TaskBoard) -> dict[str, Any]:
         "task": board.task["name"],
         "kind": board.kind.name,
         "protocol": board.section.protocol,
-        "separates": bool(board.separates),  # NumPy's own otherwise
+        "separates": board.separates,
+        "seeds_needed": board.seeds_needed,
         "inverted_seeds": list(board.inverted),
         "seeds": board.seeds,
         "rows": rows,

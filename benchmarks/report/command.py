@@ -40,8 +40,11 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
     if readme is not None:
         _write_readme(readme, board, pictures)
     console = make_console()
-    for table in board_tables(board):
-        show_table(table, ("rank", "agent", "score"), console)
+    for part in board_tables(board):
+        if isinstance(part, str):
+            say(part, console)
+        else:
+            show_table(part, ("rank", "agent", "score"), console)
     for text in board.warnings:
         say(f"above the oracle, perhaps by chance: {text}", console)
     for name, failure in board.failures:

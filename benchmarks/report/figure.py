@@ -32,16 +32,10 @@ from benchmarks.report.series import (
     panels,
     training_panels,
 )
-from benchmarks.scoring import (
-    PROFILE_THRESHOLDS,
-    Board,
-    OverallRow,
-    Section,
-    Standing,
-    Sweep,
-    TaskBoard,
-)
+from benchmarks.scoring import Board, Sweep
+from benchmarks.standing import PROFILE_THRESHOLDS, OverallRow, Standing
 from benchmarks.suite import REFERENCES
+from benchmarks.task_board import Section, TaskBoard
 
 Style = dict[str, object]
 
@@ -358,7 +352,7 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     tasks = len(standing.tasks)
     kind = standing.section.kind.name
     whose = suite if suite == kind else f"{suite}, {kind}"
-    title = f"{whose}: interquartile mean over {tasks} task{'s' if tasks > 1 else ''}"
+    title = f"{whose}: mean over {tasks} task{'s' if tasks > 1 else ''}"
     figure.suptitle(_text(title), fontsize=11)
     _spread(figure, clocks, names)
     return figure

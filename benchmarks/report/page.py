@@ -29,9 +29,11 @@ from benchmarks.report.tables import (
     INVERTED,
     PROTOCOL_NOTES,
     PUBLISHED_COLUMNS,
+    SCORE_NOTE,
     SWEEP_NOTE,
     duration,
     inverted_seeds,
+    nothing_separates,
     published_lines,
     published_title,
     section_tasks,
@@ -39,18 +41,12 @@ from benchmarks.report.tables import (
     sweep_title,
     task_headers,
     task_lines,
+    tied_words,
 )
-from benchmarks.scoring import (
-    PROFILE_THRESHOLDS,
-    Board,
-    Origin,
-    OverallRow,
-    Standing,
-    Sweep,
-    TaskBoard,
-    TaskRow,
-)
+from benchmarks.scoring import Board, Sweep
+from benchmarks.standing import PROFILE_THRESHOLDS, OverallRow, Standing
 from benchmarks.suite import REFERENCES, canonical
+from benchmarks.task_board import Origin, TaskBoard, TaskRow
 
 _POINTS = 40  # of a line on the page
 _DIGITS = 4  # significant digits of what is only drawn
@@ -100,6 +96,7 @@ def page_data(board: Board) -> Json:
         "cells": len(board.cells),
         "intervals": INTERVALS,
         "inverted": INVERTED,
+        "score": SCORE_NOTE,
     }
 
 
@@ -143,6 +140,8 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
         "references": [label for label in agents if label in REFERENCES],
         "legend": legend,
         "headline": list(standing.tasks),
+        "families": list(standing.families) if len(standing.families) > 1 else [],
+        "nothing": None if standing.tasks else nothing_separates(tasks),
         "rows": [_overall_row(row, origins) for row in standing.rows if row.planned],
         "pairs": [
             [
@@ -188,6 +187,8 @@ def _overall_row(row: OverallRow, origins: _Origins) -> Json:
         "agent": row.agent,
         "rank": row.rank,
         "score": _numbers(row.score),
+        "families": {name: _numbers(score) for name, score in row.families.items()},
+        "iqm": _numbers(row.iqm),
         "us": None if row.decision_us is None else _digits(row.decision_us),
         "cells": row.cells,
         "expected": row.expected,
@@ -219,6 +220,7 @@ def _task(task: TaskBoard, agents: Sequence[str], origins: _Origins) -> Json:
         "tags": list(task.task["tags"]),
         "seeds": task.seeds,
         "separates": task.separates,
+        "tied": None if task.separates or task.inverted else tied_words(task),
         "inverted": inverted_seeds(task) if task.inverted else None,
         "headline": bool(task.task["headline"]),
         "headers": list(headers[3:]),

@@ -14,8 +14,9 @@ import numpy as np
 
 from benchmarks.intervals import Floats
 from benchmarks.kinds import QUEUEING, Curves, Ints, Traffic
-from benchmarks.scoring import Board, Section, TaskBoard
+from benchmarks.scoring import Board
 from benchmarks.suite import REFERENCES
+from benchmarks.task_board import Section, TaskBoard
 
 Scale = Literal["linear", "log", "symlog"]
 Line = tuple[Floats, Floats]

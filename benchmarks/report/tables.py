@@ -18,11 +18,12 @@ from rich.text import Text
 from benchmarks.intervals import Interval, t_interval
 from benchmarks.kinds import DEPLOYMENT
 from benchmarks.report.figure import Picture
-from benchmarks.scoring import Board, OverallRow, Section, Sweep, TaskBoard, TaskRow
+from benchmarks.scoring import Board, Sweep
+from benchmarks.standing import OverallRow
 from benchmarks.suite import PUBLISHED_FIGURE, REFERENCES
+from benchmarks.task_board import Section, TaskBoard, TaskRow
 from llmqueue_gym.workloads.pool import printable
 
-_OVERALL_COLUMNS = ("rank", "agent", "score", "cells")
 _ORIGIN = (
     "agent",
     "seeds",
@@ -39,7 +40,7 @@ _README_TASKS = 4
 
 INTERVALS = """\
 [..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
-bootstrap (10,000 repetitions) for the overall interquartile mean; without limits where there is a
+bootstrap (10,000 repetitions) for what runs over several tasks; without limits where there is a
 single seed. Ranks go down the table: an agent
 shares the rank of the best agent in it unless the paired interval of the two lies above 0; the next
 rank is the agent's place.
@@ -49,6 +50,13 @@ WARNINGS_NOTE = """\
 By its own 95% interval each of these agents is above the oracle; of fair agents as good as the
 oracle one in forty is. None of them is at the level that is corrected for all comparisons, which
 alone fails a run.
+"""
+
+SCORE_NOTE = """\
+*score*: mean over families of the mean over their tasks of the mean over seeds; the families are
+the tasks with *synthetic* and with *real* queries, and weigh the same. It is the score to expect,
+and every task counts. *IQM*: interquartile mean over tasks x seeds, steadier against odd runs, but
+it leaves out the easiest and the hardest tasks.
 """
 
 INVERTED = "Left out, without scores, because random does no worse than the oracle on some seed"
@@ -65,15 +73,17 @@ ignorant have their own tables.
 }
 
 
-def board_tables(board: Board) -> list[Table]:
-    """Tables for the terminal: per kind the overall one and one a task."""
-    tables = []
+def board_tables(board: Board) -> list[Table | str]:
+    """Tables for the terminal: per kind the overall one, or why there is none, and one a task."""
+    tables: list[Table | str] = []
     for section in board.sections:
         name = section_name(board, section)
         part = f"{board.suite}, {name}" if name else board.suite
-        title = f"{part}: interquartile mean score over {len(_headline(board, section))} task(s)"
+        title = f"{part}: mean score over {len(_headline(board, section))} task(s)"
         if lines := _overall_lines(board, section):
-            tables.append(_rich(title, _overall_headers(section), lines))
+            tables.append(_rich(title, _overall_headers(board, section), lines))
+        else:
+            tables.append(f"{part}: {nothing_separates(section_tasks(board, section))}")
         for task in section_tasks(board, section):
             tables.append(
                 _rich(_task_title(task), task_headers(task, short=True), task_lines(task, True))
@@ -96,7 +106,7 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         if name := section_name(board, section):
             parts += [f"## {name.capitalize()}\n"]
         if lines := _overall_lines(board, section):
-            parts += [_markdown(_overall_headers(section), lines)]
+            parts += [_markdown(_overall_headers(board, section), lines)]
         parts += [f"{_overall_note(board, section)}\n", f"{origin}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
@@ -114,7 +124,7 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         if lines:
             parts += [f"{mark} Where the overall rows come from\n", _markdown(_ORIGIN, lines)]
         note = PROTOCOL_NOTES.get(section.protocol, "")
-        parts += [f"**How to read it.** {kind.legend}\n{note}{INTERVALS}"]
+        parts += [f"**How to read it.** {kind.legend}\n{SCORE_NOTE}{note}{INTERVALS}"]
     parts += _trouble(board)
     return "\n".join(parts)
 
@@ -129,7 +139,7 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
         if name := section_name(board, section):
             parts += [f"### {name.capitalize()}\n"]
         if lines := _overall_lines(board, section):
-            parts += [_markdown(_overall_headers(section), lines)]
+            parts += [_markdown(_overall_headers(board, section), lines)]
         parts += [f"{_overall_note(board, section)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         tasks = section_tasks(board, section)
@@ -194,11 +204,13 @@ def _overall_note(board: Board, section: Section) -> str:
     names = ", ".join(headline)
     if len(headline) > 12:
         names = f"{len(headline)} of {len(tasks)}"
-    note = f"Interquartile mean of the score over tasks x seeds. Tasks in it: {names}."
+    families = _families(board, section)
+    over = f"the families {' and '.join(families)} of the mean over their" if families else "the"
+    note = f"Score: mean over {over} tasks. Tasks in it: {names}."
     if not headline:
-        note = "No overall score: no task that counts separates the agents."
-    if tied:
-        note += f" Left out because the intervals of all their agents overlap: {', '.join(tied)}."
+        note = f"No overall score. {_escaped(nothing_separates(tasks))}"
+    elif tied:
+        note += f" Left out because no pair of agents is separated on them: {', '.join(tied)}."
     if inverted:
         note += f" {INVERTED}: {', '.join(inverted)}."
     if any(row.cells < row.expected for row in _overall_rows(board, section)):
@@ -220,16 +232,59 @@ def inverted_seeds(board: TaskBoard) -> str:
     return f"{board.task['name']} ({word} {seed_ranges(board.inverted)})"
 
 
-def _overall_headers(section: Section) -> tuple[str, ...]:
+def nothing_separates(tasks: Sequence[TaskBoard]) -> str:
+    """Say in words that no task of a section separates its agents, and what to do about it."""
+    tied = [task for task in tasks if not task.separates and not task.inverted]
+    counted = [task for task in tied if task.task["headline"]] or tied
+    if not counted:
+        return "None of its tasks counts towards one."
+    seeds = max(task.seeds for task in counted)
+    known = [task for task in counted if task.seeds_needed is not None]
+    if seeds < 2:
+        more = "run two seeds or more (--seeds), which intervals need"
+    elif known:
+        least = min(known, key=lambda task: task.seeds_needed or 0)
+        more = (
+            f"about {least.seeds_needed:,} seeds in place of {least.seeds} (--seeds) would "
+            f"separate two agents on {least.task['name']}, if the differences seen there are the "
+            "true ones"
+        )
+    else:
+        more = "more seeds (--seeds) alone will hardly do"
+    return (
+        "No task separates the agents: of no pair does the paired interval, corrected for the "
+        f"number of pairs, leave out 0. What helps: {more}; a longer horizon; a higher load, or a "
+        "tighter budget."
+    )
+
+
+def tied_words(task: TaskBoard) -> str:
+    """Say that a task separates nothing, and how many seeds it would take."""
+    words = "It separates nothing: no pair of agents has a paired interval that leaves out 0"
+    if task.seeds_needed is None:
+        return f"{words}."
+    return f"{words}; about {task.seeds_needed:,} seeds would, at the differences seen here."
+
+
+def _families(board: Board, section: Section) -> tuple[str, ...]:
+    """Families of the overall score, where there are several."""
+    for standing in board.standings:
+        if standing.section == section and len(standing.families) > 1:
+            return standing.families
+    return ()
+
+
+def _overall_headers(board: Board, section: Section) -> tuple[str, ...]:
     """Headers of an overall table; a trained agent's row says what its trainings cost."""
     cost = ("training steps", "training time") if section.protocol == "pretrained" else ()
-    return _OVERALL_COLUMNS + cost
+    return ("rank", "agent", "score", *_families(board, section), "IQM", "cells", *cost)
 
 
 def _overall_lines(board: Board, section: Section) -> list[list[str]]:
     if not _headline(board, section):
         return []  # there is nothing to take a mean of
-    return [_overall_line(row) for row in _overall_rows(board, section)]
+    families = _families(board, section)
+    return [_overall_line(row, families) for row in _overall_rows(board, section)]
 
 
 def _overall_rows(board: Board, section: Section) -> list[OverallRow]:
@@ -237,9 +292,10 @@ def _overall_rows(board: Board, section: Section) -> list[OverallRow]:
     return [row for row in board.overall if row.section == section and row.planned]
 
 
-def _overall_line(row: OverallRow) -> list[str]:
-    score = _interval(row.score, 3)
-    line = [_rank(row.rank), row.agent, score, f"{row.cells}/{row.expected}"]
+def _overall_line(row: OverallRow, families: Sequence[str]) -> list[str]:
+    scores = [row.score, *(row.families.get(family) for family in families), row.iqm]
+    line = [_rank(row.rank), row.agent, *(_interval(score, 3) for score in scores)]
+    line.append(f"{row.cells}/{row.expected}")
     if row.section.protocol == "pretrained":
         line.append(_number(row.train_steps, 0))
         line.append("" if row.train_seconds is None else duration(row.train_seconds))

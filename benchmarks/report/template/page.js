@@ -330,7 +330,7 @@
     const agents = () => shown(section).filter((a) => section.tags[tags[0]][a]);
     const value = (tag, agent) => section.tags[tag][agent];
     if (tags.length < 3) { // two axes make no radar
-      return chart("Score by tag", "Interquartile means over the tasks of a tag, 95% intervals.", () => ({
+      return chart("Score by tag", "Scores over the tasks of a tag, 95% intervals.", () => ({
         data: agents().map((agent) => ({
           x: tags.map((t) => value(t, agent)[0]), y: tags.map(escaped), type: "scatter", mode: "markers", name: escaped(agent),
           marker: { color: style(section, agent).color, size: 11 },
@@ -340,7 +340,7 @@
         layout: { xaxis: axis("score"), yaxis: axis("", { type: "category", range: [-0.6, tags.length - 0.4] }) },
       }));
     }
-    return chart("Score by tag", "Interquartile means over the tasks of a tag.", () => ({
+    return chart("Score by tag", "Scores over the tasks of a tag.", () => ({
       data: agents().map((agent) => {
         const look = style(section, agent);
         return {
@@ -525,12 +525,25 @@
   // --- views -------------------------------------------------------------------------------------
 
   function overview(section) {
+    const title = h("h2", {}, `${capital(section.kind)}, ${section.protocol}`);
+    const sweeps = section.sweeps.map((sweep) => h("section", {}, h("h3", {}, `Sweep: ${sweep.title}`), h("div", { class: "grid spaced" }, sweepCharts(section, sweep))));
+    const inverted = section.tasks.filter((t) => t.inverted).map((t) => t.inverted);
+    const left = inverted.length ? `${DATA.inverted}: ${inverted.join(", ")}. ` : "";
+    if (section.nothing) { // nothing to rank: no empty table, filter or axes
+      const link = h("a", { href: address(section, "tasks") }, "Scores task by task");
+      return [h("section", {}, title, h("p", { class: "lead" }, `${section.nothing} ${left}`, link, ".")), ...sweeps];
+    }
     const rows = section.rows.map((r) => ({ ...r, reference: section.references.includes(r.agent) }));
     const columns = [
       rankColumn,
       agentColumn(section),
       { ...scoreColumn, sort: (r) => (r.score && r.cells === r.expected ? r.score[0] : null) }, // partial scores last
       barColumn(section, rows),
+      ...section.families.map((family) => ({
+        label: capital(family), title: `Mean over the tasks with ${family} queries`, cls: "wide", sort: (r) => r.families[family]?.[0] ?? null,
+        cell: (r) => (r.families[family] ? [fixed(r.families[family][0]), r.reference ? null : h("span", { class: "range under" }, range(r.families[family]))] : ""),
+      })),
+      { label: "IQM", title: "Interquartile mean over tasks × seeds", cls: "wide", sort: (r) => r.iqm?.[0] ?? null, cell: (r) => (r.iqm ? fixed(r.iqm[0]) : "") },
       { label: "µs", title: "Median microseconds a decision", up: true, sort: (r) => r.us, cell: (r) => micros(r.us) },
       { label: "Cells", title: "Runs scored of those planned", sort: (r) => r.cells, cell: (r) => (r.cells === r.expected ? String(r.cells) : `${r.cells}/${r.expected}`) },
     ];
@@ -550,7 +563,7 @@
       const kept = rows.filter((r) => r.agent.toLowerCase().includes(needle)).map((r) => {
         if (!tag) return r;
         const score = section.tags[tag][r.agent] || (r.agent === "oracle" ? [1, 1, 1] : r.agent === "random" ? [0, 0, 0] : null);
-        return { ...r, score, rank: null };
+        return { ...r, score, families: {}, iqm: null, rank: null };
       });
       total.textContent = `${kept.length} of ${count(rows.length, "agent")}`;
       table.show(kept);
@@ -563,23 +576,20 @@
       total);
     filter();
     const tied = section.tasks.filter((t) => !t.separates && !t.inverted).map((t) => t.name);
-    const inverted = section.tasks.filter((t) => t.inverted).map((t) => t.inverted);
     const aside = section.tasks.filter((t) => t.separates && !t.headline).map((t) => t.name);
     const note = [
-      section.headline.length
-        ? `Interquartile mean of the score over ${count(section.headline.length, "task")} × seeds: 0 is the random policy, 1 the oracle that knows the truth. `
-        : "No task of this section separates the agents. ",
+      `Mean score over ${section.families.length ? `the families ${section.families.join(" and ")} of ` : ""}${count(section.headline.length, "task")}: 0 is the random policy, 1 the oracle that knows the truth. `,
       "Agents share a rank unless a paired interval separates them from the best of it. ",
-      tied.length ? `Left out because the intervals of all their agents overlap: ${tied.join(", ")}. ` : "",
-      inverted.length ? `${DATA.inverted}: ${inverted.join(", ")}. ` : "",
+      tied.length ? `Left out because no pair of agents is separated on them: ${tied.join(", ")}. ` : "",
+      left,
       aside.length ? `With a table of their own only: ${aside.join(", ")}.` : "",
     ].join("");
     return [
-      h("section", {}, h("h2", {}, `${capital(section.kind)}, ${section.protocol}`), h("p", { class: "lead" }, note), controls, table.element),
+      h("section", {}, title, h("p", { class: "lead" }, note), controls, table.element),
       h("section", {}, h("h2", {}, "In pictures"), chips(section),
         h("div", { class: "grid" }, [clockChart(section), profileChart(section), tagChart(section)].filter(Boolean))),
-      section.sweeps.map((sweep) => h("section", {}, h("h3", {}, `Sweep: ${sweep.title}`), h("div", { class: "grid spaced" }, sweepCharts(section, sweep)))),
-    ].flat();
+      ...sweeps,
+    ];
   }
 
   function taskLink(section, task) {
@@ -661,7 +671,7 @@
         h("h2", {}, task.name),
         h("p", { class: "lead" }, [task.about, `T = ${task.horizon.toLocaleString("en")}`, count(task.seeds, "seed")].filter(Boolean).join(", "),
           task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
-            : task.separates ? "" : ". It separates nothing: the intervals of all agents overlap."),
+            : task.tied ? `. ${task.tied}` : ""),
         h("p", {}, task.tags.map((t) => h("span", { class: "tag" }, t))),
         h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`))),
       h("section", {}, chips(section), h("div", { class: "grid" }, task.panels.map((panel) => panelChart(section, panel, meanOver(task.seeds))),
@@ -731,13 +741,13 @@
     const columns = [
       { label: "Agent", cls: "left", up: true, sort: (r) => r.a, cell: (r) => who(section, r.a) },
       { label: "against", cls: "left", up: true, sort: (r) => r.b, cell: (r) => who(section, r.b) },
-      { label: "Difference", title: "Of the interquartile means, paired by seed", sort: (r) => r.difference[0], cell: (r) => [fixed(r.difference[0]), h("span", { class: "range" }, range(r.difference))] },
+      { label: "Difference", title: "Of the scores, paired by seed", sort: (r) => r.difference[0], cell: (r) => [fixed(r.difference[0]), h("span", { class: "range" }, range(r.difference))] },
       { label: "Probability of improvement", sort: (r) => r.chance[0], cell: (r) => [fixed(r.chance[0], 2), h("span", { class: "range" }, range(r.chance))] },
     ];
     const pairs = sortable({ name: "Paired differences", columns, rows: list, order: [2, "descending"] });
     return [
       h("section", {}, h("h2", {}, "Probability of improvement"),
-        h("p", { class: "lead" }, "How often, in percent, a run of the row's agent scores above one of the column's, averaged over the headline tasks. Bold: the paired difference of the two interquartile means is separated from 0."),
+        h("p", { class: "lead" }, "How often, in percent, a run of the row's agent scores above one of the column's, averaged over the headline tasks with the weights of the score. Bold: the paired difference of the two scores is separated from 0."),
         h("div", { class: "card scroll", role: "region", "aria-label": "Probability of improvement", tabindex: "0" }, table)),
       h("section", {}, h("h2", {}, "Paired differences"), h("p", { class: "lead" }, "Both with 95% intervals of the same stratified bootstrap: tasks are strata, seeds are resampled together."),
         h("details", { open: list.length <= 30 }, h("summary", {}, `All ${count(list.length, "pair")}`), pairs.element)),
@@ -774,8 +784,9 @@
     return [h("section", { class: "prose" },
       h("h2", {}, "How to read it"),
       h("dl", {}, [score, ...rest].filter((p) => p.trim()).flatMap(entry),
+        h("dt", {}, "Score over several tasks"), h("dd", {}, emphasised(DATA.score)),
         h("dt", {}, "Intervals and ranks"), h("dd", {}, emphasised(DATA.intervals)),
-        h("dt", {}, "Pairs"), h("dd", {}, "The probability of improvement is Mann and Whitney's U over its maximum, averaged over tasks. Being separated is not transitive, so look there before reading much into two neighbouring ranks."),
+        h("dt", {}, "Pairs"), h("dd", {}, "The probability of improvement is Mann and Whitney's U over its maximum, averaged over tasks with the weights of the score. Being separated is not transitive, so look there before reading much into two neighbouring ranks."),
         h("dt", {}, "Protocols"), h("dd", {}, "online: every agent starts ignorant and is scored from its first step. pretrained: an agent was trained before the scored run and is frozen. A table never mixes them."),
         section.sweeps.length ? [h("dt", {}, "Sweeps"), h("dd", {}, emphasised(section.sweeps[0].note))] : null))];
   }
