@@ -23,6 +23,7 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 
 from baselines.agent import agent_spec
+from benchmarks.agent_files import agent_folder, changed_file, watch_folder
 from benchmarks.plan import Cell, Plan
 from benchmarks.runner import check_tasks
 from benchmarks.store import CorruptResultError, Store
@@ -140,6 +141,9 @@ def _missing(
             on_damage(f"{found}; computing {cell} again")
             yield cell
         elif found is None:
+            yield cell
+        elif name := changed_file(cell.spec["agent"], found.get("reads", {})):
+            on_damage(f"{name} was changed since {cell} read it; computing it again")
             yield cell
 
 
@@ -398,7 +402,10 @@ def _work(
     try:
         from benchmarks.runner import run_cell
 
+        folder = agent_folder(cell.spec["agent"])
+        reads = watch_folder(folder) if folder else dict
         payload = run_cell(cell.spec, cell.kwargs, cell.model)
+        payload |= {"reads": found} if (found := reads()) else {}
         text = canonical({"failed": False, "payload": payload})
     except BaseException as error:  # whatever an agent raises, SystemExit included
         if memory is not None:

@@ -1,10 +1,17 @@
 """What a first run tells: wrong tasks before any cell, warnings of instances, places of errors."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HEAD = 'description = "t"\nseeds = 2\nagents = ["greedy"]\n'
 QUEUE = '[[task]]\nname = "fine"\nenv = "LLMQueue-v0"\nhorizon = 30\ntags = ["queueing"]\n'
@@ -74,3 +81,41 @@ def test_an_error_names_the_last_line_of_the_agent_s_own_file(here, bench, capsy
     assert "Singular matrix (mine.py, line 5, in act)" in capsys.readouterr().err
     assert bench("report") == 1
     assert "Singular matrix (mine.py, line 5, in act)" in capsys.readouterr().out
+
+
+READER = """
+from pathlib import Path
+import numpy as np
+from beside import SHIFT
+from baselines.queueing.heuristics import RandomAgent
+
+class Mine(RandomAgent):
+    def __init__(self, problem, seed):
+        super().__init__(problem, seed + SHIFT + int(np.load(Path(__file__).with_name("w.npy"))))
+"""
+
+
+@pytest.mark.parametrize("change", ["weights", "module", "nothing"])
+def test_a_file_that_an_agent_reads_counts_as_its_code(here, change):
+    """In processes of their own, as a user types it: a module is imported once a process."""
+    command = [sys.executable, "-m", "benchmarks.cli", "run", "s.toml", "--workers", "1"]
+    command += ["--agent", "mine:Mine", "--seeds", "1", "--json"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
+
+    def run():
+        done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["computed"], done.stderr
+
+    (here / "mine.py").write_text(READER)
+    (here / "beside.py").write_text("SHIFT = 1\n")
+    np.save(here / "w.npy", 1)
+    (here / "s.toml").write_text(HEAD + QUEUE + LOAD)
+    assert run()[0] == 4
+    if change == "weights":
+        np.save(here / "w.npy", 22)
+    if change == "module":
+        (here / "beside.py").write_text("SHIFT = 7\n")
+    computed, told = run()
+    assert computed == (change != "nothing")
+    assert ("was changed since" in told) == (change != "nothing")
