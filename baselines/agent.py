@@ -118,6 +118,10 @@ class Agent(ABC):
     trained_on: ClassVar[str] = ""
     """What a pretrained agent is given of the task beforehand; a note under its tables says so."""
 
+    training: ClassVar[Mapping[str, Any] | None] = None
+    """What a pretrained agent's training cost, for the tables: ``{"steps": 500_000, "seconds":
+    420.0}``, with ``"file": "weights.pt"`` if it reads one that lies beside its module."""
+
     def __init__(self, problem: QueueProblem, seed: int) -> None:
         self.problem = problem
         self.rng = np.random.default_rng(seed)

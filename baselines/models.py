@@ -5,7 +5,9 @@ Reading a card executes nothing and needs neither torch nor Stable-Baselines3.
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -119,6 +121,7 @@ def _check_types(
 
 
 _ABSENT = object()
+_DECLARED = {"steps", "seconds", "file"}
 
 
 def training_facts(path: str | Path) -> dict[str, Any]:
@@ -132,6 +135,42 @@ def training_facts(path: str | Path) -> dict[str, Any]:
     card = read_card(path)
     facts = {key: card[key] for key in ("agent", "env_id", "steps", "seconds", "seed")}
     return {"sha256": file_sha256(path), **facts}
+
+
+def class_training(cls: type) -> dict[str, Any] | None:
+    """Return what an agent's class says of its training, None if it says nothing.
+
+    That is the card of the model file it names (``model``), or what it declares (``training``):
+    the digest of a declared file is taken here, so that other weights are another agent.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read or a declaration is wrong; the message names the entry.
+    """
+    model, declared = getattr(cls, "model", None), getattr(cls, "training", None)
+    if isinstance(model, str):
+        return training_facts(model)
+    if declared is None:
+        return None
+    place = f"training={declared!r} of {cls.__name__}"
+    if not isinstance(declared, Mapping) or not {"steps", "seconds"} <= set(declared) <= _DECLARED:
+        raise ValueError(
+            f"{place} must be a dict with 'steps', 'seconds' and, if there is one, 'file'"
+        )
+    if getattr(cls, "protocol", None) != "pretrained":
+        raise ValueError(f"{place}: only agents with protocol = 'pretrained' are trained before")
+    for name in ("steps", "seconds"):
+        value = declared[name]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ValueError(f"{place}: {name}={value!r} must be a positive number")
+    facts = {name: declared[name] for name in ("steps", "seconds")}
+    if (file := declared.get("file")) is not None:
+        if not isinstance(file, str):
+            raise ValueError(f"{place}: file={file!r} must be a path from the folder of its module")
+        facts["sha256"] = file_sha256(Path(inspect.getfile(cls)).parent / file)
+    return facts
 
 
 def model_spec(path: str | Path) -> AgentSpec:

@@ -380,7 +380,7 @@ class _Player:
 def _player(entry: AgentEntry) -> _Player:
     """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
     from baselines.agent import agent_spec
-    from baselines.models import read_card, training_facts
+    from baselines.models import class_training, read_card, training_facts
 
     curve = None
     identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
@@ -397,6 +397,8 @@ def _player(entry: AgentEntry) -> _Player:
         if isinstance(brought, str):
             identity["training"] = training_facts(brought)
             curve = read_card(brought)["curve"]
+        elif cls is not None and (declared := class_training(cls)) is not None:
+            identity["training"] = declared
         if given := getattr(cls, "trained_on", ""):
             identity["trained_on"] = given
     except ValueError as error:
@@ -506,7 +508,7 @@ def check_agent_code(agent: Mapping[str, Any]) -> None:
         If the code of an agent from elsewhere, or the file its class names, is another here.
     """
     from baselines.agent import agent_spec
-    from baselines.models import training_facts
+    from baselines.models import class_training
 
     if "code" not in agent:
         return
@@ -515,8 +517,8 @@ def check_agent_code(agent: Mapping[str, Any]) -> None:
     if agent_code(spec.target.partition(":")[0], name) != agent["code"]:
         changed = "code"
     elif "training" in agent:
-        brought = getattr(spec.load(), "model", None)
-        if brought is None or training_facts(brought)["sha256"] != agent["training"]["sha256"]:
+        found = class_training(spec.load())
+        if found is None or found.get("sha256") != agent["training"].get("sha256"):
             changed = "model file"
     if changed:
         raise SuiteError(

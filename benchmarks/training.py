@@ -32,7 +32,7 @@ from benchmarks.suite import SuiteError, find_task
 from benchmarks.terminal import say
 
 if TYPE_CHECKING:
-    from baselines.rl import Progress
+    from baselines.rl import Progress, Recipe
 
 _CHECKPOINT_EVERY = 20_000  # steps of a suite's training
 
@@ -112,6 +112,8 @@ def train_agent(
         )
     before = read_card(path)["steps"] if path.exists() else 0
     title = f"{agent} on {name}" + (f", resumed at {before:,}" if before else "")
+    if _forgets_instances(used, arguments):
+        say(_NO_INSTANCE, console)
     with progress_bars(console) as bars:
         bar = bars.add_task(title, total=steps, completed=before, **_NO_FIGURES)
 
@@ -275,6 +277,23 @@ def _discard_damaged(path: Path, on_damage: Callable[[str], None]) -> None:
         except ValueError as error:
             on_damage(f"{error}; training it again")
             path.unlink()
+
+
+_NO_INSTANCE = (
+    "note: the instance changes at every reset: a policy without memory can only learn what all "
+    "instances share; fix it (--kwargs '{\"instance_seed\": 0}') or train RecurrentPPO"
+)
+
+
+def _forgets_instances(used: Recipe, kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether the LLMs differ from episode to episode and the policy cannot find out how.
+
+    Queries of a data set are drawn anew too, but its LLMs stay what they are.
+    """
+    workload = kwargs.get("workload", "synthetic")
+    source = workload if isinstance(workload, str) else workload.get("source")
+    fixed = kwargs.get("instance_seed") is not None
+    return used.env_id == "LLMQueue-v0" and source == "synthetic" and not (fixed or used.recalls)
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -298,6 +298,85 @@ def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch, bench
         run_cell(cell.spec, cell.kwargs, cell.model)
 
 
+DECLARING = """
+from baselines.queueing.heuristics import RandomAgent
+class Mine(RandomAgent):
+    protocol = {protocol!r}
+    training = {training!r}
+"""
+DECLARED = {"steps": 500_000, "seconds": 420.0, "file": "weights.pt"}
+
+
+def declare(here, monkeypatch, training, protocol="pretrained"):
+    (here / "declaring.py").write_text(DECLARING.format(training=training, protocol=protocol))
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.delitem(sys.modules, "declaring", raising=False)
+    return parse_suite("s", {**SUITE, "agents": ["declaring:Mine"]})
+
+
+def test_a_class_declares_what_its_training_cost(here, monkeypatch):
+    from benchmarks.runner import run_cell
+
+    weights = here / "weights.pt"
+    weights.write_bytes(b"first")
+    suite = declare(here, monkeypatch, DECLARED)
+    first, _ = [cell for cell in make_plan(suite).cells if "Mine" in cell.spec["agent"]["name"]]
+    digest = hashlib.sha256(b"first").hexdigest()
+    expected = {"steps": 500_000, "seconds": 420.0, "sha256": digest}
+    assert first.spec["agent"]["training"] == expected
+    assert run_cell(first.spec, first.kwargs)
+    weights.write_bytes(b"second")
+    second, _ = [cell for cell in make_plan(suite).cells if "Mine" in cell.spec["agent"]["name"]]
+    assert second.key != first.key  # other weights, other cells
+    with pytest.raises(SuiteError, match="its model file here is not that of the plan"):
+        run_cell(first.spec, first.kwargs)
+
+
+def test_a_declared_training_stands_in_the_table(here, monkeypatch, bench):
+    declare(here, monkeypatch, {"steps": 500_000, "seconds": 420.0})
+    (here / "own.toml").write_text(TOML.replace('"greedy",', '"declaring:Mine",'))
+    assert bench("run", "own.toml", "--seeds", "1") == 0
+    table = board_markdown(load_board(Store(here / "results" / "own")))
+    assert "| 500,000 | 7" in table
+
+
+@pytest.mark.parametrize(
+    ("training", "protocol", "message"),
+    [
+        (500, "pretrained", "must be a dict with 'steps'"),
+        ({"steps": 5}, "pretrained", "must be a dict with 'steps'"),
+        ({"steps": 5, "seconds": 1, "epochs": 3}, "pretrained", "must be a dict with 'steps'"),
+        ({"steps": 0, "seconds": 1}, "pretrained", "steps=0 must be a positive number"),
+        ({"steps": 5, "seconds": True}, "pretrained", "seconds=True must be a positive number"),
+        ({"steps": 5, "seconds": 1, "file": 3}, "pretrained", "file=3 must be a path"),
+        ({"steps": 5, "seconds": 1, "file": "no.pt"}, "pretrained", "there is no such file"),
+        ({"steps": 5, "seconds": 1}, "online", "protocol = 'pretrained'"),
+    ],
+)
+def test_a_wrong_declaration_is_named(here, monkeypatch, training, protocol, message):
+    suite = declare(here, monkeypatch, training, protocol)
+    with pytest.raises(SuiteError, match=message):
+        make_plan(suite)
+
+
+@pytest.mark.parametrize(
+    ("agent", "kwargs", "told"),
+    [
+        ("PPO", {"instance_seed": None}, True),
+        ("PPO", {}, False),
+        ("PPO", {"instance_seed": None, "workload": {"source": "synthetic"}}, True),
+        ("RecurrentPPO", {"instance_seed": None}, False),
+    ],
+)
+def test_training_without_a_fixed_instance_is_said(here, bench, capsys, agent, kwargs, told):
+    settings = {"n_steps": 4, "batch_size": 32, "n_epochs": 1}
+    command = ("train", agent, "own.toml:tiny", "--steps", "256", "--out", "x.zip")
+    given = ("--settings", json.dumps(settings), "--kwargs", json.dumps(kwargs))
+    assert bench(*command, *given) == 0
+    printed = " ".join(capsys.readouterr().err.split())
+    assert ("the instance changes at every reset" in printed) is told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
