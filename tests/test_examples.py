@@ -35,6 +35,19 @@ def test_sb3_ppo(capsys: pytest.CaptureFixture[str]) -> None:
     assert queue["after 10240 steps"] < queue["before"]
 
 
+def test_ppo_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    main = importlib.import_module("ppo_one_file").main
+    main(["--total-steps", "20480"])
+    queue = figures(capsys.readouterr().out)
+    assert queue["PPO after 20480 steps"] < queue["random"] / 2
+    printed = []
+    for _ in range(2):
+        main(["--total-steps", "2048"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]  # one seed, one result
+
+
 def test_third_party_agent(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("third_party_agent").main()
     queue = figures(capsys.readouterr().out)
@@ -42,4 +55,9 @@ def test_third_party_agent(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {"bandit", "sb3_ppo", "third_party_agent"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        "bandit",
+        "ppo_one_file",
+        "sb3_ppo",
+        "third_party_agent",
+    }
