@@ -305,7 +305,11 @@ def task_identity(task: Task) -> dict[str, Any]:
         "tags": list(task.tags),
         "headline": task.headline,
     }
-    return identity | ({"published": dict(task.published)} if task.published else {})
+    if task.published:
+        identity["published"] = dict(task.published)
+    if task.control_of:
+        identity["control_of"] = task.control_of
+    return identity
 
 
 def _spec(

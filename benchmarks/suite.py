@@ -12,7 +12,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,12 @@ have been trained on the task's instance, or on the distribution of instances, a
 
 PUBLISHED_FIGURE = "routing_regret_per_slot"
 """The figure that a task may give as others published it."""
+
+CONTROL = "shuffled_contexts"
+"""Key of a task: which of its agents also play it with shuffled contexts."""
+
+TAGS_WHEN = "tags_when"
+"""Key of a task: tags that only some points of its matrix have."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -94,6 +100,9 @@ class Task:
     published : Mapping[str, Any]
         Figures of others that the report sets beside the run's: ``source``, ``note`` and
         ``routing_regret_per_slot`` = {label: number or [mean, sd]}; empty if there are none.
+    control_of : str, optional
+        The task that this one is a copy of, with shuffled contexts: what agents lose here is what
+        they owe to contexts there.
     """
 
     name: str
@@ -106,6 +115,7 @@ class Task:
     data: Mapping[str, str]
     agents: tuple[AgentEntry, ...]
     published: Mapping[str, Any] = field(default_factory=dict)
+    control_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -223,7 +233,18 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
     """Expand one [[task]] table along its matrix."""
     table = _table(table, where)
     keys = ("name", "env", "horizon", "tags", "headline", "requires", "data")
-    _only(table, where, *keys, "kwargs", "matrix", "agents", "extra_agents", "published")
+    _only(
+        table,
+        where,
+        *keys,
+        "kwargs",
+        "matrix",
+        "agents",
+        "extra_agents",
+        "published",
+        CONTROL,
+        TAGS_WHEN,
+    )
     name = _text(table, "name", where)
     where = f"{where} ({name})"
     data = _table(table.get("data", {}), f"{where}: data")
@@ -236,25 +257,77 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
     headline = table.get("headline", True)
     if not isinstance(headline, bool):
         raise SuiteError(f"{where}: headline={headline!r} must be true or false")
-    for point in _matrix(table.get("matrix", {}), where):
+    axes = _table(table.get("matrix", {}), f"{where}: matrix")
+    rules = _tag_rules(table.get(TAGS_WHEN, {}), axes, f"{where}: {TAGS_WHEN}")
+    for point in _matrix(axes, where):
         if clash := set(point) & set(data):
             raise SuiteError(f"{where}: {sorted(clash)} is both a matrix axis and a data name")
         task_name = str(fill(name, point, (), f"{where}: name"))
         if not _NAME.fullmatch(task_name):
             raise SuiteError(f"{where}: name={task_name!r} may hold letters, digits and ._+- only")
         kwargs = _table(table.get("kwargs", {}), f"{where}: kwargs")
-        yield Task(
+        task = Task(
             name=task_name,
             env=_text(table, "env", where),
             kwargs=fill(_plain(kwargs, f"{where}: kwargs"), point, data, f"{where}: kwargs"),
             horizon=_positive(table, "horizon", where),
-            tags=tuple(fill(tag, point, (), where) for tag in _texts(table, "tags", where)),
+            tags=tuple(
+                [fill(tag, point, (), where) for tag in _texts(table, "tags", where)]
+                + [tag for tag, rule in rules.items() if _holds(rule, point)]
+            ),
             headline=headline,
             requires=_texts(table, "requires", where),
             data=data,
             agents=agents + extra,
             published=_published(table.get("published", {}), f"{where}: published"),
         )
+        yield task
+        if CONTROL in table:
+            yield _shuffled(task, _agents(table[CONTROL], f"{where}: {CONTROL}"), where)
+
+
+def _tag_rules(value: object, axes: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Read which tags the tasks of a matrix have only at some values of its axes."""
+    rules = {tag: _table(rule, f"{where}.{tag}") for tag, rule in _table(value, where).items()}
+    for tag, rule in rules.items():
+        for axis, values in rule.items():
+            if axis not in axes:
+                raise SuiteError(f"{where}.{tag}: {axis!r} is not {near(axis, axes or {'(none)'})}")
+            if not isinstance(values, list) or any(v not in axes[axis] for v in values):
+                raise SuiteError(
+                    f"{where}.{tag}: {axis}={values!r} must be a list of values of matrix.{axis}"
+                )
+    return rules
+
+
+def _holds(rule: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
+    return all(point[axis] in values for axis, values in rule.items())
+
+
+def _shuffled(task: Task, agents: tuple[AgentEntry, ...], where: str) -> Task:
+    """Return the copy of a task whose contexts are shuffled, for the agents that play both."""
+    played = {entry.label: entry for entry in task.agents}
+    for entry in agents:
+        if entry.label not in played:
+            raise SuiteError(
+                f"{where}: {CONTROL} names {entry.label!r}, which does not play the task; "
+                f"it must be {near(entry.label, played or {'(none)'})}"
+            )
+    workload = task.kwargs.get("workload")
+    if kind_of(task.env) != "queueing" or not isinstance(workload, Mapping):
+        raise SuiteError(
+            f"{where}: {CONTROL} needs a queueing task whose kwargs.workload is a table, "
+            'for example { source = "paretobandit" }'
+        )
+    return replace(
+        task,
+        name=f"{task.name}-shuffled",
+        kwargs={**task.kwargs, "workload": {**workload, "shuffle_contexts": True}},
+        headline=False,
+        agents=tuple(played[entry.label] for entry in agents),
+        published={},
+        control_of=task.name,
+    )
 
 
 def _published(value: object, where: str) -> dict[str, Any]:

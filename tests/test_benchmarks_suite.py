@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.plan import DATA_VARIABLE, make_plan
+from benchmarks.runner import run_cell
 from benchmarks.suite import SuiteError, built_in_suites, find_task, load_suite, parse_suite
 
 TASK = {
@@ -280,10 +281,87 @@ def test_queueing_suite_covers_every_level_named_in_its_issue():
     assert {0.6, 0.8, 0.9, 0.95} <= {t.kwargs.get("load") for t in synthetic}
     assert {1, 2} == {t.kwargs["assortment_size"] for t in synthetic}
     assert {5, 10, 50} == {t.kwargs["workload"]["num_llms"] for t in synthetic}
-    assert {"uniform", "specialists", "lookalike"} == {
+    assert {"uniform", "specialists", "lookalike", "easy-hard"} == {
         t.kwargs["workload"]["kind"] for t in synthetic
     }
     assert max(t.horizon for t in tasks) == 50_000
+
+
+def test_tags_follow_the_rules_of_a_matrix():
+    for task in load_suite("queueing").tasks:
+        if "-load" in task.name and "synthetic" in task.tags:
+            assert ("heavy-load" in task.tags) == (task.kwargs["load"] >= 0.9)
+            assert ("many-llms" in task.tags) == (task.kwargs["workload"]["num_llms"] == 50)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"lod": [0.9]}, "did you mean 'load'"),
+        ({"load": [0.7]}, "must be a list of values of matrix.load"),
+        ({"load": 0.9}, "must be a list of values of matrix.load"),
+        ([0.9], "must be a table"),
+    ],
+)
+def test_a_tag_rule_names_an_axis_and_its_values(rule, message):
+    document = {**SUITE, "task": [{**TASK, "tags_when": {"heavy-load": rule}}]}
+    with pytest.raises(SuiteError, match=message):
+        parse_suite("s", document)
+
+
+CONTROLLED = {
+    "name": "real",
+    "env": "LLMQueue-v0",
+    "horizon": 60,
+    "tags": ["queueing", "real-data"],
+    "agents": [
+        "ACQB",
+        "greedy",
+        {"name": "ACQB", "label": "wide", "settings": {"alpha_coef": 0.5}},
+    ],
+    "kwargs": {"load": 0.9, "workload": {"source": "synthetic", "kind": "specialists"}},
+    "shuffled_contexts": ["ACQB", "wide"],
+}
+
+
+def test_a_control_is_the_same_task_with_shuffled_contexts():
+    own, twin = parse_suite("s", {**SUITE, "task": [CONTROLLED]}).tasks
+    assert (own.name, own.control_of) == ("real", None)
+    assert (twin.name, twin.control_of) == ("real-shuffled", "real")
+    assert not twin.headline
+    assert twin.kwargs["workload"] == {**own.kwargs["workload"], "shuffle_contexts": True}
+    assert {**twin.kwargs, "workload": None} == {**own.kwargs, "workload": None}
+    assert twin.agents == (own.agents[0], own.agents[2])  # settings come along
+
+
+def test_cells_of_a_control_name_its_task_and_share_arrivals_and_references():
+    plan = make_plan(parse_suite("s", {**SUITE, "task": [CONTROLLED]}), seeds=1)
+    results = {
+        (spec["task"].get("control_of"), spec["agent"]["label"]): run_cell(spec, cell.kwargs)
+        for cell in plan.cells
+        for spec in [cell.spec]
+    }
+    labels = {"oracle", "random", "ACQB", "wide"}
+    assert results.keys() == {(of, label) for of in (None, "real") for label in labels} | {
+        (None, "greedy")
+    }
+    for label in ("oracle", "random"):  # neither reads contexts
+        assert results[None, label]["metrics"] == results["real", label]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shuffled_contexts": ["Q-UCB"]}, "'Q-UCB', which does not play the task"),
+        ({"shuffled_contexts": "ACQB"}, "must be a list"),
+        ({"kwargs": {"load": 0.9}}, "kwargs.workload is a table"),
+        ({"env": "LLMDeploy-v0"}, "needs a queueing task"),
+    ],
+)
+def test_a_control_that_cannot_be_is_said(change, message):
+    document = {**SUITE, "task": [{**CONTROLLED, **change}]}
+    with pytest.raises(SuiteError, match=message):
+        parse_suite("s", document)
 
 
 def test_a_task_is_found_by_name_in_its_suite_or_in_a_file(tmp_path):

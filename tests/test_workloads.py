@@ -116,7 +116,7 @@ def test_lookalike_parameters_scatter_around_a_shared_one() -> None:
 
 
 def test_easy_hard_queries_differ_in_a_hardness_that_all_llms_share() -> None:
-    contexts, utilities = Synthetic("easy-hard", 10, 16).draw(np.random.default_rng(0))
+    contexts, utilities, _ = Synthetic("easy-hard", 10, 16).draw(np.random.default_rng(0))
     topics, hardness, constant = np.split(contexts * np.sqrt(3.0), [14, 15], axis=1)
     np.testing.assert_allclose(np.linalg.norm(topics, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(constant, 1.0, atol=1e-6)
@@ -125,6 +125,51 @@ def test_easy_hard_queries_differ_in_a_hardness_that_all_llms_share() -> None:
     centres = linear_parameters(topics, utilities - 3.0 + 2.5 * hardness)
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1.0, atol=1e-3)
     assert len(np.unique(utilities.argmax(axis=1))) == 10
+
+
+@pytest.mark.parametrize("accept", [None, lambda u: best_rate(u) >= 0.6])
+def test_shuffled_contexts_keep_the_queries_and_say_nothing_about_them(accept: Any) -> None:
+    spec = {"source": "synthetic", "kind": "lookalike", "num_llms": 3, "context_dim": 6}
+    own = build(spec)
+    shuffled = build(spec | {"shuffle_contexts": True})
+    assert (shuffled.llms, shuffled.context_dim, shuffled.pool_size) == (
+        own.llms,
+        own.context_dim,
+        own.pool_size,
+    )
+    contexts, utilities, _ = own.draw(np.random.default_rng(5), accept)
+    dealt, same, _ = shuffled.draw(np.random.default_rng(5), accept)
+    np.testing.assert_array_equal(same, utilities)
+    rows = [np.lexsort(vectors.T) for vectors in (contexts, dealt)]
+    np.testing.assert_array_equal(contexts[rows[0]], dealt[rows[1]])  # the same, in another order
+    for vectors, explained in ((contexts, 1.0), (dealt, 0.0)):
+        theta, *_ = np.linalg.lstsq(vectors.astype(float), utilities, rcond=None)
+        left = ((vectors @ theta - utilities) ** 2).sum(axis=0)
+        share = 1.0 - left / ((utilities - utilities.mean(axis=0)) ** 2).sum(axis=0)
+        np.testing.assert_allclose(share, explained, atol=0.02)
+    again, *_ = shuffled.draw(np.random.default_rng(5), accept)
+    np.testing.assert_array_equal(again, dealt)
+
+
+def test_queries_kept_back_for_training_are_shuffled_too(tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl"
+    rows = [
+        {"text": text, "a": i % 7 / 7, "b": i % 5 / 5} for i, text in enumerate(some_texts(300))
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    spec = {
+        "source": "table",
+        "path": str(path),
+        "text": "text",
+        "quality": ["a", "b"],
+        "context_dim": 4,
+    }
+    own, shuffled = build(spec), build(spec | {"shuffle_contexts": True})
+    assert fingerprint(spec) == fingerprint(spec | {"shuffle_contexts": True})
+    np.testing.assert_array_equal(own.offline.utilities, shuffled.offline.utilities)
+    assert not np.array_equal(own.offline.contexts, shuffled.offline.contexts)
+    rows_of = [{row.tobytes() for row in w.offline.contexts} for w in (own, shuffled)]
+    assert rows_of[0] == rows_of[1]
 
 
 def test_synthetic_slack_holds_for_every_query_and_keeps_the_parameters() -> None:
@@ -734,6 +779,7 @@ def test_a_missing_file_has_no_fingerprint(tmp_path: Path) -> None:
         ({"source": "synthetic", "kind": "lookalikes"}, {}, "did you mean 'lookalike'"),
         ({"source": "synthetic", "kind": "lookalike"}, {"context_dim": 1}, "context_dim=1"),
         ({"source": "synthetic", "kind": "easy-hard"}, {"context_dim": 2}, "at least 3"),
+        ({"source": "paretobandit", "shuffle_contexts": "yes"}, {}, "must be true or false"),
         ({"source": "synthetic", "kind": ["uniform"]}, {}, r"kind \['uniform'\] is not known"),
         ({"source": "synthetic", "pool_size": 0}, {}, "pool_size=0"),
         ({"source": "synthetic", "pool_size": 2.5}, {}, "pool_size=2.5"),

@@ -17,6 +17,7 @@ from llmqueue_gym.workloads.pool import (
     Instance,
     PoolWorkload,
     QueryPool,
+    ShuffledContexts,
     check_count,
     read_spec,
 )
@@ -87,6 +88,8 @@ _SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = {
 }
 _FACTORIES = {source: factory for source, (factory, _) in _SOURCES.items()}
 _SIZES = ("num_llms", "context_dim")
+_SHUFFLE = "shuffle_contexts"
+_COMMON = (*_SIZES, _SHUFFLE)
 
 
 def make_workload(
@@ -104,7 +107,8 @@ def make_workload(
         Name of a source (``"synthetic"``, ``"paretobandit"``, ``"table"``, or an imported data
         set: ``"routerbench"``, ``"sprout"``, ``"embedllm"``, ``"wildchat"``), or a mapping with
         its name under ``"source"`` and its options beside it, for example
-        ``{"source": "synthetic", "kind": "specialists"}``.
+        ``{"source": "synthetic", "kind": "specialists"}``. Every source has the option
+        ``shuffle_contexts`` (see `llmqueue_gym.workloads.pool.ShuffledContexts`).
     num_llms, context_dim : int or None
         Sizes asked for; None takes the source's own. Both may also stand in the spec.
     assortment_size : int
@@ -120,7 +124,10 @@ def make_workload(
     DatasetMissingError
         If the data set has not been imported on this machine.
     """
-    source, options = read_spec("workload", "source", spec, _FACTORIES, _SIZES)
+    source, options = read_spec("workload", "source", spec, _FACTORIES, _COMMON)
+    shuffle = options.pop(_SHUFFLE, False)
+    if not isinstance(shuffle, bool):
+        raise ValueError(f"{_SHUFFLE}={shuffle!r} must be true or false")
     sizes = {"num_llms": num_llms, "context_dim": context_dim}
     for name in _SIZES:
         inside = options.pop(name, None)
@@ -140,7 +147,7 @@ def make_workload(
         )
     if check_count("assortment_size", assortment_size) > count:
         raise ValueError(f"assortment_size={assortment_size} exceeds the {count} LLMs; lower it")
-    return workload
+    return ShuffledContexts(workload) if shuffle else workload
 
 
 def fingerprint(spec: str | Mapping[str, Any]) -> str:
@@ -148,5 +155,6 @@ def fingerprint(spec: str | Mapping[str, Any]) -> str:
 
     The SHA-256 of a table's file; of the version and the files of the paretobandit package.
     """
-    source, options = read_spec("workload", "source", spec, _FACTORIES, _SIZES)
+    source, options = read_spec("workload", "source", spec, _FACTORIES, _COMMON)
+    options.pop(_SHUFFLE, None)  # the data are the same
     return _SOURCES[source][1](**options)

@@ -322,6 +322,37 @@ class Instance(NamedTuple):
     cost: NDArray[np.float64] | None = None
 
 
+class ShuffledContexts:
+    """A workload whose contexts are dealt anew among the queries of every instance.
+
+    A query can still be recognised by its context, but contexts say nothing about queries that
+    were not served before: what an agent loses by it is what it owes to contexts. Queries,
+    utilities and their order are those of the workload drawn by the same generator. So is
+    ``offline``, with its contexts dealt anew as well.
+
+    Parameters
+    ----------
+    workload : Workload
+        Where instances come from.
+    """
+
+    def __init__(self, workload: Any) -> None:
+        self._workload = workload
+        self.llms: tuple[str, ...] = workload.llms
+        self.context_dim: int = workload.context_dim
+        self.pool_size: int = workload.pool_size
+        data: OfflineData | None = getattr(workload, "offline", None)
+        if data is not None:
+            order = np.random.default_rng(0).permutation(len(data.contexts))
+            data = OfflineData(data.contexts[order], data.utilities)
+        self.offline = data
+
+    def draw(self, rng: np.random.Generator, accept: Accept | None = None) -> Instance:
+        """Draw one problem instance; see `Workload.draw`."""
+        drawn: Instance = self._workload.draw(rng, accept)
+        return drawn._replace(contexts=rng.permutation(drawn.contexts))
+
+
 class PoolWorkload:
     """Instances made of real queries: each is a fresh subset of the pool's online rows.
 
