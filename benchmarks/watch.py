@@ -314,11 +314,11 @@ class _DeploymentView(_View):
         llm = info["llm"]
         if llm >= 0:
             self._served[:, llm] += 1
-            self._reward[llm] += info["reward"]
+            self._reward[llm] += info["rated_reward"]
             self._cost[llm] += info["cost"]
         self._money += info["cost"] + info["switching_cost"]
         self._spent.append(self._money)
-        self._rewards.append(info["reward"])
+        self._rewards.append(info["rated_reward"])
 
     def _parts(self) -> Sequence[RenderableType]:
         dynamics, rules, t = self._dynamics, self._dynamics.rules, self._t

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gymnasium as gym
 
+QUEUE_EPISODE_STEPS = 5000
+"""Slots of an episode of LLMQueue-v0 where nobody says otherwise."""
+
 ENVIRONMENTS: dict[str, dict[str, object]] = {
     "LLMQueue-v0": {
         "entry_point": "llmqueue_gym.envs.llm_queue:LLMQueueEnv",
         "vector_entry_point": "llmqueue_gym.envs.llm_queue:LLMQueueVectorEnv",
-        "max_episode_steps": 5000,
+        "max_episode_steps": QUEUE_EPISODE_STEPS,
     },
-    # The deployment environments truncate themselves after T queries.
+    # The deployment environments truncate themselves, after T queries or K stages, and say so in
+    # the spec of an environment: both are arguments.
     "LLMDeploy-v0": {
         "entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployEnv",
         "vector_entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployVectorEnv",

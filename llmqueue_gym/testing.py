@@ -38,7 +38,9 @@ def _assert_equal(expected: Any, actual: Any, where: str) -> None:
         )
 
 
-def _lane(batch: dict[str, Any], lane: int) -> dict[str, Any]:
+def _lane(batch: Any, lane: int) -> Any:
+    if not isinstance(batch, dict):  # a flat observation
+        return batch[lane]
     return {
         key: _lane(value, lane) if isinstance(value, dict) else value[lane]
         for key, value in batch.items()
@@ -52,7 +54,8 @@ def _lane_info(info: dict[str, Any], lane: int) -> dict[str, Any]:
         for key, value in info.items()
         if f"_{key}" in info and info[f"_{key}"][lane] and key not in ("final_obs", "final_info")
     }
-    return _lane(own, lane)
+    found: dict[str, Any] = _lane(own, lane)
+    return found
 
 
 def check_lane_equality(

@@ -1,31 +1,39 @@
-"""Wrappers that Gymnasium does not have: discrete decisions, and the previous decision as a memory.
+"""Wrappers that Gymnasium does not have: flat observations, discrete decisions, a memory of one.
 
 For everything else use Gymnasium's own, which work on every environment here, or SB3's.
 
 | you want | Gymnasium (`gymnasium.wrappers`) | with `llmqueue_gym.sb3` |
 |---|---|---|
-| flat observations | `FlattenObservation` | `"MultiInputPolicy"` flattens |
-| normalised observations | `NormalizeObservation` after flattening | `VecNormalize` |
+| one flat float32 observation | `FlatObservation`, or `flat_observation=True` | `FlatObservationVector`, or `flat_observation=True` |
+| normalised observations | `NormalizeObservation` after flattening | `VecNormalize` after flattening |
+| the time as an observation | `TimeAwareObservation` | |
 | normalised reward | `NormalizeReward`, or `reward="departures"` | `VecNormalize` |
 | episode statistics | `RecordEpisodeStatistics` (-r / l is the mean queue) | `VecMonitor` |
 | discrete actions | `DiscreteActions` | `DiscreteActionsVector` |
 | the decision before, for a memory | `PreviousDecision` | `PreviousDecisionVector` |
 
 Gymnasium's vector wrappers are in ``gymnasium.wrappers.vector``; those that change observations
-refuse the SAME_STEP mode that SB3 needs.
-"""
+refuse the SAME_STEP mode that SB3 needs. Its ``FlattenObservation`` gives float64.
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
 from itertools import combinations
 from math import comb
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
+
+from llmqueue_gym.envs.flat import FlatLayout
+
+if TYPE_CHECKING:
+    AnyVectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
+else:
+    AnyVectorWrapper = VectorWrapper  # not generic before Gymnasium 1.4
 
 Ints = NDArray[np.int64]
 
@@ -83,6 +91,96 @@ class _Decisions:
         return np.repeat(flat[..., : self.window], len(self.sets), axis=-1)
 
 
+class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """A Dict observation as one float32 vector, whatever wrappers added to it.
+
+    The keys follow each other in alphabetical order, arrays row by row, a ``Discrete(n)`` as n
+    numbers of which one is 1: ``gymnasium.spaces.flatten`` in float32 throughout. Without other
+    wrappers below it, ``gym.make(..., flat_observation=True)`` is the same, and faster.
+
+    Parameters
+    ----------
+    env : gymnasium.Env
+        An environment that observes a Dict of ``Box``, ``MultiBinary`` and ``Discrete`` entries.
+
+    Attributes
+    ----------
+    layout : llmqueue_gym.envs.flat.FlatLayout
+        Where each key stands: ``layout.slices["waiting"]``.
+
+    Raises
+    ------
+    ValueError
+        If it observes something else.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self.layout = FlatLayout(env.observation_space)
+        self.observation_space = self.layout.space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self.layout.flatten(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self.layout.flatten(observation), reward, terminated, truncated, info
+
+
+class FlatObservationVector(AnyVectorWrapper):
+    """`FlatObservation` for vector environments, in every autoreset mode.
+
+    Parameters
+    ----------
+    env : gymnasium.vector.VectorEnv
+        A vector environment whose lanes observe a Dict of ``Box``, ``MultiBinary`` and
+        ``Discrete`` entries.
+
+    Attributes
+    ----------
+    layout : llmqueue_gym.envs.flat.FlatLayout
+        Where each key stands.
+
+    Raises
+    ------
+    ValueError
+        If they observe something else.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        self.layout = FlatLayout(env.single_observation_space)
+        self.single_observation_space = self.layout.space
+        self.observation_space = gym.vector.utils.batch_space(self.layout.space, env.num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the lanes."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self.layout.flatten_lanes(observation), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step every lane."""
+        observation, rewards, terminated, truncated, info = self.env.step(actions)
+        if "final_obs" in info:  # lanes that begin anew in this step
+            final = info["final_obs"].copy()
+            for lane in np.flatnonzero(info["_final_obs"]):
+                final[lane] = self.layout.flatten(final[lane])
+            info = info | {"final_obs": final}
+        flat = self.layout.flatten_lanes(observation)
+        return flat, rewards, terminated, truncated, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return the legal actions of every lane, as the environment does."""
+        masks: NDArray[np.bool_] = self.env.action_masks()  # type: ignore[attr-defined]
+        return masks
+
+
 class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """LLMQueue-v0 with ``Discrete(W C(N, K))`` actions, masks included.
 
@@ -103,7 +201,9 @@ class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        self._decisions = _Decisions(env.action_space, env.unwrapped.observation_space)
+        base = env.unwrapped
+        observed = getattr(base, "dict_observation_space", base.observation_space)
+        self._decisions = _Decisions(env.action_space, observed)
         self.action_space = self._decisions.space
 
     def reset(
@@ -128,7 +228,7 @@ class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return self._decisions.mask(self.env.get_wrapper_attr("action_masks")())
 
 
-class DiscreteActionsVector(VectorWrapper[Any, Any, Any, Any, Any]):
+class DiscreteActionsVector(AnyVectorWrapper):
     """`DiscreteActions` for the vector environment.
 
     Parameters
@@ -144,7 +244,8 @@ class DiscreteActionsVector(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
-        observed = env.unwrapped.single_observation_space
+        base = env.unwrapped
+        observed = getattr(base, "dict_observation_space", base.single_observation_space)
         self._decisions = _Decisions(env.single_action_space, observed)
         self.single_action_space = self._decisions.space
         self.action_space = spaces.MultiDiscrete(np.full(env.num_envs, self._decisions.space.n))
@@ -244,7 +345,7 @@ class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         return observation | own, float(reward), terminated, truncated, info
 
 
-class PreviousDecisionVector(VectorWrapper[Any, Any, Any, Any, Any]):
+class PreviousDecisionVector(AnyVectorWrapper):
     """`PreviousDecision` for the vector environment.
 
     Parameters
@@ -278,7 +379,8 @@ class PreviousDecisionVector(VectorWrapper[Any, Any, Any, Any, Any]):
         """Serve one query in every lane and remember which."""
         chosen = np.asarray(actions)
         observation, rewards, terminated, truncated, info = self.env.step(chosen)
-        served, lanes = info["served"], np.arange(self.num_envs)
+        served = info.get("final_info", info)["served"]  # in SAME_STEP mode that of the last slot
+        lanes = np.arange(self.num_envs)
         self._context = self._contexts[lanes, chosen[:, 0]] * served[:, None].astype(np.float32)
         self._llms = np.zeros_like(self._llms)
         for column in chosen.T[1:]:
@@ -313,7 +415,7 @@ def _with_previous(observed: gym.Space[Any], played: gym.Space[Any]) -> spaces.D
     if not queue or not isinstance(played, spaces.MultiDiscrete):
         raise ValueError(
             f"env has the spaces {observed} and {played}; this wrapper takes LLMQueue-v0's, "
-            "inside DiscreteActions"
+            "inside DiscreteActions and FlatObservation"
         )
     assert isinstance(observed, spaces.Dict)
     context = observed["contexts"]

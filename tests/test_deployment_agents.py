@@ -45,7 +45,7 @@ def play(env: Any, agent: Any, seed: int) -> list[tuple[int, float, float]]:
         seen, reward, _, ended, info = env.step(action)
         agent.update(observation, action, float(reward), seen, info)
         observation = seen
-        history.append((info["llm"], info["reward"], info["cost"]))
+        history.append((info["llm"], info["rated_reward"], info["cost"]))
     return history
 
 
@@ -85,7 +85,7 @@ def observe(**changes: Any) -> dict[str, Any]:
 def teach(agent: Any, llm: int, rewards: list[float], cost: float, **seen: Any) -> None:
     """Let an agent see answers of one LLM to queries with the observation ``seen``."""
     for reward in rewards:
-        info = {"llm": llm, "rated_llm": llm, "reward": reward, "cost": cost}
+        info = {"llm": llm, "rated_llm": llm, "rated_reward": reward, "cost": cost}
         info["spend"] = agent.spent + cost
         agent.update(observe(**seen), np.zeros(4, dtype=np.int64), reward, observe(), info)
 

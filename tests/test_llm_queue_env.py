@@ -248,8 +248,6 @@ def test_actions_of_any_integer_type_do_the_same(dtype):
 def test_vector_environment_names_bad_arguments():
     with pytest.raises(ValueError, match="NEXT_STEP"):
         LLMQueueVectorEnv(2, autoreset_mode="sometimes")
-    with pytest.raises(ValueError, match="does not render"):
-        LLMQueueVectorEnv(2, render_mode="ansi")
     with pytest.raises(ValueError, match="2 entries for 3 lanes"):
         LLMQueueVectorEnv(3).reset(seed=[1, 2])
 

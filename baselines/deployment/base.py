@@ -83,16 +83,17 @@ class StageAgent(DeployAgent):
     ) -> None:
         """Pay the answer; count it when its reward is seen, which is at once without a delay."""
         self.query += 1
-        self.spent = info["spend"]
+        self.spent = float(info["spend"])
         if info["llm"] >= 0:
-            self._unrated.append((observation, info["llm"], info["cost"]))
+            self._unrated.append((observation, int(info["llm"]), float(info["cost"])))
         if info["rated_llm"] < 0:
             return
         seen, llm, cost = self._unrated.popleft()
         self.plays[llm] = plays = self.plays[llm] + 1
-        self.reward[llm] += (info["reward"] - self.reward[llm]) / plays
+        rated = float(info["rated_reward"])
+        self.reward[llm] += (rated - self.reward[llm]) / plays
         self.cost[llm] += (cost - self.cost[llm]) / plays
-        self.learn(seen, llm, info["reward"], cost)
+        self.learn(seen, llm, rated, cost)
 
     @abstractmethod
     def deploy(self, observation: Observation, arrived: list[int]) -> Sequence[int]:

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.workloads.pool import check_count
 
 Observation = dict[str, Any]
@@ -23,7 +24,9 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 INSTANCE_TAG = 0x1A57
 """Seeds the generator of a fixed instance beside ``instance_seed``; no agent draws from it."""
-VectorStep = tuple[Observation, NDArray[np.float64], Bools, Bools, dict[str, Any]]
+NOBODY = ("kept_llm", "llm", "rated_llm")
+"""Entries of ``info`` that name an LLM, -1 where there is none."""
+VectorStep = tuple[Any, NDArray[np.float64], Bools, Bools, dict[str, Any]]
 
 
 def check_float(name: str, value: Any, low: float, high: float, hint: str = "") -> float:
@@ -34,13 +37,14 @@ def check_float(name: str, value: Any, low: float, high: float, hint: str = "") 
     return float(value)
 
 
-class RenderedEnv(gym.Env[Observation, Any]):
-    """An environment with a renderer that is only made, and only fed, in a render mode."""
+class Rendered:
+    """A renderer that is only made, and only fed, in a render mode."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
         "render_modes": ["ansi", "rgb_array"],
         "render_fps": 10,
     }
+    render_mode: str | None
     _renderer: Any = None
 
     def _set_render_mode(self, render_mode: str | None) -> None:
@@ -60,8 +64,7 @@ class RenderedEnv(gym.Env[Observation, Any]):
             self._renderer = self._make_renderer()
         self._renderer.start()
 
-    def render(self) -> str | NDArray[np.uint8] | None:
-        """Draw the state: text for ``ansi``, an (H, W, 3) picture for ``rgb_array``."""
+    def _draw(self) -> str | NDArray[np.uint8] | None:
         if self._renderer is None:
             gym.logger.warn(
                 "render() draws nothing without a render mode and a reset; "
@@ -74,17 +77,54 @@ class RenderedEnv(gym.Env[Observation, Any]):
         picture: NDArray[np.uint8] = self._renderer.picture()
         return picture
 
+
+class SuiteEnv(Rendered, gym.Env[Any, Any]):
+    """What the scalar environments share: rendering, and a dict or a vector to observe.
+
+    Attributes
+    ----------
+    dict_observation_space : gymnasium.spaces.Dict
+        The observation space without ``flat_observation``.
+    """
+
+    dict_observation_space: spaces.Dict
+    layout: FlatLayout | None
+
+    def _set_observation_space(self, space: spaces.Dict, flat_observation: bool) -> None:
+        if not isinstance(flat_observation, bool):
+            raise ValueError(f"flat_observation={flat_observation!r} must be True or False")
+        self.dict_observation_space = self.observation_space = space
+        self.layout = FlatLayout(space) if flat_observation else None
+        if self.layout is not None:
+            self.observation_space = self.layout.space
+
+    @abstractmethod
+    def _observe(self) -> Observation:
+        """Return the observation as a dict, freshly allocated."""
+
+    def _shown(self) -> Any:
+        """Return the observation as the observation space says."""
+        observation = self._observe()
+        return observation if self.layout is None else self.layout.flatten(observation)
+
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """Draw the state: text for ``ansi``, an (H, W, 3) picture for ``rgb_array``."""
+        return self._draw()
+
     def close(self) -> None:
         """Free the renderer."""
         self._renderer = None
 
 
-class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
+class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
     """B lanes over one batched dynamics; lane i seeded s equals the scalar env seeded s + i.
+
+    In a render mode ``render()`` draws lane 0 and returns one frame a lane, as Gymnasium's wrappers
+    expect; the others are blank.
 
     Parameters
     ----------
-    single : gymnasium.Env
+    single : SuiteEnv
         A scalar environment with the same arguments; it gives the spaces.
     num_envs : int
         Lanes, B.
@@ -96,19 +136,16 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
     """
 
     def __init__(
-        self, single: gym.Env[Any, Any], num_envs: int, autoreset_mode: AutoresetMode | str
+        self, single: SuiteEnv, num_envs: int, autoreset_mode: AutoresetMode | str
     ) -> None:
-        if single.render_mode is not None:
-            raise ValueError(
-                f"render_mode={single.render_mode!r}: the vector environment does not render; "
-                "watch one copy with gym.make(..., render_mode=...)"
-            )
         self.num_envs = check_count("num_envs", num_envs)
-        self._autoreset = _read_autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self._autoreset}
-        self.render_mode = None
+        self.autoreset_mode = _read_autoreset_mode(autoreset_mode)
+        self.metadata = {**single.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = single.render_mode
         action_space = single.action_space
         assert isinstance(action_space, spaces.MultiDiscrete)
+        self.dict_observation_space = single.dict_observation_space
+        self.layout = single.layout
         self.single_observation_space = single.observation_space
         self.single_action_space = action_space
         self.observation_space = batch_space(single.observation_space, num_envs)
@@ -116,7 +153,10 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
         self.action_space = spaces.MultiDiscrete(np.tile(action_space.nvec, (num_envs, 1)))
         self._upper = np.tile(action_space.nvec.astype(np.uint64), (num_envs, 1))
         self._generators: list[np.random.Generator] = []
+        self._seeds: list[int] = []
+        self._started = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._info_masks: tuple[str, ...] = ()
 
     @abstractmethod
     def _start_lanes(self, lanes: Ints, generators: list[np.random.Generator]) -> None:
@@ -124,18 +164,131 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
 
     @abstractmethod
     def _observe(self) -> Observation:
-        """Return the observation of all lanes, freshly allocated."""
+        """Return the observation of all lanes as a dict, freshly allocated."""
 
     @abstractmethod
-    def _state_info(self, mask: Bools) -> dict[str, Any]:
-        """Return what ``info`` says after resets too, with ``mask`` as Gymnasium's key masks."""
+    def _state_info(self) -> dict[str, NDArray[Any]]:
+        """Return what ``info`` says of the state of all lanes, freshly allocated."""
+
+    @abstractmethod
+    def _no_outcome(self) -> dict[str, NDArray[Any]]:
+        """Return what ``info`` says of a step of all lanes in which nothing was done."""
+
+    @abstractmethod
+    def _problem(self, lane: int) -> dict[str, Any]:
+        """Return the public parameters of a lane."""
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """Public parameters as those of the scalar environment, where all lanes have the same.
+
+        Raises
+        ------
+        ValueError
+            If they differ: then ``get_attr("problem")`` has one a lane.
+        """
+        problem, *others = self.get_attr("problem")
+        for other in others:
+            if other != problem:
+                names = ", ".join(key for key, value in problem.items() if other[key] != value)
+                raise ValueError(
+                    f"the lanes differ in {names}; get_attr('problem') has one problem a lane"
+                )
+        return dict(problem)
+
+    # ------------------------------------------------ as in Gymnasium's SyncVectorEnv
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return what the scalar environment of each lane would: an attribute, or a call's result.
+
+        Parameters
+        ----------
+        name : str
+            Attribute, or method such as ``action_masks``.
+        *args, **kwargs
+            Arguments of the method.
+        """
+        if name == "problem":
+            return tuple(self._problem(lane) for lane in range(self.num_envs))
+        if name in ("observation_space", "action_space"):
+            name = f"single_{name}"
+        value = getattr(self, name)
+        if callable(value):
+            value = value(*args, **kwargs)
+        if name in ("action_masks", "np_random", "np_random_seed", "render"):
+            return tuple(value)
+        return (value,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every lane."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of all lanes.
+
+        Parameters
+        ----------
+        name : str
+            Attribute.
+        values : object
+            Its value, or a list or tuple with the same value for each lane.
+
+        Raises
+        ------
+        ValueError
+            If the lanes are to differ: they are one object.
+        """
+        if isinstance(values, (list, tuple)):
+            if len(values) != self.num_envs:
+                raise ValueError(
+                    f"values has {len(values)} entries for {self.num_envs} lanes; give one a lane"
+                )
+            if not all(np.array_equal(value, values[0]) for value in values):
+                raise ValueError(
+                    f"values={values!r} differ, but the lanes are one object; set {name!r} to one "
+                    "value"
+                )
+            values = values[0]
+        setattr(self, name, values)
+
+    @property  # type: ignore[misc]  # Gymnasium's can be set; SyncVectorEnv's cannot either
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of every lane."""
+        self._seed_generators()
+        return tuple(self._generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of every lane's generator."""
+        self._seed_generators()
+        return tuple(self._seeds)
+
+    def _seed_generators(self) -> None:
+        if not self._generators:
+            pairs = [gym.utils.seeding.np_random() for _ in range(self.num_envs)]
+            self._generators = [generator for generator, _ in pairs]
+            self._seeds = [seed for _, seed in pairs]
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Draw lane 0, as the scalar environment draws itself; the frames of others are blank."""
+        frame = self._draw()
+        if frame is None:
+            return None
+        blank: Any = "" if isinstance(frame, str) else np.zeros_like(frame)
+        return (frame, *[blank] * (self.num_envs - 1))
+
+    def close_extras(self) -> None:
+        """Free the renderer."""
+        self._renderer = None
+
+    # ------------------------------------------------------------- reset and step
 
     def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Reset all lanes, or those of ``options["reset_mask"]`` (bool, shape (B,)).
 
         Lane i takes ``seed + i``, or the i-th entry of a list of seeds.
@@ -150,11 +303,21 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
                 )
         self._seed_lanes(seed, mask)
         self._reset_lanes(np.flatnonzero(mask))
-        return self._observe(), self._state_info(mask)
+        return self._shown(), self._masked(self._no_outcome() | self._state_info(), mask)
+
+    def _shown(self) -> Any:
+        """Return the observation of all lanes as the observation space says."""
+        observation = self._observe()
+        return observation if self.layout is None else self.layout.flatten_lanes(observation)
+
+    def _masked(self, info: dict[str, NDArray[Any]], mask: Bools) -> dict[str, Any]:
+        """Return the info with Gymnasium's key masks: the lanes that have each entry."""
+        if not self._info_masks:
+            self._info_masks = tuple(f"_{key}" for key in info)
+        return info | dict.fromkeys(self._info_masks, mask)
 
     def _seed_lanes(self, seed: int | Sequence[int | None] | None, mask: Bools) -> None:
-        first = not self._generators
-        if first and not mask.all():
+        if not self._started and not mask.all():
             raise ValueError("options['reset_mask']: the first reset must name every lane")
         if seed is None:
             seeds: list[int | None] = [None] * self.num_envs
@@ -164,15 +327,18 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
             seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
-        if first:
-            self._generators = [np.random.default_rng() for _ in seeds]
+        self._seed_generators()
         for lane in np.flatnonzero(mask):
             if seeds[lane] is not None:
-                self._generators[lane] = gym.utils.seeding.np_random(seeds[lane])[0]
+                generator, self._seeds[lane] = gym.utils.seeding.np_random(seeds[lane])
+                self._generators[lane] = generator
 
     def _reset_lanes(self, lanes: Ints) -> None:
         self._start_lanes(lanes, [self._generators[lane] for lane in lanes])
+        self._started = True
         self._ended[lanes] = False
+        if self.render_mode is not None and 0 in lanes:
+            self._start_rendering()
 
     def _checked_actions(self, actions: Any) -> Ints | None:
         """Return the actions as an array, or None if they are not in the action space.
@@ -184,7 +350,7 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
         ValueError
             If lanes have ended and wait for the caller's reset.
         """
-        if not self._generators:
+        if not self._started:
             raise gym.error.ResetNeeded("call reset() before step()")
         actions = np.asarray(actions)
         if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
@@ -193,7 +359,7 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
         wide = actions.view(np.uint64) if actions.itemsize == 8 else actions.astype(np.uint64)
         if np.count_nonzero(wide >= self._upper):  # half the time of any(), like those below
             return None
-        if self._autoreset is AutoresetMode.DISABLED and self._ended.any():
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
             raise ValueError(
                 "lanes have ended and autoreset_mode is DISABLED; "
                 "reset them with reset(options={'reset_mask': mask})"
@@ -202,38 +368,45 @@ class LaneVectorEnv(VectorEnv[Observation, Ints, NDArray[Any]]):
         return checked
 
     def _end_step(
-        self, rewards: NDArray[np.float64], truncated: Bools, info: dict[str, Any]
+        self, rewards: NDArray[np.float64], truncated: Bools, outcome: dict[str, NDArray[Any]]
     ) -> VectorStep:
         """Return what a step returns, resetting lanes that ended as the autoreset mode says."""
-        observation = self._observe()
+        observation, info = self._shown(), outcome | self._state_info()
+        final: dict[str, Any] = {}
         if np.count_nonzero(truncated):
-            if self._autoreset is AutoresetMode.SAME_STEP:
-                observation, info = self._same_step_reset(observation, truncated, info)
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                final = self._final(observation, info, truncated)
+                self._reset_lanes(np.flatnonzero(truncated))
+                outcome = {key: values.copy() for key, values in outcome.items()}
+                forget(outcome, truncated)
+                observation, info = self._shown(), outcome | self._state_info()
             else:
                 self._ended = truncated.copy()
+        info = self._masked(info, np.ones(self.num_envs, dtype=np.bool_)) | final
         return observation, rewards, np.zeros(self.num_envs, dtype=np.bool_), truncated, info
 
-    def _same_step_reset(
-        self, last: Observation, truncated: Bools, info: dict[str, Any]
-    ) -> tuple[Observation, dict[str, Any]]:
-        final = np.full(self.num_envs, None, dtype=object)
-        lanes = np.flatnonzero(truncated)
-        for lane in lanes:
-            final[lane] = {key: value[lane] for key, value in last.items()}
-        final_info = {
-            key: truncated.copy() if key.startswith("_") else value for key, value in info.items()
+    def _final(
+        self, observation: Any, info: dict[str, NDArray[Any]], truncated: Bools
+    ) -> dict[str, Any]:
+        """Return the entries of ``info`` that hold the last of lanes that end in SAME_STEP mode."""
+        last = np.full(self.num_envs, None, dtype=object)
+        for lane in np.flatnonzero(truncated):
+            if isinstance(observation, dict):
+                last[lane] = {key: value[lane] for key, value in observation.items()}
+            else:
+                last[lane] = observation[lane]
+        return {
+            "final_obs": last,
+            "_final_obs": truncated.copy(),
+            "final_info": self._masked(info, truncated.copy()),
+            "_final_info": truncated.copy(),
         }
-        self._reset_lanes(lanes)
-        running = ~truncated
-        after: dict[str, Any] = {}
-        for key, value in info.items():
-            if not key.startswith("_"):
-                after[key], after[f"_{key}"] = value.copy(), running
-        after |= self._state_info(np.ones(self.num_envs, dtype=np.bool_))
-        for key in ("final_obs", "final_info"):
-            after[f"_{key}"] = truncated.copy()
-        after["final_obs"], after["final_info"] = final, final_info
-        return self._observe(), after
+
+
+def forget(outcome: dict[str, NDArray[Any]], lanes: Bools | Ints) -> None:
+    """Set some lanes of an outcome to what it is after a reset: nothing was done."""
+    for key, values in outcome.items():
+        values[lanes] = -1 if key in NOBODY else 0
 
 
 def _read_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

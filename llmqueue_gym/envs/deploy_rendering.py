@@ -52,7 +52,7 @@ _SPEND_BOTTOM = 416
 
 
 class DeployRenderer:
-    """Draws one lane of the deployment problem from what the provider sees.
+    """Draws lane 0 of the deployment problem from what the provider sees.
 
     Names of deployed LLMs are dark, the others grey. Recording a step costs O(N); a picture takes
     about 15 ms, whatever the time.
@@ -60,7 +60,7 @@ class DeployRenderer:
     Parameters
     ----------
     dynamics : DeploymentDynamics
-        The problem, of one lane.
+        The problem; lane 0 is drawn.
     llms : sequence of str, length N
         Names of the LLMs.
     """
@@ -105,7 +105,7 @@ class DeployRenderer:
         there, known = dynamics.available[0], self._released >= 0
         self._released[there & ~known] = self._query
         self._gone[known & ~there & (self._gone < 0)] = self._query
-        self._reward += info["reward"]
+        self._reward += info["rated_reward"]
         self._ledger_score += info["ledger_reward"]
         self._refused += int(info["refused"])
         self._throttled += int(info["throttled"])
@@ -160,7 +160,7 @@ class DeployRenderer:
 
     def _money(self) -> tuple[float, str, str]:
         """Return USD spent, and in words the shares of the budget and of the queries."""
-        spend = float(self._dynamics.spend)
+        spend = float(np.ravel(self._dynamics.spend)[0])
         ratio = spend / self._budget
         share = f"{ratio:.0%} of" if ratio < 10.0 else f"{_three_digits(ratio)} x"
         elapsed = self._query / self._dynamics.horizon

@@ -6,13 +6,15 @@ Query by query, batched, and stage by stage: thin shells over one DeploymentDyna
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -23,6 +25,7 @@ from llmqueue_gym.core.deployment import (
     DeploymentInstance,
     DeploymentRules,
     LaneOutcome,
+    QueryOutcome,
     StageOutcome,
     stage_plan,
     stage_schedule,
@@ -31,7 +34,7 @@ from llmqueue_gym.envs.base import (
     INSTANCE_TAG,
     LaneVectorEnv,
     Observation,
-    RenderedEnv,
+    SuiteEnv,
     VectorStep,
     check_float,
 )
@@ -50,6 +53,14 @@ MIN_BUDGET = 1e-12
 """Least budget in USD per query: shares of it stay within float32."""
 BUDGETS = ("soft", "hard")
 THROUGHPUTS = ("soft", "hard")
+
+
+_NUMPY: Mapping[type, Callable[[Any], Any]] = {
+    bool: np.bool_,
+    int: np.int64,
+    float: np.float64,
+    np.ndarray: lambda array: array,
+}
 
 
 class _Task:
@@ -299,7 +310,30 @@ def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
     return str(value)
 
 
-class _DeployEnv(RenderedEnv):
+def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
+    """Return a spec that says after how many steps the environment truncates itself, if it can.
+
+    A smaller limit, that of a ``TimeLimit``, stays.
+    """
+    if spec is None:
+        return None
+    limit = spec.max_episode_steps
+    if limit is not None and 0 <= limit <= steps:
+        return spec
+    spec = deepcopy(spec)  # gymnasium.make goes on with the original, which asks for no TimeLimit
+    spec.max_episode_steps = steps
+    return spec
+
+
+def _outcome_info(outcome: LaneOutcome | StageOutcome) -> dict[str, Any]:
+    """Return what ``info`` says of a step: NumPy scalars, because clients ask for a dtype."""
+    return {
+        "rated_reward" if key == "reward" else key: _NUMPY[type(value)](value)
+        for key, value in zip(outcome._fields, outcome, strict=True)
+    }
+
+
+class _DeployEnv(SuiteEnv):
     """One lane of the deployment problem, whatever a step is."""
 
     def __init__(
@@ -319,6 +353,7 @@ class _DeployEnv(RenderedEnv):
         drift: float = 0.0,
         instance_seed: int | None = None,
         render_mode: str | None = None,
+        flat_observation: bool = False,
     ) -> None:
         self._task = task = _Task(
             instance=instance,
@@ -338,17 +373,34 @@ class _DeployEnv(RenderedEnv):
         )
         self._set_render_mode(render_mode)
         self.dynamics = task.dynamics(1)
-        self._define_spaces()
+        space, self.action_space = self._spaces()
+        self._set_observation_space(space, flat_observation)
+        self._spec: EnvSpec | None = None
 
-    def _define_spaces(self) -> None:
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The environment's spec; ``max_episode_steps`` is where it truncates itself."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = _with_steps(spec, self._num_steps)
+
+    @property
+    def _num_steps(self) -> int:
+        """Steps of an episode."""
+        return self._task.rules.horizon
+
+    def _spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         raise NotImplementedError
 
-    def _observe(self) -> Observation:
+    def _no_outcome(self) -> dict[str, Any]:
+        """Return what ``info`` says of a step in which nothing was done."""
         raise NotImplementedError
 
     def _state_info(self) -> dict[str, Any]:
-        """Return what ``info`` says after a reset as well as after a step."""
-        return {"spend": self.dynamics.spend.item()}
+        """Return what ``info`` says of the state."""
+        return {"spend": np.float64(self.dynamics.spend)}
 
     @property
     def llms(self) -> tuple[str, ...]:
@@ -362,23 +414,23 @@ class _DeployEnv(RenderedEnv):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode: nothing deployed, nothing spent."""
         super().reset(seed=seed)
         instance, streams = self._task.start(self.np_random)
         self.dynamics.reset([0], [instance], [streams])
         self._start_rendering()
-        return self._observe(), self._state_info()
+        return self._shown(), self._no_outcome() | self._state_info()
 
     def _result(
         self, outcome: LaneOutcome | StageOutcome, **more: Any
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Return what a step returns."""
-        info = outcome._asdict() | more | self._state_info()
+        info = _outcome_info(outcome) | more | self._state_info()
         reward = outcome.ledger_reward if self._task.hard_budget else outcome.reward
         if self._renderer is not None:
             self._renderer.record(info)
-        return self._observe(), reward, False, bool(self.dynamics.ended[0]), info
+        return self._shown(), reward, False, bool(self.dynamics.ended[0]), info
 
     def _check_ready(self, name: str) -> None:
         if not self.dynamics.ready:
@@ -467,12 +519,12 @@ class LLMDeployEnv(_DeployEnv):
 
     ## Information
 
-    Only what a provider sees: ``llm`` (that answered, -1: none), ``reward``, ``ledger_reward``,
-    ``rated_llm`` (whose reward it is: ``llm``, or under a delay that of an earlier query, -1: none
-    yet), ``cost`` and ``switching_cost`` (USD), ``refused``, ``throttled`` (above ceil(alpha * stage
+    Only what a provider sees: ``llm`` (that answered, -1: none), ``rated_reward`` (the reward seen
+    now), ``ledger_reward``, ``rated_llm`` (whose reward it is: ``llm``, or under a delay that of an
+    earlier query, -1: none yet), ``cost`` and ``switching_cost`` (USD), ``refused``, ``throttled`` (above ceil(alpha * stage
     length)), ``projected``, ``over_budget`` (the ledger is exhausted), ``arrived_now`` (bool (N,):
-    LLMs that arrived before the next query), ``spend`` (USD, total), ``action_mask``. After a
-    reset: ``spend`` and ``action_mask``.
+    LLMs that arrived before the next query), ``spend`` (USD, total), ``action_mask``; NumPy scalars
+    and arrays. After a reset the same keys: nothing was done.
 
     ## Arguments
 
@@ -495,6 +547,7 @@ class LLMDeployEnv(_DeployEnv):
     | reward_delay | 0 | queries until a reward is seen, below T; the last ones are never seen |
     | drift | 0.0 | sd over the horizon of the random walk of every mean reward, a step per stage |
     | instance_seed | None | fixes the instance |
+    | flat_observation | False | observe one float32 vector: the keys in alphabetical order, ``deploy_now`` as two numbers (`llmqueue_gym.envs.flat.FlatLayout`) |
 
     A budget below the cheapest mixture is an error if it is so in every stage, else a warning
     (``catalog`` at b = 3e-4: the first LLMs are too dear); checked where arrivals and costs are the
@@ -509,7 +562,7 @@ class LLMDeployEnv(_DeployEnv):
     >>> int(observation["deploy_now"]), int(observation["arrived"].sum())
     (1, 5)
     >>> observation, reward, terminated, truncated, info = env.step([1, 1, 1, 0, 0] + [0] * 6 + [2])
-    >>> info["llm"], info["refused"], int(observation["deployed"].sum())
+    >>> int(info["llm"]), bool(info["refused"]), int(observation["deployed"].sum())
     (2, False, 3)
 
     ```
@@ -519,14 +572,17 @@ class LLMDeployEnv(_DeployEnv):
     * v0: initial version
     """  # noqa: E501 - tables
 
-    def _define_spaces(self) -> None:
+    def _spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         n = self._task.num_llms
-        self.observation_space = self._task.observation_space()
-        self.action_space = spaces.MultiDiscrete([2] * n + [n])
+        return self._task.observation_space(), spaces.MultiDiscrete([2] * n + [n])
 
-    def step(
-        self, action: NDArray[np.int64]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def _no_outcome(self) -> dict[str, Any]:
+        nobody = np.zeros(self._task.num_llms, dtype=np.bool_)
+        return _outcome_info(
+            LaneOutcome(-1, 0.0, 0.0, -1, 0.0, 0.0, False, False, False, False, nobody)
+        )
+
+    def step(self, action: NDArray[np.int64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Deploy at an update point, then answer one query.
 
         Raises
@@ -599,10 +655,10 @@ class LLMDeployStageEnv(_DeployEnv):
 
     ## Information
 
-    Of the stage: ``reward``, ``ledger_reward``, ``cost``, ``switching_cost`` (sums), ``served``
+    Of the stage: ``rated_reward``, ``ledger_reward``, ``cost``, ``switching_cost`` (sums), ``served``
     ((N,) queries answered), ``refused``, ``throttled`` (numbers of queries), ``projected``,
     ``over_budget``, ``arrived_now``, ``shares`` ((N,) the projected weights), ``spend``. After a
-    reset: ``spend``.
+    reset the same keys: nothing was done.
 
     ```python
     >>> import gymnasium as gym, numpy as np
@@ -619,15 +675,24 @@ class LLMDeployStageEnv(_DeployEnv):
     * v0: initial version
     """  # noqa: E501 - tables
 
-    def _define_spaces(self) -> None:
+    def _spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         task = self._task
         shown = dict(task.observation_space())
         for key in ("deploy_now", "stage_progress", "context"):
             shown.pop(key, None)
-        self.observation_space = spaces.Dict(shown)
-        self.action_space = spaces.Box(0.0, 1.0, (2 * task.num_llms,), np.float32)
+        return spaces.Dict(shown), spaces.Box(0.0, 1.0, (2 * task.num_llms,), np.float32)
 
-    def step(self, action: NDArray[Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    @property
+    def _num_steps(self) -> int:
+        return self._task.rules.num_stages
+
+    def _no_outcome(self) -> dict[str, Any]:
+        n = self._task.num_llms
+        served, nobody = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
+        outcome = StageOutcome(0.0, 0.0, 0.0, 0.0, served, 0, 0, False, False, nobody)
+        return _outcome_info(outcome) | {"shares": np.zeros(n)}
+
+    def step(self, action: NDArray[Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Deploy, then answer all queries of a stage.
 
         Raises
@@ -683,7 +748,7 @@ class LLMDeployVectorEnv(LaneVectorEnv):
     num_envs : int
         Lanes, B.
     max_episode_steps : int, optional
-        Truncates earlier than after T queries.
+        Truncates earlier than after T queries; None and -1: after T queries.
     autoreset_mode : AutoresetMode or str
         ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see `LaneVectorEnv`.
     **kwargs
@@ -701,19 +766,32 @@ class LLMDeployVectorEnv(LaneVectorEnv):
         super().__init__(single, num_envs, autoreset_mode)
         self._task = task = single._task
         self._last = task.rules.horizon
-        if max_episode_steps is not None:
+        if max_episode_steps is not None and max_episode_steps != -1:
             self._last = min(self._last, check_count("max_episode_steps", max_episode_steps))
         self.dynamics = task.dynamics(num_envs)
+        self._spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The environment's spec; ``max_episode_steps`` is where lanes are truncated."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = _with_steps(spec, self._last)
 
     @property
     def llms(self) -> tuple[str, ...]:
         """Names of the LLMs, in the order of the action space."""
         return self._task.llms
 
-    @property
-    def problem(self) -> dict[str, Any]:
-        """Public parameters, JSON-plain; ``DeployProblem(**env.unwrapped.problem)``."""
+    def _problem(self, lane: int) -> dict[str, Any]:
         return self._task.problem()
+
+    def _make_renderer(self) -> Any:
+        from llmqueue_gym.envs.deploy_rendering import DeployRenderer
+
+        return DeployRenderer(self.dynamics, self.llms)
 
     def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
         starts = [self._task.start(generator) for generator in generators]
@@ -740,34 +818,43 @@ class LLMDeployVectorEnv(LaneVectorEnv):
             self._reset_lanes(np.flatnonzero(self._ended))
         lanes = np.flatnonzero(running)
         rewards = np.zeros(self.num_envs)
-        if not lanes.size:
-            info = self._state_info(~running)
-        else:
+        info = self._no_outcome()
+        if lanes.size:
             outcome = dynamics.step(checked[lanes, :-1] == 1, checked[lanes, -1], lanes)
             rewards[lanes] = outcome.ledger_reward if task.hard_budget else outcome.reward
             truncated = running & (dynamics.query >= self._last)
-            info = self._step_info(outcome._asdict(), lanes, running)
+            info = self._spread(outcome, lanes)
+        if self._renderer is not None and running[0]:
+            self._renderer.record(
+                {key: values[0] for key, values in (info | self._state_info()).items()}
+            )
         return self._end_step(rewards, truncated, info)
 
-    def _step_info(
-        self, outcome: dict[str, NDArray[Any]], lanes: NDArray[np.int64], mask: NDArray[np.bool_]
-    ) -> dict[str, Any]:
-        """Spread the outcome of the stepped lanes over all lanes, with Gymnasium's key masks."""
-        info: dict[str, Any] = {}
-        for key, value in outcome.items():
-            if len(lanes) == self.num_envs:
-                info[key] = value
-            else:
-                info[key] = np.zeros((self.num_envs, *value.shape[1:]), dtype=value.dtype)
-                info[key][lanes] = value
-            info[f"_{key}"] = mask
-        return info | self._state_info(np.ones(self.num_envs, dtype=np.bool_))
+    def _spread(self, outcome: QueryOutcome, lanes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Spread the outcome of the stepped lanes over all lanes."""
+        info = outcome._asdict()
+        info["rated_reward"] = info.pop("reward")
+        if len(lanes) == self.num_envs:
+            return info
+        spread = self._no_outcome()
+        for key, values in info.items():
+            spread[key][lanes] = values
+        return spread
 
-    def _state_info(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
-        """Return the money spent and the action masks of all lanes, with Gymnasium's key masks."""
-        spend = np.atleast_1d(self.dynamics.spend)
-        masks = self.dynamics.action_masks()
-        return {"spend": spend, "_spend": mask, "action_mask": masks, "_action_mask": mask}
+    def _no_outcome(self) -> dict[str, NDArray[Any]]:
+        lanes, n = self.num_envs, self._task.num_llms
+        info: dict[str, NDArray[Any]] = {key: np.full(lanes, -1) for key in ("llm", "rated_llm")}
+        for key in ("rated_reward", "ledger_reward", "cost", "switching_cost"):
+            info[key] = np.zeros(lanes)
+        for key in ("refused", "throttled", "projected", "over_budget"):
+            info[key] = np.zeros(lanes, dtype=np.bool_)
+        return info | {"arrived_now": np.zeros((lanes, n), dtype=np.bool_)}
+
+    def _state_info(self) -> dict[str, NDArray[Any]]:
+        return {
+            "spend": np.atleast_1d(self.dynamics.spend),
+            "action_mask": self.dynamics.action_masks(),
+        }
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the legal actions of every lane, bool of shape (B, 2N + N).

@@ -6,7 +6,6 @@ The scalar and the vector environment are thin shells over one QueueDynamics.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -21,24 +20,25 @@ from llmqueue_gym.core.queue import (
     NUM_STREAMS,
     Population,
     QueueDynamics,
-    SlotOutcome,
 )
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.envs.base import (
     INSTANCE_TAG,
     LaneVectorEnv,
     Observation,
-    RenderedEnv,
+    SuiteEnv,
     VectorStep,
     check_float,
+    forget,
 )
+from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
 from llmqueue_gym.workloads.pool import OfflineData, check_count
 
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
-_OUTCOME_MASKS = tuple(f"_{field.name}" for field in fields(SlotOutcome))
+_FLAGS = (np.False_, np.True_)  # looked up by a bool: half the time of np.bool_()
 DEFAULT_ARRIVAL_RATE = 0.7
 DEFAULT_SLACK = 0.1
 
@@ -165,6 +165,18 @@ class _Task:
         dim = self.workload.context_dim
         return QueueDynamics(num_lanes, self.window, self.assortment_size, dim)
 
+    def problem(self, dynamics: QueueDynamics, lane: int = 0) -> dict[str, Any]:
+        """Public parameters of a lane, JSON-plain: the fields of an agent's queue problem."""
+        if not dynamics.ready:
+            raise gym.error.ResetNeeded("call reset() before problem is read")
+        return {
+            "num_llms": self.num_llms,
+            "assortment_size": self.assortment_size,
+            "context_dim": self.workload.context_dim,
+            "window": self.window,
+            "arrival_rate": float(dynamics.arrival_rate[lane]),
+        }
+
     def mask_table(self) -> NDArray[np.bool_]:
         """Flat action masks by the number of visible queries, shape (W + 1, W + N K)."""
         llm_entries = self.num_llms * self.assortment_size
@@ -181,7 +193,7 @@ class _Task:
         )
 
 
-class LLMQueueEnv(RenderedEnv):
+class LLMQueueEnv(SuiteEnv):
     """Route and schedule queries to LLMs when unsatisfied users retry.
 
     ## Description
@@ -245,8 +257,8 @@ class LLMQueueEnv(RenderedEnv):
     ## Information
 
     Only what a provider sees: ``arrived``, ``served``, ``departed``, ``retried`` (bool),
-    ``kept_llm`` (index or -1), ``queue_length`` (int), ``action_mask``. After a reset:
-    ``queue_length`` and ``action_mask``.
+    ``kept_llm`` (index or -1), ``queue_length`` (int), ``action_mask``; NumPy scalars and arrays.
+    After a reset the same keys: nothing was done.
 
     ## Arguments
 
@@ -264,6 +276,7 @@ class LLMQueueEnv(RenderedEnv):
     | window | 32 | visible slots, W |
     | reward | "queue_length" | or "departures" |
     | instance_seed | None | fixes the instance |
+    | flat_observation | False | observe one float32 vector: the keys in alphabetical order, row by row, ``feedback`` as N + 2 numbers (`llmqueue_gym.envs.flat.FlatLayout`) |
     | arrivals | "bernoulli" | or "markov-modulated", or a dict with a "process" and options; see below |
 
     ``arrivals`` shapes when queries arrive, never how many: ``arrival_rate`` or ``load`` stays the
@@ -280,7 +293,7 @@ class LLMQueueEnv(RenderedEnv):
     >>> observation["contexts"].shape, int(info["queue_length"])
     ((32, 5), 0)
     >>> observation, reward, terminated, truncated, info = env.step([0, 1, 2])
-    >>> info["served"], reward == -info["queue_length"]
+    >>> bool(info["served"]), bool(reward == -info["queue_length"])
     (False, True)
 
     ```
@@ -304,6 +317,7 @@ class LLMQueueEnv(RenderedEnv):
         instance_seed: int | None = None,
         render_mode: str | None = None,
         arrivals: str | Mapping[str, Any] = "bernoulli",
+        flat_observation: bool = False,
     ) -> None:
         self._task = task = _Task(
             workload,
@@ -319,7 +333,7 @@ class LLMQueueEnv(RenderedEnv):
             arrivals,
         )
         self._set_render_mode(render_mode)
-        self.observation_space = task.observation_space()
+        self._set_observation_space(task.observation_space(), flat_observation)
         self.action_space = task.action_space()
         self._action_shape = self.action_space.shape
         self._llm_indices = frozenset(range(task.num_llms))
@@ -342,16 +356,7 @@ class LLMQueueEnv(RenderedEnv):
         gymnasium.error.ResetNeeded
             Before the first reset, which draws the instance and with it the arrival rate.
         """
-        if not self.dynamics.ready:
-            raise gym.error.ResetNeeded("call reset() before problem is read")
-        task = self._task
-        return {
-            "num_llms": task.num_llms,
-            "assortment_size": task.assortment_size,
-            "context_dim": task.workload.context_dim,
-            "window": task.window,
-            "arrival_rate": float(self.dynamics.arrival_rate[0]),
-        }
+        return self._task.problem(self.dynamics)
 
     @property
     def offline(self) -> OfflineData | None:
@@ -368,18 +373,16 @@ class LLMQueueEnv(RenderedEnv):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Empty the queue and start the streams of the episode."""
         super().reset(seed=seed)
         population, rate, streams = self._task.start(self.np_random)
         self.dynamics.reset([0], [population], [rate], [streams])
         self._cost = population.cost
         self._start_rendering()
-        return self._observe(), {"queue_length": 0, "action_mask": self._info_masks[0].copy()}
+        return self._shown(), self._info(False, False, -1, 0)
 
-    def step(
-        self, action: NDArray[np.int64]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.int64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Serve one query and run the slot to its end.
 
         Raises
@@ -397,21 +400,25 @@ class LLMQueueEnv(RenderedEnv):
         if not 0 <= slot < task.window or not self._llm_indices.issuperset(llms):
             raise task.invalid_action(action)
         arrived, served, kept_llm = dynamics.step_single(slot, llms)
-        departed = kept_llm >= 0
         length = dynamics.queue_length.item(0)
-        info = {
-            "arrived": arrived,
-            "served": served,
-            "departed": departed,
-            "retried": served and not departed,
-            "kept_llm": kept_llm,
-            "queue_length": length,
-            "action_mask": self._info_masks[min(length, task.window)].copy(),
-        }
+        info = self._info(arrived, served, kept_llm, length)
         if self._renderer is not None:
             self._renderer.record(slot, llms, info)
-        reward = -float(length) if task.reward == "queue_length" else float(departed)
-        return self._observe(), reward, False, False, info
+        reward = -float(length) if task.reward == "queue_length" else float(kept_llm >= 0)
+        return self._shown(), reward, False, False, info
+
+    def _info(self, arrived: bool, served: bool, kept_llm: int, length: int) -> dict[str, Any]:
+        """Return ``info``: NumPy scalars, because clients ask its entries for a dtype."""
+        departed = kept_llm >= 0
+        return {
+            "arrived": _FLAGS[arrived],
+            "served": _FLAGS[served],
+            "departed": _FLAGS[departed],
+            "retried": _FLAGS[served and not departed],
+            "kept_llm": np.int64(kept_llm),
+            "queue_length": np.int64(length),
+            "action_mask": self._info_masks[min(length, self._task.window)].copy(),
+        }
 
     def _observe(self) -> Observation:
         return self.dynamics.observe_single()
@@ -441,8 +448,8 @@ class LLMQueueVectorEnv(LaneVectorEnv):
     ----------
     num_envs : int
         Lanes, B.
-    max_episode_steps : int
-        Slots after which a lane is truncated.
+    max_episode_steps : int, optional
+        Slots after which a lane is truncated; None: 5000, as registered, -1: never.
     autoreset_mode : AutoresetMode or str
         ``NEXT_STEP``, ``SAME_STEP`` or ``DISABLED``; see `LaneVectorEnv`.
     **kwargs
@@ -452,25 +459,30 @@ class LLMQueueVectorEnv(LaneVectorEnv):
     def __init__(
         self,
         num_envs: int = 1,
-        max_episode_steps: int = 5000,
+        max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **kwargs: Any,
     ) -> None:
         single = LLMQueueEnv(**kwargs)
         super().__init__(single, num_envs, autoreset_mode)
-        self._max_episode_steps = check_count("max_episode_steps", max_episode_steps)
-        if max_episode_steps > MAX_SLOTS:
-            raise ValueError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
+        self._max_episode_steps = read_episode_steps(max_episode_steps)
         self._task = task = single._task
         self.dynamics = task.dynamics(num_envs)
         self._masks = task.mask_table()
-        self._info_masks = self._masks.astype(np.int8)
-        self._every_lane = np.ones(num_envs, dtype=np.bool_)
+        self._mask_rows = self._masks.astype(np.int8)
 
     @property
     def llms(self) -> tuple[str, ...]:
         """Names of the LLMs, in the order of the action space."""
         return self._task.workload.llms
+
+    def _problem(self, lane: int) -> dict[str, Any]:
+        return self._task.problem(self.dynamics, lane)
+
+    def _make_renderer(self) -> Any:
+        from llmqueue_gym.envs.rendering import QueueRenderer
+
+        return QueueRenderer(self.dynamics, self.llms)
 
     def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
         starts = [self._task.start(generator) for generator in generators]
@@ -489,35 +501,36 @@ class LLMQueueVectorEnv(LaneVectorEnv):
         checked = self._checked_actions(actions)
         if checked is None:
             raise task.invalid_action(actions)
-        outcome = dynamics.step(checked[:, 0], checked[:, 1:])
+        outcome = vars(dynamics.step(checked[:, 0], checked[:, 1:])).copy()
         resetting = self._ended.copy() if np.count_nonzero(self._ended) else None
+        if self._renderer is not None and not (resetting is not None and resetting[0]):
+            first = {key: values[0] for key, values in (outcome | self._state_info()).items()}
+            slot, *llms = checked[0].tolist()
+            self._renderer.record(slot, llms, first)
         if resetting is not None:
             self._reset_lanes(np.flatnonzero(resetting))
         truncated = dynamics.slot >= self._max_episode_steps
         if task.reward == "queue_length":
             rewards = np.negative(dynamics.queue_length, dtype=np.float64)
         else:
-            rewards = outcome.departed.astype(np.float64)
-        stepped = self._every_lane.copy()
-        info: dict[str, Any] = vars(outcome).copy()
+            rewards = outcome["departed"].astype(np.float64)
         if resetting is not None:
             rewards[resetting] = 0.0
-            stepped &= ~resetting
-            for key in ("arrived", "served", "departed", "retried"):
-                info[key] &= stepped
-            info["kept_llm"][resetting] = -1
-        info |= dict.fromkeys(_OUTCOME_MASKS, stepped)
-        info |= self._state_info(self._every_lane.copy())
-        return self._end_step(rewards, truncated, info)
+            forget(outcome, resetting)
+        return self._end_step(rewards, truncated, outcome)
 
-    def _state_info(self, mask: NDArray[np.bool_]) -> dict[str, Any]:
-        """Return the queue lengths and action masks of all lanes, with Gymnasium's key masks."""
+    def _no_outcome(self) -> dict[str, NDArray[Any]]:
+        flags = ("arrived", "served", "departed", "retried")
+        outcome: dict[str, NDArray[Any]] = {
+            key: np.zeros(self.num_envs, dtype=np.bool_) for key in flags
+        }
+        return outcome | {"kept_llm": np.full(self.num_envs, -1)}
+
+    def _state_info(self) -> dict[str, NDArray[Any]]:
         length = self.dynamics.queue_length
         return {
             "queue_length": length.copy(),
-            "_queue_length": mask,
-            "action_mask": self._info_masks.take(np.minimum(length, self._task.window), axis=0),
-            "_action_mask": mask,
+            "action_mask": self._mask_rows.take(np.minimum(length, self._task.window), axis=0),
         }
 
     def _observe(self) -> Observation:
@@ -527,3 +540,19 @@ class LLMQueueVectorEnv(LaneVectorEnv):
         """Return the legal actions of every lane, bool of shape (B, W + N K)."""
         visible = np.minimum(self.dynamics.queue_length, self._task.window)
         return self._masks.take(visible, axis=0)
+
+
+def read_episode_steps(max_episode_steps: int | None) -> int:
+    """Return the slots of an episode, checked, from what ``gymnasium.make`` takes: None and -1 too.
+
+    Without a limit (-1) an episode is never truncated; the dynamics end it with an error after
+    2^24 slots, as they do for the scalar environment.
+    """
+    if max_episode_steps is None:
+        return QUEUE_EPISODE_STEPS
+    if max_episode_steps == -1:
+        return MAX_SLOTS + 1
+    steps = check_count("max_episode_steps", max_episode_steps)
+    if steps > MAX_SLOTS:
+        raise ValueError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
+    return steps

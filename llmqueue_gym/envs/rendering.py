@@ -73,14 +73,14 @@ class _LastSlot:
 
 
 class QueueRenderer:
-    """Draws one lane of the queue from what the provider sees.
+    """Draws lane 0 of the queue from what the provider sees.
 
     Recording a slot costs O(W d); a picture takes about 10 ms, whatever the backlog and the time.
 
     Parameters
     ----------
     dynamics : QueueDynamics
-        The queue, of one lane.
+        The queue; lane 0 is drawn.
     llms : sequence of str, length N
         Names of the LLMs.
     """
@@ -129,7 +129,7 @@ class QueueRenderer:
     def _visible_retrials(self) -> list[int]:
         """Retrials of the visible queries, head first."""
         visible = min(int(self._dynamics.queue_length[0]), self._dynamics.window)
-        return [int(count) for count in self._dynamics.observe()["retrials"][0, :visible]]
+        return [int(count) for count in self._dynamics.observe_single()["retrials"][:visible]]
 
     # ------------------------------------------------------------------- text
 

@@ -69,7 +69,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
     ## Information
 
     That of the last query in LLMDeploy-v0, without ``action_mask``, the same for both agents.
-    After a reset: ``spend``.
+    After a reset the same keys.
 
     ## Arguments
 
@@ -86,7 +86,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
     >>> env.agent_selection, observation["action_mask"].tolist()
     ('router', [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
     >>> env.step(2)
-    >>> env.infos["router"]["llm"], env.agent_selection
+    >>> int(env.infos["router"]["llm"]), env.agent_selection
     (2, 'router')
 
     ```

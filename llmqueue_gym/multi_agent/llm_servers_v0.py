@@ -98,7 +98,7 @@ class LLMServersParallelEnv(QueueGame):
 
     ``arrived``, ``served``, ``departed``, ``retried`` (bool), ``kept_llm`` (index or -1),
     ``queue_length`` (int), as in LLMQueue-v0, ``shown`` (bool, this server) and ``price`` (p).
-    After a reset: ``queue_length``.
+    After a reset the same keys.
 
     ## Arguments
 
@@ -116,9 +116,9 @@ class LLMServersParallelEnv(QueueGame):
     >>> observations, infos = env.reset(seed=0)
     >>> observations, *_ = env.step({"server_0": 0, "server_1": 0, "server_2": 0})
     >>> observations, rewards, _, _, infos = env.step({"server_0": 4, "server_1": 9, "server_2": 5})
-    >>> [infos[agent]["shown"] for agent in env.agents], infos["server_1"]["price"]
+    >>> [bool(infos[agent]["shown"]) for agent in env.agents], float(infos["server_1"]["price"])
     ([False, True, False], 0.5)
-    >>> rewards["server_1"] == infos["server_1"]["departed"] - 0.5
+    >>> rewards["server_1"] == float(infos["server_1"]["departed"]) - 0.5
     True
 
     ```
@@ -178,13 +178,18 @@ class LLMServersParallelEnv(QueueGame):
     def _settle(
         self, reward: float, info: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-        infos = self._infos(info | {"price": self._price})
         rewards = dict.fromkeys(self.agents, reward)
-        for llm, (agent, shown) in enumerate(zip(self.agents, self._shown.tolist(), strict=True)):
-            infos[agent]["shown"] = shown
-            if not self._is_shared:
-                rewards[agent] = float(llm == info["kept_llm"]) - self._price * shown
-        return rewards, infos
+        if not self._is_shared:
+            for llm, (agent, shown) in enumerate(zip(self.agents, self._shown, strict=True)):
+                rewards[agent] = float(llm == info["kept_llm"]) - self._price * float(shown)
+        return rewards, self._infos(info)
+
+    def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        price = np.float64(self._price)
+        return {
+            agent: info | {"price": price, "shown": shown}
+            for agent, shown in zip(self.agents, self._shown, strict=True)
+        }
 
     def _views(self) -> dict[str, Observation]:
         seen = self._seen
