@@ -34,12 +34,14 @@ def describe_trace(
         Mean arrivals a slot, in (0, 1].
     """
     check_float("rate", rate, 1e-6, 1.0, " (arrivals per slot)")
-    times = read_times(path, column, unit).seconds
+    trace = read_times(path, column, unit)
+    times = trace.seconds
     mapped = map_to_slots(times, rate)
     slots = np.flatnonzero(mapped.arrivals)
     return {
         "path": path,
         "requests": len(times),
+        "unit": trace.unit,
         "seconds": float(times[-1]),
         "requests_per_second": (len(times) - 1) / float(times[-1]),
         "trace": burstiness(times),
@@ -67,12 +69,14 @@ def show_trace(
     if as_json:
         print_json(found)
         return
+    from rich.markup import escape
     from rich.table import Table
 
     slots = found["slots"]
     table = Table(
-        title=f"{printable(path.name)}: {found['requests']:,} requests in "
-        f"{found['seconds']:,.0f} s, {found['requests_per_second']:.4g} a second",
+        title=f"{escape(printable(path.name))}: {found['requests']:,} requests in "
+        f"{found['seconds']:,.0f} s, {found['requests_per_second']:.4g} a second"
+        + ("" if found["unit"] is None else f" (times read as {found['unit']})"),
         title_justify="left",
     )
     for name in ("", "trace", f"on slots at rate {slots['rate']:.3g}", "Bernoulli"):

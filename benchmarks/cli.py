@@ -327,10 +327,10 @@ def build_app() -> "typer.Typer":
 
     @app.command("arrivals")
     def arrivals_command(
-        path: Annotated[Path, typer.Argument(help="Trace of requests: CSV, JSONL or Parquet.")],
+        path: Annotated[Path, typer.Argument(help="Trace: CSV, TSV, JSON(L) or Parquet.")],
         rate: Annotated[float, typer.Option(help="Mean arrivals a slot.", callback=share)] = 0.5,
         column: Annotated[str | None, typer.Option(help="Column of the times.")] = None,
-        unit: Annotated[str | None, typer.Option(help="Unit of numbers: s or ms.")] = None,
+        unit: Annotated[str | None, typer.Option(help="Unit of numbers: s, ms, us or ns.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Show how bursty a trace is, before and after it is laid on slots."""
@@ -415,21 +415,24 @@ def build_app() -> "typer.Typer":
 
     logs = typer.Typer(help="Your own logs: what they hold, what an agent would have earned.")
     app.add_typer(logs, name="logs", no_args_is_help=True)
-    log_file = Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet, a row a request.")]
+    log_file = Annotated[Path, typer.Argument(help="CSV, TSV, JSON(L), Parquet: a row a request.")]
     renamed = Annotated[
         list[str] | None, typer.Option("--column", help="Another name of a column: query=prompt.")
     ]
+
+    clipped = Annotated[bool, typer.Option(help="Count scores a little outside [0, 1] as 0 or 1.")]
 
     @logs.command("show")
     def logs_show(
         file: log_file,
         column: renamed = None,
+        clip_scores: clipped = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
         from benchmarks.logs import show_log
 
-        show_log(file, column or [], as_json)
+        show_log(file, column or [], as_json, clip_scores)
 
     @logs.command("evaluate")
     def logs_evaluate(
@@ -438,6 +441,7 @@ def build_app() -> "typer.Typer":
             list[str], typer.Option(help="Agent: a name or mypackage.module:MyAgent.")
         ],
         column: renamed = None,
+        clip_scores: clipped = False,
         train_share: Annotated[
             float, typer.Option(help="Part that agents learn from.", callback=part)
         ] = 0.5,
@@ -456,6 +460,7 @@ def build_app() -> "typer.Typer":
             file,
             agent,
             columns=column or [],
+            clip_scores=clip_scores,
             train_share=train_share,
             cost_weight=cost_weight,
             contexts=contexts,

@@ -7,27 +7,31 @@ schema.
 from __future__ import annotations
 
 import functools
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from scipy.special import logit
 
 from baselines.agent import Agent, QueueProblem, agent_spec, make_agent
 from benchmarks.intervals import Floats, Interval, t_interval
 from benchmarks.off_policy import (
+    FOLDS,
+    cross_fitted_propensities,
     doubly_robust,
     effective_sample_size,
     importance_weights,
     ips,
     self_normalised,
+    weight_miss,
+    within,
 )
+from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym.workloads.embeddings import read_contexts
-from llmqueue_gym.workloads.pool import OfflineData, check_cost_weight, check_count
+from llmqueue_gym.workloads.pool import OfflineData, check_cost_weight, check_count, printable
 from llmqueue_gym.workloads.sources.logs import (
     Log,
     describe_log,
@@ -36,11 +40,17 @@ from llmqueue_gym.workloads.sources.logs import (
     read_log,
 )
 
-SMALLEST_PROPENSITY = 1e-3
-"""Estimated propensities are kept above; logged ones are taken as they are."""
+ESTIMATES = "ips", "self-normalised", "doubly robust"
+"""Estimators, in the order of the table."""
 
 FEW = 50
 """Effective requests below which a result comes with a warning."""
+
+MIN_SUPPORT = 2 * FOLDS
+"""Judged requests an LLM needs for its propensity to be estimated."""
+
+REFUSED_MISS, REFUSED_OUTSIDE = 0.25, 0.5
+"""No estimate is given if the weights miss 1, or choices lie outside what is known, by so much."""
 
 
 class Evaluation(NamedTuple):
@@ -51,13 +61,19 @@ class Evaluation(NamedTuple):
     agent : str
         Its name.
     estimates : Mapping of Interval
-        ``ips``, ``self-normalised`` and ``doubly robust``.
+        ``ips``, ``self-normalised`` and ``doubly robust``, within the rewards' range; NaN where the
+        log cannot tell.
     logged : Interval
         Mean reward of whoever logged, on the same requests.
     effective : float
         Effective number of requests behind the weights.
-    largest_weight : float
-        Largest importance weight.
+    mean_weight, largest_weight : float
+        Mean and largest importance weight; the mean should be 1.
+    outside : float
+        Share of the agent's choices that fall on LLMs without support. They are left out: its other
+        choices are judged in their place.
+    warnings : tuple of str
+        What speaks against the estimates, or why there are none.
     policy : ndarray, shape (n, N)
         Probability with which the agent picks every LLM on the evaluated requests.
     trained_on : int
@@ -68,7 +84,10 @@ class Evaluation(NamedTuple):
     estimates: Mapping[str, Interval]
     logged: Interval
     effective: float
+    mean_weight: float
     largest_weight: float
+    outside: float
+    warnings: tuple[str, ...]
     policy: Floats
     trained_on: int
 
@@ -84,6 +103,8 @@ class Prepared(NamedTuple):
     propensity: Floats  # (len(judge),)
     estimated: bool
     predicted: Floats  # (n, N) rewards of the outcome model
+    supported: NDArray[np.bool_]  # (N,) LLMs of which the judged requests tell something
+    notes: tuple[str, ...]
 
 
 def prepare(
@@ -121,44 +142,51 @@ def prepare(
             f"{log.path}: {len(train)} requests to train on and {len(judge)} to judge by are too "
             "few; give a longer log"
         )
+    supported, notes = _support(log, train, judge)
+    judge = judge[supported[log.llm[judge]]]
     cost = np.zeros(len(log)) if log.cost is None else log.cost
     model = fit_outcomes(log, contexts, train)
-    estimated = log.propensity is None
     return Prepared(
         log,
         contexts,
         train,
         judge,
         log.reward - cost_weight * cost,
-        _estimated_propensity(log, contexts, train, judge)
+        cross_fitted_propensities(contexts[judge], log.llm[judge])
         if log.propensity is None
         else log.propensity[judge],
-        estimated,
+        log.propensity is None,
         model.rates(contexts) - cost_weight * model.cost,
+        supported,
+        notes,
     )
 
 
-def _estimated_propensity(
-    log: Log, contexts: NDArray[np.float32], train: NDArray[Any], judge: NDArray[Any]
-) -> Floats:
-    """Probability of the logged LLM by a multinomial logistic regression on the context."""
-    seen = np.unique(log.llm[train])
-    found = np.full(len(judge), SMALLEST_PROPENSITY)
-    if seen.size == 1:
-        found[log.llm[judge] == seen[0]] = 1.0
-        return found
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError(
-            'a log without propensities needs scikit-learn: pip install "llmqueue_gym[data]"'
-        ) from error
-    model = LogisticRegression(max_iter=1000).fit(contexts[train], log.llm[train])
-    chances = model.predict_proba(contexts[judge])
-    column = np.searchsorted(seen, log.llm[judge]).clip(max=seen.size - 1)
-    known = seen[column] == log.llm[judge]
-    found[known] = np.maximum(chances[np.arange(len(judge)), column][known], SMALLEST_PROPENSITY)
-    return found
+def _support(
+    log: Log, train: NDArray[np.int64], judge: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Which LLMs the judged requests tell of, and what to say of the others."""
+    counts = np.bincount(log.llm[judge], minlength=len(log.llms))
+    before = np.bincount(log.llm[train], minlength=len(log.llms))
+    supported = counts >= (MIN_SUPPORT if log.propensity is None else 1)
+    notes = []
+    for name, count, earlier, known in zip(log.llms, counts, before, supported, strict=True):
+        if not known:
+            notes.append(
+                f"{name} answers {count or 'none'} of the judged requests, too few to tell: "
+                "it is left out of the agents' choices"
+                + (", and its requests are not judged" if count else "")
+            )
+        elif not earlier:
+            notes.append(f"{name} answers first in the judged part: agents have not seen it before")
+    if supported.sum() < 2 or counts[supported].sum() < 2 * MIN_SUPPORT:
+        told = ", ".join(f"{log.llms[j]} {counts[j]}" for j in np.flatnonzero(counts))
+        raise ValueError(
+            f"{log.path}: only requests answered by different LLMs tell what another choice is "
+            f"worth, and of the judged ones these answer: {told}; give a log in which the LLMs "
+            "answer side by side, or another train_share"
+        )
+    return supported, tuple(notes)
 
 
 def evaluate(
@@ -212,23 +240,85 @@ def evaluate(
             policy[row, int(agent.act(_observation(contexts[request]))[1])] += 1.0 / draws
         advance()
     policy /= policy.sum(axis=1, keepdims=True)  # shares of draws add up to 1 but for rounding
-    rows, llm, reward = np.arange(len(data.judge)), log.llm[data.judge], data.reward[data.judge]
-    weight = importance_weights(policy[rows, llm].clip(0.0, 1.0), data.propensity)
-    predicted = data.predicted[data.judge]
-    expected = (policy * predicted).sum(axis=1)
+    return judge_policy(data, policy, name, trained_on)
+
+
+def judge_policy(data: Prepared, policy: Floats, name: str, trained_on: int = 0) -> Evaluation:
+    """Estimate the value of a policy, (len(data.judge), N) probabilities that add up to 1."""
+    inside = policy[:, data.supported].sum(axis=1)
+    outside = 1.0 - float(inside.mean())
+    told = inside > 0.0
+    requests, chances = data.judge[told], policy[told] * data.supported / inside[told, None]
+    rows, llm = np.arange(len(requests)), data.log.llm[requests]
+    reward, predicted = data.reward[requests], data.predicted[requests]
+    weight = importance_weights(chances[rows, llm].clip(0.0, 1.0), data.propensity[told])
+    expected = (chances * predicted).sum(axis=1)
+    spare = data.reward[data.judge] - data.log.reward[data.judge]  # less the weighted cost
+    low, high = float(spare.min()), 1.0 + float(spare.max())
+    refusal = _refusal(weight, outside)
+    if refusal:
+        found = dict.fromkeys(ESTIMATES, Interval(np.nan, -np.inf, np.inf))
+    else:
+        model = predicted[rows, llm], expected
+        estimates = (
+            ips(reward, weight, data.estimated),
+            self_normalised(reward, weight),
+            doubly_robust(reward, weight, *model, data.estimated),
+        )
+        found = {
+            key: within(estimate, low, high)
+            for key, estimate in zip(ESTIMATES, estimates, strict=True)
+        }
+    effective = effective_sample_size(weight)
     return Evaluation(
         name,
-        {
-            "ips": ips(reward, weight),
-            "self-normalised": self_normalised(reward, weight),
-            "doubly robust": doubly_robust(reward, weight, predicted[rows, llm], expected),
-        },
-        t_interval(reward),
-        effective_sample_size(weight),
-        float(weight.max()),
+        found,
+        within(t_interval(data.reward[data.judge]), low, high),
+        effective,
+        float(weight.mean()) if weight.size else 0.0,
+        float(weight.max(initial=0.0)),
+        outside,
+        (refusal,) if refusal else _doubts(found, weight, effective, outside),
         policy,
         trained_on,
     )
+
+
+def _refusal(weight: Floats, outside: float) -> str:
+    """Why the log tells nothing of a policy; empty if it does."""
+    if outside >= REFUSED_OUTSIDE or not weight.size:
+        return f"no estimate: {outside:.0%} of its choices are LLMs of which the log cannot tell"
+    if weight_miss(weight) > REFUSED_MISS:
+        return (
+            "no estimate: its choices and the logged ones do not overlap (the weights average "
+            f"{weight.mean():.2f} in place of 1)"
+        )
+    return ""
+
+
+def _doubts(
+    found: Mapping[str, Interval], weight: Floats, effective: float, outside: float
+) -> tuple[str, ...]:
+    doubts = []
+    if outside > 0.0:
+        doubts.append(
+            f"{outside:.1%} of its choices are LLMs of which the log cannot tell; the others are "
+            "judged in their place"
+        )
+    if weight_miss(weight):
+        doubts.append(
+            "its choices and the logged ones overlap in part only (the weights average "
+            f"{weight.mean():.2f} in place of 1): trust no estimate of it"
+        )
+    if effective < FEW:
+        doubts.append(
+            f"it seldom does what was logged ({effective:.0f} effective requests): trust no "
+            "estimate of it"
+        )
+    for key, interval in found.items():
+        if not np.isfinite(interval.value):
+            doubts.append(f"{key} lies outside what rewards can be, and is left out")
+    return tuple(doubts)
 
 
 def _replay(
@@ -275,33 +365,34 @@ def _observation(context: NDArray[np.float32], feedback: int = 0) -> dict[str, A
 # --- the commands ---------------------------------------------------------------------------------
 
 
-def show_log(path: Path, columns: Sequence[str], as_json: bool) -> None:
+def show_log(path: Path, columns: Sequence[str], as_json: bool, clip_scores: bool = False) -> None:
     """Print what a log holds and how well an outcome model fits it."""
-    log = read_log(str(path), _columns(columns))
+    log = read_log(str(path), _columns(columns), clip_scores)
     found: dict[str, Any] = describe_log(log)
     try:
         found["outcome_model"] = judge_outcomes(log, log.contexts())
     except ValueError as error:
         found["outcome_model"] = {"none": str(error)}
     if as_json:
-        print(json.dumps(_finite(found), indent=2))
+        print_json(found)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("LLM", "requests", found["outcome"], "95% interval", "USD a request")
     for row in found["llms"]:
-        table.add_row(
-            row["llm"].replace("[", r"\["),
+        add_row(
+            table,
+            row["llm"],
             f"{row['requests']:,}",
             f"{row['kept']:.3f}",
-            "" if row["low"] is None else rf"\[{row['low']:.3f}, {row['high']:.3f}]",
+            "" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]",
             "" if row["mean_cost"] is None else f"{row['mean_cost']:.3g}",
         )
     distinct = found["queries"] if log.texts is None else f"{found['queries']:,} distinct texts"
-    print(f"{path}: {found['requests']:,} requests, {distinct}")
-    Console().print(table)
-    print(
+    say(f"{path}: {found['requests']:,} requests, {distinct}")
+    show_table(table)
+    _say_notes(log)
+    say(
         "propensities: none, they are estimated from the contexts"
         if log.propensity is None
         else f"propensities: logged, the smallest is {log.propensity.min():.3g}"
@@ -309,13 +400,21 @@ def show_log(path: Path, columns: Sequence[str], as_json: bool) -> None:
     _print_model(found["outcome_model"])
 
 
+def _say_notes(log: Log) -> None:
+    """Say what was left out of a log and what else has to be known of it."""
+    for cause, count in log.left_out.items():
+        say(f"left out: {count:,} row{'s' if count > 1 else ''} with {cause}")
+    for note in log.notes:
+        say(note if note.startswith("warning") else f"note: {note}")
+
+
 def _print_model(found: Mapping[str, Any] | None) -> None:
     if found is None:
-        print("outcome model: its calibration is shown for kept and retried answers only")
+        say("outcome model: its calibration is shown for kept and retried answers only")
     elif "none" in found:
-        print(f"outcome model: none ({found['none']})")
+        say(f"outcome model: none ({found['none']})")
     else:
-        print(
+        say(
             f"outcome model, on the last {found['turns']:,} requests: log loss "
             f"{found['log_loss']:.4f} (the share kept alone: {found['base_log_loss']:.4f}), "
             f"calibration error {found['ece']:.3f}"
@@ -327,6 +426,7 @@ def show_evaluation(
     agents: Sequence[str],
     *,
     columns: Sequence[str] = (),
+    clip_scores: bool = False,
     train_share: float = 0.5,
     cost_weight: float = 0.0,
     contexts: str | None = None,
@@ -335,71 +435,80 @@ def show_evaluation(
     as_json: bool = False,
 ) -> None:
     """Print the off-policy values of agents."""
-    log = read_log(str(path), _columns(columns))
+    log = read_log(str(path), _columns(columns), clip_scores)
     vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
     data = prepare(log, vectors, train_share, cost_weight)
     found = _with_progress(data, agents, seed, draws)
     if as_json:
-        record = {
-            "path": str(path),
-            "requests": len(data.judge),
-            "trained_on": len(data.train),
-            "propensities": "estimated" if data.estimated else "logged",
-            "cost_weight": cost_weight,
-            "seed": seed,
-            "logged": list(found[0].logged),
-            "agents": [
-                {
-                    "agent": row.agent,
-                    **{name: list(value) for name, value in row.estimates.items()},
-                    "effective_requests": row.effective,
-                    "largest_weight": row.largest_weight,
-                    "replayed": row.trained_on,
-                    "shares": dict(zip(log.llms, row.policy.mean(axis=0).tolist(), strict=True)),
-                }
-                for row in found
-            ],
-        }
-        print(json.dumps(_finite(record), indent=2))
+        print_json(_as_json(path, data, found, cost_weight, seed))
         return
-    from rich.console import Console
     from rich.table import Table
 
     names = ("agent", "IPS", "self-normalised", "doubly robust", "effective requests")
-    table = Table(*names, title=f"{path.name}: value of a request", title_justify="left")
-    table.add_row("the log itself", "", _shown(found[0].logged), "", f"{len(data.judge):,}")
+    table = Table(*names, title=f"{escape(printable(path.name))}: value of a request")
+    table.title_justify = "left"
+    add_row(table, "the log itself", "", _shown(found[0].logged), "", f"{len(data.judge):,}")
     for row in found:
         cells = [_shown(value) for value in row.estimates.values()]
-        table.add_row(row.agent, *cells, f"{row.effective:,.0f}")
-    Console().print(table)
-    print(
-        f"learned on the first {len(data.train):,} requests, judged on the other "
-        f"{len(data.judge):,}; 95% intervals; propensities "
+        add_row(table, row.agent, *cells, f"{row.effective:,.0f}")
+    show_table(table)
+    say(
+        f"learned on the first {len(data.train):,} requests, judged on {len(data.judge):,} "
+        "of the others; 95% intervals; propensities "
         + (
             "estimated: right only if the contexts explain the choices"
             if data.estimated
             else "logged"
         )
     )
+    _say_notes(log)
+    for note in data.notes:
+        say(f"note: {note}")
     for row in found:
-        if row.effective < FEW:
-            print(
-                f"warning: {row.agent} seldom does what was logged ({row.effective:.0f} effective "
-                "requests): trust no estimate of it"
-            )
+        for warning in row.warnings:
+            say(f"warning: {row.agent}: {warning}")
+
+
+def _as_json(
+    path: Path, data: Prepared, found: Sequence[Evaluation], cost_weight: float, seed: int
+) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "requests": len(data.judge),
+        "trained_on": len(data.train),
+        "propensities": "estimated" if data.estimated else "logged",
+        "cost_weight": cost_weight,
+        "seed": seed,
+        "left_out": dict(data.log.left_out),
+        "notes": [*data.log.notes, *data.notes],
+        "logged": list(found[0].logged),
+        "agents": [
+            {
+                "agent": row.agent,
+                **{name: list(value) for name, value in row.estimates.items()},
+                "effective_requests": row.effective,
+                "mean_weight": row.mean_weight,
+                "largest_weight": row.largest_weight,
+                "outside": row.outside,
+                "warnings": list(row.warnings),
+                "replayed": row.trained_on,
+                "shares": dict(zip(data.log.llms, row.policy.mean(axis=0).tolist(), strict=True)),
+            }
+            for row in found
+        ],
+    }
 
 
 def _with_progress(
     data: Prepared, agents: Sequence[str], seed: int, draws: int
 ) -> list[Evaluation]:
     """Evaluate one agent after the other, with a bar on the terminal."""
-    from rich.console import Console
     from rich.progress import Progress
 
     found = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         for name in agents:
-            bar = progress.add_task(name, total=len(data.log))
+            bar = progress.add_task(escape(printable(name)), total=len(data.log))
             found.append(
                 evaluate(
                     data,
@@ -413,16 +522,9 @@ def _with_progress(
 
 
 def _shown(interval: Interval) -> str:
-    return rf"{interval.value:.3f} \[{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no word for by null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    if not np.isfinite(interval.value):
+        return "none"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _columns(items: Sequence[str]) -> dict[str, str]:

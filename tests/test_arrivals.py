@@ -194,6 +194,60 @@ def test_every_layout_gives_the_seconds_since_the_first_request(name, tmp_path):
     np.testing.assert_allclose(read_times(str(path)).seconds, [0.0, 0.052, 2.0], atol=1e-6)
 
 
+def hashed(times, **more):
+    """A trace with hashes of blocks, as JSONL."""
+    return "".join(json.dumps({"timestamp": t, "hash_ids": [0], **more}) + "\n" for t in times)
+
+
+@pytest.mark.parametrize(
+    ("times", "more", "unit"),
+    [
+        ([0, 512, 1020, 3999], {}, "ms"),  # Mooncake
+        ([0.25, 1.5, 2.125, 9.0], {}, "s"),  # decimals: Qwen's Bailian
+        ([0, 1, 1, 2, 9], {"chat_id": 1}, "s"),
+        ([0, 1, 1, 2, 3, 3, 4], {}, "s"),  # in milliseconds more requests than anybody has
+        ([0.5, 90_000.5, 180_000.5, 400_000.5], {"chat_id": 1}, "ms"),  # in seconds too few
+        ([1.75e12, 1.75e12 + 500], {}, "ms"),
+        ([1.75e9, 1.75e9 + 500], {}, "s"),
+    ],
+)
+def test_the_unit_of_hashed_traces_is_the_plausible_one(times, more, unit, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text(hashed(times, **more))
+    found = read_times(str(path))
+    assert found.unit == unit
+    scale = {"s": 1.0, "ms": 1e-3}[unit]
+    assert found.seconds == pytest.approx((np.array(times) - times[0]) * scale, abs=1e-6)
+    assert read_times(str(path), unit="s").unit == "s"  # who says it is believed
+
+
+@given(st.sampled_from([0, 3, 6, 9]), st.lists(st.integers(0, 10**6), min_size=2, unique=True))
+@settings(deadline=None, max_examples=20)
+def test_times_since_1970_are_read_in_any_unit(tmp_path_factory, digits, seconds):
+    path = tmp_path_factory.mktemp("epoch") / "t.csv"
+    rows = [str((1_760_000_000 + second) * 10**digits) for second in seconds]
+    path.write_text("timestamp\n" + "\n".join(rows))
+    found = read_times(str(path))
+    assert found.unit == {0: "s", 3: "ms", 6: "us", 9: "ns"}[digits]
+    assert found.seconds == pytest.approx(np.sort(seconds) - min(seconds), abs=1e-3)
+
+
+def test_offsets_move_a_time_and_name_the_same_instant(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "startTime\n2026-05-04T09:00:00Z\n2026-05-04 11:00:01+02:00\n2026-05-04T04:30:02-0430\n"
+        "2026-05-04 09:00:03 UTC\n2026-05-04 09:00:04.5 +0000\n2026-05-04 09:00:05+00\n"
+    )
+    assert read_times(str(path)).seconds.tolist() == [0.0, 1.0, 2.0, 3.0, 4.5, 5.0]
+
+
+def test_times_that_last_longer_than_any_log_are_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("timestamp\n3\n2026-05-04T09:00:00Z\n4\n")
+    with pytest.raises(ValueError, match=r"t\.csv, row 2: column 'timestamp' .* thirty years"):
+        read_times(str(path))
+
+
 def test_parquet_columns_and_units_can_be_named(tmp_path):
     path = tmp_path / "requests.parquet"
     pl.DataFrame({"at": [3000, 1000, 2000], "n": [1, 2, 3]}).write_parquet(path)
@@ -205,10 +259,10 @@ def test_parquet_columns_and_units_can_be_named(tmp_path):
     ("text", "message"),
     [
         ("Timestamp\n1\nsoon\n3\n", "row 2: column 'Timestamp' must be a number"),
-        ("Timestamp\n1\n\n2\n", "row 2: column 'Timestamp' must be"),
+        ("Timestamp\n1\n2,3\n", "row 2: 2 cells for 1 columns"),
         ("when\n1\n2\n", "name the column"),
         ("Timestamp\n", "two different times"),
-        ("", "not a complete csv"),
+        ("", "two different times"),
     ],
 )
 def test_bad_traces_are_named_with_row_and_column(text, message, tmp_path):

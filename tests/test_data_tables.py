@@ -19,7 +19,7 @@ from benchmarks.import_memory import LLMS, measure, write_long_csv
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
-from llmqueue_gym.workloads.sources.csv_rows import read_csv
+from llmqueue_gym.workloads.rows import read_csv
 from llmqueue_gym.workloads.sources.embedllm import COLUMNS, read_embedllm
 from llmqueue_gym.workloads.sources.sprout import PRICES, read_sprout
 from llmqueue_gym.workloads.stored import read_table, stored_names

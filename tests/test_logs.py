@@ -17,7 +17,7 @@ from scipy.special import expit
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.agent import Agent
-from benchmarks.logs import evaluate, prepare
+from benchmarks.logs import evaluate, judge_policy, prepare
 from llmqueue_gym.workloads import fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources.logs import (
@@ -135,7 +135,7 @@ def test_litellm_spend_logs_tell_retrials_by_the_sessions_next_message(tmp_path)
 
 def test_litellm_without_prompts_says_which_switch_keeps_them(tmp_path):
     path = write(tmp_path / "spend.jsonl", [litellm("x", "s", 1, messages="{}")])
-    with pytest.raises(ValueError, match=r"line 1: column 'messages'.*store_prompts_in_spend_logs"):
+    with pytest.raises(ValueError, match=r"1 with no prompt.*store_prompts_in_spend_logs"):
         read_log(path)
 
 
@@ -148,7 +148,7 @@ BAD = [
     ({"cost": "dear"}, "'cost' must be a number in"),
     ({"propensity": 0}, "positive probability"),
     ({"propensity": 1.5}, "'propensity' must be a number in"),
-    ({"timestamp": "noon"}, "'timestamp' must be seconds or an ISO"),
+    ({"timestamp": "noon"}, "'timestamp' must be a number or an ISO"),
 ]
 
 
@@ -319,6 +319,96 @@ def test_bad_arguments_are_named(arguments, message):
         prepare(log, log.contexts(), **arguments)
 
 
+# --- what a log cannot tell -----------------------------------------------------------------------
+
+
+def made_up(llm, propensity=None, seed=0):
+    """A log in which those LLMs answered; one coordinate of its contexts tells nothing."""
+    rng = np.random.default_rng(seed)
+    names = tuple(sorted(set(llm)))
+    x = np.column_stack([rng.normal(size=len(llm)), np.ones(len(llm))]).astype(np.float32)
+    index = np.array([names.index(name) for name in llm])
+    reward = (rng.random(len(llm)) < 0.4 + 0.1 * index).astype(float)
+    return Log("made-up", None, x, names, index, reward, None, None, propensity)
+
+
+def uniform(data):
+    llms = len(data.log.llms)
+    return np.full((len(data.judge), llms), 1.0 / llms)
+
+
+def test_an_llm_of_one_half_only_is_named_and_left_out():
+    rng = np.random.default_rng(0)
+    llm = [*rng.choice(["base", "v1"], 600), *rng.choice(["base", "v2"], 600)]
+    llm[900] = "once"
+    log = made_up(llm)
+    data = prepare(log, log.contexts())
+    assert [note.split()[0] for note in data.notes] == ["once", "v1", "v2"]
+    assert len(data.judge) == 599
+    found = judge_policy(data, np.tile([0.4, 0.1, 0.2, 0.3], (599, 1)), "mine")
+    assert found.outside == pytest.approx(0.3)
+    assert "30.0% of its choices" in found.warnings[0]
+    for interval in found.estimates.values():
+        assert interval.value == pytest.approx(4 / 7 * 0.4 + 3 / 7 * 0.7, abs=0.08)
+        assert 0.05 < interval.high - interval.low < 0.2
+    assert found.mean_weight == pytest.approx(1.0, abs=0.05)
+    nearly_all = judge_policy(data, np.tile([0.2, 0.0, 0.7, 0.1], (599, 1)), "old")
+    assert all(np.isnan(interval.value) for interval in nearly_all.estimates.values())
+    assert "no estimate: 70% of its choices" in nearly_all.warnings[0]
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_choices_that_do_not_overlap_are_refused(logged):
+    log = made_up(["coder", "writer"] * 500, np.ones(1000) if logged else None)
+    log.vectors[:, 0] = np.tile([3.0, -3.0], 500)  # a router that follows the context
+    data = prepare(log, log.contexts())
+    found = judge_policy(data, uniform(data), "even")
+    assert found.mean_weight == pytest.approx(0.5, abs=0.05)
+    assert "do not overlap" in found.warnings[0]
+    assert all(np.isnan(interval.value) for interval in found.estimates.values())
+    same = judge_policy(data, np.eye(2)[log.llm[data.judge]], "the same")
+    assert not same.warnings
+    assert same.estimates["self-normalised"].value == pytest.approx(same.logged.value, abs=0.01)
+
+
+def test_a_log_of_one_llm_tells_of_no_other():
+    log = made_up(["a"] * 100 + ["b"] * 3 + ["a"] * 100)
+    with pytest.raises(ValueError, match="only requests answered by different LLMs tell"):
+        prepare(log, log.contexts())
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_values_stay_within_what_rewards_can_be(weight):
+    for seed in range(5):
+        log, rates = simulate(300, seed, logged=False)
+        data = prepare(log, log.contexts(), cost_weight=weight)
+        best = np.eye(3)[rates[data.judge].argmax(axis=1)]
+        found = judge_policy(data, best, "best")
+        for interval in found.estimates.values():
+            assert -0.03 * weight <= interval.low <= interval.value <= interval.high
+            assert interval.high <= 1.0 - 0.01 * weight
+
+
+def test_scores_a_little_outside_are_clipped_if_asked_for(tmp_path):
+    rows = [{"query": "a", "llm": "x", "score": score} for score in (-0.01, 1.02, 0.5)]
+    path = write(tmp_path / "log.jsonl", rows)
+    with pytest.raises(ValueError, match=r"line 1: column 'score' is -0\.01, .*--clip-scores"):
+        read_log(path)
+    assert read_log(path, clip_scores=True).reward.tolist() == [0.0, 1.0, 0.5]
+    path = write(tmp_path / "far.jsonl", [*rows, rows[0] | {"score": 1.2}])
+    with pytest.raises(ValueError, match=r"line 4: column 'score' must be a number in \[0, 1\]"):
+        read_log(path, clip_scores=True)
+
+
+def test_times_of_a_log_are_seconds_whatever_their_unit(tmp_path):
+    for number, stamps in enumerate(
+        [(1.7e12, 1.7e12 + 1500), ("2026-01-01T00:00:00+01:00", "2025-12-31T23:00:01.5Z")]
+    ):
+        rows = [row | {"timestamp": stamp} for row, stamp in zip(ROWS, stamps, strict=False)]
+        log = read_log(write(tmp_path / f"{number}.jsonl", rows))
+        assert np.diff(log.time) == pytest.approx([1.5])
+
+
 # --- the outcome model and the workload -----------------------------------------------------------
 
 
@@ -433,6 +523,23 @@ def test_the_commands_print_tables_and_json(tmp_path):
     assert routed["doubly robust"][0] > blind["doubly robust"][2]
     assert sum(blind["shares"].values()) == pytest.approx(1.0)
     assert "learned on the first 200 requests" in command(*asked).stdout
+
+
+def test_names_from_outside_never_reach_the_terminal_raw(tmp_path):
+    odd = "evil\x1b]0;title\x07[red]"
+    rows = [
+        {"embedding": [i % 7, 1.0], "llm": odd if i % 2 else "plain", "kept": i % 3 == 0}
+        for i in range(80)
+    ]
+    path = write(tmp_path / "log.jsonl", rows)
+    for asked in (("show", path), ("evaluate", path, "--agent", "random", "--draws", "1")):
+        result = command(*asked)
+        assert result.returncode == 0, result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+        assert "\x07" not in result.stdout + result.stderr
+    assert "evil\ufffd]0;title\ufffd[red]" in command("show", path).stdout
+    bad = write(tmp_path / "bad.jsonl", [{odd: 1}])
+    assert "\x1b" not in command("show", bad).stderr
 
 
 def test_a_bad_log_is_one_line_on_stderr(tmp_path):

@@ -6,12 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from benchmarks.intervals import Interval
 from benchmarks.off_policy import (
+    cross_fitted_propensities,
     doubly_robust,
     effective_sample_size,
     importance_weights,
     ips,
     self_normalised,
+    weight_miss,
+    within,
 )
 
 
@@ -63,6 +67,76 @@ def test_intervals_cover_the_truth_as_often_as_they_say(name):
         hits += found[name].low <= truth <= found[name].high
     # 95% coverage gives fewer than 92% or all of 400 runs less than once in 300.
     assert stats.binom.ppf(0.001, runs, 0.95) <= hits < runs
+
+
+@pytest.mark.parametrize("noise", [0, 12])
+def test_intervals_cover_the_truth_where_propensities_are_estimated(noise):
+    """From four coordinates and, with noise, twelve more that explain nothing."""
+    runs = 400
+    hits = dict.fromkeys(("ips", "snips", "dr"), 0)
+    for seed in range(runs):
+        x, action, reward, _, target, rates, truth = simulate(400, seed)
+        more = np.random.default_rng([seed, 1]).normal(size=(len(x), noise))
+        contexts = np.column_stack([x, x**2, np.ones_like(x), more]).astype(np.float32)
+        rows = np.arange(len(x))
+        weight = importance_weights(
+            target[rows, action], cross_fitted_propensities(contexts, action)
+        )
+        q = 0.5 * rates + 0.3
+        model = q[rows, action], (target * q).sum(axis=1)
+        found = {
+            "ips": ips(reward, weight, estimated=True),
+            "snips": self_normalised(reward, weight),
+            "dr": doubly_robust(reward, weight, *model, estimated=True),
+        }
+        for name, interval in found.items():
+            hits[name] += interval.low <= truth <= interval.high
+    for name, count in hits.items():  # and not more than 99%, which would be too wide
+        assert stats.binom.ppf(0.001, runs, 0.95) <= count <= 0.99 * runs, (name, hits)
+
+
+def test_no_request_helps_to_fit_its_own_propensity():
+    x, action, *_ = simulate(200, 3)
+    contexts = np.column_stack([x, np.ones_like(x)]).astype(np.float32)
+    found = cross_fitted_propensities(contexts, action)
+    other = action.copy()
+    row = int(np.flatnonzero(action == 0)[0])
+    other[row], contexts[row, 0] = 0, 50.0  # moved far away, with the same label
+    moved = cross_fitted_propensities(contexts, other)
+    assert ((found > 0) & (found <= 1)).all()
+    changed = np.flatnonzero(found != moved)
+    assert row in changed
+    assert 0.7 * len(x) < len(changed) < 0.9 * len(x)  # the other folds, and the row itself
+
+
+def test_weights_that_do_not_average_1_are_told_from_chance():
+    rng = np.random.default_rng(0)
+    assert weight_miss(np.full(500, 0.52)) == pytest.approx(0.48)  # half of what is chosen
+    assert weight_miss(rng.exponential(size=500)) == 0.0
+    assert weight_miss(np.full(500, 0.95)) == 0.0  # too little to speak of
+    assert weight_miss(np.array([0.0, 0.5])) == 0.0  # of two requests nothing can be said
+
+
+def test_an_error_of_the_propensities_widens_the_interval_and_nothing_leaves_the_range():
+    rng = np.random.default_rng(1)
+    reward, weight = (rng.random(300) < 0.9).astype(float), rng.gamma(5.0, 0.2, 300)
+    sure = self_normalised(reward, weight)
+    for factor in (1.0, 1.3):
+        wide = ips(reward, factor * weight, estimated=True)
+        assert wide.value == ips(reward, factor * weight).value
+        assert wide.low <= sure.low + 1e-12
+        assert wide.high >= sure.high - 1e-12  # whatever factor the weights are wrong by
+    for expected in (np.zeros(300), np.full(300, 0.3)):
+        plain, wide = (
+            doubly_robust(reward, 1.3 * weight, 0.5 * reward, expected, estimated=e)
+            for e in (False, True)
+        )
+        error = (1.3 * weight.mean() - 1.0) * self_normalised(0.5 * reward, weight).value
+        assert wide.high - wide.value == pytest.approx(np.hypot(plain.high - plain.value, error))
+    wide = ips(reward, 1.3 * weight, estimated=True)
+    assert within(wide, 0.0, 1.0).high == 1.0
+    assert within(Interval(1.1, 0.9, 1.3), 0.0, 1.0) == Interval(1.0, 0.9, 1.0)
+    assert np.isnan(within(Interval(1.2, 1.1, 1.3), 0.0, 1.0).value)
 
 
 def test_estimates_are_unbiased_and_the_right_model_is_worth_having():

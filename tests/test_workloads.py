@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from llmqueue_gym.workloads import QueryPool, Synthetic, fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, embed_texts, offline_rows
 from llmqueue_gym.workloads.pool import PoolWorkload, file_sha256
+from llmqueue_gym.workloads.rows import read_jsonl
 from llmqueue_gym.workloads.sources import paretobandit, table
 
 LLMROUTER = (
@@ -714,7 +715,7 @@ def test_table_errors_name_the_place_and_the_fix(
     [
         ("x,a,b\n", "the file has no rows"),
         ("x,a,a\n[1],0,1\n", "names column 'a' more than once"),
-        ("x,a,b\n[1],0\n", "row 1: column 'b' is empty"),
+        ("x,a,b\n[1],0\n", "row 1: 2 cells for 3 columns"),
         ('x,a,b\n"[1, 2",0,1\n', "row 1: column 'x' is not JSON"),
     ],
 )
@@ -737,7 +738,7 @@ def test_jsonl_is_split_on_newlines_only(tmp_path: Path) -> None:
     texts = [f"{separators} {text}" for text in some_texts(99)]
     rows = [{"t": text, "q": {"m": i / 99}} for i, text in enumerate(texts)]
     path = Path(write_table(tmp_path / "t.jsonl", rows))
-    assert len(list(table.read_jsonl(path))) == 99
+    assert len(list(read_jsonl(path))) == 99
     spec = {"source": "table", "path": str(path), "text": "t", "quality": "q", "context_dim": 4}
     workload = build(spec)
     assert workload.context_dim == 4
@@ -810,7 +811,7 @@ def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     rows = [{"t": text, "q": i / 99} for i, text in enumerate(some_texts(99))]
-    path = write_table(tmp_path / "t.csv", rows)
+    path = write_table(tmp_path / ("t.parquet" if module == "polars" else "t.csv"), rows)
     spec = {"source": "table", "path": path, "text": "t", "quality": ["q"], "context_dim": 4}
     if module == "platformdirs":
         monkeypatch.delenv(CACHE_VARIABLE)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.streams import Draws
+from llmqueue_gym.workloads.cells import EPOCH, UNITS, is_date, seconds_of, time_of, unit_of
 from llmqueue_gym.workloads.pool import file_sha256, read_spec, unknown_name
-from llmqueue_gym.workloads.sources.table import _find, read_jsonl, seconds_of
+from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources.wildchat import arrival_times, conversations_header
 
 Floats = NDArray[np.float64]
@@ -175,13 +176,15 @@ class Trace:
     Parameters
     ----------
     path : str, optional
-        A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` file, a row a request, in any order.
+        A file of `llmqueue_gym.workloads.rows.SUFFIXES`, a row a request, in any order.
     column : str, optional
         Column of the times; by default the first there of ``TIMESTAMP`` (Azure LLM traces),
-        ``Timestamp`` (BurstGPT, both layouts), ``timestamp`` (Mooncake, own logs).
+        ``Timestamp`` (BurstGPT, both layouts), ``timestamp`` (Mooncake, Qwen's Bailian, own logs),
+        ``startTime`` (LiteLLM).
     unit : str, optional
-        ``"s"`` or ``"ms"`` for numbers; milliseconds by default in a file with Mooncake's
-        ``hash_ids``, else seconds. Dates and times in ISO 8601 need none.
+        ``"s"``, ``"ms"``, ``"us"`` or ``"ns"`` for numbers; by default told by the file: by the
+        size of times since 1970, in a file with ``hash_ids`` milliseconds (Mooncake) or seconds
+        (Qwen), else seconds. Dates and times in ISO 8601 need none.
     dataset : str, optional
         Imported conversations in place of a file, such as ``"wildchat"``: when new queries came,
         retrials left out. Exactly one of ``path`` and ``dataset`` is given.
@@ -221,10 +224,11 @@ class Trace:
 
 
 class _Times(NamedTuple):
-    """Times of a trace, hashable by what they came from."""
+    """Times of a trace, hashable by what they came from; ``unit`` is None where all are dates."""
 
     key: tuple[Any, ...]
     seconds: Floats
+    unit: str | None
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -292,7 +296,7 @@ def arrivals_fingerprint(spec: str | Mapping[str, Any]) -> str:
         return ""
     if options.get("dataset") is not None:
         return str(conversations_header(options["dataset"]).parquet["sha256"])
-    return file_sha256(_find(options["path"]))
+    return file_sha256(find_file(options["path"]))
 
 
 def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
@@ -315,26 +319,28 @@ def _numbers(option: str, values: object, low: float) -> Floats:
 
 # --- reading a trace ------------------------------------------------------------------------------
 
-_JSONL = (".jsonl", ".ndjson")
-_COLUMNS = ("TIMESTAMP", "Timestamp", "timestamp")
-_UNITS = {"s": 1.0, "ms": 1e-3}
-_MOONCAKE = "hash_ids"
+_COLUMNS = ("TIMESTAMP", "Timestamp", "timestamp", "startTime")
+_HASHED = "hash_ids"
+_CHAT = "chat_id"
+
+PLAUSIBLE = 0.01, 200.0
+"""Requests a second of a trace with hashes of blocks, by which its unit is told."""
 
 
 def read_times(path: str, column: str | None = None, unit: str | None = None) -> _Times:
     """Read the times of a trace in seconds since its first request, increasing; see `Trace`."""
-    source = _find(path)
-    if unit is not None and (not isinstance(unit, str) or unit not in _UNITS):
-        raise unknown_name("arrivals: unit", unit, _UNITS)
+    source = find_file(path)
+    if unit is not None and (not isinstance(unit, str) or unit not in UNITS):
+        raise unknown_name("arrivals: unit", unit, UNITS)
     stat = source.stat()
     key = (str(source), stat.st_mtime_ns, stat.st_size, column, unit)
-    return _Times(key, _load_times(*key))
+    return _Times(key, *_load_times(*key))
 
 
 def _logged_times(name: str) -> _Times:
     """Return the times at which new queries of an imported data set came, from the first on."""
     key = (name, conversations_header(name).parquet["sha256"])
-    return _Times(key, _load_logged_times(*key))
+    return _Times(key, _load_logged_times(*key), None)
 
 
 @lru_cache(maxsize=4)
@@ -350,48 +356,51 @@ def _load_logged_times(name: str, _sha256: str) -> Floats:
 @lru_cache(maxsize=4)
 def _load_times(
     path: str, _changed: int, _size: int, column: str | None, unit: str | None
-) -> Floats:
-    cells, name, mooncake = _read_cells(Path(path), column)
-    scale = _UNITS[unit or ("ms" if mooncake else "s")]
-    times = np.sort(_seconds(cells, scale, path, name))
+) -> tuple[Floats, str | None]:
+    cells: list[Any] = []
+    places: list[str] = []
+    name, hashed, chats = "", False, False
+    for place, row in read_rows(Path(path)):
+        if not cells:
+            name = _column(path, list(row), column)
+            hashed, chats = _HASHED in row, _CHAT in row
+        if name not in row:
+            raise ValueError(f"{place}: there is no {name!r}")
+        cells.append(row[name])
+        places.append(place)
+    numbers = np.array([time_of(cell) for cell in cells if not is_date(cell)], dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if unit is None:
+        unit = _hashed_unit(numbers, chats) if hashed else unit_of(numbers)
+    times = np.sort(seconds_of(cells, places, name, unit))
     if len(times) < 2 or times[0] == times[-1]:
-        raise ValueError(f"{path}: column {name!r} needs at least two different times")
+        raise ValueError(
+            f"{path}: {f'column {name!r}' if name else 'the file'} needs at least two different "
+            "times"
+        )
     times -= times[0]
     times.flags.writeable = False
-    return times
+    return times, unit if len(numbers) else None
 
 
-def _read_cells(path: Path, column: str | None) -> tuple[list[Any], str, bool]:
-    """Return the cells of the column of times, its name, and whether this is Mooncake's layout."""
-    if path.suffix.lower() in _JSONL:
-        rows = [(place, row) for place, row in read_jsonl(path)]
-        names = list(rows[0][1]) if rows else []
-        name = _column(path, names, column)
-        for place, row in rows:
-            if name not in row:
-                raise ValueError(f"{place}: there is no {name!r}")
-        return [row[name] for _, row in rows], name, _MOONCAKE in names
-    try:
-        import polars as pl
-    except ImportError as error:
-        raise ImportError(
-            f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
-        ) from error
-    csv = path.suffix.lower() == ".csv"
-    try:
-        scan = pl.scan_csv(path, infer_schema=False) if csv else pl.scan_parquet(path)
-        names = scan.collect_schema().names()
-        name = _column(path, names, column)
-        cells = scan.select(name).collect()[name].to_list()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{path}: not a complete {path.suffix[1:]} file ({reason}); is it empty or cut off?"
-        ) from error
-    return cells, name, False
+def _hashed_unit(times: Floats, chats: bool) -> str:
+    """Tell the unit of a trace with ``hash_ids``: Mooncake has milliseconds, Qwen seconds.
+
+    Qwen's (Bailian) have a ``chat_id`` or decimals. Whichever unit comes first gives way to the
+    other if only the other makes a plausible number of requests a second.
+    """
+    if not len(times) or times.min() >= EPOCH[0]:
+        return unit_of(times)
+    seconds_first = chats or bool((times % 1.0 != 0.0).any())
+    units = ("s", "ms") if seconds_first else ("ms", "s")
+    span = float(times.max() - times.min())
+    for unit in units:
+        if span > 0 and PLAUSIBLE[0] <= len(times) / (span * UNITS[unit]) <= PLAUSIBLE[1]:
+            return unit
+    return units[0]
 
 
-def _column(path: Path, names: Sequence[str], column: str | None) -> str:
+def _column(path: str, names: Sequence[str], column: str | None) -> str:
     if column is not None:
         if column not in names:
             raise unknown_name(f"{path}: column", column, names)
@@ -400,32 +409,9 @@ def _column(path: Path, names: Sequence[str], column: str | None) -> str:
         if name in names:
             return name
     raise ValueError(
-        f"{path}: none of the columns {', '.join(names)} is {' or '.join(_COLUMNS)}; "
+        f"{path}: none of the columns {', '.join(map(str, names))} is {' or '.join(_COLUMNS)}; "
         "name the column of the times with `column`"
     )
-
-
-def _seconds(cells: Sequence[Any], scale: float, path: str, name: str) -> Floats:
-    """Turn cells, numbers or ISO 8601, into seconds."""
-    try:
-        times = np.array(cells, dtype=np.float64) * scale
-    except (TypeError, ValueError):
-        times = np.array([_one_time(cell, scale) for cell in cells])
-    wrong = np.flatnonzero(~np.isfinite(times))
-    if wrong.size:
-        row = int(wrong[0])
-        raise ValueError(
-            f"{path}, row {row + 1}: column {name!r} must be a number or an ISO 8601 time, "
-            f"not {cells[row]!r}"
-        )
-    return times
-
-
-def _one_time(cell: Any, scale: float) -> float:
-    try:
-        return float(cell) * scale
-    except (TypeError, ValueError):
-        return seconds_of(cell)
 
 
 # --- burstiness -----------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """Own logs: which LLM answered which query, and whether the user kept the answer; K = 1.
 
-CSV, JSONL or Parquet, a row an answered request, or LiteLLM spend logs; the schema is on the page
-"Your own logs" of the documentation. Every error names the file, the row or line, and the column.
+A file with a row an answered request, or LiteLLM spend logs; the schema is on the page "Your own
+logs" of the documentation. Every error names the file, the row or line, and the column.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.workloads.cells import (
+    Row,
+    cell_of,
+    number_cell,
+    number_of,
+    seconds_of,
+    show,
+    text_cell,
+    vector_cell,
+)
 from llmqueue_gym.workloads.embeddings import (
     DEFAULT_CONTEXT_DIM,
     ContextMethod,
@@ -29,24 +40,12 @@ from llmqueue_gym.workloads.pool import (
     check_cost_weight,
     check_count,
     file_sha256,
+    printable,
     unknown_name,
 )
-from llmqueue_gym.workloads.sources.retrials import (
-    THRESHOLD,
-    rate_interval,
-    similarity,
-)
-from llmqueue_gym.workloads.sources.table import (
-    Row,
-    _cell,
-    _find,
-    _json_cell,
-    _rows,
-    _show,
-    _text,
-    _vector,
-    seconds_of,
-)
+from llmqueue_gym.workloads.rows import find_file, read_rows
+from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
+from llmqueue_gym.workloads.sources.retrials import rate_interval
 from llmqueue_gym.workloads.sources.wildchat import calibration, fit_mnl
 
 Floats = NDArray[np.float64]
@@ -58,8 +57,17 @@ FIELDS = ("query", "embedding", "llm", "kept", "score", "cost", "timestamp", "pr
 LITELLM = ("request_id", "spend", "startTime", "model")
 """Columns by which a LiteLLM spend log is told."""
 
+MIN_REWARDS = 10
+"""Requests from which on a keep rate near 0 or 1 is worth a warning."""
+
 MIN_ROWS = 20
 """Requests an LLM needs, by default, to get an outcome model."""
+
+SLACK = 0.05
+"""How far outside [0, 1] a score may lie where scores are clipped."""
+
+ONE_SIDED = 0.005
+"""A keep rate that is so near 0 or 1 comes with a warning."""
 
 RATE_BOUNDS = 0.01, 0.99
 """The workload's success rates are kept within."""
@@ -95,6 +103,10 @@ class Log:
     repeat : ndarray of bool, shape (n,), or None
         Requests that ask once more, in other words perhaps, what their session just asked; None
         where the log has no sessions.
+    left_out : mapping of str to int
+        Rows that are no question to a chat LLM, by cause.
+    notes : tuple of str
+        What a reader of the figures has to know.
     """
 
     path: str
@@ -107,6 +119,8 @@ class Log:
     time: Floats | None
     propensity: Floats | None
     repeat: NDArray[np.bool_] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.llm)
@@ -134,39 +148,41 @@ class Log:
         return vectors[[place[text] for text in self.texts]]
 
 
-def read_log(path: str, columns: Mapping[str, str] | None = None) -> Log:
+def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: bool = False) -> Log:
     """Read a log.
 
     Parameters
     ----------
     path : str
-        A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` file with a row an answered request, or
-        the export of LiteLLM's table of spend logs in one of these formats.
+        A file of `llmqueue_gym.workloads.rows.SUFFIXES` with a row an answered request, or the
+        export of LiteLLM's table of spend logs in one of these formats.
     columns : mapping of str to str, optional
         Names of columns that are called otherwise, field -> column. Fields are ``query`` (text) or
         ``embedding`` (list of numbers), ``llm``, ``kept`` (true, false, 1, 0) or ``score`` (in
-        [0, 1]), and optionally ``cost`` (USD), ``timestamp`` (seconds or ISO 8601) and
+        [0, 1]), and optionally ``cost`` (USD), ``timestamp`` (a number or ISO 8601) and
         ``propensity`` (in (0, 1]).
+    clip_scores : bool
+        Whether scores up to 0.05 outside [0, 1] count as 0 or 1.
 
     Raises
     ------
     ValueError
         If the file cannot be read in full, a column is missing or a value is not what it must be.
     """
-    source = _find(path)
+    source = find_file(path)
     names = tuple(sorted((columns or {}).items()))
-    for field, name in names:
-        if field not in FIELDS:
-            raise unknown_name("columns: field", field, FIELDS)
+    for field_, name in names:
+        if field_ not in FIELDS:
+            raise unknown_name("columns: field", field_, FIELDS)
         if not isinstance(name, str) or not name:
-            raise ValueError(f"columns: {field}={name!r} must be the name of a column")
+            raise ValueError(f"columns: {field_}={name!r} must be the name of a column")
     stat = source.stat()
-    return _load(str(source), names, (stat.st_mtime_ns, stat.st_size))
+    return _load(str(source), names, clip_scores, (stat.st_mtime_ns, stat.st_size))
 
 
 def log_fingerprint(path: str, **_: Any) -> str:
     """SHA-256 of the file."""
-    return file_sha256(_find(path))
+    return file_sha256(find_file(path))
 
 
 class _Request(NamedTuple):
@@ -174,21 +190,44 @@ class _Request(NamedTuple):
 
     query: Any  # text, or a vector
     llm: str
-    reward: float | None  # None where the next request of the session tells
+    reward: float
     cost: float | None
-    time: float | None
+    timestamp: Any
     propensity: float | None
-    session: str | None
 
 
 @lru_cache(maxsize=4)
-def _load(path: str, names: tuple[tuple[str, str], ...], _: tuple[int, int]) -> Log:
+def _load(
+    path: str, names: tuple[tuple[str, str], ...], clip_scores: bool, _: tuple[int, int]
+) -> Log:
+    rows = iter(read_rows(Path(path)))
+    start = next(rows, None)
+    if start is None:
+        raise ValueError(f"{path}: the file has no rows")
+    first, renamed = start[1], dict(names)
+    rated = any(renamed.get(field_, field_) in first for field_ in ("kept", "score"))
+    if not rated and all(name in first for name in LITELLM):
+        if renamed:
+            raise ValueError(
+                f"columns={renamed!r}: a spend log of LiteLLM is read by its own columns; leave "
+                "columns out, or name one for 'kept' or 'score'"
+            )
+        return _of_litellm(path, read_spend_log(path, itertools.chain([start], rows)))
+    return _of_own(path, itertools.chain([start], rows), renamed, clip_scores)
+
+
+def _of_own(
+    path: str, rows: Iterable[tuple[str, Row]], names: dict[str, str], clip_scores: bool
+) -> Log:
+    """Log of the schema."""
     requests: list[_Request] = []
+    places: list[str] = []
     read = None
-    for place, row in _rows(Path(path)):
+    for place, row in rows:
         if read is None:
-            read = _reader(path, row, dict(names))
+            read = _reader(path, row, names, clip_scores)
         requests.append(read(place, row))
+        places.append(place)
         if not isinstance(requests[0].query, str):
             first, own = requests[0].query, requests[-1].query
             if len(own) != len(first):
@@ -196,190 +235,166 @@ def _load(path: str, names: tuple[tuple[str, str], ...], _: tuple[int, int]) -> 
                     f"{place}: column 'embedding' has a vector of length {len(own)}, but the first "
                     f"row's has {len(first)}"
                 )
-    if not requests:
-        raise ValueError(f"{path}: the file has no rows")
-    return _assemble(path, requests)
+    times = None
+    order = np.arange(len(requests))
+    if requests[0].timestamp is not None:
+        column = names.get("timestamp", "timestamp")
+        times = seconds_of([request.timestamp for request in requests], places, column)
+        order = np.argsort(times, kind="stable")
+    queries = [requests[row].query for row in order]
+    texts = isinstance(queries[0], str)
+    llms, llm = _indexed([requests[row].llm for row in order])
 
-
-def _assemble(path: str, requests: list[_Request]) -> Log:
-    timed = requests[0].time is not None
-    if timed:
-        requests = sorted(requests, key=lambda request: request.time or 0.0)
-    rewards = repeat = None
-    if requests[0].session is not None:
-        rewards, repeat = _by_session(requests)
-    texts = isinstance(requests[0].query, str)
-    llms = tuple(sorted({request.llm for request in requests}))
-    index = {llm: j for j, llm in enumerate(llms)}
-
-    def numbers(field: str) -> Floats | None:
-        values = [getattr(request, field) for request in requests]
+    def numbers(name: str) -> Floats | None:
+        values = [getattr(requests[row], name) for row in order]
         return None if values[0] is None else np.array(values, dtype=np.float64)
 
-    reward = numbers("reward") if rewards is None else rewards
+    reward = numbers("reward")
     assert reward is not None
     return Log(
         path,
-        tuple(request.query for request in requests) if texts else None,
-        None if texts else np.stack([request.query for request in requests]),
+        tuple(queries) if texts else None,
+        None if texts else np.stack(queries),
         llms,
-        np.array([index[request.llm] for request in requests], dtype=np.int64),
+        llm,
         reward,
         numbers("cost"),
-        numbers("time"),
+        None if times is None else times[order],
         numbers("propensity"),
-        repeat,
+        notes=_one_sided(reward, "kept"),
     )
 
 
-def _by_session(requests: Sequence[_Request]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Rewards of requests in order, 0 if their session's next message repeats them; the repeats."""
-    rewards, repeat = np.ones(len(requests)), np.zeros(len(requests), dtype=np.bool_)
-    last: dict[str, int] = {}
-    for row, request in enumerate(requests):
-        if request.reward is not None:
-            rewards[row] = request.reward
-        session = request.session or ""
-        if session and session in last:
-            before = requests[last[session]]
-            if similarity(str(before.query), str(request.query)) >= THRESHOLD:
-                rewards[last[session]] = 0.0
-                repeat[row] = True
-        last[session] = row
-    return rewards, repeat
+def _of_litellm(path: str, found: SpendLog) -> Log:
+    """Log of LiteLLM's spend logs."""
+    turns = found.turns
+    llms, llm = _indexed([turn.llm for turn in turns])
+    cost = np.array([turn.cost for turn in turns], dtype=np.float64)
+    unknown = np.isnan(cost)
+    notes = list(found.notes)
+    if unknown.any():
+        notes.append(f"{int(unknown.sum()):,} requests without spend count as their LLM's mean")
+        for j in range(len(llms)):
+            own = cost[(llm == j) & ~unknown]
+            rest = own if own.size else cost[~unknown]
+            cost[(llm == j) & unknown] = rest.mean() if rest.size else 0.0
+    can_tell = not any(note.startswith("warning: no retrial") for note in notes)
+    return Log(
+        path,
+        tuple(turn.query for turn in turns),
+        None,
+        llms,
+        llm,
+        found.kept,
+        cost,
+        np.array([turn.time for turn in turns], dtype=np.float64),
+        None,
+        found.repeat,
+        found.left_out,
+        (*notes, *(_one_sided(found.kept, "kept by the rule of retrials") if can_tell else ())),
+    )
+
+
+def _indexed(names: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
+    """Distinct names, sorted, and which of them each is."""
+    llms = tuple(sorted(set(names)))
+    index = {llm: j for j, llm in enumerate(llms)}
+    return llms, np.array([index[name] for name in names], dtype=np.int64)
+
+
+def _one_sided(reward: Floats, what: str) -> tuple[str, ...]:
+    """Warn where nearly all answers, or nearly none, are kept."""
+    share = float(reward.mean())
+    if len(reward) < MIN_REWARDS or min(share, 1.0 - share) > ONE_SIDED:
+        return ()
+    return (
+        f"warning: {share:.1%} of the answers are {what}, which says little of the LLMs; is that "
+        "what your users did?",
+    )
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _reader(path: str, first: Row, names: dict[str, str]) -> Any:
+def _reader(
+    path: str, first: Row, names: dict[str, str], clip_scores: bool
+) -> Callable[[str, Row], _Request]:
     """Return the function that reads a row, by the columns of the first one."""
-    plain = any(names.get(field, field) in first for field in ("kept", "score"))
-    if not plain and all(name in first for name in LITELLM):
-        return _read_litellm
-    column = {field: names.get(field, field) for field in FIELDS}
-    for field in names:
-        if column[field] not in first:
-            raise unknown_name(f"{path}: column", column[field], first)
+    column = {field_: names.get(field_, field_) for field_ in FIELDS}
+    for field_ in names:
+        if column[field_] not in first:
+            raise unknown_name(f"{path}: column", column[field_], first)
     for options in (("query", "embedding"), ("llm",), ("kept", "score")):
-        if not any(column[field] in first for field in options):
-            wanted = " or ".join(repr(column[field]) for field in options)
+        if not any(column[field_] in first for field_ in options):
+            wanted = " or ".join(repr(column[field_]) for field_ in options)
+            has = printable(", ".join(map(str, list(first)[:40])))
             raise ValueError(
-                f"{path}: there is no column {wanted}; it has {', '.join(map(str, first))}. Name a "
-                "column that is called otherwise with `columns`"
+                f"{path}: there is no column {wanted}; it has {has}. Name a column that is called "
+                "otherwise with `columns`"
             )
     vectors = column["query"] not in first
     scored = column["kept"] not in first
-    optional = [f for f in ("cost", "timestamp", "propensity") if column[f] in first]
+    there = {field_ for field_ in ("cost", "timestamp", "propensity") if column[field_] in first}
 
     def read(place: str, row: Row) -> _Request:
-        found = {field: _optional(row, field, column[field], place) for field in optional}
         return _Request(
-            query=_vector(row, column["embedding"], place)
+            query=vector_cell(row, column["embedding"], place)
             if vectors
-            else _text(row, column["query"], place),
+            else text_cell(row, column["query"], place),
             llm=_name(row, column["llm"], place),
-            reward=_number(row, column["score"], place, 0.0, 1.0)
+            reward=_score(row, column["score"], place, clip_scores)
             if scored
             else _kept(row, column["kept"], place),
-            cost=found.get("cost"),
-            time=found.get("timestamp"),
-            propensity=found.get("propensity"),
-            session=None,
+            cost=number_cell(row, column["cost"], place, 0.0, math.inf)
+            if "cost" in there
+            else None,
+            timestamp=cell_of(row, column["timestamp"], place) if "timestamp" in there else None,
+            propensity=_propensity(row, column["propensity"], place)
+            if "propensity" in there
+            else None,
         )
 
     return read
 
 
-def _optional(row: Row, field: str, column: str, place: str) -> float:
-    if field == "timestamp":
-        return _time(row, column, place)
-    if field == "propensity":
-        value = _number(row, column, place, 0.0, 1.0)
-        if value <= 0.0:
-            raise ValueError(
-                f"{place}: column {column!r} is {value}; a logged choice has a positive probability"
-            )
-        return value
-    return _number(row, column, place, 0.0, math.inf)
+def _propensity(row: Row, column: str, place: str) -> float:
+    value = number_cell(row, column, place, 0.0, 1.0)
+    if value <= 0.0:
+        raise ValueError(
+            f"{place}: column {column!r} is {value}; a logged choice has a positive probability"
+        )
+    return value
 
 
 def _name(row: Row, column: str, place: str) -> str:
-    cell = _text(row, column, place)
-    if not cell.strip():
+    name = text_cell(row, column, place)
+    if not name.strip():
         raise ValueError(f"{place}: column {column!r} is empty")
-    return cell
+    return name
 
 
 def _kept(row: Row, column: str, place: str) -> float:
-    cell = _cell(row, column, place)
-    text = str(cell).strip().lower()
+    value = cell_of(row, column, place)
+    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
     if text in _TRUE:
         return 1.0
     if text in _FALSE:
         return 0.0
     raise ValueError(
-        f"{place}: column {column!r} must be true or false, or 1 or 0, not {_show(cell)}"
+        f"{place}: column {column!r} must be true or false, or 1 or 0, not {show(value)}"
     )
 
 
-def _number(row: Row, column: str, place: str, low: float, high: float) -> float:
-    cell = _cell(row, column, place)
-    try:
-        number = float("nan") if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(
-            f"{place}: column {column!r} must be a number in [{low:g}, {high:g}], not {_show(cell)}"
-        )
-    return number
-
-
-def _time(row: Row, column: str, place: str) -> float:
-    cell = _cell(row, column, place)
-    seconds = math.nan if isinstance(cell, bool) else seconds_of(cell)
-    if not math.isfinite(seconds):
-        raise ValueError(
-            f"{place}: column {column!r} must be seconds or an ISO 8601 time, not {_show(cell)}"
-        )
-    return seconds
-
-
-def _read_litellm(place: str, row: Row) -> _Request:
-    """Read a row of LiteLLM's spend logs; the next request of its session tells a retrial.
-
-    The query is the last user message; a failed call is an answer that was not kept.
-    """
-    llm = row.get("model_group") or _name(row, "model", place)
-    session = row.get("session_id") or row.get("end_user") or row.get("user") or ""
-    failed = str(row.get("status") or "").lower() == "failure"
-    return _Request(
-        query=_last_message(row, place),
-        llm=str(llm),
-        reward=0.0 if failed else None,
-        cost=_number(row, "spend", place, 0.0, math.inf),
-        time=_time(row, "startTime", place),
-        propensity=None,
-        session=str(session),
-    )
-
-
-def _last_message(row: Row, place: str) -> str:
-    cell = _json_cell(row, "messages", place) if row.get("messages") else None
-    messages = cell if isinstance(cell, list) else []
-    for message in reversed(messages):
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            content = message.get("content")
-            if isinstance(content, list):
-                parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-                content = "\n".join(part for part in parts if isinstance(part, str))
-            if isinstance(content, str) and content:
-                return content
-    raise ValueError(
-        f"{place}: column 'messages' holds no message of a user; LiteLLM keeps them only with "
-        "store_prompts_in_spend_logs set to true"
-    )
+def _score(row: Row, column: str, place: str, clip: bool) -> float:
+    value = number_of(cell_of(row, column, place))
+    if -SLACK <= value <= 1.0 + SLACK and not 0.0 <= value <= 1.0:
+        if not clip:
+            raise ValueError(
+                f"{place}: column {column!r} is {value:g}, a little outside [0, 1]; ask for scores "
+                "to be clipped (clip_scores, --clip-scores), or scale them"
+            )
+        return min(1.0, max(0.0, value))
+    return number_cell(row, column, place, 0.0, 1.0)
 
 
 # --- the outcome model ----------------------------------------------------------------------------
@@ -468,6 +483,8 @@ def describe_log(log: Log) -> dict[str, Any]:
         "cost": None if log.cost is None else float(log.cost.sum()),
         "seconds": None if log.time is None else float(log.time[-1] - log.time[0]),
         "smallest_propensity": None if log.propensity is None else float(log.propensity.min()),
+        "left_out": dict(log.left_out),
+        "notes": list(log.notes),
         "llms": sorted(llms, key=lambda row: -int(str(row["requests"]))),
     }
 
@@ -479,6 +496,7 @@ def logs_workload(
     path: str,
     *,
     columns: Mapping[str, str] | None = None,
+    clip_scores: bool = False,
     context_dim: int | None = None,
     contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
@@ -494,7 +512,7 @@ def logs_workload(
 
     Parameters
     ----------
-    path, columns
+    path, columns, clip_scores
         See `read_log`.
     context_dim : int, optional
         Length of a context; see `Log.contexts`.
@@ -514,7 +532,7 @@ def logs_workload(
     ValueError
         If the log cannot be read, or no outcome model can be fitted.
     """
-    log = read_log(path, columns)
+    log = read_log(path, columns, clip_scores)
     how = None if contexts is None else read_contexts(contexts)
     vectors = log.contexts(context_dim, how)
     counts = np.bincount(log.llm, minlength=len(log.llms))

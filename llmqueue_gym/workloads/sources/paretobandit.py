@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
-from llmqueue_gym.workloads.sources.table import read_jsonl
+from llmqueue_gym.workloads.rows import read_jsonl
 
 _FILES = ("val.jsonl", "test_holdout.jsonl")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -23,6 +23,15 @@ COMPARED = 600
 LENGTH_RATIO = 1 / 3
 """Least ratio of the two messages' numbers of trigrams: a word out of a long request is another."""
 
+WHOLE = 20_000
+"""Characters of a message that are looked at for a piece that was replaced."""
+
+PIECE = 20
+"""Characters of a piece of a message that makes it another one, rather than a slip corrected."""
+
+TEMPLATED, TEMPLATE_LENGTH = 5, 60
+"""So many different texts that share so many characters come from an application's template."""
+
 _CONTINUING = """
 continue|go on|keep going|next|more|yes|no|ok|okay|thanks|thank you|hello|hi|sure|proceed
 继续|下一个|更多|好|好的|是|是的|谢谢|продолжай|продолжить|дальше|ещё|да|нет|спасибо|weiter|ja|nein|danke
@@ -34,9 +43,9 @@ continua|continuar|sigue|sí|gracias|suite|oui|non|merci|sim|não|obrigado|devam
 _OTHERS = re.compile(r"[\W_]+")
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, length: int = COMPARED) -> str:
     """Letters and digits of a message's beginning: no case, accents or punctuation."""
-    plain = text[:COMPARED].casefold()
+    plain = text[:length].casefold()
     if not plain.isascii():
         plain = unicodedata.normalize("NFKD", plain).casefold()
         plain = "".join(char for char in plain if not unicodedata.combining(char))
@@ -71,6 +80,86 @@ def similarity(previous: str, following: str) -> float:
     if plain in CONTINUING:
         return 0.0
     return overlap(trigrams(normalise(previous)), trigrams(plain))
+
+
+# --- messages of applications ---------------------------------------------------------------------
+
+
+def without_template(texts: Sequence[str]) -> list[str]:
+    """Texts less the beginning and the end that an application puts around them.
+
+    These are what TEMPLATED different texts share and no two questions would, TEMPLATE_LENGTH
+    characters or more; a text that is nothing else becomes empty.
+    """
+    distinct = set(texts)
+    begins = _shared_beginnings(distinct)
+    rest = {text: text[begins[text] :] for text in distinct}
+    turned = {text: left[::-1] for text, left in rest.items()}
+    ends = _shared_beginnings(set(turned.values()))
+    bare = {text: rest[text][: len(rest[text]) - ends[turned[text]]] for text in distinct}
+    return [bare[text] for text in texts]
+
+
+def _shared_beginnings(texts: set[str]) -> dict[str, int]:
+    """Characters of each text that are a template's, up to the end of a word."""
+    order = sorted(texts)
+    lengths = dict.fromkeys(order, 0)
+    for start in range(len(order) - TEMPLATED + 1):
+        window = order[start : start + TEMPLATED]
+        shared = _common(window[0], window[-1])
+        if shared >= TEMPLATE_LENGTH:
+            for text in window:
+                lengths[text] = max(lengths[text], shared)
+    for text, shared in lengths.items():
+        if 0 < shared < len(text):
+            word = re.search(r"\w*$", text[:shared])
+            lengths[text] = shared if word is None else word.start()
+    return lengths
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the beginning that two texts share."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def asks_again(previous: str, following: str) -> bool:
+    """Whether a message of an application's log asks the same once more.
+
+    As `similarity` says, but whoever replaces a number asks for something else, and so does who
+    replaces a piece of a message that is longer than what is compared.
+    """
+    one, other = normalise(previous, WHOLE), normalise(following, WHOLE)
+    if not one or not other or other in CONTINUING:
+        return False
+    if one == other:
+        return previous[WHOLE:] == following[WHOLE:]
+    numbers, others = (set(re.findall(r"\d+", plain)) for plain in (one, other))
+    if numbers - others and others - numbers:
+        return False
+    if max(len(one), len(other)) > COMPARED and _replaced(one, other):
+        return False
+    return similarity(previous, following) >= THRESHOLD
+
+
+def _replaced(one: str, other: str) -> bool:
+    """Whether what differs between two texts is a piece in place of another."""
+    begin = _common(one, other)
+    one, other = one[begin:], other[begin:]
+    end = _common(one[::-1], other[::-1])
+    one, other = one[: len(one) - end], other[: len(other) - end]
+    if min(len(one), len(other)) < PIECE:
+        return False
+    return overlap(trigrams(one), trigrams(other)) < 0.5
+
+
+# --- how good the rule is -------------------------------------------------------------------------
 
 
 def labelled_pairs() -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.workloads.rows import check_utf8, read_csv
 from llmqueue_gym.workloads.sources import inert_pickle
-from llmqueue_gym.workloads.sources.csv_rows import check_utf8, read_csv
 from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
 
 COST_SUFFIX = "|total_cost"

@@ -5,8 +5,7 @@ Every error names the file, the row (CSV, Parquet) or line (JSONL), counted from
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, show, text_cell, vector_cell
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256, unknown_name
+from llmqueue_gym.workloads.rows import find_file, read_rows
 
-Row = dict[str, Any]
 Columns = str | tuple[tuple[str, str], ...]
 """Where scores are: the name of one column of {LLM: score} objects, or (LLM, column) pairs."""
-
-_JSONL = (".jsonl", ".ndjson")
-_SUFFIXES = (".csv", *_JSONL, ".parquet")
 
 
 def table_workload(
@@ -97,7 +94,7 @@ def table_pool(
 
     Parameters and errors are those of `table_workload`.
     """
-    source = _find(path)
+    source = find_file(path)
     if (text is None) == (embedding is None):
         raise ValueError(
             f"text={text!r}, embedding={embedding!r}: name exactly one of the two columns"
@@ -123,27 +120,7 @@ def table_pool(
 
 def table_fingerprint(path: str, **_: Any) -> str:
     """SHA-256 of the file."""
-    return file_sha256(_find(path))
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    r"""Yield (place, object) for the lines of a JSONL file, split on "\n" only; blank lines skip.
-
-    Other line separators, such as U+2028, may stand unescaped inside a JSON string.
-    """
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{place}: not a JSON object ({error}); is the file cut off?"
-            ) from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{place}: expected a JSON object, not {_show(record)}")
-        yield place, record
+    return file_sha256(find_file(path))
 
 
 @dataclass(frozen=True)
@@ -192,11 +169,11 @@ def _load(
 
 def _parse(layout: _Layout) -> _Parsed:
     parsed = _Parsed()
-    for place, row in _rows(Path(layout.path)):
+    for place, row in read_rows(Path(layout.path)):
         if layout.text is not None:
-            parsed.texts.append(_text(row, layout.text, place))
+            parsed.texts.append(text_cell(row, layout.text, place))
         if layout.embedding is not None:
-            vector = _vector(row, layout.embedding, place)
+            vector = vector_cell(row, layout.embedding, place)
             if parsed.vectors and len(vector) != len(parsed.vectors[0]):
                 raise ValueError(
                     f"{place}: column {layout.embedding!r} has a vector of length {len(vector)}, "
@@ -214,15 +191,6 @@ def _parse(layout: _Layout) -> _Parsed:
     if not parsed.quality:
         raise ValueError(f"{layout.path}: the file has no rows")
     return parsed
-
-
-def _find(path: object) -> Path:
-    if not isinstance(path, str) or not Path(path).expanduser().is_file():
-        raise ValueError(f"path={path!r}: there is no such file")
-    found = Path(path).expanduser().resolve()
-    if found.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"path={path!r}: the name must end in one of {', '.join(_SUFFIXES)}")
-    return found
 
 
 def _columns(option: str, value: object) -> Columns:
@@ -247,104 +215,16 @@ def _columns(option: str, value: object) -> Columns:
     return tuple(sorted(pairs)) if isinstance(value, Mapping) else pairs
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield (place, row) of a file of any of the formats."""
-    if path.suffix.lower() in _JSONL:
-        yield from read_jsonl(path)
-        return
-    try:
-        import polars as pl
-    except ImportError as error:
-        raise ImportError(
-            f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
-        ) from error
-    csv = path.suffix.lower() == ".csv"
-    try:
-        # CSV cells stay text: a wrong one is then reported with its row and column
-        frame = pl.read_csv(path, infer_schema=False) if csv else pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{path}: not a complete {path.suffix[1:]} file ({reason}); is it empty or cut off?"
-        ) from error
-    repeated = [name for name in frame.columns if csv and "_duplicated_" in name]
-    if repeated:  # polars renames the second one
-        name = repeated[0].partition("_duplicated_")[0]
-        raise ValueError(f"{path}: the header names column {name!r} more than once")
-    for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        if not csv or any(cell is not None for cell in row.values()):
-            yield f"{path}, row {number}", row
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _cell(row: Row, column: str, place: str) -> Any:
-    if column not in row:
-        raise unknown_name(f"{place}: column", column, row)
-    if row[column] is None:
-        raise ValueError(f"{place}: column {column!r} is empty")
-    return row[column]
-
-
-def _json_cell(row: Row, column: str, place: str) -> Any:
-    """Value of a cell that may hold JSON as a string, as CSV cells do."""
-    cell = _cell(row, column, place)
-    if not isinstance(cell, str):
-        return cell
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: column {column!r} is not JSON: {_show(cell)}") from error
-
-
-def _text(row: Row, column: str, place: str) -> str:
-    cell = _cell(row, column, place)
-    if not isinstance(cell, str):
-        raise ValueError(f"{place}: column {column!r} must hold text, not {_show(cell)}")
-    return cell
-
-
-def _vector(row: Row, column: str, place: str) -> NDArray[np.float32]:
-    cell = _json_cell(row, column, place)
-    try:
-        with np.errstate(over="ignore"):
-            vector = np.asarray(cell, dtype=np.float64).astype(np.float32)
-    except (TypeError, ValueError, OverflowError):
-        vector = np.empty((0, 0), dtype=np.float32)
-    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-        raise ValueError(
-            f"{place}: column {column!r} must be a list of finite numbers, not {_show(cell)}"
-        )
-    return vector
-
-
-def seconds_of(cell: object) -> float:
-    """Seconds of a number or an ISO 8601 time in UTC; NaN for anything else."""
-    try:
-        return float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        pass
-    try:  # NumPy, unlike datetime, reads the seven decimals of the Azure traces
-        text = str(cell).strip().removesuffix("Z").removesuffix("+00:00").replace(" ", "T", 1)
-        stamp = np.datetime64(text, "ns")
-    except ValueError:
-        return float("nan")
-    return float("nan") if np.isnat(stamp) else int(stamp.astype(np.int64)) * 1e-9
-
-
 def _scores(row: Row, columns: Columns, place: str) -> Row:
     """Raw scores {LLM: value} of one row."""
     if not isinstance(columns, str):
-        return {llm: _cell(row, column, place) for llm, column in columns}
-    cell = _json_cell(row, columns, place)
-    if not isinstance(cell, dict) or not cell:
+        return {llm: cell_of(row, column, place) for llm, column in columns}
+    found = json_cell(row, columns, place)
+    if not isinstance(found, dict) or not found:
         raise ValueError(
-            f"{place}: column {columns!r} must be an object {{LLM: score}}, not {_show(cell)}"
+            f"{place}: column {columns!r} must be an object {{LLM: score}}, not {show(found)}"
         )
-    return cell
+    return found
 
 
 def _numbers(
@@ -363,7 +243,7 @@ def _numbers(
         try:
             number = float(found[llm])
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{label} is not a number: {_show(found[llm])}") from None
+            raise ValueError(f"{label} is not a number: {show(found[llm])}") from None
         if not np.isfinite(number) or not 0.0 <= number <= high:
             raise ValueError(f"{label} is {number}, expected a number in [0, {high:g}]")
         numbers.append(number)
