@@ -194,6 +194,16 @@ TRAINING = (
 """Further columns of the ``pretrained`` tables: environment steps and wall time of the training."""
 
 
+def _contexts(evidence: Evidence) -> Interval | None:
+    """Score less what it is on the same seeds with shuffled contexts."""
+    gaps = (evidence.table["score"] - evidence.table["score_shuffled"]).drop_nulls()
+    return t_interval(gaps.to_numpy()) if gaps.len() else None
+
+
+CONTEXTS = (Column("worth of contexts", "contexts", _contexts, 3, oracle=""),)
+"""Further column of a task that some agents also play with shuffled contexts."""
+
+
 # --- queueing -------------------------------------------------------------------------------------
 
 
@@ -263,8 +273,10 @@ the oracle's, the queue length regret; *decay*: its exponent in t. *routing regr
 *growth*: its exponent in t (both fitted over the last decade of slots; "noise" where the gap is not
 positive throughout). *p95 wait*: slots from arrival to departure, of departed queries.
 *USD / query*: cost of all answers served, those of retrials too, over the queries that departed
-(empty where the workload records no costs). *µs / decision*: median of act + update over slots with
-a waiting query.""",
+(empty where the workload records no costs). *worth of contexts* (*contexts*): paired difference of
+the score to that on the same task with contexts shuffled among its queries, which can then be
+recognised but not judged by them; of the agents that play both. *µs / decision*: median of act +
+update over slots with a waiting query.""",
 )
 
 

@@ -196,6 +196,7 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     ``h_oracle`` and ``h_random`` are null where the reference of that seed is missing. So is then
     ``score``; it is null on all seeds of a task if on one of them random does no worse than the
     oracle (``inverted``): the mean over the others would be one over seeds chosen by their outcome.
+    ``score_shuffled`` is that of the same seed on the task's copy with shuffled contexts, if any.
     """
     schema = {
         "task": pl.String,
@@ -232,7 +233,16 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     inverted = pl.col("h_random") <= pl.col("h_oracle")
     table = table.with_columns(score, inverted.fill_null(value=False).alias("inverted"))
     fair = pl.when(~pl.col("inverted").any().over("task")).then(pl.col("score"))
-    return table.with_columns(score=fair).sort("task", "agent", "seed")
+    table = table.with_columns(score=fair)
+    copies = {c["spec"]["task"]["name"]: c["spec"]["task"].get("control_of") for c in cells}
+    shuffled = table.select(
+        pl.col("task").replace_strict(copies, default=None, return_dtype=pl.String),
+        "agent",
+        "seed",
+        pl.col("score").alias("score_shuffled"),
+    ).drop_nulls("task")
+    table = table.join(shuffled, on=["task", "agent", "seed"], how="left")
+    return table.sort("task", "agent", "seed")
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

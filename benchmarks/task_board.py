@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.intervals import Interval, competition_ranks, separated_pair, t_interval
-from benchmarks.kinds import TRAINING, Column, Curves, Evidence, Figure, Kind, Traffic
+from benchmarks.kinds import CONTEXTS, TRAINING, Column, Curves, Evidence, Figure, Kind, Traffic
 from benchmarks.suite import REFERENCES, spec_key
 
 Record = Mapping[str, Any]
@@ -127,6 +127,8 @@ class TaskBoard:
         Words about the instances.
     seeds : int
         Seeds planned.
+    controlled : bool
+        Whether agents also play it with shuffled contexts.
     """
 
     task: Mapping[str, Any]
@@ -139,6 +141,7 @@ class TaskBoard:
     traffic: dict[str, dict[int, Traffic]]
     about: str
     seeds: int
+    controlled: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -147,14 +150,18 @@ class TaskBoard:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Figures of a row: the kind's, and under ``pretrained`` what the training cost."""
-        return self.kind.columns + (TRAINING if self.section.protocol == "pretrained" else ())
+        """The kind's, what contexts are worth if that is known, and what a training cost."""
+        training = TRAINING if self.section.protocol == "pretrained" else ()
+        return self.kind.columns + (CONTEXTS if self.controlled else ()) + training
 
 
 def task_boards(
     specs: Sequence[Record], table: pl.DataFrame, cells: Sequence[Record], section: Section
 ) -> Iterator[TaskBoard]:
-    """Score every task of a section, in the order of the plan."""
+    """Score every task of a section, in the order of the plan.
+
+    A copy with shuffled contexts is a column of its task and no board, unless it is run alone.
+    """
     planned = {spec["task"]["name"]: spec["task"] for spec in specs}
     seeds: dict[str, set[int]] = {name: set() for name in planned}
     own: dict[str, list[Record]] = {name: [] for name in planned}
@@ -163,9 +170,12 @@ def task_boards(
     for cell in cells:
         own[cell["spec"]["task"]["name"]].append(cell)
     parts = table.partition_by("task", as_dict=True)
+    controlled = {task.get("control_of") for task in planned.values()}
     for name, task in planned.items():
-        part = parts.get((name,), table.clear())
-        yield _task_board(task, part, own[name], len(seeds[name]), section)
+        if task.get("control_of") not in planned:
+            part = parts.get((name,), table.clear())
+            count = len(seeds[name])
+            yield _task_board(task, part, own[name], count, section, name in controlled)
 
 
 def _task_board(
@@ -174,11 +184,14 @@ def _task_board(
     cells: Sequence[Record],
     seeds: int,
     section: Section,
+    controlled: bool,
 ) -> TaskBoard:
     """Score one task."""
     curves, traffic = _curves(cells), _traffic(cells)
     inverted = tuple(table.filter(pl.col("inverted"))["seed"].unique().sort().to_list())
-    board = TaskBoard(task, section, [], False, None, inverted, curves, traffic, "", seeds)
+    board = TaskBoard(
+        task, section, [], False, None, inverted, curves, traffic, "", seeds, controlled
+    )
     scored = table.filter(pl.col("h_oracle").is_not_null())
     parts = {
         str(label): own for (label,), own in scored.partition_by("agent", as_dict=True).items()

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,7 @@ def cell(
     headline=True,
     protocol="online",
     tags=(),
+    control_of=None,
 ):
     t = [1, 2, 5, 10, 20, 50, 100]
     return {
@@ -67,6 +69,7 @@ def cell(
                 "horizon": 100,
                 "headline": headline,
                 "tags": list(tags),
+                **({"control_of": control_of} if control_of else {}),
             },
             "agent": {"label": agent},
             "seed": seed,
@@ -869,3 +872,46 @@ def test_above_the_oracle_at_95_percent_only_is_a_warning_and_fails_nothing():
 @pytest.mark.parametrize(("count", "text"), [(1, "95%"), (2, "97.5%"), (300, "99.983%")])
 def test_a_level_is_never_printed_as_certainty(count, text):
     assert fairness._percent(1 - 0.05 / count) == text
+
+
+# --- shuffled contexts ----------------------------------------------------------------------------
+
+
+def contexts_column(board):
+    """{agent: worth of contexts}."""
+    place = [column.title for column in board.columns].index("worth of contexts")
+    return {row.agent: row.figures[place] for row in board.rows}
+
+
+def test_contexts_are_worth_the_paired_difference_to_the_score_without_them():
+    references = {"oracle": [1.0, 1.2, 1.1], "random": [50.0, 60.0, 80.0]}
+    own = cells_of({**references, "a": [3.0, 4.0, 5.0], "b": [9.0, 8.0, 7.0]})
+    twin = {**references, "a": [6.0, 5.0, 9.0]}
+    twin = cells_of(twin, task="t-shuffled", control_of="t", headline=False)
+    scores = [
+        table.filter(pl.col("agent") == "a")["score"].to_numpy()
+        for table in (tidy(own), tidy(twin))
+    ]
+    (board,) = board_of(own + twin).tasks  # the copy has no table
+    worth = contexts_column(board)
+    assert worth["a"] == t_interval(scores[0] - scores[1])
+    assert worth["b"] is None  # plays no copy
+    (row,) = (row for row in board.rows if row.agent == "a")
+    assert row.score == t_interval(scores[0])  # the copy changes nothing else
+
+
+def test_contexts_are_compared_on_common_seeds_only():
+    queues = {"oracle": [1.0] * 3, "random": [50.0] * 3, "a": [3.0, 4.0, 5.0]}
+    twin = {name: values[:2] for name, values in queues.items()}
+    twin = cells_of(twin, task="t-shuffled", control_of="t")
+    (board,) = board_of(cells_of(queues) + twin).tasks
+    assert contexts_column(board)["a"] == t_interval([0.0, 0.0])
+
+
+def test_without_a_copy_there_is_no_column_and_a_copy_alone_has_a_table():
+    queues = {"oracle": [1.0] * 2, "random": [50.0] * 2, "a": [3.0, 4.0]}
+    (own,) = board_of(cells_of(queues)).tasks
+    (alone,) = board_of(cells_of(queues, task="t-shuffled", control_of="t")).tasks
+    for board in (own, alone):
+        assert "worth of contexts" not in [column.title for column in board.columns]
+        assert [row.agent for row in board.rows] == ["oracle", "a", "random"]
