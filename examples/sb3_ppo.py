@@ -35,7 +35,7 @@ def main(steps: int = 20_000) -> None:
     torch.set_num_threads(1)  # these networks are too small for more
     env = make_vec_env(
         "LLMQueue-v0",
-        64,
+        32,
         wrapper=DiscreteActionsVector,
         reward="departures",
         max_episode_steps=500,
@@ -44,8 +44,8 @@ def main(steps: int = 20_000) -> None:
     model = PPO(
         SetPolicy,  # the queue as a set; "MultiInputPolicy" works too, only less well
         env,
-        n_steps=16,
-        batch_size=512,
+        n_steps=32,
+        batch_size=128,
         n_epochs=4,
         gamma=0.5,
         learning_rate=2e-3,

@@ -22,6 +22,8 @@ _SLOT_COUNTS = ("retrials", "age", "wait")
 
 _EMPTY_SCALE = 10.0
 """Most slots are empty: without masks, their common score must fall fast and far."""
+_EMPTY_LOGIT = -5.0
+"""In units of the scale: a policy starts where a mask would put it, on queries that wait."""
 
 
 class QueueFeatures(BaseFeaturesExtractor):
@@ -103,6 +105,8 @@ class SetScorer(nn.Module):
         N and K.
     width : int
         Length of a code.
+    empty : float
+        Where the score of empty slots starts.
     """
 
     members: Tensor
@@ -115,13 +119,14 @@ class SetScorer(nn.Module):
         num_llms: int,
         assortment_size: int,
         width: int,
+        empty: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = SetEncoder(window, slot_size, queue_size, width)
         self.from_code = nn.Linear(width, width)
         self.from_pool = nn.Linear(self.encoder.pooled_size, width, bias=False)
         self.head = nn.Linear(width, 1 + num_llms)
-        self.empty = nn.Parameter(torch.zeros(1))
+        self.empty = nn.Parameter(torch.full((1,), empty))
         sets = list(combinations(range(num_llms), assortment_size))
         members = torch.zeros(num_llms, len(sets))
         for column, llms in enumerate(sets):
@@ -164,7 +169,7 @@ class _ActorCritic(nn.Module):
         self, window: int, slot_size: int, queue_size: int, llms: tuple[int, int], width: int
     ) -> None:
         super().__init__()
-        self.actor: nn.Module = SetScorer(window, slot_size, queue_size, *llms, width)
+        self.actor: nn.Module = SetScorer(window, slot_size, queue_size, *llms, width, _EMPTY_LOGIT)
         self.critic: nn.Module = SetValue(window, slot_size, queue_size, width)
         self.latent_dim_pi = self.latent_dim_vf = width
 

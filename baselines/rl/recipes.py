@@ -63,8 +63,8 @@ class Recipe:
 _DEPARTURES = {"reward": "departures"}
 _WIDTH = {"width": 32}
 _ON_POLICY = {
-    "n_steps": 16,
-    "batch_size": 512,
+    "n_steps": 32,
+    "batch_size": 128,
     "n_epochs": 4,
     "gamma": 0.5,
     "gae_lambda": 0.9,
@@ -86,11 +86,11 @@ _ALL = (
         QUEUE_ENV,
         "stable_baselines3:PPO",
         f"{_NETWORKS}:SetPolicy",
-        64,
+        32,
         _DEPARTURES,
         _ON_POLICY,
         _WIDTH,
-        5000,
+        500,
         anneal=True,
     ),
     Recipe(
@@ -98,11 +98,11 @@ _ALL = (
         QUEUE_ENV,
         "sb3_contrib:MaskablePPO",
         f"{_NETWORKS}:MaskableSetPolicy",
-        64,
+        32,
         _DEPARTURES,
         _ON_POLICY,
         _WIDTH,
-        5000,
+        500,
         anneal=True,
     ),
     Recipe(
@@ -153,7 +153,7 @@ _ALL = (
         f"{_NETWORKS}:RecurrentSetPolicy",
         64,
         _DEPARTURES,
-        {**_ON_POLICY, "n_steps": 32},
+        {**_ON_POLICY, "batch_size": 512},
         _WIDTH,
         1000,
         anneal=True,
@@ -196,14 +196,16 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {(r.name, r.env_id): r for r in _ALL
 def recipe(agent: str, env_id: str) -> Recipe:
     """Look up the recipe of an agent on an environment.
 
-    LLMDeploy-v0 tasks are learned stage by stage, in LLMDeployStage-v0.
+    LLMDeploy-v0 tasks are learned stage by stage, in LLMDeployStage-v0. The id may have
+    Gymnasium's prefix, ``"llmqueue_gym:LLMQueue-v0"``.
 
     Raises
     ------
     ValueError
         If there is none; the message names those there are.
     """
-    where = STAGE_ENV if env_id == "LLMDeploy-v0" else env_id
+    bare = env_id.removeprefix("llmqueue_gym:")
+    where = STAGE_ENV if bare == "LLMDeploy-v0" else bare
     names = [name for name, env in RECIPES if env == where]
     if not names:
         known = ", ".join(sorted({env for _, env in RECIPES}))
