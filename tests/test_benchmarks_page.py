@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.report import board_markdown, board_tables, draw_figure
+from benchmarks.report import board_markdown, board_tables, draw_figure, figure
 from benchmarks.report.command import make_server
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
@@ -38,7 +38,7 @@ ARGUMENTS = [
 
 SCRIPT = "</script><script>window.pwned=1</script>"
 IMAGE = "<img src=http://evil.example/x onerror=window.pwned=2>"
-MARKUP = "[red]| `x` $\\frac{ ![i](http://evil.example/y.png) \x1b[31m"
+MARKUP = "[red]| 数🎉 `x` $\\frac{ ![i](http://evil.example/y.png) \x1b[31m"
 LONG = "a" * 150
 HOSTILE = (SCRIPT, IMAGE, MARKUP, LONG)
 T = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
@@ -180,6 +180,10 @@ def test_hostile_names_stay_text_in_markdown_terminal_and_pictures(board, tmp_pa
     pictures = draw_figure(board, tmp_path / "made")
     assert all(p.path.parent == tmp_path / "made" and p.path.exists() for p in pictures)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
+
+
+def test_letters_that_the_pictures_font_lacks_become_question_marks():
+    assert figure._text("é数ж🎉\u202e$") == "é?ж?\ufffd\\$"
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "", "a\\b", "x\0y"])

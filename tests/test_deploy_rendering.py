@@ -53,6 +53,19 @@ def rows_of(text):
     return {row[1]: (row[2], row[3].split()) for row in found}
 
 
+# ---------------------------------------------------------------------- names
+
+
+def test_control_characters_in_names_are_replaced():
+    names = ["maker/a\x1b[31m", "maker/b\n\u202ec", "maker/d\x00"]
+    env = make(**SHORT, instance=SYNTHETIC, max_deployed=2)
+    env.reset(seed=0)
+    renderer = DeployRenderer(env.unwrapped.dynamics, names)
+    assert all(line.isprintable() for line in renderer.text().split("\n"))
+    assert "a\ufffd[31m" in renderer.text()
+    assert renderer.picture().any()
+
+
 # ----------------------------------------------------------------------- text
 
 

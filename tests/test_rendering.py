@@ -7,10 +7,13 @@ import pytest
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import HumanRendering
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the ids
 from llmqueue_gym.envs import rendering
 from llmqueue_gym.envs.rendering import HEIGHT, WIDTH, QueueRenderer
+from llmqueue_gym.workloads.pool import printable
 
 LONG = tuple(f"provider-{j}/a-model-with-a-rather-long-name-{j}b-instruct" for j in range(112))
 
@@ -32,6 +35,39 @@ def play(env, steps, seed=0):
 
 def tiles_of(text):
     return "".join(re.search(r"\[(.*?)\]", text, re.DOTALL).group(1).split())
+
+
+# ---------------------------------------------------------------------- names
+
+
+@settings(deadline=None)
+@example([" ", "\u202e"])
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
+def test_names_are_shown_without_control_characters(names):
+    env = gym.make("LLMQueue-v0", num_llms=2, assortment_size=2, arrival_rate=1.0)
+    env.reset(seed=0)
+    renderer = QueueRenderer(env.unwrapped.dynamics, names)
+    for _ in range(2):
+        renderer.record(0, [0, 1], env.step(np.array([0, 0, 1]))[-1])
+    text = renderer.text()
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert ", ".join(map(printable, names)) in text
+    assert renderer.picture().shape == (HEIGHT, WIDTH, 3)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8))
+def test_letters_that_the_font_lacks_are_drawn_as_question_marks(name):
+    canvas, plain = rendering._Canvas(), rendering._Canvas()
+    lacking = {letter for letter in name if not canvas._has(letter)}
+    shown = "".join("?" if letter in lacking else letter for letter in name)
+    assert canvas.text(name, 10, 10) == plain.text(shown, 10, 10)
+    np.testing.assert_array_equal(canvas.pixels(), plain.pixels())
+
+
+def test_the_font_has_latin_and_cyrillic_and_no_chinese():
+    canvas = rendering._Canvas()
+    assert [canvas._has(letter) for letter in "aéя…数🎉\u202e"] == [True] * 4 + [False] * 3
 
 
 # ----------------------------------------------------------------------- text

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
@@ -36,6 +39,7 @@ from benchmarks.scoring import Board, Sweep
 from benchmarks.standing import PROFILE_THRESHOLDS, OverallRow, Standing
 from benchmarks.suite import REFERENCES
 from benchmarks.task_board import Section, TaskBoard
+from llmqueue_gym.workloads.pool import printable
 
 Style = dict[str, object]
 
@@ -158,10 +162,25 @@ def file_name(name: str) -> str:
 
 
 def _text(text: str, longest: int = 110) -> str:
-    """Return text that Matplotlib takes as it is: no formulas, no labels hidden by a ``_``."""
-    short = text if len(text) <= longest else text[: longest - 1] + "…"
-    line = "".join(c if c.isprintable() else " " for c in short).replace("$", r"\$")
+    """Return text that Matplotlib takes as it is: no formulas, no labels hidden by a ``_``.
+
+    Letters that its font lacks, which it would draw as boxes and warn of, become ``?``.
+    """
+    line = printable(text)
+    short = line if len(line) <= longest else line[: longest - 1] + "…"
+    line = "".join(letter if _drawable(letter) else "?" for letter in short).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line
+
+
+def _drawable(letter: str) -> bool:
+    return all(font.get_char_index(ord(letter)) for font in _fonts())
+
+
+@cache
+def _fonts() -> tuple[FT2Font, ...]:
+    """Return the fonts of the pictures, regular and bold."""
+    weights = ("normal", "bold")
+    return tuple(get_font(findfont(FontProperties(weight=weight))) for weight in weights)
 
 
 def _name(label: str) -> str:

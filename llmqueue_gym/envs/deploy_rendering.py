@@ -30,6 +30,7 @@ from llmqueue_gym.envs.rendering import (
     Point,
     _Canvas,
 )
+from llmqueue_gym.workloads.pool import printable
 
 MAX_ROWS = 15
 """LLMs shown; of more, the deployed and the most used ones, and a row that sums up the others."""
@@ -67,7 +68,7 @@ class DeployRenderer:
 
     def __init__(self, dynamics: DeploymentDynamics, llms: Sequence[str]) -> None:
         self._dynamics = dynamics
-        self._llms = _without_provider(llms)
+        self._llms = tuple(map(printable, _without_provider(llms)))
         rules = dynamics.rules
         self._budget = rules.budget * rules.horizon
         self._group = -(-rules.num_stages // MAX_COLUMNS)  # stages of a column

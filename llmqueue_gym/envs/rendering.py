@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.queue import QueueDynamics
+from llmqueue_gym.workloads.pool import printable
 
 if TYPE_CHECKING:
     import pygame
@@ -37,6 +38,7 @@ _TRACE, _TRACE_FILL = (33, 113, 181), (226, 237, 247)
 
 _OVERSAMPLING = 2  # drawn twice as large and scaled down: smooth edges, even letter spacing
 _SMALL, _MEDIUM, _LARGE = 15, 18, 24  # font sizes
+_NO_LETTER = "\uffff"  # a code that stands for no letter in any font
 _MARGIN = 24
 _TITLE_LINE, _RULE, _QUEUE_LINE, _LAST_LINE = 30, 52, 74, 228
 _TILES_LEFT, _TILES_TOP, _TILES_WIDTH, _TILES_HEIGHT = 72, 96, 640, 112
@@ -87,7 +89,7 @@ class QueueRenderer:
 
     def __init__(self, dynamics: QueueDynamics, llms: Sequence[str]) -> None:
         self._dynamics = dynamics
-        self._llms = tuple(llms)
+        self._llms = tuple(map(printable, llms))
         self._lengths: deque[int] = deque(maxlen=TRACE_SLOTS + 1)
         self.start()
 
@@ -327,6 +329,8 @@ class _Canvas:
     Positions and sizes are in pixels of the finished picture.
     """
 
+    _known: ClassVar[dict[str, bool]] = {}  # whether the font, always the same, has a letter
+
     def __init__(self) -> None:
         try:
             import pygame
@@ -348,7 +352,7 @@ class _Canvas:
         return np.ascontiguousarray(pixels.transpose(1, 0, 2), dtype=np.uint8)
 
     def text_width(self, text: str, size: int = _SMALL) -> int:
-        return -(-self._font(size).size(text)[0] // _OVERSAMPLING)
+        return -(-self._font(size).size(self._drawable(text))[0] // _OVERSAMPLING)
 
     def text(
         self,
@@ -360,7 +364,7 @@ class _Canvas:
         align: str = "left",
     ) -> int:
         """Write a line centred on y; return the x where it ends (with ``right``: begins)."""
-        image = self._font(size).render(text, True, colour)
+        image = self._font(size).render(self._drawable(text), True, colour)
         width = self.text_width(text, size)
         left = round(x) - {"left": 0, "centre": width // 2, "right": width}[align]
         top = round(y * _OVERSAMPLING) - image.get_height() // 2
@@ -376,6 +380,20 @@ class _Canvas:
             keep -= 1
             short = name[: (keep + 1) // 2] + "…" + name[-(keep // 2) :]
         return short
+
+    def _drawable(self, text: str) -> str:
+        """Replace the letters that the font lacks, which it would draw as boxes, by ``?``."""
+        return "".join(letter if self._has(letter) else "?" for letter in text)
+
+    def _has(self, letter: str) -> bool:
+        if letter.isascii():
+            return True
+        if letter not in self._known:
+            font, bytes_of = self._font(_SMALL), self._pygame.image.tobytes
+            texts = (f"|{letter}", f"|{_NO_LETTER}", "|")  # alone, nothing at all is an error
+            drawn, *lacking = (bytes_of(font.render(text, True, _INK), "RGBA") for text in texts)
+            self._known[letter] = drawn not in lacking
+        return self._known[letter]
 
     def line(self, start: Point, end: Point, colour: Colour, width: int = 1) -> None:
         self._pygame.draw.line(
