@@ -303,6 +303,18 @@ def adoption_delays(own: Traffic, oracle: Traffic) -> list[tuple[int, bool]]:
     return delays
 
 
+def is_stuck(own: Traffic, oracle: Traffic) -> bool:
+    """Whether a run ends on worse LLMs, or is still searching.
+
+    So it is if over the last tenth of the stages (at least one) less than half of the queries went
+    where the oracle of the same seed sent them: LLM by LLM and stage by stage, the smaller of both
+    counts is what they share. The oracle uses LLMs that are there, so the better ones are.
+    """
+    last = slice(-max(1, own.starts.size // 10), None)
+    shared = np.minimum(own.served[last], oracle.served[last]).sum()
+    return bool(2 * shared < own.lengths[last].sum())
+
+
 def _adoption(evidence: Evidence) -> list[tuple[int, bool]]:
     return [
         pair

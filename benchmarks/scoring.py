@@ -16,7 +16,7 @@ import polars as pl
 
 from benchmarks.fairness import violations, warnings
 from benchmarks.intervals import Floats, Interval, power_exponent
-from benchmarks.kinds import DEPLOYMENT, KINDS, Kind
+from benchmarks.kinds import DEPLOYMENT, KINDS, Kind, Traffic, is_stuck
 from benchmarks.standing import OverallRow, Standing, make_standing
 from benchmarks.store import CorruptResultError
 from benchmarks.suite import PROTOCOLS, REFERENCES, canonical, kind_of, spec_key
@@ -57,6 +57,8 @@ class Sweep:
         Per agent that has all cells: regret of the true means at the end, ledger score per query.
     exponents : dict of Interval or None
         Per agent, of a horizon sweep: exponent of the final regret in T; None if not positive.
+    stuck : dict of ndarray, shape (seeds, L)
+        Per agent, of a horizon sweep: 1 where `benchmarks.kinds.is_stuck`, beside the oracle.
     """
 
     axis: str
@@ -65,6 +67,7 @@ class Sweep:
     regret: dict[str, Floats]
     ledger: dict[str, Floats]
     exponents: dict[str, Interval | None]
+    stuck: dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,8 @@ def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> S
         if spec["task"]["name"] in place:
             own = found.setdefault(spec["agent"]["label"], {})
             own[spec["seed"], spec["task"]["name"]] = cell["metrics"]
-    regret, ledger = {}, {}
+    regret, ledger, stuck = {}, {}, {}
+    traffic = {board.task["name"]: board.traffic for board in boards}
     for label, own in found.items():
         seeds = sorted({seed for seed, _ in own})
         seeds = [seed for seed in seeds if all((seed, name) in own for name in names)]
@@ -288,6 +292,9 @@ def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> S
                 np.array([[own[seed, name][metric] for name in names] for seed in seeds])
                 for metric in ("mean_regret", "ledger")
             )
+            ends = [[_stuck(traffic[name], label, seed) for name in names] for seed in seeds]
+            if axis == "horizon" and not any(None in row for row in ends):
+                stuck[label] = np.array(ends, dtype=np.float64)
     values = np.array([float(place[name][axis]) for name in names])
     exponents = (
         {label: power_exponent(values, final, axis) for label, final in regret.items()}
@@ -295,4 +302,10 @@ def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> S
         else {}
     )
     prefix = os.path.commonprefix(names).rpartition("-")[0]  # noqa: RUF071 - names, not paths
-    return Sweep(axis, prefix or names[0], values, regret, ledger, exponents)
+    return Sweep(axis, prefix or names[0], values, regret, ledger, exponents, stuck)
+
+
+def _stuck(traffic: Mapping[str, Mapping[int, Traffic]], label: str, seed: int) -> bool | None:
+    """Whether a run of a task ended on worse LLMs than the oracle's; None without the oracle's."""
+    oracle = traffic.get("oracle", {}).get(seed)
+    return None if oracle is None else is_stuck(traffic[label][seed], oracle)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.deployment import served_per_stage
 from benchmarks.engines import LocalEngine
 from benchmarks.fairness import violations
-from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays
+from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays, is_stuck
 from benchmarks.luck import LUCK_LIMIT
 from benchmarks.plan import make_plan
 from benchmarks.report import board_markdown, draw_figure
@@ -441,6 +442,43 @@ def test_exponent_of_a_horizon_sweep_is_that_of_the_power_law(power):
     assert sweep.values.tolist() == [1000, 3000, 10_000, 100_000]
     np.testing.assert_allclose(sweep.exponents["a"], power, atol=1e-9)
     assert sweep.regret["a"][2].tolist() == [3 * t**power for t in sweep.values]
+
+
+def test_a_run_is_stuck_that_ends_on_other_llms_than_the_oracles():
+    """20 stages: the last two count, and of each LLM at most what the oracle gives it."""
+    early, oracle = [[100, 0, 0]] * 18, [[0, 60, 40]] * 2
+    for last, stuck in (
+        ([[0, 60, 40]] * 2, False),
+        ([[40, 60, 0], [60, 0, 40]], False),  # 60 + 40 of 200 are shared: just half
+        ([[40, 60, 0], [61, 0, 39]], True),
+        ([[0, 0, 100], [51, 0, 49]], True),  # 40 + 40
+        ([[100, 0, 0]] * 2, True),
+    ):
+        own = traffic_of(early + last, [0, 50, 50])
+        assert is_stuck(own, traffic_of(early + oracle, [0, 50, 50])) == stuck
+
+
+def test_a_horizon_sweep_tells_the_share_of_stuck_seeds():
+    cells = [
+        cell(agent, seed, 0.5, name=f"x-T{t}", horizon=t, regret=t)
+        for agent in ("oracle", "random", "a")
+        for seed in range(4)
+        for t in (100, 200, 400)
+    ]
+    for record in cells:
+        # Agent a stays with LLM a: at the largest T on all seeds but the first, else never.
+        spec = record["spec"]
+        lost = spec["agent"]["label"] == "a" and spec["task"]["horizon"] == 400 and spec["seed"]
+        record["traffic"] = {**record["traffic"], "served": [[50, 0], [50, 0] if lost else [0, 50]]}
+    board = board_of(cells)
+    [sweep] = board.sweeps
+    assert sweep.stuck["a"].mean(axis=0).tolist() == [0.0, 0.0, 0.75]
+    assert not sweep.stuck["oracle"].any()
+    page = board_markdown(replace(board, provenance=ORIGIN))
+    [line] = [line for line in page.splitlines() if line.startswith("| a | 1.00")]
+    assert line.split(" | ")[2] == "0.000 to 0.750"
+    alone = board_of([record for record in cells if record["spec"]["agent"]["label"] == "a"])
+    assert alone.sweeps[0].stuck == {}
 
 
 def test_tasks_that_differ_in_two_parameters_or_are_only_two_are_no_sweep():

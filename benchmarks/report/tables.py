@@ -347,12 +347,14 @@ def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
     return line
 
 
-_SWEEP_COLUMNS = ("agent", "exponent of regret", "regret", "ledger / query")
+_SWEEP_COLUMNS = ("agent", "exponent of regret", "stuck", "regret", "ledger / query")
 SWEEP_NOTE = """\
 *regret* (of the true means) and *ledger / query*: means over seeds at the smallest and the largest
 value. *exponent of regret*: of the regret at the end in T, least squares over the tasks of the
 sweep with a bootstrap over seeds ("none" where it is not positive); published for StageRoute with
-K ~ T^(1/3): at most 2/3.
+K ~ T^(1/3): at most 2/3. *stuck*: share of the seeds that over the last tenth of the stages (at
+least one) send less than half of the queries to the LLMs the oracle of the same seed sends them to,
+at the smallest and the largest T: they end on worse LLMs, or still search.
 """
 
 
@@ -391,7 +393,10 @@ def _sweep_lines(sweep: Sweep) -> list[list[str]]:
     for label, regret in sweep.regret.items():
         exponent = sweep.exponents.get(label)
         line = [label, _interval(exponent) if exponent else "none" if sweep.exponents else ""]
-        for part in (regret, sweep.ledger[label]):
+        for part in (sweep.stuck.get(label), regret, sweep.ledger[label]):
+            if part is None:
+                line.append("")
+                continue
             low, *_, high = part.mean(axis=0).tolist()
             line.append(f"{_number(low)} to {_number(high)}")
         lines.append(line)
