@@ -142,6 +142,12 @@ def prepare(
             f"{log.path}: {len(train)} requests to train on and {len(judge)} to judge by are too "
             "few; give a longer log"
         )
+    if np.ptp(log.reward[train]) == 0.0 and log.reward[0] in (0.0, 1.0):
+        what = "kept" if log.reward[0] else "not kept"
+        raise ValueError(
+            f"{log.path}: all answers of the first {len(train)} requests are {what}, so nothing "
+            f"can be learned from them. {' '.join(f'({note})' for note in log.notes)}".rstrip()
+        )
     supported, notes = _support(log, train, judge)
     judge = judge[supported[log.llm[judge]]]
     cost = np.zeros(len(log)) if log.cost is None else log.cost

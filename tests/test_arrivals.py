@@ -262,6 +262,7 @@ def test_parquet_columns_and_units_can_be_named(tmp_path):
         ("Timestamp\n1\n2,3\n", "row 2: 2 cells for 1 columns"),
         ("when\n1\n2\n", "name the column"),
         ("Timestamp\n", "two different times"),
+        ("Timestamp\n1\n1e308\n-1e308\n", "row 2: .* more than thirty years after row 3"),
         ("", "two different times"),
     ],
 )

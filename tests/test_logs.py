@@ -371,6 +371,13 @@ def test_choices_that_do_not_overlap_are_refused(logged):
     assert same.estimates["self-normalised"].value == pytest.approx(same.logged.value, abs=0.01)
 
 
+def test_answers_that_are_all_kept_teach_nothing():
+    log = made_up(["a", "b"] * 50)
+    log.reward[:50] = 1.0
+    with pytest.raises(ValueError, match="made-up: all answers of the first 50 requests are kept"):
+        prepare(log, log.contexts())
+
+
 def test_a_log_of_one_llm_tells_of_no_other():
     log = made_up(["a"] * 100 + ["b"] * 3 + ["a"] * 100)
     with pytest.raises(ValueError, match="only requests answered by different LLMs tell"):

@@ -1,8 +1,10 @@
 """LiteLLM's spend logs as they are: other calls, failures, agents, templates, useless sessions."""
 
+import gzip
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,6 +172,29 @@ def test_a_failed_call_is_not_kept_wherever_it_is_told(changes):
     assert read(rows).kept.tolist() == [float(i != 4) for i in range(30)]
     rows[4] |= {"metadata": "{broken", "status": None}
     assert read(rows).kept.all()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json", "jsonl.gz"])
+def test_every_format_of_an_export_gives_the_same_log(suffix, tmp_path):
+    rows = chats(lambda i, _: f"s{i}", lambda _: "")
+    rows[5] |= {"messages": [{"role": "system", "content": "ping"}]}
+    rows[6] |= {"status": None, "metadata": json.dumps({"status": "failure"})}
+    path = tmp_path / f"spend.{suffix}"
+    if suffix == "parquet":
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(path)
+    elif suffix == "csv":
+        pl.DataFrame([row | {"messages": json.dumps(row["messages"])} for row in rows]).write_csv(
+            path
+        )
+    elif suffix == "json":
+        path.write_text(json.dumps({"data": rows, "total": len(rows)}))
+    else:
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    log, truth = read_log(str(path)), read(rows)
+    assert log.texts == tuple(turn.query for turn in truth.turns)
+    assert log.reward.tolist() == truth.kept.tolist()
+    assert log.left_out == truth.left_out == {"no message of a user, only of system": 1}
+    assert log.repeat.sum() == 10
 
 
 def test_times_and_spend_of_any_shape(tmp_path):

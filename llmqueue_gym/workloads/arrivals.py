@@ -393,7 +393,7 @@ def _hashed_unit(times: Floats, chats: bool) -> str:
         return unit_of(times)
     seconds_first = chats or bool((times % 1.0 != 0.0).any())
     units = ("s", "ms") if seconds_first else ("ms", "s")
-    span = float(times.max() - times.min())
+    span = float(times.max()) - float(times.min())
     for unit in units:
         if span > 0 and PLAUSIBLE[0] <= len(times) / (span * UNITS[unit]) <= PLAUSIBLE[1]:
             return unit

@@ -182,8 +182,8 @@ def seconds_of(
         )
     dates = np.array([is_date(value) for value in values], dtype=np.bool_)
     times[~dates] *= UNITS[unit or unit_of(times[~dates])]
-    if len(times) and times.max() - times.min() > LONGEST:
-        low, high = (int(np.argmin(times)), int(np.argmax(times)))
+    if len(times) and float(times.max()) - float(times.min()) > LONGEST:
+        low, high = int(np.argmin(times)), int(np.argmax(times))
         raise ValueError(
             f"{places[high]}: column {column!r} would lie more than thirty years after "
             f"{places[low].rpartition(', ')[2]} ({show(values[high])} and {show(values[low])}); "

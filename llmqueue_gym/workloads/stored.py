@@ -215,8 +215,7 @@ def reading_parquet(path: Path) -> Iterator[None]:
     try:
         yield
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: not a complete Parquet file ({reason})") from error
+        raise ValueError(f"{path}: not a complete Parquet file; is it cut off?") from error
 
 
 # --- writing --------------------------------------------------------------------------------------

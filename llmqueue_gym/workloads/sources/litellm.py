@@ -231,11 +231,13 @@ def _last_of_user(messages: Sequence[Any]) -> tuple[str | None, bool]:
             text = "\n".join(filter(None, map(_text, parts)))
             if text.strip():
                 return text, goes_on
-            kinds = {str(part.get("type", "unknown")) for part in parts if isinstance(part, dict)}
+            kinds = {
+                str(part.get("type") or "unknown")[:40] for part in parts if isinstance(part, dict)
+            }
             raise _LeftOutError(f"a message without text ({', '.join(sorted(kinds)) or 'empty'})")
     if goes_on:
         return None, True
-    roles = {str(m.get("role")) for m in messages if isinstance(m, Mapping) and m.get("role")}
+    roles = {str(m.get("role"))[:40] for m in messages if isinstance(m, Mapping) and m.get("role")}
     raise _LeftOutError(
         f"no message of a user, only of {', '.join(sorted(roles))}" if roles else _NO_PROMPT
     )
@@ -250,7 +252,7 @@ def _is_tool_use(message: Mapping[Any, Any]) -> bool:
 
 
 def _is_tool_part(part: Mapping[Any, Any]) -> bool:
-    return part.get("type") in _TOOL_PARTS or "functionResponse" in part
+    return part.get("type") in _TOOL_PARTS or bool(part.get("functionResponse"))
 
 
 def _text(part: object) -> str:
