@@ -217,9 +217,10 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
             "tabs in a file that is called .tsv"
         )
     for number, cells in enumerate(rows, start=1):
-        if any(cells):
-            for name, cell in zip(header, cells, strict=True):
-                check_utf8(cell, path, number, name)
+        if joined := "".join(cells):
+            if not joined.isascii():
+                for name, cell in zip(header, cells, strict=True):
+                    check_utf8(cell, path, number, name)
             row = {name: cell or None for name, cell in zip(header, cells, strict=True)}
             yield f"{path}, row {number}", row
 
