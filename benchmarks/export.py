@@ -16,13 +16,18 @@ from typing import Any
 
 import numpy as np
 
+import llmqueue_gym
 from benchmarks.intervals import fitted_points
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import canonical, spec_key
 
 Record = dict[str, Any]
 
-FORMAT = "llmqueue-bench export 1"
+FORMAT = "llmqueue-bench export"
+SCHEMA = 2
+"""Version of what `docs/scoring.md` says of the file. 2 added ``schema`` and the ``warnings``."""
+
+_FORMAT_1 = f"{FORMAT} 1"  # of files without a schema
 
 _EARLY_POINTS = 20  # of a curve, before its last decade
 _CURVE_UNITS = 1e5  # a curve is stored in whole units, at most so many
@@ -47,17 +52,14 @@ class ExportedRun:
     Raises
     ------
     CorruptResultError
-        If the file is truncated, was edited, or is no export.
+        If the file is truncated, was edited, is no export, or one of a newer schema.
     """
 
     def __init__(self, path: Path) -> None:
         self.root = Path(path)
         try:
             document = json.loads(gzip.decompress(self.root.read_bytes()))
-            if document["format"] != FORMAT:
-                raise CorruptResultError(
-                    f"{path} has the format {document['format']!r}; this version reads {FORMAT!r}"
-                )
+            _check_schema(path, document)
             intact = document["checksum"] == _checksum(document["content"])
         except CorruptResultError:
             raise
@@ -102,7 +104,12 @@ def export_run(store: Store | ExportedRun, path: Path) -> int:
         If a result is damaged: running the suite again computes it anew.
     """
     content = _pack(store)
-    document = {"format": FORMAT, "checksum": _checksum(content), "content": content}
+    document = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "checksum": _checksum(content),
+        "content": content,
+    }
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=9) as stream:
         stream.write(canonical(document).encode())
@@ -115,6 +122,19 @@ def export_run(store: Store | ExportedRun, path: Path) -> int:
         temporary.unlink(missing_ok=True)
         raise
     return len(buffer.getvalue())
+
+
+def _check_schema(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse what this version cannot read."""
+    schema = 1 if document["format"] == _FORMAT_1 else document["schema"]
+    if document["format"] not in (FORMAT, _FORMAT_1) or type(schema) is not int or schema < 1:
+        raise ValueError(f"format {document['format']!r}, schema {schema!r}")
+    if schema > SCHEMA:
+        raise CorruptResultError(
+            f"{path} has the schema {schema}, and llmqueue_gym {llmqueue_gym.__version__} reads "
+            f"exports up to schema {SCHEMA}: upgrade llmqueue_gym, or export the run with this "
+            "version"
+        )
 
 
 def _checksum(content: Record) -> str:
@@ -190,6 +210,8 @@ def _pack_group(
         }
         if "traffic" in records[0]:
             group["traffic"] = [_pack_traffic(record["traffic"], shared) for record in records]
+        if any("warnings" in record for record in records):
+            group["warnings"] = [shared(record.get("warnings", [])) for record in records]
     return group
 
 
@@ -199,7 +221,7 @@ def rounded(value: Any) -> Any:
 
 
 def as_exported(record: Mapping[str, Any]) -> Record:
-    """Return what an export keeps of a result's metrics, curve and traffic, as it is read again."""
+    """Return what an export keeps of a result, as it is read again."""
     t = np.array(record["curve"]["t"])
     kept = _kept_points(t)
     curve = {
@@ -210,7 +232,7 @@ def as_exported(record: Mapping[str, Any]) -> Record:
     return {
         "metrics": {name: rounded(value) for name, value in record["metrics"].items()},
         "curve": {"t": t[kept].tolist(), **curve},
-        **({"traffic": record["traffic"]} if "traffic" in record else {}),
+        **{name: record[name] for name in ("traffic", "warnings") if name in record},
     }
 
 
@@ -290,6 +312,8 @@ def _unpack_cell(group: Record, number: int, shared: Sequence[Any]) -> Record:
     }
     if "traffic" in group:
         cell["traffic"] = _unpack_traffic(group["traffic"][number], shared)
+    if "warnings" in group and (warned := shared[group["warnings"][number]]):
+        cell["warnings"] = warned
     return cell
 
 

@@ -164,6 +164,16 @@ def _interval(name: str, less: str | None = None) -> Callable[[Evidence], Figure
     return figure
 
 
+def _size(name: str) -> Callable[[Evidence], Figure]:
+    """Interval of a metric that cannot be negative: it does not reach below 0."""
+
+    def figure(evidence: Evidence) -> Interval:
+        value, low, high = t_interval(evidence.table[name].to_numpy())
+        return Interval(value, max(low, 0.0), high)
+
+    return figure
+
+
 def _decision(evidence: Evidence) -> float | None:
     value = evidence.table["decision_us"].median()
     return None if value is None else float(value)  # type: ignore[arg-type]
@@ -236,6 +246,7 @@ QUEUEING = Kind(
         "wait_p95",
         "retrials_per_departed",
         "usd_per_query",
+        "backlog_share",
         "routing_regret",
         *_LUCK,
         "arrival_rate",
@@ -250,15 +261,16 @@ QUEUEING = Kind(
     reference=("tail_queue",),
     about=_about_queue,
     columns=(
-        Column("mean queue", "", _interval("mean_queue")),
+        Column("mean queue", "", _size("mean_queue")),
         Column("", "queue", _mean("mean_queue"), 3),
-        Column("tail queue", "", _interval("tail_queue")),
+        Column("tail queue", "", _size("tail_queue")),
         Column("tail gap", "", _interval("tail_queue", "tail_queue_oracle"), oracle="0"),
         Column("", "tail gap", _interval("tail_queue", "tail_queue_oracle"), 3),
         Column("decay", "", _queue_decay, oracle="", missing="noise"),
-        Column("routing regret", "", _interval("routing_regret"), oracle="0"),
-        Column("", "regret", _interval("routing_regret"), 3, oracle=""),
+        Column("routing regret", "", _size("routing_regret")),
+        Column("", "regret", _mean("routing_regret"), 3),
         Column("growth", "", _growth, oracle="", missing="noise"),
+        Column("backlog", "", _mean("backlog_share"), 3),
         Column("p95 wait", "", _mean("wait_p95"), 3),
         Column("retrials / departed", "", _mean("retrials_per_departed"), 3),
         Column("USD / query", "", _mean("usd_per_query"), 5),
@@ -269,9 +281,11 @@ QUEUEING = Kind(
 h = log(1 + mean queue length), paired by seed; 0 is random, 1 the optimum (c mu). *burstiness*:
 variance of the arrivals in 100 slots over that of Bernoulli arrivals. *mean queue* and
 *tail queue* (last 20% of the slots): waiting queries. *tail gap*: paired difference of the tail to
-the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative;
-*growth*: its exponent in t (both fitted over the last decade of slots; "noise" where the gap is not
-positive throughout). *p95 wait*: slots from arrival to departure, of departed queries.
+the oracle's, the queue length regret; *decay*: its exponent in t. *routing regret*: cumulative, and
+not 0 even of the oracle where a better query waits beyond the window; *growth*: its exponent in t
+(both fitted over the last decade of slots; "noise" where the gap is not positive throughout).
+*backlog*: share of slots in which more queries wait than the window shows. *p95 wait*: slots from
+arrival to departure, of departed queries.
 *USD / query*: cost of all answers served, those of retrials too, over the queries that departed
 (empty where the workload records no costs). *worth of contexts* (*contexts*): paired difference of
 the score to that on the same task with contexts shuffled among its queries, which can then be

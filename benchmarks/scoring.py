@@ -86,6 +86,7 @@ class Board:
     provenance: Mapping[str, Any]
     cells: list[Record] = field(repr=False)
     trainings: Sequence[Record] = ()
+    data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # files, by task
 
     @property
     def sections(self) -> list[Section]:
@@ -170,6 +171,7 @@ def make_board(
         provenance=run["provenance"],
         cells=list(cells),
         trainings=run.get("trainings", ()),
+        data=run.get("data", {}),
     )
 
 

@@ -15,6 +15,9 @@ from benchmarks.suite import REFERENCES, spec_key
 
 Record = Mapping[str, Any]
 
+INSTALLED = "installed package"
+"""Stands for the commit of code that was not run from a checkout."""
+
 
 class Section(NamedTuple):
     """What shares tables: tasks of one kind, agents of one protocol (and the references)."""
@@ -56,7 +59,7 @@ class Origin:
         found = [cell["provenance"] for cell in cells]
 
         def distinct(name: str) -> tuple[str, ...]:
-            return tuple(sorted({record[name] or "no commit" for record in found}))
+            return tuple(sorted({record[name] or INSTALLED for record in found}))
 
         return cls(
             commands=distinct("command"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from benchmarks import export
 from benchmarks.export import ExportedRun, export_run, open_results
 from benchmarks.intervals import decay_exponent, fitted_points, growth_exponent
 from benchmarks.report import board_markdown
+from benchmarks.report.instance import task_warnings
+from benchmarks.report.page import page_data
 from benchmarks.scoring import load_board
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import spec_key
 
+ROOT = Path(__file__).resolve().parents[1]
 T = np.unique(np.rint(np.geomspace(1, 5000, 200)))
 ORIGIN = {
     "command": "llmqueue-bench run s",
@@ -85,7 +89,9 @@ def store(tmp_path):
     agents = ("oracle", "random", "good", "poor")
     cells = [spec(t, a, s) for t in ("queue", "deploy") for a in agents for s in range(4)]
     for one in cells[:-2]:
-        store.save(one, payload(one, rng))
+        warned = one["task"]["name"] == "queue" and one["seed"] < 3
+        text = f"over budget in {one['seed'] + 2} of 20 stages"
+        store.save(one, payload(one, rng) | ({"warnings": [text]} if warned else {}))
     store.save_failure(cells[-1], {"error": "boom", "traceback": "long", "output": "x"})
     run = {"suite": "s", "skipped": {"that": "why"}, "cells": cells, "provenance": ORIGIN}
     run["trainings"] = []
@@ -170,9 +176,59 @@ def test_damaged_files_are_named_and_never_read(store, tmp_path):
     edited(path, lambda d: d["content"]["run"].update(suite="other"))
     with pytest.raises(CorruptResultError, match="edited"):
         open_results(path)
-    edited(path, lambda d: d.update(format="llmqueue-bench export 99"))
-    with pytest.raises(CorruptResultError, match="export 99"):
+    edited(path, lambda d: d.update(format="other"))
+    with pytest.raises(CorruptResultError, match=r"no export.*'other'"):
         open_results(path)
+
+
+def test_a_newer_schema_is_refused_with_what_to_do(store, tmp_path):
+    path = tmp_path / "s.json.gz"
+    export_run(store, path)
+    assert json.loads(gzip.decompress(path.read_bytes()))["schema"] == export.SCHEMA
+    newer = export.SCHEMA + 1
+    edited(path, lambda d: d.update(schema=newer, content={"what": "nobody knows yet"}))
+    with pytest.raises(CorruptResultError, match=f"schema {newer}.*up to schema.*upgrade"):
+        open_results(path)
+    for wrong in (0, "2", None, True):
+        edited(path, lambda d, wrong=wrong: d.update(schema=wrong))
+        with pytest.raises(CorruptResultError, match="no export"):
+            open_results(path)
+
+
+def test_files_of_the_first_schema_are_still_read(store, tmp_path):
+    path = tmp_path / "s.json.gz"
+    export_run(store, path)
+    edited(path, lambda d: (d.pop("schema"), d.update(format="llmqueue-bench export 1")))
+    assert board_markdown(load_board(open_results(path))) == board_markdown(load_board(store))
+
+
+def test_every_field_of_the_file_is_documented(store, tmp_path):
+    text = (ROOT / "docs" / "scoring.md").read_text(encoding="utf-8")
+    _, _, schema = text.partition("## The export schema")
+    export_run(store, tmp_path / "s.json.gz")
+    document = json.loads(gzip.decompress((tmp_path / "s.json.gz").read_bytes()))
+    content = document["content"]
+    fields = {*document, *content, *content["run"]}
+    fields |= {name for group in content["groups"] for name in group}
+    fields |= {name for group in content["groups"] for name in group["spec"]}
+    fields |= {
+        name for group in content["groups"] for run in group.get("traffic", ()) for name in run
+    }
+    assert {name for name in fields if f"`{name}`" not in schema} == set()
+    assert f"schema `{export.SCHEMA}`" in schema
+
+
+def test_warnings_of_an_instance_come_back_and_are_shown_once(store, tmp_path):
+    export_run(store, tmp_path / "s.json.gz")
+    back = open_results(tmp_path / "s.json.gz")
+    for one in store.load_run()["cells"][:-2]:
+        mine, theirs = back.load(spec_key(one)), store.load(spec_key(one))
+        assert mine.get("warnings") == theirs.get("warnings")
+    board = load_board(back)
+    text = "over budget in 2 to 4 of 20 stages (3 of 4 seeds)"
+    assert task_warnings(board) == {"queue": [text]}
+    assert board_markdown(board).count(f"Warning: {text}.") == 1
+    assert [task["warnings"] for task in page_data(board)["sections"][0]["tasks"]] == [[text]]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from benchmarks.intervals import Floats, Interval
+from benchmarks.report.instance import task_data, task_warnings
 from benchmarks.report.series import (
     HeatMap,
     Panel,
@@ -132,6 +133,7 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
     training = {
         name: _panel(panel, agents) for name, panel in training_panels(board, section).items()
     }
+    warned = task_warnings(board)
     legend = section.kind.legend + "\n" + PROTOCOL_NOTES.get(section.protocol, "")
     return {
         "kind": section.kind.name,
@@ -165,7 +167,12 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
             for tag, scores in standing.tags.items()
         },
         "tasks": [
-            {**_task(task, agents, origins), "training": training.get(task.task["name"])}
+            {
+                **_task(task, agents, origins),
+                "training": training.get(task.task["name"]),
+                "warnings": warned.get(task.task["name"], []),
+                "data": task_data(board, task),
+            }
             for task in tasks
         ],
         "sweeps": [

@@ -99,7 +99,7 @@ def _regret_panel(task: TaskBoard) -> Panel:
     lines = {
         label: (curves.t, curves.sums["regret"])
         for label, curves in task.curves.items()
-        if label != "oracle"  # its regret is 0
+        if label != "oracle" or curves.sums["regret"].any()  # 0 where the window never binds
     }
     shown = np.concatenate(
         [np.zeros(0), *(regret.mean(axis=0)[t >= first] for t, regret in lines.values())]

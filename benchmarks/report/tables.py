@@ -18,10 +18,11 @@ from rich.text import Text
 from benchmarks.intervals import Interval, t_interval
 from benchmarks.kinds import DEPLOYMENT
 from benchmarks.report.figure import Picture
+from benchmarks.report.instance import task_warnings
 from benchmarks.scoring import Board, Sweep
 from benchmarks.standing import OverallRow
 from benchmarks.suite import PUBLISHED_FIGURE, REFERENCES
-from benchmarks.task_board import Section, TaskBoard, TaskRow
+from benchmarks.task_board import INSTALLED, Section, TaskBoard, TaskRow
 from llmqueue_gym.workloads.pool import printable
 
 _ORIGIN = (
@@ -98,6 +99,7 @@ def board_tables(board: Board) -> list[Table | str]:
 def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
     """Return ``leaderboard.md``, beside which the pictures lie."""
     origin = _origin(board)
+    warned = task_warnings(board)
     parts = [f"# Leaderboard: {_escaped(board.suite)}\n"]
     parts += [f"**The oracle was beaten.** {_escaped(text)}\n" for text in board.violations]
     mark = "##" if len(board.sections) < 2 else "###"
@@ -117,6 +119,7 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
             parts += [f"{mark} {_escaped(_task_title(task))}\n"]
             parts += [_markdown(task_headers(task, short=False), task_lines(task, False))]
             parts += [f"{_seeds(task)} {origin}\n"]
+            parts += [f"Warning: {_escaped(text)}.\n" for text in warned.get(task.task["name"], ())]
             if lines := published_lines(task):
                 parts += [f"{_escaped(published_title(task))}\n"]
                 parts += [_markdown(PUBLISHED_COLUMNS, lines)]
@@ -311,8 +314,25 @@ def _task_title(board: TaskBoard) -> str:
 
 def task_headers(board: TaskBoard, *, short: bool) -> tuple[str, ...]:
     """Headers of a task's table: the short one, or the page's."""
-    titles = (column.short if short else column.title for column in board.columns)
-    return ("" if short else "rank", "agent", "score", *(title for title in titles if title))
+    titles = (
+        board.columns[place].short if short else board.columns[place].title
+        for place in _shown(board, short)
+    )
+    return ("" if short else "rank", "agent", "score", *titles)
+
+
+def _shown(board: TaskBoard, short: bool) -> list[int]:
+    """Places of the columns of a table; one without a single figure is left out."""
+    return [
+        place
+        for place, column in enumerate(board.columns)
+        if (column.short if short else column.title)
+        and (
+            column.missing
+            or not board.rows
+            or any(row.figures[place] is not None for row in board.rows)
+        )
+    ]
 
 
 def task_lines(board: TaskBoard, short: bool) -> list[list[str]]:
@@ -332,9 +352,8 @@ def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
     missing = "" if short or row.seeds == board.seeds else f" ({row.seeds} seeds)"
     score = _number(_value(row.score)) if row.agent in REFERENCES else _interval(row.score, 3)
     line = [_rank(row.rank), row.agent + missing, score]
-    for column, figure in zip(board.columns, row.figures, strict=True):
-        if not (column.short if short else column.title):
-            continue
+    for place in _shown(board, short):
+        column, figure = board.columns[place], row.figures[place]
         if row.agent == "oracle" and column.oracle is not None:
             line.append(column.oracle)
         elif figure is None:
@@ -415,7 +434,7 @@ def _origin(board: Board) -> str:
     """Command, version, commit and machine behind a table; all commits that cells come from."""
     run: Mapping[str, Any] = board.provenance
     commits = {cell["provenance"]["commit"] for cell in board.cells} or {run["commit"]}
-    commit = ", ".join(sorted(name or "no commit" for name in commits))
+    commit = ", ".join(sorted(name or INSTALLED for name in commits))
     machines = {cell["provenance"]["machine"] for cell in board.cells} or {run["machine"]}
     versions = f"Python {run['python']}, NumPy {run['numpy']}, Gymnasium {run['gymnasium']}"
     return (
