@@ -34,7 +34,7 @@ TASK: Mapping[str, Any] = {"instance_seed": 0, "reward": "departures", "max_epis
 
 def native() -> VecEnv:
     """All lanes in one object."""
-    return make_vec_env("LLMQueue-v0", LANES, wrapper=DiscreteActionsVector, **TASK)
+    return make_vec_env("LLMQueue-v0", LANES, wrapper=DiscreteActionsVector, monitor=False, **TASK)
 
 
 def one_by_one() -> VecEnv:

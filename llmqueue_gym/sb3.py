@@ -5,7 +5,10 @@ One process, all lanes stepped at once; import this module only where SB3 is ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,15 +16,30 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 import llmqueue_gym  # noqa: F401 - registers the environments
+from llmqueue_gym.wrappers import (
+    DiscreteActions,
+    DiscreteActionsVector,
+    FlatObservation,
+    FlatObservationVector,
+    PreviousDecision,
+    PreviousDecisionVector,
+)
 
 try:
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 except ImportError as error:
     raise ImportError(
         'llmqueue_gym.sb3 needs Stable-Baselines3: pip install "llmqueue_gym[rl]"'
     ) from error
 
 Indices = int | Iterable[int] | None
+
+VECTOR_FORMS: dict[Any, Callable[[Any], VectorEnv[Any, Any, Any]]] = {
+    DiscreteActions: DiscreteActionsVector,
+    FlatObservation: FlatObservationVector,
+    PreviousDecision: PreviousDecisionVector,
+}
+"""Wrappers of one environment that all lanes can be wrapped in at once."""
 
 
 def make_vec_env(
@@ -30,15 +48,24 @@ def make_vec_env(
     seed: int | None = None,
     *,
     wrapper: Callable[[Any], VectorEnv[Any, Any, Any]] | None = None,
+    wrapper_class: Callable[..., gym.Env[Any, Any]] | None = None,
+    wrapper_kwargs: Mapping[str, Any] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    monitor: bool = True,
     **kwargs: Any,
-) -> GymnasiumVecEnv:
+) -> VecEnv:
     """Build a vector environment for SB3; the native one where the environment has one.
+
+    It takes what SB3's own ``make_vec_env`` is usually given, and more. To normalise observations,
+    name the keys, as two of them are no numbers: ``VecNormalize(env, norm_obs_keys=["contexts",
+    "retrials", "age", "wait", "queue_length"])``.
 
     Parameters
     ----------
     env_id : str
-        ``"LLMQueue-v0"``, ``"LLMDeploy-v0"``, ... LLMDeployStage-v0 has no native vector
-        environment; its copies are stepped one by one.
+        ``"LLMQueue-v0"``, ``"LLMDeploy-v0"``, ...; ``"module:LLMQueue-v0"`` imports the module
+        first. LLMDeployStage-v0 has no native vector environment; its copies are stepped one by
+        one.
     n_envs : int
         Lanes, B.
     seed : int, optional
@@ -47,31 +74,80 @@ def make_vec_env(
         Takes the Gymnasium vector environment and returns it wrapped, e.g.
         `llmqueue_gym.wrappers.DiscreteActionsVector` (DQN needs it) or one of
         ``gymnasium.wrappers.vector``.
+    wrapper_class : callable, optional
+        Takes one environment and returns it wrapped, as in SB3. The wrappers of
+        `llmqueue_gym.wrappers` are replaced by their vector forms; with any other the copies are
+        stepped one by one. Applied before ``wrapper``.
+    wrapper_kwargs : mapping, optional
+        Arguments of ``wrapper_class``.
+    env_kwargs : mapping, optional
+        Arguments of the environment, as in SB3; the same as naming them.
+    monitor : bool
+        Whether ``info["episode"]`` tells the return and the length of an episode that ends
+        (SB3's ``VecMonitor``).
     **kwargs
         Arguments of the environment, ``max_episode_steps`` included.
 
     Returns
     -------
-    GymnasiumVecEnv
-        Masks are there for MaskablePPO: ``env_method("action_masks")``.
+    VecEnv
+        A `GymnasiumVecEnv`, monitored. Masks are there for MaskablePPO:
+        ``env_method("action_masks")``.
 
     Raises
     ------
     ValueError
         If an argument is wrong.
     """
-    spec = gym.spec(env_id)
-    if spec.vector_entry_point is not None:
-        venv = gym.make_vec(env_id, n_envs, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
-    else:
-        venv = SyncVectorEnv(
-            [lambda: gym.make(env_id, disable_env_checker=True, **kwargs)] * n_envs,
-            autoreset_mode=AutoresetMode.SAME_STEP,
+    module, _, _ = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    given: Any = wrapper_class
+    if isinstance(given, type) and issubclass(given, VectorWrapper):
+        raise ValueError(
+            f"wrapper_class={given.__name__} wraps all lanes; wrapper_class wraps each "
+            "environment: give it as wrapper"
         )
+    arguments = {**(env_kwargs or {}), **kwargs}
+    mode = AutoresetMode.SAME_STEP
+    all_lanes = None if wrapper_kwargs else VECTOR_FORMS.get(wrapper_class)
+    native = gym.spec(env_id.rpartition(":")[2]).vector_entry_point is not None
+    if native and (wrapper_class is None or all_lanes is not None):
+        venv = gym.make_vec(env_id, n_envs, autoreset_mode=mode, **arguments)
+        if all_lanes is not None:
+            venv = all_lanes(venv)
+    else:
+        make = partial(_make_one, env_id, arguments, wrapper_class, dict(wrapper_kwargs or {}))
+        venv = SyncVectorEnv([make] * n_envs, autoreset_mode=mode)
     env = GymnasiumVecEnv(venv if wrapper is None else wrapper(venv))
     if seed is not None:
         env.seed(seed)
-    return env
+    return _Monitor(env) if monitor else env
+
+
+def _make_one(
+    env_id: str,
+    arguments: dict[str, Any],
+    wrapper_class: Callable[..., gym.Env[Any, Any]] | None,
+    wrapper_kwargs: dict[str, Any],
+) -> gym.Env[Any, Any]:
+    env = gym.make(env_id, disable_env_checker=True, **arguments)
+    return env if wrapper_class is None else wrapper_class(env, **wrapper_kwargs)
+
+
+class _Monitor(VecMonitor):
+    """SB3's monitor, with the infos of resets, and without what cannot be pickled."""
+
+    def reset(self) -> Any:
+        observation = super().reset()
+        self.reset_infos = self.venv.reset_infos
+        return observation
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "class_attributes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, class_attributes=dict(inspect.getmembers(type(self))))
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -184,7 +260,7 @@ class GymnasiumVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Indices = None
     ) -> list[bool]:
-        """Return False for every lane: use SB3's ``VecMonitor`` for episode statistics."""
+        """Return False for every lane: `make_vec_env` monitors all of them at once."""
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> list[None]:

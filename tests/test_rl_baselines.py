@@ -273,7 +273,9 @@ def test_the_recurrent_policy_does_not_depend_on_the_order_of_the_llms() -> None
 
 @pytest.mark.parametrize("kwargs", [{}, {"num_llms": 4, "assortment_size": 1, "window": 3}])
 def test_queue_spaces_have_the_shapes_of_the_environment(kwargs: dict[str, Any]) -> None:
-    env = make_vec_env("LLMQueue-v0", 1, wrapper=DiscreteActionsVector, **kwargs)
+    env: Any = make_vec_env(
+        "LLMQueue-v0", 1, wrapper=DiscreteActionsVector, monitor=False, **kwargs
+    )
     base: Any = env.venv.unwrapped
     nvec = base.single_action_space.nvec
     problem = QueueProblem(int(nvec[1]), len(nvec) - 1, 5, int(nvec[0]), 0.5, 10)

@@ -6,6 +6,8 @@ Also that Gymnasium's wrappers named in llmqueue_gym.wrappers work here.
 from __future__ import annotations
 
 import importlib
+import pickle
+import re
 import sys
 from math import comb
 from typing import Any
@@ -25,13 +27,15 @@ pytest.importorskip("sb3_contrib")
 import torch
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
 from llmqueue_gym.wrappers import (
     DiscreteActions,
     DiscreteActionsVector,
+    FlatObservation,
     PreviousDecision,
     PreviousDecisionVector,
     assortments,
@@ -65,7 +69,7 @@ def test_equals_dummy_vec_env(env_id: str, kwargs: dict[str, Any], discrete: boo
         return DiscreteActions(env) if discrete else env
 
     wrapper = DiscreteActionsVector if discrete else None
-    ours: VecEnv = make_vec_env(env_id, 3, seed=5, wrapper=wrapper, **kwargs)
+    ours = make_vec_env(env_id, 3, seed=5, wrapper=wrapper, monitor=False, **kwargs)
     theirs = DummyVecEnv([one] * 3)
     theirs.seed(5)
     assert_equal(ours.reset(), theirs.reset(), "reset")
@@ -103,9 +107,9 @@ def test_masked_training_serves_whenever_somebody_waits() -> None:
     torch.set_num_threads(1)  # more than the machine has to spare stalls such small networks
     env = make_vec_env("LLMQueue-v0", 4, wrapper=DiscreteActionsVector, **QUEUE)
     assert is_masking_supported(env)
-    model = MaskablePPO("MultiInputPolicy", VecMonitor(env), n_steps=16, batch_size=64, seed=0)
+    model = MaskablePPO("MultiInputPolicy", env, n_steps=16, batch_size=64, seed=0)
     model.learn(128)
-    assert len(model.ep_info_buffer or ()) > 0  # VecMonitor sees the ends of episodes
+    assert len(model.ep_info_buffer or ()) > 0  # monitored: the ends of episodes are seen
     observation = env.reset()
     for _ in range(60):
         waiting = observation["queue_length"][:, 0] > 0
@@ -143,6 +147,94 @@ def test_seeds_are_used_once() -> None:
     assert_equal(dict(enumerate(first)), dict(enumerate(second)), "same seed")
     later: list[Any] = [env.step(np.zeros((2, 3), np.int64))[0] for _ in range(9)]
     assert not np.array_equal([o["contexts"] for o in later], [o["contexts"] for o in first[1:]])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"),
+    [("LLMQueue-v0", QUEUE), ("LLMDeploy-v0", DEPLOY), ("LLMDeployStage-v0", DEPLOY)],
+)
+@pytest.mark.parametrize("monitor", [True, False])
+def test_a_pickled_vector_environment_goes_on_as_the_original(
+    env_id: str, kwargs: dict[str, Any], monitor: bool
+) -> None:
+    pickle.loads(pickle.dumps(make_vec_env(env_id, 2, monitor=monitor, **kwargs)))
+    env = make_vec_env(env_id, 2, seed=0, monitor=monitor, **kwargs)
+    env.reset()
+    twin = pickle.loads(pickle.dumps(env))
+    assert twin.get_attr("llms") == env.get_attr("llms")
+    env.action_space.seed(0)
+    for _ in range(45):
+        actions = np.stack([env.action_space.sample() for _ in range(2)])
+        mine, other = env.step(actions), twin.step(actions)
+        assert_equal(mine[0], other[0], "observation")
+        np.testing.assert_array_equal(mine[1], other[1])
+        assert [info.get("episode", {}).get("r") for info in mine[3]] == [
+            info.get("episode", {}).get("r") for info in other[3]
+        ]
+
+
+def test_is_called_as_sb3s_own() -> None:
+    """The same arguments give the same lanes as SB3's ``make_vec_env``, monitored."""
+    task = {key: value for key, value in QUEUE.items() if key != "max_episode_steps"}
+    for wrapper_class, wrapper_kwargs in (
+        (None, None),
+        (DiscreteActions, None),
+        (FlatObservation, None),
+        (gym.wrappers.TimeAwareObservation, {"flatten": False}),
+    ):
+        given: dict[str, Any] = {
+            "n_envs": 3,
+            "seed": 4,
+            "env_kwargs": {**task, "max_episode_steps": 25},
+            "wrapper_class": wrapper_class,
+            "wrapper_kwargs": wrapper_kwargs,
+        }
+        ours = make_vec_env("llmqueue_gym:LLMQueue-v0", **given)
+        theirs = sb3_make_vec_env("llmqueue_gym:LLMQueue-v0", **given)
+        assert ours.action_space == theirs.action_space
+        assert ours.observation_space == theirs.observation_space
+        assert_equal({"": ours.reset()}, {"": theirs.reset()}, "reset")
+        ours.action_space.seed(0)
+        episodes = []
+        for _ in range(30):
+            actions = np.stack([ours.action_space.sample() for _ in range(3)])
+            mine, other = ours.step(actions), theirs.step(actions)
+            assert_equal({"": mine[0]}, {"": other[0]}, "observation")
+            assert_equal({"": mine[1]}, {"": other[1]}, "reward")
+            for one, two in zip(mine[3], other[3], strict=True):
+                assert ("episode" in one) == ("episode" in two)
+                episodes += [(one["episode"], two["episode"])] if "episode" in one else []
+        assert len(episodes) == 3
+        for one, two in episodes:
+            assert one["l"] == two["l"]
+            assert one["r"] == pytest.approx(two["r"])
+        for env in (ours, theirs):
+            env.close()
+
+
+def test_a_wrapper_of_our_own_keeps_the_native_environment() -> None:
+    for wrapper_class, native in ((DiscreteActions, True), (gym.wrappers.TransformReward, False)):
+        more = {} if native else {"wrapper_kwargs": {"func": abs}}
+        env: Any = make_vec_env(
+            "LLMQueue-v0", 2, wrapper_class=wrapper_class, monitor=False, **more, **QUEUE
+        )
+        assert isinstance(env.venv.unwrapped, SyncVectorEnv) != native
+    with pytest.raises(ValueError, match="give it as wrapper"):
+        make_vec_env("LLMQueue-v0", 2, wrapper_class=DiscreteActionsVector)  # type: ignore[arg-type]
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        make_vec_env("no_such_module:LLMQueue-v0")
+
+
+def test_observations_are_normalised_by_the_keys_that_the_docstring_names() -> None:
+    keys = re.findall(r'"(\w+)"', str(make_vec_env.__doc__).split("norm_obs_keys=")[1][:80])
+    assert len(keys) == 5
+    env = VecNormalize(make_vec_env("LLMQueue-v0", 4, seed=0, **QUEUE), norm_obs_keys=keys)
+    env.reset()
+    for _ in range(200):
+        observation, *_ = env.step(np.tile([0, 0, 1], (4, 1)))
+    assert isinstance(observation, dict)
+    assert abs(observation["age"]).max() <= 10.0
+    assert env.obs_rms["queue_length"].mean != 0.0  # type: ignore[index]
 
 
 def test_refuses_other_autoreset_modes() -> None:

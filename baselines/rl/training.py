@@ -249,7 +249,9 @@ def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
         if card["horizon"] is not None:
             arguments["horizon"] = card["horizon"]
         wrapper = stage_wrapper
-    return make_vec_env(used.env_id, card["num_envs"], wrapper=wrapper, **arguments)
+    env = make_vec_env(used.env_id, card["num_envs"], wrapper=wrapper, monitor=False, **arguments)
+    assert isinstance(env, GymnasiumVecEnv)
+    return env
 
 
 def _recalling(venv: Any) -> Any:
