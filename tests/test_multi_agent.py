@@ -1,6 +1,7 @@
 """The PettingZoo games: PettingZoo's own tests, one trajectory with Gymnasium, auctions, errors."""
 
 import doctest
+import pickle
 import subprocess
 import sys
 import warnings
@@ -154,6 +155,117 @@ def test_observations_and_masks_are_in_their_spaces(game, kwargs):
     for agent, observation, _ in play(env, 3, episodes=1):
         assert observation in env.observation_space(agent)
         assert observation["action_mask"].dtype == np.int8
+
+
+@accepting
+@pytest.mark.parametrize(("game", "kwargs"), GAMES)
+def test_flat_observations_are_the_same_numbers_and_masks_are_in_info(game, kwargs):
+    flat, plain = game.env(flat_observation=True, **kwargs), game.env(**kwargs)
+    api_test(game.env(flat_observation=True, **kwargs), num_cycles=60)
+    flat.reset(seed=2)
+    for agent, observation, rest in play(plain, 2, episodes=1):
+        vector, *others = flat.last()
+        assert flat.agent_selection == agent
+        assert vector in flat.observation_space(agent)
+        space = plain.observation_space(agent)["observation"]
+        expected = gym.spaces.flatten(space, observation["observation"])
+        np.testing.assert_array_equal(vector, expected.astype(np.float32))
+        assert others[:3] == rest[:3]
+        assert_equal(without_mask(others[3]), rest[3])
+        assert_equal(others[3]["action_mask"], observation["action_mask"])
+        flat.step(_played(plain, agent, observation, rest))
+
+
+def _played(env, agent, observation, rest):
+    """The action that `play` draws next, from a copy of its generator."""
+    if rest[1] or rest[2]:
+        return None
+    space = pickle.loads(pickle.dumps(env.action_space(agent)))
+    return space.sample(observation["action_mask"])
+
+
+@pytest.mark.parametrize(("game", "kwargs"), GAMES)
+def test_the_state_is_what_all_agents_see_together(game, kwargs):
+    with pytest.raises(gym.error.ResetNeeded, match="before state"):
+        game.raw_env(**kwargs).state()
+    env = game.env(**kwargs)
+    states = []
+    for _ in play(env, 0, episodes=1):
+        raw = env.unwrapped
+        states.append(env.state())
+        assert states[-1] in env.state_space
+        assert states[-1].dtype == np.float32
+        layout, seen = raw._state_layout, raw._seen
+        for key in raw._single.dict_observation_space:
+            expected = gym.spaces.flatten(raw._single.dict_observation_space[key], seen[key])
+            np.testing.assert_array_equal(states[-1][layout.slices[key]], expected)
+    assert len(np.unique(states, axis=0)) > 50
+    if game is llm_servers_v0:
+        shown = np.array(states)[:, env.unwrapped._state_layout.slices["shown"]]
+        assert set(shown.sum(axis=1)) == {0.0, float(env.unwrapped.dynamics.assortment_size)}
+
+
+@pytest.mark.parametrize("flat_observation", [False, True])
+@pytest.mark.parametrize("make", ["env", "raw_env", "parallel_env"])
+@pytest.mark.parametrize(("game", "kwargs"), GAMES)
+def test_a_pickled_game_goes_on_as_the_original(game, kwargs, make, flat_observation):
+    if not hasattr(game, make):
+        return
+    env = getattr(game, make)(flat_observation=flat_observation, **kwargs)
+    pickle.loads(pickle.dumps(env))  # before the first reset, too
+    env.reset(seed=0)
+    twin = pickle.loads(pickle.dumps(env))
+    seed_actions(env, 0)
+    for _ in range(40):
+        if make == "parallel_env":
+            actions = {agent: env.action_space(agent).sample() for agent in env.agents}
+            for mine, other in zip(env.step(actions), twin.step(actions), strict=True):
+                assert_equal(mine, other)
+        else:
+            action = env.action_space(env.agent_selection).sample()
+            env.step(action)
+            twin.step(action)
+            for mine, other in zip(env.last(), twin.last(), strict=True):
+                assert_equal(mine, other)
+        assert_equal(env.state(), twin.state())
+
+
+@pytest.mark.parametrize(("game", "kwargs"), [*PARALLEL[:4:3], GAMES[-4]])
+def test_an_episode_has_max_cycles(game, kwargs):
+    kwargs = {key: value for key, value in kwargs.items() if key != "max_episode_steps"}
+    env = game.env(max_cycles=12, **kwargs)
+    turns = [agent for agent, *_ in play(env, 0, episodes=1)]
+    last = env.possible_agents[-1]
+    assert turns.count(last) == 12 + 1  # the last turn is the one that hears of the end
+    with pytest.raises(ValueError, match="max_cycles=0"):
+        game.env(max_cycles=0, **kwargs)
+
+
+def test_the_routers_mask_leaves_one_entry_where_nobody_waits():
+    env = llm_queue_v0.parallel_env(window=4, arrival_rate=1.0)
+    observations, _ = env.reset(seed=0)
+    for _ in range(30):
+        waiting = observations["router"]["observation"]["waiting"]
+        mask = observations["router"]["action_mask"].reshape(4, 2, 5)
+        assert_equal(mask[waiting == 1], np.ones((waiting.sum(), 2, 5)))
+        assert_equal(mask[waiting == 0], np.tile([1, 0, 0, 0, 0], (4 - waiting.sum(), 2, 1)))
+        observations, *_ = env.step({"scheduler": 0, "router": [0, 1] * 4})
+    assert waiting.all()
+
+
+@pytest.mark.parametrize("game", [llm_deploy_v0, llm_queue_v0, llm_servers_v0])
+def test_a_game_is_shown_in_a_window(game, monkeypatch):
+    pytest.importorskip("pygame", reason="needs the render extra")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = game.env(render_mode="human", max_cycles=5)
+    assert "human" in env.metadata["render_modes"]
+    assert env.render_mode == "human"
+    env.reset(seed=0)
+    raw = env.unwrapped
+    window = raw._played.window
+    assert window.get_size() == raw._single.render().shape[1::-1]
+    assert env.render() is None
+    env.close()
 
 
 def test_conversions_give_the_games_back():

@@ -12,18 +12,21 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import HumanRendering
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 
 from llmqueue_gym.core.deployment import DeploymentDynamics
 from llmqueue_gym.core.queue import QueueDynamics
 from llmqueue_gym.envs.base import Ints, Observation
+from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
 from llmqueue_gym.envs.llm_queue import LLMQueueEnv
 from llmqueue_gym.workloads.pool import check_count
 
 Mask = NDArray[np.int8]
 Spaces = Mapping[str, spaces.Space[Any]]
+Views = dict[str, tuple[Observation, Mask]]  # what every agent sees, and its legal actions
 ParallelStep = tuple[
     dict[str, Observation],
     dict[str, float],
@@ -52,7 +55,8 @@ class Game:
     """Named agents who play one single-agent environment together.
 
     Every agent observes ``{"observation": ..., "action_mask": ...}``, PettingZoo's convention; the
-    mask is flat, int8, 1 where a choice is legal.
+    mask is flat, int8, 1 where a choice is legal. With ``flat_observation`` it observes one float32
+    vector, and the mask is in ``infos[agent]["action_mask"]``, PettingZoo's other place for it.
 
     Attributes
     ----------
@@ -60,27 +64,74 @@ class Game:
         Names of the LLMs, in the order of the actions.
     dynamics : QueueDynamics or DeploymentDynamics
         The truth, for oracles and scoring; agents must not look.
+    state_space : gymnasium.spaces.Box
+        Space of ``state()``.
     """
 
     def __init__(
-        self, single: LLMQueueEnv | LLMDeployEnv, observations: Spaces, actions: Spaces
+        self,
+        single: LLMQueueEnv | LLMDeployEnv,
+        observations: Spaces,
+        actions: Spaces,
+        render_mode: str | None,
+        flat_observation: bool,
+        public: Spaces | None = None,
     ) -> None:
+        if not isinstance(flat_observation, bool):
+            raise ValueError(f"flat_observation={flat_observation!r} must be True or False")
         self._single = single
+        self._played: gym.Env[Any, Any] = single
+        if render_mode == "human":
+            self._played = HumanRendering(single)
         self.llms = single.llms
         self.dynamics: QueueDynamics | DeploymentDynamics = single.dynamics
-        self.render_mode = single.render_mode
+        self.render_mode = render_mode
         self.possible_agents = list(actions)
         self.agents: list[str] = []
+        self._seen: Observation = {}  # the last observation of the single-agent environment
+        state = {**single.dict_observation_space.spaces, **(public or {})}
+        self._state_layout = FlatLayout(spaces.Dict(state))
+        self.state_space = self._state_layout.space
         self._action_spaces = dict(actions)
-        self._observation_spaces = {
-            agent: spaces.Dict(
-                {
-                    "observation": observations[agent],
-                    "action_mask": spaces.MultiBinary(spaces.flatdim(space)),
-                }
-            )
-            for agent, space in actions.items()
-        }
+        self._layouts: dict[str, FlatLayout] = {}
+        self._observation_spaces: dict[str, spaces.Space[Any]] = {}
+        for agent, space in actions.items():
+            if flat_observation:
+                self._layouts[agent] = FlatLayout(observations[agent])
+                self._observation_spaces[agent] = self._layouts[agent].space
+            else:
+                mask = spaces.MultiBinary(spaces.flatdim(space))
+                shown = {"observation": observations[agent], "action_mask": mask}
+                self._observation_spaces[agent] = spaces.Dict(shown)
+
+    def state(self) -> NDArray[np.float32]:
+        """Return what all agents see together as one vector, for centralised critics.
+
+        That is the observation of the single-agent environment, its keys in alphabetical order.
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        if not self._seen:
+            raise gym.error.ResetNeeded("call reset() before state()")
+        return self._state_layout.flatten(self._seen | self._public())
+
+    def _public(self) -> Observation:
+        """Return entries of the state that the single-agent environment does not have."""
+        return {}
+
+    def _view(self, agent: str, observation: Observation, mask: Mask) -> Any:
+        """Return what one agent sees; arrays are its own."""
+        if self._layouts:
+            return self._layouts[agent].flatten(observation)
+        own = {key: value.copy() for key, value in observation.items()}
+        return {"observation": own, "action_mask": mask.copy()}
+
+    def _info(self, info: dict[str, Any], mask: Mask) -> dict[str, Any]:
+        """Return what one agent is told, with its mask if that is not in the observation."""
+        return info | {"action_mask": mask.copy()} if self._layouts else dict(info)
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         """Return the observation space of an agent, always the same object."""
@@ -91,12 +142,12 @@ class Game:
         return self._action_spaces[agent]
 
     def render(self) -> str | NDArray[np.uint8] | None:
-        """Draw the state as the single-agent environment does."""
-        return self._single.render()
+        """Draw the state as the single-agent environment does; "human" is drawn at every step."""
+        return None if self.render_mode == "human" else self._single.render()
 
     def close(self) -> None:
         """Free the renderer."""
-        self._single.close()
+        self._played.close()
 
     def _check_running(self) -> None:
         if not self.agents:
@@ -113,10 +164,9 @@ class Game:
         return values
 
 
-def view(observation: Observation, mask: Mask) -> Observation:
-    """Return what one agent sees; arrays are its own."""
-    own = {key: value.copy() for key, value in observation.items()}
-    return {"observation": own, "action_mask": mask}
+def drawn(render_mode: str | None) -> str | None:
+    """Return the render mode of the environment behind a game; a window shows its pictures."""
+    return "rgb_array" if render_mode == "human" else render_mode
 
 
 class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
@@ -126,46 +176,71 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
     ----------
     single : LLMQueueEnv
         The environment to play.
-    max_episode_steps : int
-        Slots after which the episode is truncated for all agents.
     observations, actions : mapping of str to Space
         Spaces of every agent.
+    max_episode_steps : int
+        Slots after which the episode is truncated for all agents.
+    max_cycles : int, optional
+        PettingZoo's name for it; wins.
+    render_mode, flat_observation
+        Arguments of the games.
+    public : mapping of str to Space, optional
+        Entries of the state that LLMQueue-v0 does not have.
     """
 
     dynamics: QueueDynamics
 
     def __init__(
-        self, single: LLMQueueEnv, max_episode_steps: int, observations: Spaces, actions: Spaces
+        self,
+        single: LLMQueueEnv,
+        observations: Spaces,
+        actions: Spaces,
+        *,
+        max_episode_steps: int,
+        max_cycles: int | None,
+        render_mode: str | None,
+        flat_observation: bool,
+        public: Spaces | None = None,
     ) -> None:
-        super().__init__(single, observations, actions)
-        self._max_episode_steps = check_count("max_episode_steps", max_episode_steps)
-        self._seen: Observation = {}  # the last observation of the single-agent environment
+        super().__init__(single, observations, actions, render_mode, flat_observation, public)
+        if max_cycles is None:
+            self._num_slots = check_count("max_episode_steps", max_episode_steps)
+        else:
+            self._num_slots = check_count("max_cycles", max_cycles)
 
     @abstractmethod
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
         """Return the action [slot, LLMs] of the single-agent environment."""
 
     @abstractmethod
-    def _views(self) -> dict[str, Observation]:
-        """Return what every agent sees now."""
+    def _views(self) -> Views:
+        """Return what every agent sees now, and its legal actions."""
 
-    def _settle(
-        self, reward: float, info: dict[str, Any]
-    ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-        """Return reward and info of every agent after a slot; by default they share both."""
-        return dict.fromkeys(self.agents, reward), self._infos(info)
+    def _rewards(self, reward: float, info: dict[str, Any]) -> dict[str, float]:
+        """Return the reward of every agent after a slot; by default they share it."""
+        return dict.fromkeys(self.agents, reward)
 
-    def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        return {agent: dict(info) for agent in self.agents}
+    def _own(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return what every agent is told; by default they are told the same."""
+        return dict.fromkeys(self.possible_agents, info)
+
+    def _told(
+        self, info: dict[str, Any]
+    ) -> tuple[dict[str, Observation], dict[str, dict[str, Any]]]:
+        """Return the observations and the infos of all agents."""
+        del info["action_mask"]  # the joint one
+        views, own = self._views(), self._own(info)
+        observations = {agent: self._view(agent, *view) for agent, view in views.items()}
+        infos = {agent: self._info(own[agent], mask) for agent, (_, mask) in views.items()}
+        return observations, infos
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Observation], dict[str, dict[str, Any]]]:
         """Empty the queue and start the streams of the episode, as LLMQueue-v0 does."""
-        self._seen, info = self._single.reset(seed=seed, options=options)
-        del info["action_mask"]  # the joint one
+        self._seen, info = self._played.reset(seed=seed, options=options)
         self.agents = self.possible_agents.copy()
-        return self._views(), self._infos(info)
+        return self._told(info)
 
     def step(self, actions: Mapping[str, Any]) -> ParallelStep:
         """Run one slot.
@@ -184,12 +259,12 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
             )
         checked = {agent: self._checked(agent, actions[agent]) for agent in self.agents}
         joint = np.array(self._joint_action(checked))
-        self._seen, reward, _, _, info = self._single.step(joint)
-        del info["action_mask"]
-        rewards, infos = self._settle(reward, info)
-        views = self._views()
-        ended = bool(self.dynamics.slot[0] >= self._max_episode_steps)
-        terminations, truncations = dict.fromkeys(views, False), dict.fromkeys(views, ended)
+        self._seen, reward, _, _, info = self._played.step(joint)
+        rewards = self._rewards(float(reward), info)
+        observations, infos = self._told(info)
+        ended = bool(self.dynamics.slot[0] >= self._num_slots)
+        terminations = dict.fromkeys(observations, False)
+        truncations = dict.fromkeys(observations, ended)
         if ended:
             self.agents = []
-        return views, rewards, terminations, truncations, infos
+        return observations, rewards, terminations, truncations, infos

@@ -15,7 +15,8 @@ from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[impo
 from llmqueue_gym.core.deployment import DeploymentDynamics
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
-from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, Game, Mask, view
+from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, Game, Mask, drawn
+from llmqueue_gym.workloads.pool import check_count
 
 
 class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no types
@@ -55,7 +56,9 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
 
     After the deployer's turn the router sees the new deployment: its ``deployed`` and mask are
     those that answer this query. With nothing deployed LLM 0 stays legal; it refuses.
-    ``action_space(agent).sample(observation["action_mask"])`` draws a legal action.
+    ``action_space(agent).sample(observation["action_mask"])`` draws a legal action. With
+    ``flat_observation`` the observation is one float32 vector, and the mask is in
+    ``infos[agent]["action_mask"]``. ``state()`` is that vector, too.
 
     ## Rewards
 
@@ -64,7 +67,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
 
     ## Episode End
 
-    Truncated for both after T queries; never terminates.
+    Truncated for both after T queries, or after ``max_cycles``; never terminates.
 
     ## Information
 
@@ -73,7 +76,12 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
 
     ## Arguments
 
-    Those of `LLMDeployEnv`.
+    | Name | Default | Meaning |
+    |------|---------|---------|
+    | max_cycles | None | queries after which an episode is truncated, if fewer than T |
+    | render_mode | None | "human" (a window), "rgb_array" or "ansi" |
+    | flat_observation | False | observe one float32 vector |
+    | **kwargs | | other arguments of `LLMDeployEnv` |
 
     ```python
     >>> from llmqueue_gym.multi_agent import llm_deploy_v0
@@ -98,6 +106,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
 
     metadata = {  # noqa: RUF012 - PettingZoo declares it so
         **LLMDeployEnv.metadata,
+        "render_modes": ["human", *LLMDeployEnv.metadata["render_modes"]],
         "name": "llm_deploy_v0",
         "is_parallelizable": False,
     }
@@ -105,15 +114,25 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
     _single: LLMDeployEnv
     dynamics: DeploymentDynamics
 
-    def __init__(self, **kwargs: Any) -> None:
-        single = LLMDeployEnv(**kwargs)
+    def __init__(
+        self,
+        max_cycles: int | None = None,
+        render_mode: str | None = None,
+        flat_observation: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        single = LLMDeployEnv(render_mode=drawn(render_mode), **kwargs)
+        horizon = single.problem["horizon"]
+        self._last = horizon
+        if max_cycles is not None:
+            self._last = min(horizon, check_count("max_cycles", max_cycles))
         num_llms = len(single.llms)
         actions = {
             "deployer": FlatMaskMultiDiscrete([2] * num_llms),
             "router": spaces.Discrete(num_llms),
         }
-        super().__init__(single, dict.fromkeys(actions, single.observation_space), actions)
-        self._seen: Observation = {}  # the last observation of the single-agent environment
+        observations = dict.fromkeys(actions, single.observation_space)
+        super().__init__(single, observations, actions, render_mode, flat_observation)
         self._masks: dict[str, Mask] = {}
         self._bits: Ints = np.zeros(num_llms, dtype=np.int64)
 
@@ -124,7 +143,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Start an episode: nothing deployed, nothing spent; the deployer acts first."""
-        seen, info = self._single.reset(seed=seed, options=options)
+        seen, info = self._played.reset(seed=seed, options=options)
         self.agents = self.possible_agents.copy()
         self.rewards = dict.fromkeys(self.agents, 0.0)
         self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
@@ -154,8 +173,9 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
             self._deploy(values)
             return
         joint = np.append(self._bits, values)
-        seen, reward, _, truncated, info = self._single.step(joint)
-        self.rewards = dict.fromkeys(self.agents, reward)
+        seen, reward, _, _, info = self._played.step(joint)
+        self.rewards = dict.fromkeys(self.agents, float(reward))
+        truncated = bool(self.dynamics.query[0] >= self._last)
         self.truncations = dict.fromkeys(self.agents, truncated)
         self._accumulate_rewards()
         self._turn(seen, info)
@@ -164,7 +184,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
         """Show both agents the query to come and say whose turn it is."""
         deployer, router = np.split(info.pop("action_mask"), [2 * len(self.llms)])
         self._seen, self._masks = seen, {"deployer": deployer, "router": router}
-        self.infos = {agent: dict(info) for agent in self.agents}
+        self.infos = {agent: self._info(info, self._masks[agent]) for agent in self.agents}
         self.agent_selection = "deployer" if seen["deploy_now"] else "router"
 
     def _deploy(self, bits: Ints) -> None:
@@ -175,11 +195,13 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
         mask = allowed.astype(np.int8)
         mask[0] |= not allowed.any()  # one action stays legal
         self._masks["router"] = mask
+        if self._layouts:
+            self.infos["router"]["action_mask"] = mask.copy()
         self.agent_selection = "router"
 
-    def observe(self, agent: str) -> Observation:
+    def observe(self, agent: str) -> Any:
         """Return what an agent sees now."""
-        return view(self._seen, self._masks[agent].copy())
+        return self._view(agent, self._seen, self._masks[agent])
 
 
 def raw_env(**kwargs: Any) -> LLMDeployAECEnv:

@@ -15,9 +15,9 @@ from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec_wrapper,
 )
 
-from llmqueue_gym.envs.base import Ints, Observation
+from llmqueue_gym.envs.base import Ints
 from llmqueue_gym.envs.llm_queue import LLMQueueEnv
-from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, QueueGame, view
+from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, QueueGame, Views, drawn
 
 
 class LLMQueueParallelEnv(QueueGame):
@@ -55,9 +55,11 @@ class LLMQueueParallelEnv(QueueGame):
     | Agent | Length of action_mask | Rules out |
     |-------|-----------------------|-----------|
     | scheduler | W | empty slots; with an empty queue slot 0 stays legal |
-    | router | W K N, N entries per entry of the plan | nothing |
+    | router | W K N, N entries per entry of the plan | all but LLM 0 in the rows of empty slots, which are not read |
 
-    ``action_space(agent).sample(observation["action_mask"])`` draws a legal action.
+    ``action_space(agent).sample(observation["action_mask"])`` draws a legal action. With
+    ``flat_observation`` the observation is one float32 vector, and the mask is in
+    ``infos[agent]["action_mask"]``. ``state()`` is that vector, too.
 
     ## Rewards
 
@@ -76,7 +78,10 @@ class LLMQueueParallelEnv(QueueGame):
     | Name | Default | Meaning |
     |------|---------|---------|
     | max_episode_steps | 5000 | slots of an episode |
-    | **kwargs | | arguments of `LLMQueueEnv` |
+    | max_cycles | None | PettingZoo's name for it; wins |
+    | render_mode | None | "human" (a window), "rgb_array" or "ansi" |
+    | flat_observation | False | observe one float32 vector |
+    | **kwargs | | other arguments of `LLMQueueEnv` |
 
     ```python
     >>> from llmqueue_gym.multi_agent import llm_queue_v0
@@ -98,34 +103,48 @@ class LLMQueueParallelEnv(QueueGame):
 
     metadata = {  # noqa: RUF012 - PettingZoo declares it so
         **LLMQueueEnv.metadata,
+        "render_modes": ["human", *LLMQueueEnv.metadata["render_modes"]],
         "name": "llm_queue_v0",
         "is_parallelizable": True,
     }
 
-    def __init__(self, max_episode_steps: int = 5000, **kwargs: Any) -> None:
-        single = LLMQueueEnv(**kwargs)
+    def __init__(
+        self,
+        max_episode_steps: int = 5000,
+        max_cycles: int | None = None,
+        render_mode: str | None = None,
+        flat_observation: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        single = LLMQueueEnv(render_mode=drawn(render_mode), **kwargs)
         window, size = single.dynamics.window, single.dynamics.assortment_size
         num_llms = len(single.llms)
         actions = {
             "scheduler": spaces.Discrete(window),
             "router": FlatMaskMultiDiscrete([num_llms] * (window * size)),
         }
-        observations = dict.fromkeys(actions, single.observation_space)
-        super().__init__(single, max_episode_steps, observations, actions)
-        self._plan_mask = np.ones(window * size * num_llms, dtype=np.int8)
+        super().__init__(
+            single,
+            dict.fromkeys(actions, single.observation_space),
+            actions,
+            max_episode_steps=max_episode_steps,
+            max_cycles=max_cycles,
+            render_mode=render_mode,
+            flat_observation=flat_observation,
+        )
 
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
         slot = int(actions["scheduler"])
         plan = actions["router"].reshape(-1, self.dynamics.assortment_size)
         return [slot, *plan[slot].tolist()]
 
-    def _views(self) -> dict[str, Observation]:
-        slots = self._seen["waiting"].copy()
+    def _views(self) -> Views:
+        waiting = self._seen["waiting"]
+        slots = waiting.copy()
         slots[0] = 1  # an empty queue keeps one legal action
-        return {
-            "scheduler": view(self._seen, slots),
-            "router": view(self._seen, self._plan_mask.copy()),
-        }
+        plan = np.repeat(waiting, self.dynamics.assortment_size * len(self.llms))
+        plan[:: len(self.llms)] = 1  # rows that are not read have one legal entry, too
+        return {"scheduler": (self._seen, slots), "router": (self._seen, plan)}
 
 
 def parallel_env(**kwargs: Any) -> LLMQueueParallelEnv:

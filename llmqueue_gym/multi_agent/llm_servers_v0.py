@@ -20,14 +20,31 @@ from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
 from llmqueue_gym.core.queue import FIRST_LLM
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.llm_queue import MAX_COUNT, LLMQueueEnv
-from llmqueue_gym.multi_agent.base import QueueGame, view
+from llmqueue_gym.multi_agent.base import QueueGame, Views, drawn
 from llmqueue_gym.workloads.pool import check_count
 
 REWARDS = ("self_interested", "shared")
+
+
+def head(observation: Observation) -> int:
+    """Return the head of the queue."""
+    return 0
+
+
+def tail(observation: Observation) -> int:
+    """Return the last visible slot with a query."""
+    return max(int(observation["waiting"].sum()) - 1, 0)
+
+
+def most_retried(observation: Observation) -> int:
+    """Return the slot of the most retried query, nearest the head among equals."""
+    return int(observation["retrials"].argmax())
+
+
 SCHEDULES: dict[str, Callable[[Observation], int]] = {
-    "fifo": lambda observation: 0,
-    "lifo": lambda observation: max(int(observation["waiting"].sum()) - 1, 0),
-    "most-retried": lambda observation: int(observation["retrials"].argmax()),
+    "fifo": head,
+    "lifo": tail,
+    "most-retried": most_retried,
 }
 """Which window slot is auctioned."""
 
@@ -79,7 +96,9 @@ class LLMServersParallelEnv(QueueGame):
     | shown | () | int64 | 1: this server was shown in the last slot | 0 | 1 |
     | price | (1,) | float32 | p of the last slot, 0 if nobody was served | 0 | 1 |
 
-    A server sees the auction's result, not the other servers' bids.
+    A server sees the auction's result, not the other servers' bids. With ``flat_observation`` the
+    observation is one float32 vector, and the mask is in ``infos[agent]["action_mask"]``.
+    ``state()`` is LLMQueue-v0's observation as such a vector, with ``price`` and ``shown`` (N,).
 
     ## Rewards
 
@@ -108,6 +127,9 @@ class LLMServersParallelEnv(QueueGame):
     | schedule | "fifo" | query that is auctioned: the head, "lifo": the tail of the window, "most-retried": the most retried, nearest the head among equals |
     | bid_levels | 11 | bids a server can choose from, L |
     | max_episode_steps | 5000 | slots of an episode |
+    | max_cycles | None | PettingZoo's name for it; wins |
+    | render_mode | None | "human" (a window), "rgb_array" or "ansi" |
+    | flat_observation | False | observe one float32 vector |
     | **kwargs | | other arguments of `LLMQueueEnv` |
 
     ```python
@@ -130,6 +152,7 @@ class LLMServersParallelEnv(QueueGame):
 
     metadata = {  # noqa: RUF012 - PettingZoo declares it so
         **LLMQueueEnv.metadata,
+        "render_modes": ["human", *LLMQueueEnv.metadata["render_modes"]],
         "name": "llm_servers_v0",
         "is_parallelizable": True,
     }
@@ -140,16 +163,28 @@ class LLMServersParallelEnv(QueueGame):
         schedule: str = "fifo",
         bid_levels: int = 11,
         max_episode_steps: int = 5000,
+        max_cycles: int | None = None,
+        render_mode: str | None = None,
+        flat_observation: bool = False,
         **kwargs: Any,
     ) -> None:
         self._is_shared = _choice("reward", reward, REWARDS) == "shared"
         self._schedule = SCHEDULES[_choice("schedule", schedule, tuple(SCHEDULES))]
         self._top_level = check_count("bid_levels", bid_levels, minimum=2) - 1
-        single = LLMQueueEnv(**kwargs)
+        single = LLMQueueEnv(render_mode=drawn(render_mode), **kwargs)
         num_llms = len(single.llms)
         actions = {f"server_{j}": spaces.Discrete(bid_levels) for j in range(num_llms)}
-        observations = dict.fromkeys(actions, _observation_space(single))
-        super().__init__(single, max_episode_steps, observations, actions)
+        observed = _observation_space(single)
+        super().__init__(
+            single,
+            dict.fromkeys(actions, observed),
+            actions,
+            max_episode_steps=max_episode_steps,
+            max_cycles=max_cycles,
+            render_mode=render_mode,
+            flat_observation=flat_observation,
+            public={"price": observed["price"], "shown": spaces.MultiBinary(num_llms)},
+        )
         self._forget()
 
     def _forget(self) -> None:
@@ -175,23 +210,25 @@ class LLMServersParallelEnv(QueueGame):
             self._price = bids[losers].max(initial=0).item() / self._top_level
         return [self._schedule(self._seen), *winners.tolist()]
 
-    def _settle(
-        self, reward: float, info: dict[str, Any]
-    ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-        rewards = dict.fromkeys(self.agents, reward)
-        if not self._is_shared:
-            for llm, (agent, shown) in enumerate(zip(self.agents, self._shown, strict=True)):
-                rewards[agent] = float(llm == info["kept_llm"]) - self._price * float(shown)
-        return rewards, self._infos(info)
+    def _rewards(self, reward: float, info: dict[str, Any]) -> dict[str, float]:
+        if self._is_shared:
+            return super()._rewards(reward, info)
+        return {
+            agent: float(llm == info["kept_llm"]) - self._price * float(shown)
+            for llm, (agent, shown) in enumerate(zip(self.agents, self._shown, strict=True))
+        }
 
-    def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def _own(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
         price = np.float64(self._price)
         return {
             agent: info | {"price": price, "shown": shown}
-            for agent, shown in zip(self.agents, self._shown, strict=True)
+            for agent, shown in zip(self.possible_agents, self._shown, strict=True)
         }
 
-    def _views(self) -> dict[str, Observation]:
+    def _public(self) -> Observation:
+        return {"price": np.array([self._price]), "shown": self._shown}
+
+    def _views(self) -> Views:
         seen = self._seen
         slot = self._schedule(seen)
         public: Observation = {
@@ -205,8 +242,8 @@ class LLMServersParallelEnv(QueueGame):
         mask = np.full(self._top_level + 1, seen["waiting"][0])
         mask[0] = 1
         return {
-            agent: view(public | {"shown": shown}, mask.copy())
-            for agent, shown in zip(self.agents, self._shown.astype(np.int64), strict=True)
+            agent: (public | {"shown": shown}, mask)
+            for agent, shown in zip(self.possible_agents, self._shown.astype(np.int64), strict=True)
         }
 
 
