@@ -60,7 +60,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_python_blocks_run_in_order(page):
     pytest.importorskip("sklearn", reason="the README turns texts into contexts: data extra")
     pytest.importorskip("pettingzoo", reason="the games need the extra marl")
-    if page.name == "train.md":
+    if page.name in ("train.md", "clients.md"):
         pytest.importorskip("sb3_contrib", reason="training needs the extra rl")
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
