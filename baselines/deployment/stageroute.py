@@ -42,9 +42,9 @@ class StageRoute(LPAgent):
     gamma : float or None
         Size of the radius. None takes log(N T / delta), delta = 0.05, for which regret is proved.
         The default 0.1 (R) has no proof and at a fixed gap a regret that grows like T: it has the
-        largest mean score on the suite ``deployment-tuning``, whose instances no other suite
-        plays. Much smaller values earn more under a tight budget, larger ones are surer to find
-        a better newcomer; docs/environments/llm-deploy.md, "What gamma costs", has figures.
+        largest mean score, by a hair, on the suite ``deployment-tuning``, whose instances no other
+        suite plays. Much smaller values earn more under a tight budget, larger ones are surer to
+        find a better newcomer; docs/environments/llm-deploy.md, "What gamma costs", has figures.
     counts : {"all", "stage"}
         (R) Which plays the bounds of stage k use: ``"all"`` plays so far, refreshed after every
         query; ``"stage"`` the plays of the stages before k, frozen at tau_k, so that the bounds
