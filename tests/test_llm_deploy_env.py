@@ -329,9 +329,9 @@ def test_a_small_catalog_runs_with_the_defaults(tmp_path):
 def test_a_table_is_parsed_once_for_an_environment(table, tmp_path, monkeypatch):
     path = tmp_path / "copy.jsonl"
     path.write_bytes(Path(table["path"]).read_bytes())
-    parse, parsed = sources_table._parse, []
+    parse, parsed = sources_table.parse, []
     monkeypatch.setattr(
-        sources_table, "_parse", lambda layout: parsed.append(layout) or parse(layout)
+        sources_table, "parse", lambda layout: parsed.append(layout) or parse(layout)
     )
     gym.make("LLMDeploy-v0", instance=table | {"path": str(path)})
     assert len(parsed) == 1
@@ -472,7 +472,7 @@ def test_bad_arguments_are_named_with_their_value_and_the_fix(kwargs, message):
 
 
 def test_a_table_without_costs_is_refused(table):
-    with pytest.raises(ValueError, match="needs the option 'cost'"):
+    with pytest.raises(ValueError, match="name its cost columns with `cost`, or give `prices`"):
         LLMDeployEnv({key: value for key, value in table.items() if key != "cost"})
     with pytest.raises(ValueError, match=r"arrivals: LLM 'd'"):
         LLMDeployEnv(table | {"arrivals": {"d": 3}})

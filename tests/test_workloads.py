@@ -849,7 +849,7 @@ def llmrouter_spec(**options: Any) -> dict[str, Any]:
 
 @needs_llmrouter
 def test_llmrouter_facts() -> None:
-    parsed = table._parse(table._Layout(str(LLMROUTER), "query", None, "scores", None))
+    parsed = table.parse(table.Layout(str(LLMROUTER), "query", None, "scores", None))
     pool = QueryPool(np.ones((5541, 1), np.float32), np.array(parsed.quality), None, parsed.llms)
     assert len(pool.llms) == 9
     assert capacity(pool.utilities(), 2) == pytest.approx(0.561, abs=5e-4)

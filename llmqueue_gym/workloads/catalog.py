@@ -28,6 +28,7 @@ from llmqueue_gym.core.deployment import (
 )
 from llmqueue_gym.core.routing_lp import deploy_opt
 from llmqueue_gym.workloads.datasets import load_pool, pool_header
+from llmqueue_gym.workloads.order import Arrivals, arrival_words, query_of, read_arrivals
 from llmqueue_gym.workloads.pool import (
     QueryPool,
     check_count,
@@ -546,9 +547,11 @@ class TableStream(_Undated):
         The table; it must have costs.
     online : ndarray of int, optional
         Rows that may arrive; default all.
-    arrivals : mapping of str to int, optional
-        Query at which an LLM arrives, 0 for those not named. Default (R): half of the LLMs, in
-        order and rounded up, are there at the start, the others follow at equal distances.
+    arrivals : mapping or list, optional
+        When LLMs arrive: a mapping LLM -> query (int) or share of the horizon (a float below 1),
+        0 for those not named; or a list of all LLMs in the order of their arrival. In order (R),
+        half of them, rounded up, are there at the start, the others follow at equal distances; so
+        they do by default, in the order of the table.
     """
 
     has_prices = False
@@ -558,31 +561,27 @@ class TableStream(_Undated):
         self,
         pool: QueryPool,
         online: Ints | None = None,
-        arrivals: Mapping[str, int] | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
         if pool.cost is None:
-            raise ValueError("the table has no costs; name its cost columns with `cost`")
+            raise ValueError(
+                "the table has no costs; name its cost columns with `cost`, or give `prices`"
+            )
         rows = np.arange(len(pool.contexts)) if online is None else online
         self._table = QueryTable(pool.contexts[rows], pool.quality[rows], pool.cost[rows])
         self.llms = pool.llms
         self.context_dim: int = pool.contexts.shape[1]
         self.cost_bounds = np.stack([self._table.cost.min(axis=0), self._table.cost.max(axis=0)])
-        self._arrivals = None if arrivals is None else self._read_arrivals(arrivals)
+        self._arrivals = read_arrivals(arrivals, self.llms)
         budget = float(np.median(self._table.cost.mean(axis=0)))
         if budget <= 0.0:
             raise ValueError("the table's costs are all zero for half of the LLMs; check them")
         half = (len(self.llms) + 1) // 2
         self.defaults = Defaults(10_000, 20, half, 1.0, budget)
 
-    def _read_arrivals(self, arrivals: Mapping[str, int]) -> Ints:
-        if not isinstance(arrivals, Mapping):
-            raise ValueError(f"arrivals={arrivals!r} must be a mapping LLM -> query")
-        query = np.zeros(len(self.llms), dtype=np.int64)
-        for name, value in arrivals.items():
-            if name not in self.llms:
-                raise unknown_name("arrivals: LLM", name, self.llms)
-            query[self.llms.index(name)] = check_count(f"arrivals[{name!r}]", value, 0)
-        return query
+    def arrival_words(self) -> list[str]:
+        """Say when each LLM arrives, in the order in which they do."""
+        return arrival_words(self._arrivals, self.llms)
 
     def draw(self, rng: np.random.Generator, rules: DeploymentRules) -> LLMStream:
         """Return the stream, always the same.
@@ -592,18 +591,14 @@ class TableStream(_Undated):
         ValueError
             If an LLM would arrive after the last query.
         """
-        size = len(self.llms)
-        arrival = self._arrivals
-        if arrival is not None and arrival.max() >= rules.horizon:
+        size, horizon = len(self.llms), rules.horizon
+        arrival = np.array([query_of(at, horizon) for at in self._arrivals], dtype=np.int64)
+        if arrival.max() >= horizon:
             late = int(arrival.argmax())
             raise ValueError(
                 f"arrivals[{self.llms[late]!r}]={arrival[late]} is outside the run of "
-                f"{rules.horizon} queries: the LLM would never come; lower it, or raise horizon"
+                f"{horizon} queries: the LLM would never come; lower it, or raise horizon"
             )
-        if arrival is None:
-            half = (size + 1) // 2
-            later = np.maximum(np.arange(size) - half + 1, 0)
-            arrival = later * rules.horizon // (size - half + 1)
         mean = self._table.quality.mean(axis=0)
         one, zero = np.ones(size), np.zeros(size)
         return LLMStream(
@@ -621,21 +616,32 @@ class TableStream(_Undated):
 def table_stream(
     path: str,
     quality: Mapping[str, str] | Sequence[str] | str,
-    cost: Mapping[str, str] | Sequence[str] | str,
+    cost: Mapping[str, str] | Sequence[str] | str | None = None,
     text: str | None = None,
     embedding: str | None = None,
     context_dim: int | None = None,
-    arrivals: Mapping[str, int] | None = None,
+    arrivals: Arrivals | None = None,
+    prices: Any = None,
+    tokens: Sequence[Any] | None = None,
+    clip: float = 0.0,
 ) -> TableStream:
-    """Stream from a CSV, JSONL or Parquet file; options as in the workload ``"table"``."""
+    """Stream from a file; options as in the workload ``"table"``, `TableStream` has the others."""
     pool, online = table.table_pool(
-        path, quality, text=text, embedding=embedding, cost=cost, context_dim=context_dim
+        path,
+        quality,
+        text=text,
+        embedding=embedding,
+        cost=cost,
+        prices=prices,
+        tokens=tokens,
+        clip=clip,
+        context_dim=context_dim,
     )
     return TableStream(pool, online, arrivals)
 
 
 def paretobandit_stream(
-    context_dim: int | None = None, arrivals: Mapping[str, int] | None = None
+    context_dim: int | None = None, arrivals: Arrivals | None = None
 ) -> TableStream:
     """Stream of the prompts of the ``paretobandit`` package; see the workload of that name."""
     pool, online = paretobandit._load(context_dim)
@@ -643,7 +649,7 @@ def paretobandit_stream(
 
 
 def dataset_stream(
-    name: str, context_dim: int | None = None, arrivals: Mapping[str, int] | None = None
+    name: str, context_dim: int | None = None, arrivals: Arrivals | None = None
 ) -> TableStream:
     """Stream of the queries of a data set with costs that was imported under this name."""
     pool, online = load_pool(name, context_dim)

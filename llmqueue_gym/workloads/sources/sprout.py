@@ -5,7 +5,6 @@ Official files: Parquet, one or more a split (``train-*``, ``validation-*``, ``t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.workloads.prices import token_prices
 from llmqueue_gym.workloads.stored import Facts, Tell, reading_parquet, write_pool
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_sprout(
     ValueError
         If a file, column, cell or price is not as it should be.
     """
-    table = PRICES if prices is None else read_prices(prices)
+    table = PRICES if prices is None else token_prices(prices)
     parts = []
     for path in files:
         parts.append(_read(path, table, prices))
@@ -87,32 +87,6 @@ def read_sprout(
         columns={llm: (f"{llm}.score", f"{llm}.num_input_tokens") for llm in llms},
         notes={"prices": {llm: list(table[llm]) for llm in llms}},
     )
-
-
-def read_prices(path: Path) -> dict[str, tuple[float, float]]:
-    """Read a price table ``{LLM: [USD per million input tokens, output tokens]}``.
-
-    Raises
-    ------
-    ValueError
-        If the file is not such a table; the message names the LLM.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"prices={str(path)!r}: not a JSON file ({error})") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"prices={str(path)!r}: expected {{LLM: [input, output]}}")
-    table = {}
-    for llm, pair in raw.items():
-        sound = isinstance(pair, list) and len(pair) == 2
-        if not sound or not all(type(p) in (int, float) and 0 <= p < np.inf for p in pair):
-            raise ValueError(
-                f"prices={str(path)!r}: {llm!r} has {pair!r}, expected [USD per million input "
-                "tokens, USD per million output tokens]"
-            )
-        table[llm] = (float(pair[0]), float(pair[1]))
-    return table
 
 
 Columns = dict[str, NDArray[np.float64]]

@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, show, text_cell, vector_cell
+from llmqueue_gym.workloads.cells import Row, text_cell, vector_cell
+from llmqueue_gym.workloads.columns import (
+    Columns,
+    label_of,
+    numbers_of,
+    read_columns,
+    scores_of,
+)
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256, unknown_name
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256
+from llmqueue_gym.workloads.prices import Tariff, read_tariff
 from llmqueue_gym.workloads.rows import find_file, read_rows
-
-Columns = str | tuple[tuple[str, str], ...]
-"""Where scores are: the name of one column of {LLM: score} objects, or (LLM, column) pairs."""
 
 
 def table_workload(
@@ -30,6 +35,9 @@ def table_workload(
     text: str | None = None,
     embedding: str | None = None,
     cost: Mapping[str, str] | Sequence[str] | str | None = None,
+    prices: Any = None,
+    tokens: Sequence[Any] | None = None,
+    clip: float = 0.0,
     context_dim: int | None = None,
     contexts: str | Mapping[str, Any] | None = None,
     cost_weight: float = 0.0,
@@ -41,11 +49,11 @@ def table_workload(
     Parameters
     ----------
     path : str
-        A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` file.
+        A file of one of `llmqueue_gym.workloads.rows.SUFFIXES`.
     quality : mapping, list of str or str
-        Where the quality of each LLM is, in [0, 1]: a mapping LLM -> column, a list of columns
-        named like the LLMs, or the name of one column of JSON objects (structs) {LLM: score}.
-        A list sets the order of the LLMs; otherwise they are sorted by name.
+        Where the quality of each LLM is, in [0, 1], or true or false: a mapping LLM -> column, a
+        list of columns named like the LLMs, or the name of one column of JSON objects (structs)
+        {LLM: score}. A list sets the order of the LLMs; otherwise they are sorted by name.
     text : str, optional
         Column of the queries' texts; see `llmqueue_gym.workloads.embeddings`. About a quarter of
         the texts only serve to fit the embedding; the rest arrive.
@@ -54,6 +62,15 @@ def table_workload(
         Exactly one of ``text`` and ``embedding`` is given. Nothing is fitted, so all rows arrive.
     cost : mapping, list of str or str, optional
         Likewise the cost in USD; a list follows the order of the list ``quality``.
+    prices : mapping, pair or number, optional
+        In place of ``cost``, what an LLM's answers cost: USD a query (a number), or USD per million
+        input and output tokens (a pair); a mapping LLM -> price, or one price of all LLMs.
+    tokens : pair, optional
+        Input and output tokens, for prices of tokens. Each is a number of tokens a query, a
+        mapping LLM -> column, or the name of one column, of numbers (the same for all LLMs) or of
+        JSON objects (structs) {LLM: number}.
+    clip : float
+        Scores at most so far outside [0, 1] count as 0 or 1; those farther outside are an error.
     context_dim : int, optional
         Length of a context; 64 by default for text, given by the column for an embedding.
     contexts : str or mapping, optional
@@ -74,6 +91,9 @@ def table_workload(
         text=text,
         embedding=embedding,
         cost=cost,
+        prices=prices,
+        tokens=tokens,
+        clip=clip,
         context_dim=context_dim,
         contexts=contexts,
     )
@@ -87,6 +107,9 @@ def table_pool(
     text: str | None = None,
     embedding: str | None = None,
     cost: Mapping[str, str] | Sequence[str] | str | None = None,
+    prices: Any = None,
+    tokens: Sequence[Any] | None = None,
+    clip: float = 0.0,
     context_dim: int | None = None,
     contexts: str | Mapping[str, Any] | None = None,
 ) -> tuple[QueryPool, NDArray[np.int64] | None]:
@@ -94,13 +117,44 @@ def table_pool(
 
     Parameters and errors are those of `table_workload`.
     """
+    layout = read_layout(
+        path,
+        quality,
+        text=text,
+        embedding=embedding,
+        cost=cost,
+        prices=prices,
+        tokens=tokens,
+        clip=clip,
+    )
+    if contexts is not None and text is None:
+        raise ValueError(
+            f"contexts={contexts!r} says how texts become contexts, but this table brings vectors"
+        )
+    stat = Path(layout.path).stat()
+    changed = stat.st_mtime_ns, stat.st_size
+    return _load(layout, context_dim, changed, read_contexts(contexts))
+
+
+def read_layout(
+    path: str,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    text: str | None = None,
+    embedding: str | None = None,
+    cost: Mapping[str, str] | Sequence[str] | str | None = None,
+    prices: Any = None,
+    tokens: Sequence[Any] | None = None,
+    clip: float = 0.0,
+) -> Layout:
+    """Check the options that say what the columns of a file mean; see `table_workload`."""
     source = find_file(path)
     if (text is None) == (embedding is None):
         raise ValueError(
             f"text={text!r}, embedding={embedding!r}: name exactly one of the two columns"
         )
-    pairs = _columns("quality", quality)
-    costs = None if cost is None else _columns("cost", cost)
+    pairs = read_columns("quality", quality)
+    costs = None if cost is None else read_columns("cost", cost)
     if isinstance(cost, list | tuple) and costs is not None:
         if not isinstance(quality, list | tuple) or len(quality) != len(cost):
             raise ValueError(
@@ -108,14 +162,12 @@ def table_pool(
                 "give a mapping LLM -> column instead"
             )
         costs = tuple(zip(quality, cost, strict=True))
-    layout = _Layout(str(source), text, embedding, pairs, costs)
-    if contexts is not None and text is None:
-        raise ValueError(
-            f"contexts={contexts!r} says how texts become contexts, but this table brings vectors"
-        )
-    stat = source.stat()
-    changed = stat.st_mtime_ns, stat.st_size
-    return _load(layout, context_dim, changed, read_contexts(contexts))
+    if cost is not None and prices is not None:
+        raise ValueError(f"cost={cost!r}, prices={prices!r}: give one of the two")
+    if not isinstance(clip, int | float) or isinstance(clip, bool) or not 0 <= clip <= 1:
+        raise ValueError(f"clip={clip!r} must be a number in [0, 1]")
+    tariff = read_tariff(prices, tokens)
+    return Layout(str(source), text, embedding, pairs, costs, tariff, float(clip))
 
 
 def table_fingerprint(path: str, **_: Any) -> str:
@@ -124,19 +176,21 @@ def table_fingerprint(path: str, **_: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Which file, and what its columns mean."""
 
     path: str
     text: str | None
     embedding: str | None
     quality: Columns
-    cost: Columns | None
+    cost: Columns | None = None
+    tariff: Tariff | None = None
+    clip: float = 0.0
 
 
 @dataclass
-class _Parsed:
-    """What has been read so far, one entry a row."""
+class Parsed:
+    """What a file holds, one entry a row; ``cost`` is empty where there is none."""
 
     texts: list[str] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
@@ -147,15 +201,15 @@ class _Parsed:
 
 @lru_cache(maxsize=8)
 def _load(
-    layout: _Layout,
+    layout: Layout,
     context_dim: int | None,
     stamp: tuple[int, int],
     how: ContextMethod,
 ) -> tuple[QueryPool, NDArray[np.int64] | None]:
     """Pool and online rows (None: all); the stamp makes a changed file a new cache entry."""
-    parsed = _parse(layout)
+    parsed = parse(layout)
     quality = np.array(parsed.quality, dtype=np.float64)
-    cost = None if layout.cost is None else np.array(parsed.cost, dtype=np.float64)
+    cost = np.array(parsed.cost, dtype=np.float64) if parsed.cost else None
     if layout.text is not None:
         return text_pool(parsed.texts, quality, cost, parsed.llms, context_dim, how)
     vectors = np.stack(parsed.vectors)
@@ -167,8 +221,9 @@ def _load(
     return QueryPool(vectors, quality, cost, parsed.llms), None
 
 
-def _parse(layout: _Layout) -> _Parsed:
-    parsed = _Parsed()
+def parse(layout: Layout) -> Parsed:
+    """Read the rows of a file."""
+    parsed = Parsed()
     for place, row in read_rows(Path(layout.path)):
         if layout.text is not None:
             parsed.texts.append(text_cell(row, layout.text, place))
@@ -180,71 +235,40 @@ def _parse(layout: _Layout) -> _Parsed:
                     f"but the first row's has {len(parsed.vectors[0])}"
                 )
             parsed.vectors.append(vector)
-        found = _scores(row, layout.quality, place)
+        found = scores_of(row, layout.quality, place)
         if not parsed.llms:
             ordered = found if not isinstance(layout.quality, str) else sorted(found)
             parsed.llms = tuple(ordered)
-        parsed.quality.append(_numbers(found, parsed.llms, layout.quality, place, 1.0))
+        numbers = numbers_of(found, parsed.llms, layout.quality, place)
+        parsed.quality.append(_in_unit_interval(numbers, parsed.llms, layout, place))
         if layout.cost is not None:
-            found = _scores(row, layout.cost, place)
-            parsed.cost.append(_numbers(found, parsed.llms, layout.cost, place, np.inf))
+            found = scores_of(row, layout.cost, place)
+            parsed.cost.append(_costs(found, parsed.llms, layout.cost, place))
+        if layout.tariff is not None:
+            parsed.cost.append(layout.tariff.costs(row, parsed.llms, place))
     if not parsed.quality:
         raise ValueError(f"{layout.path}: the file has no rows")
     return parsed
 
 
-def _columns(option: str, value: object) -> Columns:
-    """Bring the three ways to name score columns into one hashable form."""
-    pairs: tuple[tuple[Any, Any], ...]
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, Mapping):
-        pairs = tuple(value.items())
-    elif isinstance(value, list | tuple):
-        pairs = tuple((name, name) for name in value)
-    else:
-        pairs = ()
-    if not pairs or not all(isinstance(name, str) and name for pair in pairs for name in pair):
-        raise ValueError(
-            f"{option}={value!r} must be a mapping LLM -> column, a list of columns, or one column"
-        )
-    llms = [llm for llm, _ in pairs]
-    repeated = [llm for llm in llms if llms.count(llm) > 1]
-    if repeated:
-        raise ValueError(f"{option}={value!r} names {repeated[0]!r} more than once")
-    return tuple(sorted(pairs)) if isinstance(value, Mapping) else pairs
-
-
-def _scores(row: Row, columns: Columns, place: str) -> Row:
-    """Raw scores {LLM: value} of one row."""
-    if not isinstance(columns, str):
-        return {llm: cell_of(row, column, place) for llm, column in columns}
-    found = json_cell(row, columns, place)
-    if not isinstance(found, dict) or not found:
-        raise ValueError(
-            f"{place}: column {columns!r} must be an object {{LLM: score}}, not {show(found)}"
-        )
-    return found
-
-
-def _numbers(
-    found: Row, llms: tuple[str, ...], columns: Columns, place: str, high: float
+def _in_unit_interval(
+    numbers: list[float], llms: tuple[str, ...], layout: Layout, place: str
 ) -> list[float]:
-    """Scores of one row in the order of ``llms``, each a number in [0, high]."""
-    extra = sorted(set(found) - set(llms))
-    if extra:
-        raise unknown_name(f"{place}: LLM", extra[0], llms)
-    numbers = []
-    for llm in llms:
-        where = columns if isinstance(columns, str) else dict(columns).get(llm)
-        label = f"{place}: score of LLM {llm!r} in column {where!r}"
-        if found.get(llm) is None:
-            raise ValueError(f"{label} is missing")
-        try:
-            number = float(found[llm])
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"{label} is not a number: {show(found[llm])}") from None
-        if not np.isfinite(number) or not 0.0 <= number <= high:
-            raise ValueError(f"{label} is {number}, expected a number in [0, {high:g}]")
-        numbers.append(number)
+    """Return the qualities of a row, clipped where they are as little outside as may be."""
+    for llm, number in zip(llms, numbers, strict=True):
+        if not -layout.clip <= number <= 1.0 + layout.clip:
+            raise ValueError(
+                f"{label_of(llm, layout.quality, place)} is {number}, expected a number in [0, 1]; "
+                "rescale the column, or let `clip` count what is a little outside as 0 or 1"
+            )
+    return [min(max(number, 0.0), 1.0) for number in numbers]
+
+
+def _costs(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> list[float]:
+    numbers = numbers_of(found, llms, columns, place)
+    for llm, number in zip(llms, numbers, strict=True):
+        if number < 0.0:
+            raise ValueError(
+                f"{label_of(llm, columns, place)} is {number}, expected a number in [0, inf]"
+            )
     return numbers

@@ -1,0 +1,87 @@
+"""Where a table keeps a number per LLM, and the numbers of a row.
+
+Every error names the place (file and row), the LLM and the column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, show
+from llmqueue_gym.workloads.pool import unknown_name
+
+Columns = str | tuple[tuple[str, str], ...]
+"""Where scores are: the name of one column of {LLM: score} objects, or (LLM, column) pairs."""
+
+_TRUTH = {"true": 1.0, "false": 0.0}
+
+
+def read_columns(option: str, value: object) -> Columns:
+    """Bring the three ways to name score columns into one hashable form."""
+    pairs: tuple[tuple[Any, Any], ...]
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, Mapping):
+        pairs = tuple(value.items())
+    elif isinstance(value, list | tuple):
+        pairs = tuple((name, name) for name in value)
+    else:
+        pairs = ()
+    if not pairs or not all(isinstance(name, str) and name for pair in pairs for name in pair):
+        raise ValueError(
+            f"{option}={value!r} must be a mapping LLM -> column, a list of columns, or one column"
+        )
+    llms = [llm for llm, _ in pairs]
+    repeated = [llm for llm in llms if llms.count(llm) > 1]
+    if repeated:
+        raise ValueError(f"{option}={value!r} names {repeated[0]!r} more than once")
+    return tuple(sorted(pairs)) if isinstance(value, Mapping) else pairs
+
+
+def scores_of(row: Row, columns: Columns, place: str) -> Row:
+    """Raw scores {LLM: value} of one row."""
+    if not isinstance(columns, str):
+        return {llm: cell_of(row, column, place) for llm, column in columns}
+    found = json_cell(row, columns, place)
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f"{place}: column {columns!r} must be an object {{LLM: score}}, not {show(found)}"
+        )
+    return found
+
+
+def label_of(llm: str, columns: Columns, place: str) -> str:
+    """Name the score of an LLM, for errors."""
+    where = columns if isinstance(columns, str) else dict(columns).get(llm)
+    return f"{place}: score of LLM {llm!r} in column {where!r}"
+
+
+def numbers_of(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> list[float]:
+    """Scores of one row in the order of ``llms``, each a finite number."""
+    extra = sorted(set(found) - set(llms))
+    if extra:
+        raise unknown_name(f"{place}: LLM", extra[0], llms)
+    numbers = []
+    for llm in llms:
+        label, value = label_of(llm, columns, place), found.get(llm)
+        if value is None:
+            raise ValueError(f"{label} is missing")
+        number = _score(value)
+        if number is None:
+            raise ValueError(f"{label} is not a number: {show(value)}")
+        if not np.isfinite(number):
+            raise ValueError(f"{label} is {number}, expected a finite number")
+        numbers.append(number)
+    return numbers
+
+
+def _score(value: object) -> float | None:
+    """Turn a number, true or false, or the text of one into a float; None for anything else."""
+    truth = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    try:
+        return float(value) if truth is None else truth  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
