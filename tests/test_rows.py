@@ -96,7 +96,7 @@ def test_another_encoding_is_named_with_what_to_do(suffix, encoding, tmp_path):
         ("t.json", b'[{"a": 1}, 2]', "row 2: expected a JSON object, not 2"),
         ("t.json", b"[" * 99_999 + b"]" * 99_999, "nested too deeply"),
         ("t.json", b'[{"a": 1}', "not a JSON object"),
-        ("t.parquet", b"PAR1", "not a complete parquet file"),
+        ("t.parquet", b"PAR1", "not a complete Parquet file"),
         ("t.csv.gz", b"a,b\n", None),
     ],
 )

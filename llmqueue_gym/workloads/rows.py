@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from llmqueue_gym.workloads.cells import Row, show
+from llmqueue_gym.workloads.parquet import check_texts, check_unpacked
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 """Formats that are text; each may be gzipped."""
@@ -305,12 +306,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise ImportError(
             f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
         ) from error
+    check_unpacked(path)
     try:
         scan = pl.scan_parquet(path)
+        check_texts(path, scan)
         rows = int(scan.select(pl.len()).collect().item())
         frame = scan.head(MAX_ROWS).collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise ValueError(f"{path}: not a complete parquet file; is it empty or cut off?") from error
+        raise ValueError(f"{path}: not a complete Parquet file; is it empty or cut off?") from error
     if rows > MAX_ROWS:
         raise ValueError(f"{path}: {rows:,} rows are more than {MAX_ROWS:,}; split the file")
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
