@@ -11,8 +11,15 @@ import numpy as np
 
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym.oracles import capacity
-from llmqueue_gym.workloads.datasets import SOURCES, get_source, import_dataset
+from llmqueue_gym.workloads.datasets import (
+    SOURCES,
+    TABLE,
+    get_source,
+    import_dataset,
+)
+from llmqueue_gym.workloads.order import arrival_words, read_arrivals
 from llmqueue_gym.workloads.pool import QueryPool, printable
+from llmqueue_gym.workloads.rows import SUFFIXES
 from llmqueue_gym.workloads.sources import retrials
 from llmqueue_gym.workloads.sources.wildchat import outcomes_of, retrial_rates
 from llmqueue_gym.workloads.stored import (
@@ -38,6 +45,20 @@ def build_data_app() -> "typer.Typer":
     """Return the subcommands of ``llmqueue-bench data``."""
     import typer
 
+    from benchmarks.table_file import (
+        Clip,
+        Cost,
+        Embedding,
+        Prices,
+        Quality,
+        Text,
+        Tokens,
+        as_options,
+        run_table_import,
+        show_file,
+        table_options,
+    )
+
     app = typer.Typer(
         help="Import published data sets once, and see what is there.", no_args_is_help=True
     )
@@ -45,18 +66,29 @@ def build_data_app() -> "typer.Typer":
 
     @app.command("import")
     def import_command(
-        source: Annotated[str, typer.Argument(help=f"Data set: {sources}.")],
+        source: Annotated[str, typer.Argument(help=f"Data set: {sources}, or table: your own.")],
         path: Annotated[Path, typer.Argument(help="Its official file, or the folder of them.")],
         name: Annotated[
-            str | None, typer.Option(help="Name to store it under; default: SOURCE.")
+            str | None, typer.Option(help="Name to store it under; default: SOURCE, or the file's.")
         ] = None,
-        prices: Annotated[
-            Path | None,
-            typer.Option(help="JSON {LLM: [USD per million input, output tokens]}."),
-        ] = None,
+        prices: Prices = None,
+        quality: Quality = None,
+        text: Text = None,
+        embedding: Embedding = None,
+        cost: Cost = None,
+        tokens: Tokens = None,
+        clip: Clip = 0.0,
     ) -> None:
-        """Convert an official file into the project's own format, in the cache folder."""
-        run_import(source, path, name, prices)
+        """Convert an official file, or a table, into the project's own format, in the cache."""
+        columns = table_options(quality, text, embedding, cost, prices, tokens, clip)
+        with as_options():
+            if source == TABLE:
+                run_table_import(path, name, columns)
+                return
+            given = [option for option in columns if option != "prices"]
+            if given:
+                raise ValueError(f"`{given[0]}` is an option of a table, not of {source!r}")
+            run_import(source, path, name, prices)
 
     @app.command("download")
     def download_command(
@@ -70,7 +102,8 @@ def build_data_app() -> "typer.Typer":
         ] = None,
     ) -> None:
         """Download the official files from the Hugging Face hub, then import them."""
-        run_download(source, name, prices, tuple(file or ()))
+        with as_options():
+            run_download(source, name, prices, tuple(file or ()))
 
     @app.command("list")
     def list_command(
@@ -81,11 +114,30 @@ def build_data_app() -> "typer.Typer":
 
     @app.command("show")
     def show_command(
-        name: Annotated[str, typer.Argument(help="Name it was imported under.")],
+        name: Annotated[
+            str, typer.Argument(help="Name it was imported under, or the file of a table.")
+        ],
+        prices: Prices = None,
+        quality: Quality = None,
+        text: Text = None,
+        embedding: Embedding = None,
+        cost: Cost = None,
+        tokens: Tokens = None,
+        clip: Clip = 0.0,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """Show what an imported data set holds."""
-        show(name, as_json)
+        """Show what an imported data set, or the file of a table, holds."""
+        columns = table_options(quality, text, embedding, cost, prices, tokens, clip)
+        with as_options():
+            if name.lower().endswith(SUFFIXES):
+                show_file(name, columns, as_json)
+                return
+            if columns:
+                option, endings = next(iter(columns)), ", ".join(SUFFIXES)
+                raise ValueError(
+                    f"`{option}` is an option of a file; {name!r} does not end in one of {endings}"
+                )
+            show(name, as_json)
 
     @app.command("remove")
     def remove_command(
@@ -210,7 +262,7 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    _print_summary(summary)
+    print_summary(summary)
 
 
 def _facts(header: Header) -> dict[str, Any]:
@@ -255,7 +307,8 @@ def pool_summary(llms: tuple[str, ...], quality: Any, cost: Any) -> dict[str, An
         the best quality, ``complementarity`` what routing could gain at most: oracle minus best
         LLM; ``beaten`` is the share of queries on which another LLM does strictly better than it.
         ``capacity`` is 1 / E[1 / p*] by K at cost weight 0; None if all qualities are equal.
-        ``cost_spread`` is the ratio of the largest to the smallest positive mean cost of an LLM.
+        ``cost_spread`` is the ratio of the largest to the smallest positive mean cost of an LLM,
+        ``arrivals`` the order in which LLMDeploy lets them arrive unless told otherwise.
     """
     mean = quality.mean(axis=0)
     best = int(mean.argmax())
@@ -280,10 +333,12 @@ def pool_summary(llms: tuple[str, ...], quality: Any, cost: Any) -> dict[str, An
         found["cost"] = dict(zip(llms, spent.tolist(), strict=True))
         found["cost_spread"] = float(paid.max() / paid.min()) if paid.size else None
         found["cost_range"] = [float(spent.min()), float(spent.max())]
+        found["arrivals"] = arrival_words(read_arrivals(None, llms), llms)
     return found
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print what `summarise` or a table's file gives."""
     lines: dict[str, str] = {
         "reference": summary["reference"],
         "licence": summary["licence"],
@@ -304,6 +359,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary.get("cost_spread"):
         low, high = summary["cost_range"]
         lines["cost spread"] = f"x{summary['cost_spread']:,.0f} ({low:.3g} to {high:.3g} USD)"
+    if "arrivals" in summary:
+        lines["LLMs arrive (LLMDeploy, unless `arrivals` says otherwise)"] = ", ".join(
+            summary["arrivals"]
+        )
     say(f"{summary['name']} ({summary['source']})")
     for key, text in lines.items():
         say(f"  {key}: {text}")

@@ -107,7 +107,8 @@ def make_workload(
         Name of a source (``"synthetic"``, ``"paretobandit"``, ``"table"``, or an imported data
         set: ``"routerbench"``, ``"sprout"``, ``"embedllm"``, ``"wildchat"``), or a mapping with
         its name under ``"source"`` and its options beside it, for example
-        ``{"source": "synthetic", "kind": "specialists"}``. Every source has the option
+        ``{"source": "synthetic", "kind": "specialists"}``, or ``{"source": "dataset", "name":
+        "mine"}`` for whatever was imported under that name. Every source has the option
         ``shuffle_contexts`` (see `llmqueue_gym.workloads.pool.ShuffledContexts`).
     num_llms, context_dim : int or None
         Sizes asked for; None takes the source's own. Both may also stand in the spec.

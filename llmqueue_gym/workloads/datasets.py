@@ -20,9 +20,11 @@ from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
 from llmqueue_gym.workloads.sources.embedllm import read_embedllm
 from llmqueue_gym.workloads.sources.routerbench import read_routerbench
 from llmqueue_gym.workloads.sources.sprout import read_sprout
+from llmqueue_gym.workloads.sources.table import Parsed, parse, read_layout
 from llmqueue_gym.workloads.sources.wildchat import read_wildchat, wildchat_workload
 from llmqueue_gym.workloads.stored import (
     POOL,
+    VECTOR,
     Facts,
     Header,
     Tell,
@@ -31,6 +33,7 @@ from llmqueue_gym.workloads.stored import (
     read_header,
     read_table,
     store,
+    write_pool,
 )
 
 
@@ -107,6 +110,10 @@ SOURCES: dict[str, Source] = {
 }
 
 
+TABLE = "table"
+"""Source of a table of one's own; it has no official files."""
+
+
 def get_source(name: str) -> Source:
     """Return a source by name, or raise a ValueError with the nearest known name."""
     if name not in SOURCES:
@@ -158,6 +165,59 @@ def import_dataset(
         lambda out: entry.reader(files, out, table, tell),
         licence=entry.licence,
         reference=entry.reference,
+    )
+
+
+def import_table(
+    path: str | Path,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    name: str | None = None,
+    **options: Any,
+) -> Header:
+    """Store a table of your own for the environments, where it is a ``"dataset"``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    quality, options
+        What its columns mean: the options of `llmqueue_gym.workloads.sources.table.read_layout`.
+    name : str, optional
+        Name to store it under, by default that of the file without its ending.
+
+    Raises
+    ------
+    ValueError
+        If something in the file is not as it should be; the message names file, row and column.
+    """
+    layout = read_layout(str(path), quality, **options)
+    source = Path(layout.path)
+    if name is None:
+        name = source.name.partition(".")[0].lower()
+    return store(
+        check_name(name),
+        TABLE,
+        [source],
+        lambda out: _store_table(parse(layout), source, out),
+        licence="your own file",
+        reference=source.name,
+    )
+
+
+def _store_table(parsed: Parsed, source: Path, out: Path) -> Facts:
+    quality, size = np.array(parsed.quality), len(parsed.quality)
+    cost = np.array(parsed.cost) if parsed.cost else None
+    return write_pool(
+        out,
+        source,
+        ids=[str(row) for row in range(1, size + 1)],
+        texts=parsed.texts or [""] * size,
+        groups=[""] * size,
+        quality={llm: quality[:, j] for j, llm in enumerate(parsed.llms)},
+        cost=None if cost is None else {llm: cost[:, j] for j, llm in enumerate(parsed.llms)},
+        columns={llm: (llm, llm) for llm in parsed.llms},
+        vectors=np.stack(parsed.vectors) if parsed.vectors else None,
     )
 
 
@@ -244,6 +304,15 @@ def _load_pool(
     header = read_header(name)
     table = read_table(header)
     quality, cost = quality_and_cost(header, table)
+    if VECTOR in table.columns:
+        vectors = np.array(table[VECTOR].to_list(), dtype=np.float32)
+        if context_dim not in (None, vectors.shape[1]) or how not in (None, ContextMethod()):
+            raise ValueError(
+                f"data set {name!r} brings context vectors of length {vectors.shape[1]}; leave "
+                "context_dim and contexts out"
+            )
+        pool = QueryPool(vectors, quality, cost, header.facts.llms)
+        return pool, np.arange(len(vectors))
     return text_pool(table["text"].to_list(), quality, cost, header.facts.llms, context_dim, how)
 
 
@@ -277,13 +346,32 @@ def pool_workload(
     return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
 
 
+def dataset_workload(
+    name: str,
+    *,
+    context_dim: int | None = None,
+    contexts: str | Mapping[str, Any] | None = None,
+    cost_weight: float = 0.0,
+    pool_size: int = 1000,
+    scale: str = "quality",
+) -> PoolWorkload:
+    """Workload of a stored pool, wherever it comes from; parameters as those of `pool_workload`."""
+    pool, online = load_pool(name, context_dim, read_contexts(contexts))
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
+
+
 def dataset_fingerprint(source: str, *, name: str | None = None, **_: object) -> str:
     """SHA-256 of the stored Parquet file."""
     return str(stored_header(source, name).parquet["sha256"])
 
 
+def stored_fingerprint(name: str, **_: object) -> str:
+    """SHA-256 of the Parquet file of a stored pool."""
+    return str(pool_header(name).parquet["sha256"])
+
+
 def dataset_workloads() -> dict[str, tuple[Callable[..., PoolWorkload], Callable[..., str]]]:
-    """Workload and fingerprint of every source, by name."""
+    """Workload and fingerprint of every source by name, and of any stored pool (``dataset``)."""
     workloads: dict[str, Callable[..., PoolWorkload]] = {
         source: partial(pool_workload, source) for source in SOURCES
     }
@@ -291,4 +379,4 @@ def dataset_workloads() -> dict[str, tuple[Callable[..., PoolWorkload], Callable
     return {
         source: (workload, partial(dataset_fingerprint, source))
         for source, workload in workloads.items()
-    }
+    } | {"dataset": (dataset_workload, stored_fingerprint)}

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import _cache_dir
+from llmqueue_gym.workloads.parquet import check_unpacked
 from llmqueue_gym.workloads.pool import file_sha256
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ Tell = Callable[[int], None]
 """Called with how many rows have been read, for progress."""
 
 FORMAT = 1
+VECTOR = "vector"
+"""Column of ready context vectors."""
 POOL, CONVERSATIONS = "pool", "conversations"
 _PART = ".import.part"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -210,8 +213,15 @@ def quality_and_cost(
 
 @contextmanager
 def reading_parquet(path: Path) -> Iterator[None]:
-    """Turn what polars says of a broken official file into a ValueError that names the file."""
+    """Refuse a file that unpacks to far too much, and name the file in polars' errors.
+
+    Raises
+    ------
+    ValueError
+        If the file is either.
+    """
     polars = _polars()
+    check_unpacked(path)
     try:
         yield
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
@@ -232,6 +242,7 @@ def write_pool(
     cost: Mapping[str, NDArray[np.float64]] | None,
     columns: Mapping[str, tuple[str, str]],
     notes: Mapping[str, Any] | None = None,
+    vectors: NDArray[np.float32] | None = None,
 ) -> Facts:
     """Check a table of scores and write it as Parquet; see `Facts`.
 
@@ -250,6 +261,8 @@ def write_pool(
         Names of an LLM's two columns in the official file, for messages.
     notes : mapping, optional
         More notes for the header.
+    vectors : ndarray of float32, shape (rows, d), optional
+        Ready context vectors; where there are none, contexts are made of the texts.
 
     Raises
     ------
@@ -262,6 +275,9 @@ def write_pool(
     if not llms:
         raise ValueError(f"{source}: no LLM has a single score")
     series = [pl.Series("id", ids), pl.Series("text", texts), pl.Series("group", groups)]
+    if vectors is not None:
+        kind = pl.List(pl.Float32)
+        series.append(pl.Series(VECTOR, vectors.tolist(), dtype=kind))
     missing = {}
     for llm in llms:
         absent = np.isnan(quality[llm])
