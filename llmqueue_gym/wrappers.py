@@ -5,10 +5,10 @@ For everything else use Gymnasium's own, which work on every environment here, o
 | you want | Gymnasium (`gymnasium.wrappers`) | with `llmqueue_gym.sb3` |
 |---|---|---|
 | one flat float32 observation | `FlatObservation`, or `flat_observation=True` | `FlatObservationVector`, or `flat_observation=True` |
-| normalised observations | `NormalizeObservation` after flattening | `VecNormalize` after flattening |
+| normalised observations | `NormalizeObservation` after flattening | `VecNormalize` with `norm_obs_keys`, or after flattening |
 | the time as an observation | `TimeAwareObservation` | |
 | normalised reward | `NormalizeReward`, or `reward="departures"` | `VecNormalize` |
-| episode statistics | `RecordEpisodeStatistics` (-r / l is the mean queue) | `VecMonitor` |
+| episode statistics | `RecordEpisodeStatistics` (-r / l is the mean queue) | monitored (`VecMonitor`) |
 | discrete actions | `DiscreteActions` | `DiscreteActionsVector` |
 | the decision before, for a memory | `PreviousDecision` | `PreviousDecisionVector` |
 

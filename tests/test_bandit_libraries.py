@@ -82,27 +82,18 @@ def test_scores_of_another_shape_or_not_finite_are_refused(bad: NDArray[Any]) ->
         agent.act(observation)
 
 
-@pytest.mark.parametrize(
-    ("library", "module", "agent"),
-    [
-        ("mabwiser", "bandit_mabwiser", "MABWiserLinUCB"),
-        ("river", "bandit_river", "RiverThompson"),
-    ],
-)
-def test_a_library_learns(
-    library: str, module: str, agent: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip(library, reason=f"pip install {library}")
+def test_mabwiser_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mabwiser", reason="pip install mabwiser")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     mean_queue = importlib.import_module("bandit").mean_queue
-    found = mean_queue(f"{module}:{agent}", slots=400)
-    assert found < mean_queue("random", slots=400) / 2
-    assert found == mean_queue(f"{module}:{agent}", slots=400)  # one seed, one result
+    found = mean_queue("bandit_mabwiser:MABWiserLinUCB", slots=400)
+    assert found < 0.8 * mean_queue("random", slots=400)
+    assert found == mean_queue("bandit_mabwiser:MABWiserLinUCB", slots=400)  # one seed, one result
 
 
 def test_the_guide_shows_the_examples() -> None:
     text = (ROOT / "docs/guides/bandit-libraries.md").read_text("utf-8")
     shown = re.findall(r'--8<-- "(.+):agent"', text)
-    assert shown == ["examples/bandit_mabwiser.py", "examples/bandit_river.py"]
+    assert shown == ["examples/bandit_mabwiser.py"]
     for name in shown:
         assert "# --8<-- [start:agent]" in (ROOT / name).read_text("utf-8")

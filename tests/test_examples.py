@@ -58,7 +58,6 @@ def test_every_example_has_a_test() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} == {
         "bandit",
         "bandit_mabwiser",  # tests/test_bandit_libraries.py
-        "bandit_river",
         "ppo_one_file",
         "sb3_ppo",
         "third_party_agent",

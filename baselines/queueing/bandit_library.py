@@ -1,6 +1,6 @@
 """A base for bandit libraries as agents: two methods, whatever the library calls its own.
 
-docs/guides/bandit-libraries.md has MABWiser and river on it.
+docs/guides/bandit-libraries.md puts MABWiser on it.
 """
 
 from __future__ import annotations
