@@ -263,11 +263,32 @@ def build_app() -> "typer.Typer":
         port: Annotated[
             int, typer.Option(min=0, max=65535, help="Port of --serve; 0: a free one.")
         ] = 0,
+        figure: Annotated[
+            str | None,
+            typer.Option(help="Write this one figure for a paper; a wrong name lists them."),
+        ] = None,
+        agents: Annotated[
+            str, typer.Option(help="Of --figure: agents a,b,... in the order of their colours.")
+        ] = "",
+        labels: Annotated[str, typer.Option(help="Of --figure: what to call them, A,B,...")] = "",
+        task: Annotated[
+            str | None, typer.Option(help="Of --figure curves and traffic: the task.")
+        ] = None,
+        form: Annotated[str, typer.Option("--format", help="Of --figure: pdf or svg.")] = "pdf",
     ) -> None:
         """Print the leaderboard; write index.html, leaderboard.md and the pictures."""
         from benchmarks.report.command import check_readme, report, serve
+        from benchmarks.report.command import figure as write_figure
 
         found: Path | str = results or _last_results()
+        if figure is not None:
+            chosen, names = (
+                [part for part in text.split(",") if part] for text in (agents, labels)
+            )
+            write_figure(found, figure, out, agents=chosen, labels=names, task=task, form=form)
+            raise typer.Exit(OK)
+        if agents or labels or task:
+            raise ValueError("--agents, --labels and --task belong to --figure NAME")
         if as_json:
             raise typer.Exit(_print_board(found))
         if not check:

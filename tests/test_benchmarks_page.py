@@ -21,6 +21,7 @@ from benchmarks.report import board_markdown, board_tables, draw_figure, figure
 from benchmarks.report.command import make_server
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
+from benchmarks.report.paper import write_figure
 from benchmarks.scoring import make_board
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,6 +185,42 @@ def test_hostile_names_stay_text_in_markdown_terminal_and_pictures(board, tmp_pa
 
 def test_letters_that_the_pictures_font_lacks_become_question_marks():
     assert figure._text("é数ж🎉\u202e$") == "é?ж?\ufffd\\$"
+
+
+@pytest.mark.parametrize("name", ["curves", "scores", "profiles", "decision-time"])
+@pytest.mark.parametrize("form", ["pdf", "svg"])
+def test_a_figure_for_a_paper_shows_the_chosen_agents_as_text(board, tmp_path, name, form):
+    chosen = {"agents": ("good", "poor"), "labels": ("Our method", "Theirs"), "form": form}
+    chosen["task"] = "q3" if name == "curves" else None
+    path, *_ = write_figure(board, name, tmp_path, **chosen)
+    content = path.read_bytes()
+    assert path.suffix == f".{form}"
+    if form == "pdf":
+        assert content.startswith(b"%PDF")
+        assert b"/Type3" not in content  # fonts that journals refuse
+    else:
+        assert b">Our method<" in content
+        assert b">oracle<" not in content
+    write_figure(board, name, tmp_path / "again", **chosen)
+    assert (tmp_path / "again" / path.name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"figure": "pie"}, r"'pie' is none of curves: .*sweeps: "),
+        ({"figure": "curves"}, r"--figure curves needs --task NAME: one of q1, q2"),
+        ({"figure": "curves", "task": "q9"}, r"--task 'q9': one of q1"),
+        ({"figure": "scores", "agents": ("goood",)}, r"'goood' is not known; did you mean 'good'"),
+        ({"figure": "scores", "agents": ("good",), "labels": ("a", "b")}, r"2 names for 1"),
+        ({"figure": "scores", "agents": ("good", "good")}, r"each agent once"),
+        ({"figure": "sweeps"}, r"hold nothing of it"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_an_error_that_says_what_can(board, tmp_path, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        write_figure(board, folder=tmp_path, **arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "", "a\\b", "x\0y"])

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shutil
 import webbrowser
+from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.export import export_run, open_results
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
 from benchmarks.report.page import board_page
+from benchmarks.report.paper import Format, write_figure
 from benchmarks.report.series import training_panels
 from benchmarks.report.tables import (
     board_markdown,
@@ -55,6 +57,26 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
         say(f"skipped {name}: {reason}")
     say("wrote " + ", ".join(str(path) for path in (html, page, *(p.path for p in pictures))))
     return board
+
+
+def figure(
+    results: Path | str,
+    name: str,
+    out: Path,
+    *,
+    agents: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    task: str | None = None,
+    form: str = "pdf",
+) -> None:
+    """Write one figure for a paper; see `benchmarks.report.paper.write_figure`."""
+    if form not in ("pdf", "svg"):
+        raise ValueError(f"--format {form!r} must be pdf or svg")
+    board = load_board(open_results(results))
+    paths = write_figure(
+        board, name, out, agents=agents, labels=labels, task=task, form=cast("Format", form)
+    )
+    say("wrote " + ", ".join(str(path) for path in paths))
 
 
 def check_readme(results: Path | str, readme: Path) -> bool:

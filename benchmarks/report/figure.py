@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from io import BytesIO
@@ -44,14 +44,14 @@ from llmqueue_gym.workloads.pool import printable
 Style = dict[str, object]
 
 # Okabe and Ito's colour-blind-safe palette, black kept for the oracle and yellow left out (too
-# pale on white); further agents repeat the colours with another dash.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A4FBF")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
+# pale on white). More agents than colours could not be told apart: the rest is thin and grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_REST: Style = {"color": "#C9CDD4", "linestyle": "-", "linewidth": 0.8, "zorder": 1.5}
 _ROWS = 4  # tasks a figure
 _HEAT_AGENTS = 3  # learning agents in a heat map, beside the oracle
 _NAME_HEIGHT = 9.5  # points from one name to the next
 _POINT = 6  # pixels from the middle of a point to its edge
-_PROFILES = 7  # agents with a performance profile: more cannot be told apart
+_NAME_GAP = 0.05  # least distance of names beside a panel, in heights of it
 
 _PAGES = {
     QUEUEING.name: ("leaderboard", "queue length and routing regret over time"),
@@ -197,40 +197,39 @@ def _save(figure: Figure, folder: Path, name: str, caption: str, section: Sectio
     return Picture(folder / f"{name}.png", caption, section)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, in inches, that makes room for what is written in it."""
     figure = Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     FigureCanvasAgg(figure)
     return figure
 
 
 def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figure:
-    """One row of panels a task above a shared legend."""
-    figure = _new_figure(11, 3.6 * len(boards) + 1.2)
+    """One row of panels a task, lines named at their ends."""
+    figure = new_figure(11, 3.6 * len(boards) + 1.2)
     axes = figure.subplots(len(boards), 2, squeeze=False)
     for row, task in zip(axes, boards, strict=True):
         for axis, panel in zip(row, panels(task), strict=True):
-            _draw(axis, panel, styles)
+            draw_panel(axis, panel, styles)
         title = f"{task.task['name']}  ({task.about})"
         row[0].set_title(_text(title), loc="left", fontsize=11, fontweight="bold")
-    _legend(figure, styles)
     figure.suptitle(_suptitle(suite, max(task.seeds for task in boards)), fontsize=11)
     return figure
 
 
 def _training_page(suite: str, shown: dict[str, Panel], styles: dict[str, Style]) -> Figure:
-    """Learning curves, a panel a task, above a shared legend."""
-    figure = _new_figure(5.5 * len(shown), 4.6)
+    """Learning curves, a panel a task, lines named at their ends."""
+    figure = new_figure(5.5 * len(shown), 4.6)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, (name, panel) in zip(axes, shown.items(), strict=True):
-        _draw(axis, panel, styles)
+        draw_panel(axis, panel, styles)
         axis.set_title(_text(name), loc="left", fontsize=11, fontweight="bold")
-    _legend(figure, styles)
     figure.suptitle(_text(f"{suite}: learning curves, one training each"), fontsize=11)
     return figure
 
 
-def _draw(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
-    """Draw a panel."""
+def draw_panel(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
+    """Draw a panel and name its lines, but for those that are one of many."""
     for x, values in panel.marks:
         flat = len(set(values[0].tolist())) == 1
         dash: object = "-" if flat else (0, (2, 2))
@@ -242,6 +241,31 @@ def _draw(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
     _scale(axis, "x", panel.x_scale)
     _scale(axis, "y", panel.y_scale)
     _dress(axis, panel.across, panel.quantity)
+    _name_ends(axis, panel, styles)
+
+
+def _name_ends(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
+    """Write names beside the ends of their lines, apart from each other."""
+    place = axis.transScale + axis.transLimits  # data -> shares of the panel
+    named = [label for label in panel.lines if styles[label] is not _REST]
+    ends = [(panel.lines[label][0][-1], panel.lines[label][1].mean(axis=0)[-1]) for label in named]
+    heights = [float(np.clip(place.transform(end)[1], 0.0, 1.0)) for end in ends]
+    gap = min(_NAME_GAP, 1.0 / max(1, len(named) - 1))
+    order = np.argsort(heights, kind="stable").tolist()
+    spread = np.maximum.accumulate(np.array(heights)[order] - gap * np.arange(len(order)))
+    spread += gap * np.arange(len(order))
+    top = 1.0 - gap * np.arange(len(order))[::-1]
+    for number, height in zip(order, np.minimum(spread, top), strict=True):
+        axis.annotate(
+            _name(named[number]),
+            (1.0, float(height)),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="#6E6E6E" if named[number] == "random" else str(styles[named[number]]["color"]),
+        )
 
 
 def _scale(axis: Axes, name: str, scale: Scale) -> None:
@@ -258,13 +282,14 @@ def _scale(axis: Axes, name: str, scale: Scale) -> None:
 
 def _suptitle(suite: str, seeds: int) -> str:
     what = f"mean over {seeds} seeds, band one standard error" if seeds > 1 else "one seed"
+    what += "; grey without a name: the agents ranked lower"
     return _text(f"{suite}: {what}")
 
 
 def _legend(figure: Figure, styles: dict[str, Style]) -> None:
-    """Legend of all lines below the panels."""
+    """Legend of the lines with a colour of their own, below the panels."""
     lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
-    order = [label for label in styles if label in lines]
+    order = [label for label, style in styles.items() if label in lines and style is not _REST]
     if not order:
         return
     columns = -(-len(order) // -(-len(order) // 6))  # full rows of at most six
@@ -279,14 +304,17 @@ def _legend(figure: Figure, styles: dict[str, Style]) -> None:
 
 def _styles(board: Board, section: Section) -> dict[str, Style]:
     """Line style per agent, in the order of the overall ranking, references last."""
-    styles: dict[str, Style] = {}
     learning = [
         row.agent for row in board.overall if row.section == section and row.agent not in REFERENCES
     ]
-    for number, label in enumerate(learning):
-        turn, colour = divmod(number, len(_COLOURS))
-        dash = _DASHES[turn % len(_DASHES)]
-        styles[label] = {"color": _COLOURS[colour], "linestyle": dash, "linewidth": 1.6}
+    return styles_of(learning)
+
+
+def styles_of(learning: Sequence[str]) -> dict[str, Style]:
+    """Line style of each of some agents, and of the references: the first ones have colours."""
+    styles: dict[str, Style] = dict.fromkeys(learning, _REST)
+    for label, colour in zip(learning, COLOURS, strict=False):
+        styles[label] = {"color": colour, "linestyle": "-", "linewidth": 1.6}
     styles["oracle"] = {"color": "black", "linestyle": "--", "linewidth": 1.6, "zorder": 5}
     # Wide and behind the rest: it stays visible under an agent that does no better.
     styles["random"] = {"color": "#BDBDBD", "linestyle": "-", "linewidth": 4.5, "zorder": 1}
@@ -301,7 +329,7 @@ def _plain(value: float, _: int | None = None) -> str:
 def _band(axis: Axes, x: Floats, values: Floats, label: str, style: Style) -> None:
     mean, error = mean_and_error(values)
     axis.plot(x, mean, label=label, **style)  # type: ignore[arg-type]
-    if error is not None:
+    if error is not None and style is not _REST:
         colour = str(style["color"])
         axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
 
@@ -320,64 +348,83 @@ def _dress(axis: Axes, across: str, quantity: str) -> None:
 def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> Figure:
     """Overall scores, performance profiles, score against decision time."""
     rows = [row for row in standing.rows if row.rank is not None]
-    figure = _new_figure(12.5, max(3.6, 1.6 + 0.27 * len(rows)))
+    figure = new_figure(12.5, max(3.6, 1.6 + 0.27 * len(rows)))
     scores, profiles, clocks = figure.subplots(1, 3)
-    for place, row in enumerate(rows):
-        _score_line(scores, row, float(place), styles[row.agent])
-    scores.set_yticks(range(len(rows)), [_name(row.agent) for row in rows])
-    scores.set_ylim(len(rows) - 0.4, -0.6)
-    _dress(scores, "score, 95% interval", "")
-    for row in rows[:_PROFILES]:
-        profile = standing.profiles[row.agent]
-        style = styles[row.agent]
-        profiles.plot(PROFILE_THRESHOLDS, profile.share, label=row.agent, **style)
-        if np.isfinite(profile.low).all():
-            profiles.fill_between(
-                PROFILE_THRESHOLDS,
-                profile.low,
-                profile.high,
-                color=str(style["color"]),
-                alpha=0.12,
-                linewidth=0,
-            )
-    profiles.set_xlim(0, 1)
-    profiles.set_ylim(0, 1.01)
-    _dress(profiles, "score x", "share of runs that score above x")
-    names = []
-    for row in rows:
-        if row.score is not None and row.decision_us is not None:
-            colour = str(styles[row.agent]["color"])
-            point = row.decision_us, row.score.value
-            clocks.plot(*point, "o", color=colour, label="_")
-            offset = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-            line = {
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.6,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            }
-            name = clocks.annotate(
-                _name(row.agent), point, fontsize=8, arrowprops=line, zorder=1, **offset
-            )
-            names.append(name)
-    clocks.set_xscale("log")
-    clocks.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    clocks.xaxis.set_major_formatter(_plain)
-    clocks.xaxis.set_minor_formatter(NullFormatter())
-    clocks.margins(x=0.15, y=0.1)
-    _dress(clocks, "µs a decision", "score")
+    draw_scores(scores, rows, styles)
+    draw_profiles(profiles, standing, {row.agent: styles[row.agent] for row in rows})
+    names = draw_clock(clocks, rows, styles)
     _legend(figure, {label: styles[label] for label in standing.profiles})
     tasks = len(standing.tasks)
     kind = standing.section.kind.name
     whose = suite if suite == kind else f"{suite}, {kind}"
     title = f"{whose}: mean over {tasks} task{'s' if tasks > 1 else ''}"
     figure.suptitle(_text(title), fontsize=11)
-    _spread(figure, clocks, names)
+    spread(figure, clocks, names)
     return figure
 
 
-def _spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
+def draw_scores(axis: Axes, rows: Sequence[OverallRow], styles: dict[str, Style]) -> None:
+    """Draw overall scores with their intervals, the first row on top."""
+    for place, row in enumerate(rows):
+        _score_line(axis, row, float(place), styles[row.agent])
+    axis.set_yticks(range(len(rows)), [_name(row.agent) for row in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    _dress(axis, "score, 95% interval", "")
+
+
+def draw_profiles(axis: Axes, standing: Standing, styles: dict[str, Style]) -> None:
+    """Draw the performance profiles of the agents that have a colour of their own."""
+    for label, style in styles.items():
+        if style is _REST or label not in standing.profiles:
+            continue
+        profile = standing.profiles[label]
+        axis.plot(PROFILE_THRESHOLDS, profile.share, label=label, **style)  # type: ignore[arg-type]
+        if np.isfinite(profile.low).all():
+            colour = str(style["color"])
+            band = PROFILE_THRESHOLDS, profile.low, profile.high
+            axis.fill_between(*band, color=colour, alpha=0.12, linewidth=0)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.01)
+    _dress(axis, "score x", "share of runs that score above x")
+
+
+def draw_clock(
+    axis: Axes, rows: Sequence[OverallRow], styles: dict[str, Style]
+) -> list[Annotation]:
+    """Draw scores against decision times; return the names, which `spread` puts into place."""
+    names = []
+    for row in rows:
+        if row.score is not None and row.decision_us is not None:
+            colour = str(styles[row.agent]["color"])
+            point = row.decision_us, row.score.value
+            axis.plot(*point, "o", color=colour, label="_")
+            name = axis.annotate(
+                _name(row.agent),
+                point,
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": colour,
+                    "linewidth": 0.6,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                },
+                zorder=1,
+            )
+            names.append(name)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(_plain)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.15, y=0.1)
+    _dress(axis, "µs a decision", "score")
+    return names
+
+
+def spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
     """Put names beside, above or below their points, where they cover no name and no point."""
     figure.draw_without_rendering()  # only then is it known where the points are
     points = axis.transData.transform([name.xy for name in names]) if names else np.zeros((0, 2))
@@ -415,9 +462,17 @@ def _traffic_page(task: TaskBoard, traffic: HeatMap) -> Figure:
     """Heat maps side by side: the oracle's traffic and that of the best agents."""
     learning = [label for label in traffic.shares if label not in REFERENCES]
     labels = [name for name in ("oracle", *learning[:_HEAT_AGENTS]) if name in traffic.shares]
-    labels = labels or list(traffic.shares)[:1]
+    figure = draw_traffic(traffic, labels or list(traffic.shares)[:1])
+    which = f"mean over {traffic.seeds} seeds" if traffic.seeds > 1 else "one seed"
+    title = f"{task.task['name']}: traffic by LLM (in order of arrival) and stage, {which}"
+    figure.suptitle(_text(title), fontsize=11)
+    return figure
+
+
+def draw_traffic(traffic: HeatMap, labels: Sequence[str]) -> Figure:
+    """Heat maps of some agents side by side, LLMs in order of arrival."""
     rows = len(traffic.names)
-    figure = _new_figure(2.6 + 2.7 * len(labels), 1.3 + max(1.8, 0.24 * rows))
+    figure = new_figure(2.6 + 2.7 * len(labels), 1.3 + max(1.8, 0.24 * rows))
     axes = figure.subplots(1, len(labels), squeeze=False, sharey=True)[0]
     single = rows - 1 if traffic.others and rows > 1 else rows
     highest = max(float(traffic.shares[label][:single].max()) for label in labels)
@@ -436,9 +491,6 @@ def _traffic_page(task: TaskBoard, traffic: HeatMap) -> Figure:
     )
     bar.set_label("share of the stage's queries", fontsize=9)
     bar.outline.set_visible(False)
-    which = f"mean over {traffic.seeds} seeds" if traffic.seeds > 1 else "one seed"
-    title = f"{task.task['name']}: traffic by LLM (in order of arrival) and stage, {which}"
-    figure.suptitle(_text(title), fontsize=11)
     return figure
 
 
@@ -470,12 +522,12 @@ _AXIS_NAMES = {
 
 def _sweep_page(board: Board, styles: dict[str, Style]) -> Figure:
     """One row a sweep: ledger score per query and regret at the end."""
-    figure = _new_figure(11, 3.6 * len(board.sweeps) + 1.2)
+    figure = new_figure(11, 3.6 * len(board.sweeps) + 1.2)
     axes = figure.subplots(len(board.sweeps), 2, squeeze=False)
     for row, sweep in zip(axes, board.sweeps, strict=True):
-        _sweep_panel(row[0], sweep, sweep.ledger, styles, "ledger score per query")
+        draw_sweep(row[0], sweep, sweep.ledger, styles, "ledger score per query")
         regrets = {label: part for label, part in sweep.regret.items() if label != "oracle"}
-        _sweep_panel(row[1], sweep, regrets, styles, "regret")
+        draw_sweep(row[1], sweep, regrets, styles, "regret")
         row[1].set_yscale("symlog", linthresh=10.0, linscale=0.5)  # overspending can pay: below 0
         row[1].yaxis.set_major_formatter(_plain)
         means = np.concatenate([np.zeros(1), *(part.mean(axis=0) for part in regrets.values())])
@@ -487,9 +539,10 @@ def _sweep_page(board: Board, styles: dict[str, Style]) -> Figure:
     return figure
 
 
-def _sweep_panel(
+def draw_sweep(
     axis: Axes, sweep: Sweep, parts: dict[str, Floats], styles: dict[str, Style], quantity: str
 ) -> None:
+    """Draw a quantity against the swept parameter."""
     for label, values in parts.items():
         _band(axis, sweep.values, values, label, styles[label])
     axis.set_xscale("log")

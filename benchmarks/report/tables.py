@@ -239,8 +239,17 @@ def nothing_separates(tasks: Sequence[TaskBoard]) -> str:
     """Say in words that no task of a section separates its agents, and what to do about it."""
     tied = [task for task in tasks if not task.separates and not task.inverted]
     counted = [task for task in tied if task.task["headline"]] or tied
+    if not counted and all(task.inverted for task in tasks):
+        return (
+            "On every task random does no worse than the oracle on some seed, so that there is "
+            "nothing to score against. What helps: a longer horizon; a higher load, or a tighter "
+            "budget; LLMs that differ more."
+        )
     if not counted:
-        return "None of its tasks counts towards one."
+        return (
+            "None of its tasks counts towards one: take `headline = false` from a task whose "
+            "agents differ."
+        )
     seeds = max(task.seeds for task in counted)
     known = [task for task in counted if task.seeds_needed is not None]
     if seeds < 2:
