@@ -113,10 +113,8 @@ def run_cell(
         If the agent's code is not the one that the cell was planned with.
     """
     started = perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        env, policy, observation, recorder = set_up(spec, kwargs, model)
-    warned = list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning))
+    warned: list[str] = []
+    env, policy, observation, recorder = set_up(spec, kwargs, model, warned)
     try:
         clock = play_cell(spec, env, policy, observation, recorder)
         result = recorder.result()
@@ -137,14 +135,24 @@ def run_cell(
 
 
 def set_up(
-    spec: Mapping[str, Any], kwargs: Mapping[str, Any], model: str | None = None
+    spec: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    model: str | None = None,
+    warned: list[str] | None = None,
 ) -> tuple[gym.Env[Any, Any], Any, Any, Recorder]:
-    """Return a cell's environment after its reset, its agent, first observation and recorder."""
+    """Return a cell's environment after its reset, its agent, first observation and recorder.
+
+    What the environment warns of is added to ``warned``.
+    """
     task, agent, seed = spec["task"], spec["agent"], spec["seed"]
     problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
-    env = _make_env(task, kwargs)
-    try:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        env = _make_env(task, kwargs)
         observation, _ = env.reset(seed=seed)
+    texts = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
+    (warned if warned is not None else []).extend(texts)
+    try:
         if agent["name"] == "oracle":
             policy = problem.make_oracle(env)
         else:

@@ -141,6 +141,7 @@ def train_agent(
                 f"interrupted: {path} keeps {kept:,} steps; the same command goes on from there"
                 if kept
                 else "interrupted before the first checkpoint: nothing is kept",
+                bars.console,
             )
             raise
         bars.update(bar, completed=steps)

@@ -278,7 +278,7 @@ def test_built_in_suites_are_valid_and_name_known_agents(name):
 def test_queueing_suite_covers_every_level_named_in_its_issue():
     tasks = load_suite("queueing").tasks
     synthetic = [t for t in tasks if "synthetic" in t.tags]
-    assert {0.6, 0.8, 0.9, 0.95} <= {t.kwargs.get("load") for t in synthetic}
+    assert {0.8, 0.9, 0.95} <= {t.kwargs.get("load") for t in synthetic}
     assert {1, 2} == {t.kwargs["assortment_size"] for t in synthetic}
     assert {5, 10, 50} == {t.kwargs["workload"]["num_llms"] for t in synthetic}
     assert {"uniform", "specialists", "lookalike", "easy-hard"} == {

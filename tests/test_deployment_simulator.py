@@ -133,7 +133,7 @@ class Simulator:
             self.used = [0] * self.n
         return {
             **{"llm": llm if served else -1, "rated_llm": rated},
-            **{"reward": seen, "ledger_reward": seen_ledger},
+            **{"rated_reward": seen, "ledger_reward": seen_ledger},
             **{"cost": cost, "switching_cost": switching, "spend": self.spend},
             **{"refused": refused, "throttled": above, "projected": projected},
             "over_budget": self.exhausted,
@@ -193,7 +193,7 @@ def test_the_environment_agrees_with_the_plain_simulator(name: str, seed: int) -
         for key, value in simulator.step(bits.tolist(), favourite).items():
             np.testing.assert_allclose(info[key], value, rtol=1e-9, atol=1e-15, err_msg=key)
         hard = arguments.get("budget") == "hard"
-        assert reward == info["ledger_reward" if hard else "reward"]
+        assert reward == info["ledger_reward" if hard else "rated_reward"]
         assert (terminated, truncated) == (False, t == simulator.horizon - 1)
     for total in ("total_reward", "ledger_score", "ledger_spend", *COUNTERS):
         assert getattr(dynamics, total) == pytest.approx(getattr(simulator, total)), total

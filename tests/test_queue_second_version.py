@@ -131,6 +131,7 @@ def written_table(path):
         "quality": "q",
         "cost": "c",
         "cost_weight": 5,
+        "scale": "table",
     }
 
 

@@ -188,7 +188,10 @@ class RidgeMNL:
             decrement = float(gradient @ direction)
         if decrement <= tolerance:
             return decrement
-        slope = contexts @ direction  # change of the rows' utilities along the step
+        # OpenBLAS' kernels read past the end of a short single-precision vector, throw away what
+        # they make of it, and leave the flag of an invalid operation behind.
+        with np.errstate(invalid="ignore"):
+            slope = contexts @ direction  # change of the rows' utilities along the step
         weight = probability * (1.0 - probability)
         curvature = float((weight * slope) @ slope) + self.ridge * float(direction @ direction)
         length = min(decrement / curvature, MAX_SHIFT / float(np.abs(slope).max(initial=1e-30)))
