@@ -400,7 +400,9 @@ def test_curves_have_bands_and_hover(visit):
     page.wait_for_selector(".chart[data-drawn] .scatterlayer .trace")
     charts = page.locator(".chart")
     assert charts.count() == 2
-    assert charts.nth(0).locator(".fills path").count() == 8  # a band a visible agent
+    assert charts.nth(0).locator(".fills path").count() == 7  # a band a visible agent
+    names = charts.nth(0).locator(".annotation").all_text_contents()
+    assert {"good", "oracle", "random"} <= set(names)  # beside the ends of their lines
     charts.nth(0).scroll_into_view_if_needed()
     box = charts.nth(0).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
@@ -408,15 +410,16 @@ def test_curves_have_bands_and_hover(visit):
     page.wait_for_selector(".hoverlayer text")
     assert "good" in page.locator(".hoverlayer").first.text_content()
     page.get_by_role("button", name="good", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('.chart')[0].data.length === 14")
+    page.wait_for_function("document.querySelectorAll('.chart')[0].data.length === 12")
 
 
-def test_overview_draws_clock_profile_and_radar(visit):
+def test_overview_draws_clock_profile_and_tags(visit):
     page = visit()
     for place in page.locator(".chart").all():
         place.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelectorAll('.chart[data-drawn]').length === 3")
-    assert page.locator(".polarlayer .trace").count() > 0
+    tags = page.locator(".chart").nth(2)
+    assert tags.locator(".scatterlayer .trace .point").count() >= 3 * 5  # of five agents or more
 
 
 def test_a_deployment_task_draws_heat_maps(visit):
@@ -442,6 +445,64 @@ def test_a_phone_shows_every_view_without_sideways_scrolling(visit, scheme):
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") == 360, place
         assert page.locator("main h2").count() >= 1
+
+
+def test_a_phone_shows_names_whole_and_says_what_is_out_of_sight(visit):
+    page = visit(width=390)
+    page.wait_for_function("document.querySelector('.hint').textContent.startsWith('Scroll right')")
+    whole = "e => e.scrollWidth <= e.clientWidth + 1"
+    for name in page.locator(".name").all():
+        assert name.evaluate(whole), name.text_content()
+    scroll = page.locator("[aria-label='Overall ranking']")
+    assert (
+        "Cells" in page.locator(".hint").first.text_content()
+        or "more" in page.locator(".hint").first.text_content()
+    )
+    scroll.evaluate("e => { e.scrollLeft = e.scrollWidth }")
+    page.wait_for_function("document.querySelector('.hint').textContent === ''")
+    page.evaluate("location.hash = '#/queueing/online/tasks'")
+    page.get_by_role("heading", name="Tasks").wait_for()
+    for link in page.locator("td.first a").all():
+        assert link.evaluate(whole)
+
+
+def test_colours_tell_0_from_far_below_and_the_first_rank_names_all_that_share_it(visit):
+    levels = {"oracle": 0.0, "random": 1.0, "good": 0.2, "same": 0.2, "awful": 1.5}
+    cells = [cell("t", agent, seed, level) for agent, level in levels.items() for seed in range(3)]
+    run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
+    page = visit("#/queueing/online/tasks", html=board_page(make_board(run, cells, [], [])))
+    row = page.locator("[aria-label='Scores by task and agent'] tr.row")
+    assert "and 1 more" in row.text_content()
+    page.wait_for_function("document.querySelector('td.cell').style.background !== ''")
+    shades = row.locator("td.cell").evaluate_all("all => all.map(e => e.style.background)")
+    assert "--heat" in shades[0]
+    assert "--warm" in shades[-1]
+
+
+def test_both_protocols_stand_on_one_axis_without_a_common_rank(visit):
+    page = visit("#/queueing/online/task/q1")
+    both = page.locator("[aria-label='Scores under both protocols']")
+    text = both.text_content()
+    assert "online: ignorant at the start" in text
+    assert "pretrained: trained before" in text
+    assert {"good", "trained"} <= set(both.locator(".name").all_text_contents())
+    assert both.locator("b.pretrained").count() == 2
+    assert "Rank" not in text
+    page.evaluate("location.hash = '#/queueing/online/task/q2'")  # nobody was trained for it
+    page.get_by_role("heading", name="q2").wait_for()
+    assert page.locator("[aria-label='Scores under both protocols']").count() == 0
+
+
+def test_paper_keeps_the_dots_and_draws_what_was_never_scrolled_to(visit):
+    page = visit(scheme="dark")
+    page.wait_for_function("window.Plotly !== undefined")
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.querySelectorAll('.chart[data-drawn]').length === 3")
+    dot = page.locator(".track b").first
+    assert dot.evaluate("e => getComputedStyle(e).webkitPrintColorAdjust") == "exact"
+    assert lightness(page, "color") < 60
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
 
 
 def lightness(page, of="background-color"):

@@ -9,7 +9,7 @@
   };
   const DASHES = ["solid", "dash", "dot"];
   const SVG_DASHES = ["", "5 3", "1.5 2.5"];
-  const VISIBLE = 6; // agents drawn at first, besides the references
+  const VISIBLE = 5; // agents drawn at first, besides the references: more cannot be told apart
   const VIEWS = [["overview", "Overview"], ["tasks", "Tasks"], ["pairs", "Pairs"], ["runs", "Runs"], ["about", "How to read it"]];
 
   // --- small parts -------------------------------------------------------------------------------
@@ -32,7 +32,14 @@
 
   /** Plotly reads a little HTML in its texts: make it text. */
   const escaped = (value) => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const shortened = (value, size) => (value.length > size ? value.slice(0, size - 1) + "…" : value);
+  const narrow = () => window.matchMedia("(max-width: 40rem)").matches;
+
+  /** Names differ at their ends more often than in the middle. */
+  function shortened(value, size) {
+    if (value.length <= size) return value;
+    const head = Math.ceil((size - 1) / 2);
+    return `${value.slice(0, head)}…${value.slice(value.length - (size - 1 - head))}`;
+  }
   const fixed = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
   const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
   const capital = (word) => word.replace(/^[a-z]/, (letter) => letter.toUpperCase()); // not µs
@@ -63,11 +70,13 @@
   const media = window.matchMedia("(prefers-color-scheme: dark)");
   let theme = "auto";
   try { theme = localStorage.getItem("llmqueue-theme") || "auto"; } catch { /* from the disk */ }
-  const isDark = () => (theme === "auto" ? media.matches : theme === "dark");
+  let onPaper = false;
+  const isDark = () => !onPaper && (theme === "auto" ? media.matches : theme === "dark");
 
   function applyTheme() {
     const root = document.documentElement;
-    if (theme === "auto") delete root.dataset.theme;
+    if (onPaper) root.dataset.theme = "light";
+    else if (theme === "auto") delete root.dataset.theme;
     else root.dataset.theme = theme;
     const label = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[theme];
     byId("theme").textContent = label;
@@ -86,6 +95,22 @@
     setTheme(opposite[(opposite.indexOf(theme) + 1) % 3]);
   });
   media.addEventListener("change", () => { if (theme === "auto") render(false); });
+
+  /** Paper is white, and shows what was never scrolled to. */
+  function print(now) {
+    const dark = isDark();
+    onPaper = now;
+    document.documentElement.classList.toggle("paper", now); // as wide as the sheet, which charts measure
+    applyTheme();
+    if (isDark() !== dark) render(false);
+    for (const place of charts) {
+      if (window.Plotly && "drawn" in place.dataset) window.Plotly.purge(place);
+      place.seen ||= now;
+      draw(place);
+    }
+  }
+  window.addEventListener("beforeprint", () => print(true));
+  window.addEventListener("afterprint", () => print(false));
 
   /** What a colour variable is at the moment. */
   function colour(name) {
@@ -231,6 +256,27 @@
     return traces;
   }
 
+  const ROOM = 15; // pixels from one name to the next
+
+  /**
+   * Names at the right ends of lines, moved apart where the lines end close to one another.
+   * ends: [agent, y] with y on the axis' own scale; range: both ends of the axis on that scale.
+   */
+  function endLabels(section, ends, range, height) {
+    const [bottom, top] = range;
+    const least = (ROOM / height) * (top - bottom);
+    const inside = ends.map(([agent, y]) => [agent, Math.min(Math.max(y, bottom), top)]).sort((a, b) => a[1] - b[1]);
+    for (let i = 1; i < inside.length; i++) inside[i][1] = Math.max(inside[i][1], inside[i - 1][1] + least);
+    let limit = top;
+    for (let i = inside.length - 1; i >= 0; i--) { inside[i][1] = Math.min(inside[i][1], limit); limit = inside[i][1] - least; }
+    return inside.map(([agent, y]) => ({
+      xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "y", y, yanchor: "middle", showarrow: false, align: "left",
+      text: escaped(shortened(agent, narrow() ? 11 : 16)), font: { size: narrow() ? 10 : 11.5, color: style(section, agent).color },
+    }));
+  }
+
+  const besides = () => (narrow() ? 72 : 116); // pixels for those names
+
   const meanOver = (seeds) => `Mean over ${count(seeds, "seed")}${seeds > 1 ? ", band one standard error" : ""}.`;
 
   function panelChart(section, panel, note) {
@@ -241,16 +287,19 @@
       const data = panel.marks.map(([x, y]) => ({
         x, y, mode: "lines", hoverinfo: "skip", type: "scatter", line: { color: colour("--muted"), width: 1, dash: y[0] === y[1] ? "solid" : "dot" },
       }));
+      const scaled = (v) => (logarithmic ? Math.log10(Math.max(v, floor)) : v);
+      const bottom = logarithmic ? [Math.log10(floor), Math.log10(panel.yRange[1])] : panel.yRange;
+      const ends = [];
       for (const agent of shown(section)) {
         const line = panel.lines[section.agents.indexOf(agent)];
         if (!line) continue;
         const [mean, error, own] = line;
+        ends.push([agent, scaled(mean.at(-1))]);
         const x = own || panel.x;
         const lower = error && mean.map((m, i) => Math.max(m - error[i], floor));
         const upper = error && mean.map((m, i) => Math.max(m + error[i], floor));
         data.push(...lineWithBand(section, agent, x, mean.map((m) => (m < floor ? null : m)), lower, upper, "%{y:.4~g}"));
       }
-      const bottom = logarithmic ? [Math.log10(floor), Math.log10(panel.yRange[1])] : panel.yRange;
       const across = panel.xScale === "log"
         ? { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) }
         : { range: [low, high], tickformat: "," };
@@ -258,6 +307,8 @@
         data,
         layout: {
           hovermode: "x unified",
+          margin: { ...baseLayout().margin, r: besides() },
+          annotations: endLabels(section, ends, bottom, narrow() ? 240 : 300),
           xaxis: axis(panel.across, { ...across, unifiedhovertitle: { text: "t = %{x:,.0f}" } }),
           yaxis: axis("", logarithmic ? { type: "log", range: bottom, ...logTicks(floor, panel.yRange[1]) } : { range: bottom }),
         },
@@ -329,36 +380,25 @@
     if (!tags.length) return null;
     const agents = () => shown(section).filter((a) => section.tags[tags[0]][a]);
     const value = (tag, agent) => section.tags[tag][agent];
-    if (tags.length < 3) { // two axes make no radar
-      return chart("Score by tag", "Scores over the tasks of a tag, 95% intervals.", () => ({
-        data: agents().map((agent) => ({
-          x: tags.map((t) => value(t, agent)[0]), y: tags.map(escaped), type: "scatter", mode: "markers", name: escaped(agent),
-          marker: { color: style(section, agent).color, size: 11 },
-          error_x: { type: "data", symmetric: false, array: tags.map((t) => (value(t, agent)[2] ?? value(t, agent)[0]) - value(t, agent)[0]), arrayminus: tags.map((t) => value(t, agent)[0] - (value(t, agent)[1] ?? value(t, agent)[0])), color: alpha(style(section, agent).color, 0.45), thickness: 3, width: 0 },
-          hovertemplate: "%{x:.3f}",
-        })),
-        layout: { xaxis: axis("score"), yaxis: axis("", { type: "category", range: [-0.6, tags.length - 0.4] }) },
-      }));
-    }
-    return chart("Score by tag", "Scores over the tasks of a tag.", () => ({
-      data: agents().map((agent) => {
-        const look = style(section, agent);
-        return {
-          type: "scatterpolar", mode: "lines+markers", name: escaped(agent), marker: { size: 5 },
-          theta: [...tags, tags[0]].map(escaped), r: [...tags, tags[0]].map((t) => value(t, agent)[0]),
-          text: [...tags, tags[0]].map((t) => range(value(t, agent))),
-          line: { color: look.color, dash: look.dash, width: 2 }, hovertemplate: `<b>${escaped(agent)}</b><br>%{theta}: %{r:.3f} %{text}<extra></extra>`,
-        };
-      }),
-      layout: {
-        margin: { l: 70, r: 70, t: 34, b: 34 },
-        polar: {
-          bgcolor: "rgba(0,0,0,0)",
-          radialaxis: { gridcolor: colour("--line"), linecolor: colour("--line"), rangemode: "tozero", tickfont: { size: 10.5 }, nticks: 4, angle: 90, tickangle: 90 },
-          angularaxis: { gridcolor: colour("--line"), linecolor: colour("--line") },
+    return chart("Score by tag", "Scores over the tasks of a tag, 95% intervals.", () => {
+      const drawn = agents();
+      const step = 0.7 / Math.max(1, drawn.length); // a lane an agent, so that no dot hides another
+      return {
+        data: drawn.map((agent, place) => {
+          const look = style(section, agent), scores = tags.map((t) => value(t, agent));
+          return {
+            x: scores.map((v) => v[0]), y: tags.map((_, i) => i + step * (place - (drawn.length - 1) / 2)),
+            type: "scatter", mode: "markers", name: escaped(agent), marker: { color: look.color, size: 8 },
+            error_x: { type: "data", symmetric: false, array: scores.map((v) => (v[2] ?? v[0]) - v[0]), arrayminus: scores.map((v) => v[0] - (v[1] ?? v[0])), color: alpha(look.color, 0.5), thickness: 2.5, width: 0 },
+            customdata: tags.map(escaped), text: scores.map(range), hovertemplate: `<b>${escaped(agent)}</b><br>%{customdata}: %{x:.3f} %{text}<extra></extra>`,
+          };
+        }),
+        layout: {
+          xaxis: axis("score"),
+          yaxis: axis("", { tickmode: "array", tickvals: tags.map((_, i) => i), ticktext: tags.map((t) => escaped(shortened(t, narrow() ? 12 : 24))), range: [tags.length - 0.4, -0.6], zeroline: false }),
         },
-      },
-    }));
+      };
+    });
   }
 
   const SWEPT = { horizon: "queries of the run, T", num_stages: "stages, K", max_deployed: "LLMs deployed at a time, M_max" };
@@ -381,7 +421,6 @@
 
   function heatChart(section, task, agent) {
     const heat = task.heat;
-    const narrow = window.matchMedia("(max-width: 40rem)").matches;
     const which = heat.seeds > 1 ? `Mean over ${heat.seeds} seeds` : "One seed";
     const note = `${which}: share of a stage's queries by LLM, in order of arrival; grey before it is there.`;
     const figure = chart(`Traffic of ${agent}`, note, () => {
@@ -401,8 +440,8 @@
         layout: {
           plot_bgcolor: colour("--absent"),
           margin: { l: 20, r: 10, t: 6, b: 44 },
-          xaxis: axis("query", { showgrid: false, nticks: narrow ? 4 : 7, tickformat: "," }),
-          yaxis: axis("", { showgrid: false, autorange: "reversed", tickmode: "array", tickvals: labels, ticktext: heat.names.map((n) => escaped(shortened(n, narrow ? 14 : 26))), tickfont: { size: 11 } }),
+          xaxis: axis("query", { showgrid: false, nticks: narrow() ? 4 : 7, tickformat: "," }),
+          yaxis: axis("", { showgrid: false, autorange: "reversed", tickmode: "array", tickvals: labels, ticktext: heat.names.map((n) => escaped(shortened(n, narrow() ? 14 : 26))), tickfont: { size: 11 } }),
         },
       };
     }, true);
@@ -420,7 +459,7 @@
     const state = { place: order[0], up: order[1] === "ascending" };
     const body = h("tbody", {});
     const heads = columns.map((column, place) => {
-      if (!column.sort) return h("th", { scope: "col", class: column.cls }, h("span", { class: "sr" }, column.label));
+      if (!column.sort) return h("th", { scope: "col", class: column.cls }, h("span", { class: "sr" }, column.label), column.scale || null);
       const button = h("button", {
         type: "button", class: "sort", title: column.title,
         onclick: () => {
@@ -472,23 +511,62 @@
     const first = details ? h("th", { scope: "col", class: "details" }, h("span", { class: "sr" }, "origin")) : null;
     const table = h("table", { class: cls }, h("caption", { class: "sr" }, name), h("thead", {}, h("tr", {}, first, heads)), body);
     return {
-      element: h("div", { class: "card scroll", role: "region", "aria-label": name, tabindex: "0" }, table),
+      element: scrolling(name, table),
       show(some) { current = some; fill(); },
       sortBy(place, up) { state.place = place; state.up = up; fill(); },
     };
   }
 
+  /** A table that may be wider than the page, and a line that says what is out of sight. */
+  function scrolling(name, table) {
+    const region = h("div", { class: "card scroll", role: "region", "aria-label": name, tabindex: "0" }, table);
+    const hint = h("p", { class: "hint" });
+    const say = () => {
+      const end = region.getBoundingClientRect().right - 4;
+      const hidden = [...table.tHead.rows[0].cells].filter((head) => head.offsetWidth && head.getBoundingClientRect().right > end + 12);
+      const names = hidden.map((head) => head.textContent.trim()).join(", ");
+      hint.textContent = hidden.length ? `Scroll right for ${hidden.length < 7 && names.length < 90 ? names : count(hidden.length, "more column")} →` : "";
+      region.classList.toggle("cut", hidden.length > 0);
+    };
+    region.addEventListener("scroll", say, { passive: true });
+    const watch = new ResizeObserver(say);
+    watch.observe(region);
+    watch.observe(table);
+    return h("div", {}, hint, region);
+  }
+
   function scoreBar(section, row, domain) {
     if (!row.score) return "";
-    const place = (v) => `${(100 * (Math.min(Math.max(v, domain[0]), domain[1]) - domain[0])) / (domain[1] - domain[0])}%`;
     const [value, low, high] = row.score;
-    const left = place(low ?? domain[0]);
+    const left = share(low ?? -Infinity, domain), right = share(high ?? Infinity, domain);
     const interval = h("i", {});
-    interval.style.left = left;
-    interval.style.width = `calc(${place(high ?? domain[1])} - ${left})`;
-    const dot = h("b", {});
-    dot.style.left = place(value);
-    return h("span", { class: "track", "--c": style(section, row.agent).color, "aria-hidden": "true" }, interval, dot);
+    interval.style.left = `${left}%`;
+    interval.style.width = `${right - left}%`;
+    const beyond = value < domain[0] ? "◂" : value > domain[1] ? "▸" : null;
+    const dot = h("b", { class: beyond ? "beyond" : row.protocol }, beyond);
+    dot.style.left = `${share(value, domain)}%`;
+    return h("span", { class: "track", "--c": style(section, row.agent).color, "aria-hidden": "true" }, ticks(domain).map(([, at]) => tick(at)), interval, dot);
+  }
+
+  /** Where a value lies between the ends of an axis, in percent. */
+  const share = (v, [low, high]) => (100 * (Math.min(Math.max(v, low), high) - low)) / (high - low);
+
+  /** Marks of a strip's axis, and where they lie. */
+  const ticks = (domain) =>
+    [-0.5, 0, 0.5, 1].filter((v) => v >= domain[0] && v <= domain[1]).map((v) => [v, share(v, domain)]);
+
+  function tick(at, label) {
+    const mark = h("s", {}, label);
+    mark.style.left = `${at}%`;
+    return mark;
+  }
+
+  const scaleOf = (domain) =>
+    h("span", { class: "track scale", "aria-hidden": "true" }, ticks(domain).map(([v, at]) => tick(at, String(v))));
+
+  function scoreDomain(rows) {
+    const ends = rows.flatMap((r) => (r.score ? r.score.filter((v) => v !== null) : []));
+    return [Math.max(-0.5, Math.min(0, ...ends)), Math.min(1.25, Math.max(1, ...ends))];
   }
 
   function originList(row, extra = []) {
@@ -517,9 +595,8 @@
   };
 
   function barColumn(section, rows) {
-    const ends = rows.flatMap((r) => (r.score ? r.score.filter((v) => v !== null) : []));
-    const domain = [Math.max(-0.5, Math.min(0, ...ends)), Math.min(1.5, Math.max(1, ...ends))];
-    return { label: "score and interval, drawn", cls: "bar wide", cell: (r) => scoreBar(section, r, domain) };
+    const domain = scoreDomain(rows);
+    return { label: "score and interval, drawn", cls: "bar wide", scale: scaleOf(domain), cell: (r) => scoreBar(section, r, domain) };
   }
 
   // --- views -------------------------------------------------------------------------------------
@@ -599,21 +676,23 @@
   function tasksView(section) {
     const learning = section.agents.filter((a) => a !== "oracle" && a !== "random");
     const scores = new Map(section.tasks.map((t) => [t, new Map(t.rows.map((r) => [r.agent, r.score]))]));
-    const best = (task) => {
-      const row = task.rows.find((r) => !section.references.includes(r.agent) && r.score);
-      return row || null;
+    const first = (task) => task.rows.filter((r) => r.rank === 1).map((r) => r.agent);
+    const firsts = (task) => {
+      const [agent, ...others] = first(task);
+      if (agent === undefined) return "";
+      const more = others.length ? h("span", { class: "muted" }, ` and ${others.length} more`) : null;
+      return h("span", { title: `Rank 1: ${first(task).join(", ")}` }, who(section, agent), more);
     };
     const columns = [
       { label: "Task", cls: "first", up: true, sort: (t) => t.name, cell: (t) => taskLink(section, t) },
       { label: "T", title: "Slots or queries of a run", cls: "wide", sort: (t) => t.horizon, cell: (t) => t.horizon.toLocaleString("en") },
-      { label: "Best agent", cls: "left wide", up: true, sort: (t) => best(t)?.agent ?? null, cell: (t) => (best(t) ? who(section, best(t).agent) : "") },
+      { label: "Rank 1", title: "The agents that share the first rank, best mean first", cls: "left", up: true, sort: (t) => first(t)[0] ?? null, cell: firsts },
       ...learning.map((agent) => ({
         label: agent, title: `${agent}: mean score on the task`, head: "agent", cls: "cell",
         sort: (t) => scores.get(t).get(agent)?.[0] ?? null,
         cell: (t) => {
           const score = scores.get(t).get(agent);
-          if (!score) return "";
-          return fixed(score[0], 2);
+          return score ? fixed(score[0], 2) : "·";
         },
         shade: (t) => scores.get(t).get(agent)?.[0] ?? null,
       })),
@@ -631,6 +710,7 @@
     return [h("section", {},
       h("h2", {}, "Tasks"),
       h("p", { class: "lead" }, "Mean score of every agent on every task; a task's page has its curves, its intervals and the hashes of its cells."),
+      shadeKey(),
       h("div", { class: "controls" },
         h("label", {}, "Filter tasks", h("input", { type: "search", id: "filter", oninput: (e) => { needle = e.target.value.trim().toLowerCase(); filter(); } })),
         h("label", {}, "Tag", h("select", { id: "tag", onchange: (e) => { tag = e.target.value; filter(); } }, h("option", { value: "" }, "any"), tags.map((t) => h("option", { value: t }, t)))),
@@ -640,6 +720,21 @@
 
   const tint = (name, share) => `color-mix(in srgb, var(${name}) ${Math.round(100 * share)}%, transparent)`;
 
+  /** Blue above 0, orange below: no better than random. */
+  function shade(value) {
+    const size = Math.min(1, Math.abs(value));
+    return size < 0.005 ? "transparent" : tint(value > 0 ? "--heat" : "--warm", 0.06 + 0.5 * size);
+  }
+
+  function shadeKey() {
+    const steps = [-1, -0.5, -0.1, 0, 0.1, 0.5, 1].map((value) => {
+      const step = h("span", {}, value === -1 ? "≤ −1" : String(value).replace("-", "−"));
+      step.style.background = shade(value);
+      return step;
+    });
+    return h("p", { class: "key", "aria-label": "Colours of the scores" }, steps, h("span", {}, "· not played"));
+  }
+
   /** Wrap a column's cells in a shade of their value. */
   function shaded(column) {
     if (!column.shade) return column;
@@ -647,7 +742,7 @@
       const value = column.shade(row);
       const content = h("span", {}, column.cell(row));
       if (value !== null) queueMicrotask(() => {
-        if (content.parentElement) content.parentElement.style.background = tint("--heat", 0.5 * Math.min(1, Math.max(0, value)));
+        if (content.parentElement) content.parentElement.style.background = shade(value);
       });
       return content;
     } };
@@ -673,14 +768,35 @@
           task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
             : task.tied ? `. ${task.tied}` : ""),
         h("p", {}, task.tags.map((t) => h("span", { class: "tag" }, t))),
-        h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`))),
+        task.warnings.map((w) => h("p", { class: "warning" }, `Warning: ${w}.`)),
+        h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`)),
+        task.data.length ? h("p", { class: "small muted" }, "Data: ", task.data.map((d, i) => [i ? "; " : "", d])) : null),
       h("section", {}, chips(section), h("div", { class: "grid" }, task.panels.map((panel) => panelChart(section, panel, meanOver(task.seeds))),
         task.training ? panelChart(section, task.training, "Before the scored runs, one training each.") : null)),
       h("section", {}, h("h3", {}, "Agents"), table.element),
     ];
+    const both = protocolsPart(section, task);
+    if (both) parts.push(both);
     if (task.published) parts.push(publishedPart(task));
     if (task.heat) parts.push(trafficPart(section, task));
     return parts;
+  }
+
+  /** Agents of both protocols on one axis: to look at side by side, each block in its own order. */
+  function protocolsPart(section, task) {
+    const found = DATA.sections.filter((s) => s.kind === section.kind).flatMap((s) =>
+      s.tasks.filter((t) => t.name === task.name).map((t) => [s, t.rows.filter((r) => r.score && !s.references.includes(r.agent)).map((r) => ({ ...r, protocol: s.protocol }))]));
+    const blocks = found.filter(([, rows]) => rows.length);
+    if (blocks.length < 2) return null;
+    const domain = scoreDomain(blocks.flatMap(([, rows]) => rows));
+    const head = h("tr", {}, ["Agent", "Score"].map((label, i) => h("th", { scope: "col", class: i ? null : "left" }, label)), h("th", { scope: "col", class: "bar" }, h("span", { class: "sr" }, "score and interval, drawn"), scaleOf(domain)));
+    const bodies = blocks.map(([own, rows]) => h("tbody", {},
+      h("tr", {}, h("th", { class: "left block", colspan: "3", scope: "rowgroup" }, own.protocol === "online" ? "● online: ignorant at the start, scored from the first step" : "◆ pretrained: trained before, then scored")),
+      rows.map((row) => h("tr", { class: "row" }, h("td", { class: "left" }, who(own, row.agent)), h("td", {}, fixed(row.score[0]), h("span", { class: "range under" }, range(row.score))), h("td", { class: "bar" }, scoreBar(own, row, domain))))));
+    const table = h("table", {}, h("caption", { class: "sr" }, "Scores under both protocols"), h("thead", {}, head), bodies);
+    return h("section", {}, h("h3", {}, "Online and pretrained side by side"),
+      h("p", { class: "lead" }, "The same task and seeds on one axis, 0 random, 1 the oracle. They are not ranked together: who was trained before knows more at the start."),
+      scrolling("Scores under both protocols", table));
   }
 
   /** Figures of others beside the run's. */
@@ -690,7 +806,7 @@
     const rows = lines.map((line) => h("tr", {}, line.map((c, i) => h("td", { class: i ? null : "left" }, c))));
     const table = h("table", {}, h("caption", { class: "sr" }, title), h("thead", {}, head), h("tbody", {}, rows));
     return h("section", {}, h("h3", {}, "Published figures"), h("p", { class: "lead" }, title),
-      h("div", { class: "card scroll", role: "region", "aria-label": title, tabindex: "0" }, table));
+      scrolling(title, table));
   }
 
   function trafficPart(section, task) {
@@ -708,7 +824,7 @@
 
   function pairsView(section) {
     const labels = section.agents.filter((a) => section.pairs.some(([i, j]) => section.agents[i] === a || section.agents[j] === a));
-    if (!labels.length) return [h("section", {}, h("h2", {}, "Pairs"), h("p", { class: "lead" }, "Fewer than two agents are ranked."))];
+    if (!labels.length) return [h("section", {}, h("h2", {}, "Pairs"), h("p", { class: "lead" }, section.nothing || "Fewer than two agents are ranked."))];
     const found = new Map();
     for (const [i, j, difference, chance] of section.pairs) {
       const [a, b] = [section.agents[i], section.agents[j]];
@@ -748,7 +864,7 @@
     return [
       h("section", {}, h("h2", {}, "Probability of improvement"),
         h("p", { class: "lead" }, "How often, in percent, a run of the row's agent scores above one of the column's, averaged over the headline tasks with the weights of the score. Bold: the paired difference of the two scores is separated from 0."),
-        h("div", { class: "card scroll", role: "region", "aria-label": "Probability of improvement", tabindex: "0" }, table)),
+        scrolling("Probability of improvement", table)),
       h("section", {}, h("h2", {}, "Paired differences"), h("p", { class: "lead" }, "Both with 95% intervals of the same stratified bootstrap: tasks are strata, seeds are resampled together."),
         h("details", { open: list.length <= 30 }, h("summary", {}, `All ${count(list.length, "pair")}`), pairs.element)),
     ];
