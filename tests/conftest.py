@@ -1,8 +1,16 @@
 """What several test modules need."""
 
+import os
 import sys
 
+import hypothesis
 import pytest
+
+# The same examples at every run, however slow the machine; `HYPOTHESIS_PROFILE=explore` draws
+# new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture

@@ -111,7 +111,6 @@ def test_a_stream_is_copied_with_its_state(trace):
 # --- traces on slots ------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1e6), min_size=2, max_size=80).filter(lambda t: max(t) - min(t) > 1e-3),
     st.floats(0.01, 1.0),
@@ -222,7 +221,7 @@ def test_the_unit_of_hashed_traces_is_the_plausible_one(times, more, unit, tmp_p
 
 
 @given(st.sampled_from([0, 3, 6, 9]), st.lists(st.integers(0, 10**6), min_size=2, unique=True))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_times_since_1970_are_read_in_any_unit(tmp_path_factory, digits, seconds):
     path = tmp_path_factory.mktemp("epoch") / "t.csv"
     rows = [str((1_760_000_000 + second) * 10**digits) for second in seconds]
@@ -274,7 +273,7 @@ def test_bad_traces_are_named_with_row_and_column(text, message, tmp_path):
     assert "bad.csv" in str(error.value)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(max_size=60))
 def test_any_text_is_a_trace_or_a_clear_error(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("trace") / "any.csv"

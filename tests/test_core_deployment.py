@@ -79,7 +79,7 @@ def play(dynamics, seed=0, deploy_all=False):
 # --------------------------------------------------------------------- laws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**20),
     budget=st.floats(1e-5, 5e-3),
@@ -250,7 +250,7 @@ def test_observations_do_not_depend_on_llms_that_are_still_to_come():
         assert done[:-1] == redone[:-1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**20), delay=st.integers(1, 95))
 def test_delayed_rewards_are_the_same_rewards_later(seed, delay):
     now = play(start(make_rules(), make_instance(), seed), seed)
@@ -271,7 +271,7 @@ def test_switching_is_charged_for_llms_that_join_after_the_first_stage():
     assert dynamics.spend > 1.5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**20),
     delay=st.sampled_from([0, 5, 17, 30, 200]),
@@ -349,7 +349,7 @@ def test_lanes_may_stand_at_different_queries():
 # --------------------------------------------------- schedules and projection
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     action=st.lists(st.floats(0, 1), min_size=8, max_size=8),
     there=st.lists(st.booleans(), min_size=4, max_size=4),
@@ -385,7 +385,7 @@ def test_what_the_bits_come_to_is_what_is_deployed():
     np.testing.assert_array_equal(dynamics.deployed, allowed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     weights=st.lists(st.floats(0, 1), min_size=1, max_size=8),
     alpha=st.floats(0.05, 1.0),
@@ -407,7 +407,7 @@ def test_projection_is_the_nearest_point_of_the_capped_simplex(weights, alpha, s
     np.testing.assert_allclose(project_to_capped_simplex(p, caps), p, atol=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     weights=st.lists(st.integers(0, 20), min_size=1, max_size=8).filter(any),
     length=st.integers(1, 300),
@@ -670,7 +670,7 @@ def priced(content, tmp_path, horizon=366):
 CUTS = [("2024-03-01", 10.0, 8.0), ("2024-06-01", 8.0, 2.0), ("2024-09-01", 2.0, 30.0)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(CUTS))
 def test_price_changes_of_one_llm_follow_each_other_in_any_order(order, tmp_path_factory):
     source, instance, changes = priced(with_changes(*order), tmp_path_factory.mktemp("catalog"))
@@ -703,7 +703,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(key=st.sampled_from(sorted(GOOD)), value=JSON, rest=JSON)
 def test_a_catalog_is_refused_or_sound(key, value, rest):
     for content in ({"models": [GOOD | {key: value}], "price_changes": rest}, rest):

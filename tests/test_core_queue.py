@@ -65,7 +65,7 @@ def test_streams_do_not_depend_on_the_block_or_the_other_lanes():
         np.testing.assert_array_equal(whole[100:, stream, 1], generator.random(2 * BLOCK))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     window=st.integers(1, 6),
     size=st.integers(1, 3),

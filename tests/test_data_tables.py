@@ -174,9 +174,7 @@ CELLS = st.tuples(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(CELLS, min_size=1, max_size=6))
 def test_any_numbers_in_sprout_are_costed_or_refused(
     tmp_path: Path, cells: list[tuple[float | None, int | None, int | None]]
@@ -337,9 +335,7 @@ PAIRS = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PAIRS, TEXT)
 def test_any_rows_give_the_largest_label_of_each_pair(
     tmp_path: Path, pairs: list[tuple[int, int, int]], text: str
@@ -359,18 +355,14 @@ def test_any_rows_give_the_largest_label_of_each_pair(
     assert facts.notes["repeated_pairs"] == len(pairs) - len(best)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=8))
 def test_any_cells_survive_the_csv_reader(tmp_path: Path, cells: list[list[str]]) -> None:
     path = write_rows(tmp_path / "t.csv", cells, ["a", "b"])
     assert list(read_csv(path, ["a"])) == [["a", "b"], *cells]
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=120))
 def test_any_bytes_after_a_header_are_read_or_refused_with_the_files_name(
     tmp_path: Path, content: bytes

@@ -419,7 +419,7 @@ def test_free_queries_are_survived(name: str, tmp_path: Path) -> None:
     assert dynamics.refused == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     name=st.sampled_from(BLIND),
     seed=st.integers(0, 99),

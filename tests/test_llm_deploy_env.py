@@ -134,7 +134,7 @@ def test_masks_and_coupling(kwargs):
         assert start or not deployed or not info["refused"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**20), kwargs=st.sampled_from(VARIANTS))
 def test_a_policy_has_the_same_totals_by_stage_and_by_query(seed, kwargs):
     stages, queries = LLMDeployStageEnv(**kwargs), LLMDeployEnv(**kwargs)

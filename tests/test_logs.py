@@ -185,7 +185,7 @@ def test_wrong_column_options_are_named(tmp_path):
         read_log(str(tmp_path / "empty.jsonl"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.dictionaries(

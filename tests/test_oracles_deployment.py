@@ -178,7 +178,7 @@ def test_bound_equals_the_lp_over_stages() -> None:
     assert ledger_bound(instance, rules).value == pytest.approx(-exact.fun, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), slots=st.integers(1, 4), loose=st.floats(0.2, 3.0))
 def test_bound_exceeds_any_feasible_plan(seed: int, slots: int, loose: float) -> None:
     """Random deployments and shares per stage, scaled into the budget, stay below the bound."""

@@ -93,7 +93,7 @@ def skip_without_package(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     num_llms=st.integers(1, 6),
     size=st.integers(1, 4),

@@ -40,7 +40,6 @@ def tiles_of(text):
 # ---------------------------------------------------------------------- names
 
 
-@settings(deadline=None)
 @example([" ", "\u202e"])
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
 def test_names_are_shown_without_control_characters(names):
@@ -55,7 +54,7 @@ def test_names_are_shown_without_control_characters(names):
     assert renderer.picture().shape == (HEIGHT, WIDTH, 3)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8))
 def test_letters_that_the_font_lacks_are_drawn_as_question_marks(name):
     canvas, plain = rendering._Canvas(), rendering._Canvas()

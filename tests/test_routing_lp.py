@@ -147,13 +147,13 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_route_opt_equals_highs_on_hostile_grids(problem: Problem) -> None:
     assert_is_optimum(problem, route_opt(*problem))
 
 
 @given(problems(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_warm_solver_never_differs_from_a_fresh_one(
     problem: Problem, data: st.DataObject
 ) -> None:

@@ -150,7 +150,7 @@ def test_a_name_that_is_no_file_is_refused(tmp_path):
         find_file(str(tmp_path / "t.xlsx"))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.binary(max_size=80) | st.text(alphabet='",\n\r[]{}:a1 \t', max_size=60).map(str.encode),
     st.sampled_from(SUFFIXES),
@@ -171,7 +171,7 @@ cells = st.text(alphabet=string.printable + "\u00e9\u2028\u4e2d", min_size=1, ma
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.fixed_dictionaries({"a": cells, "b": cells}), min_size=1, max_size=5),
     st.sampled_from([s for s in SUFFIXES if s != ".parquet"]),
@@ -184,7 +184,6 @@ def test_any_cells_survive_every_format(tmp_path_factory, rows, suffix):
 # --- cells ----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.datetimes(datetime(2002, 1, 1), datetime(2098, 1, 1)),
     st.integers(-14 * 60, 14 * 60),

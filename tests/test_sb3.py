@@ -266,7 +266,7 @@ def test_the_speed_bench_compares_the_two_and_writes_its_table() -> None:
 # --- discrete actions -----------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(window=st.integers(1, 5), num_llms=st.integers(1, 5), data=st.data())
 def test_actions_are_the_pairs_of_a_slot_and_a_set(
     window: int, num_llms: int, data: st.DataObject

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmqueue_gym.workloads.sources.litellm import read_spend_log
@@ -319,10 +319,16 @@ def test_the_rule_is_no_worse_on_the_labelled_pairs_than_without_its_additions()
     assert right >= found["retrials_found"] + found["others"]
 
 
-@settings(deadline=None)
+TEMPLATE = "An instruction that everybody gets, of sixty letters and more: "
+
+
 @given(
     st.lists(st.text("abc ", min_size=1, max_size=9), min_size=6, max_size=12, unique=True),
-    st.sampled_from(["", "An instruction that everybody gets, of sixty letters and more: "]),
+    st.sampled_from(["", TEMPLATE]),
+)
+@example(["a", " ", " a", "  ", " b", " aa"], TEMPLATE)
+@example(
+    [f"{variant} {word}" for variant in "ab" for word in ("a", "b", "c", "aa", "bb")], TEMPLATE
 )
 def test_what_is_left_of_a_text_is_a_part_of_it_and_holds_what_differs(texts, begin):
     full = [f"{begin}({text})" for text in texts]
@@ -408,7 +414,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.dictionaries(st.sampled_from(list(call(0, []))), json_values), max_size=5))
 def test_no_row_refuses_a_log(changes):
     rows = [call(100 + i, ask("x y z")) | change for i, change in enumerate(changes)]

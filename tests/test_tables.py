@@ -76,7 +76,6 @@ def test_true_and_false_are_scores_in_every_spelling(tmp_path: Path, suffix: str
     assert pool.quality[:, 0].tolist() == [1, 0, 1, 0, 1, 1]
 
 
-@settings(deadline=None)
 @given(score=st.floats(-2, 2), clip=st.floats(0, 1))
 def test_scores_are_clipped_as_far_as_the_option_says_and_no_farther(
     tmp_path_factory: pytest.TempPathFactory, score: float, clip: float
@@ -102,7 +101,6 @@ def test_a_clip_that_is_no_share_is_refused(tmp_path: Path, clip: Any) -> None:
 # --- prices --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     prices=st.lists(st.floats(0, 100), min_size=2, max_size=2),
     per_query=st.floats(0, 1),
@@ -156,7 +154,6 @@ def test_wrong_prices_name_the_llm_and_the_option(
         pool_of(write(tmp_path / "t.jsonl", rows()), **options)
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -189,7 +186,6 @@ def test_a_table_with_prices_is_a_deployment_problem(tmp_path: Path) -> None:
 LLMS = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=8, unique=True)
 
 
-@settings(deadline=None)
 @given(llms=LLMS, horizon=st.integers(1, 10**6), data=st.data())
 def test_an_order_is_kept_half_come_at_once_and_the_last_before_the_end(
     llms: list[str], horizon: int, data: st.DataObject
@@ -203,7 +199,6 @@ def test_an_order_is_kept_half_come_at_once_and_the_last_before_the_end(
     assert read_arrivals(None, tuple(llms)) == read_arrivals(llms, tuple(llms))
 
 
-@settings(deadline=None)
 @given(
     horizon=st.integers(1, 2**24),
     share=st.floats(0, 1, exclude_max=True),
@@ -248,7 +243,7 @@ def test_arrivals_in_words_are_in_order() -> None:
 # --- Parquet -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.integers(0, 50),
     columns=st.integers(1, 4),
@@ -270,7 +265,7 @@ def test_a_footer_counts_rows_values_and_bytes(
     assert found.bytes > 0 or not rows
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=60))
 def test_any_footer_is_read_or_refused_with_the_files_name(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -547,7 +547,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> str:
 SUFFIXES = st.sampled_from([".csv", ".jsonl", ".parquet"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     quality=unit_tables.filter(lambda q: q.min() < q.max()),
     suffix=SUFFIXES,
@@ -629,7 +629,6 @@ def test_file_cut_anywhere_is_an_error_or_a_whole_number_of_rows(
             assert sorted(contexts[:, 0]) == list(range(len(contexts)))
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=60), suffix=SUFFIXES)
 def test_arbitrary_bytes_never_raise_anything_but_a_value_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str
@@ -649,7 +648,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(value=json_values, column=st.sampled_from(["x", "a", "q"]))
 def test_a_strange_cell_is_named_or_a_number_in_range(
     tmp_path_factory: pytest.TempPathFactory, value: Any, column: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -89,31 +90,64 @@ def without_template(texts: Sequence[str]) -> list[str]:
     """Texts less the beginning and the end that an application puts around them.
 
     These are what TEMPLATED different texts share and no two questions would, TEMPLATE_LENGTH
-    characters or more; a text that is nothing else becomes empty.
+    characters or more; a text that is nothing else becomes empty. Where a template has variants
+    ("... Translate: ", "... Summarise: "), the variant goes too, unless that would make two
+    texts the same: they keep it, for it is what differs.
     """
     distinct = set(texts)
-    begins = _shared_beginnings(distinct)
-    rest = {text: text[begins[text] :] for text in distinct}
-    turned = {text: left[::-1] for text, left in rest.items()}
-    ends = _shared_beginnings(set(turned.values()))
-    bare = {text: rest[text][: len(rest[text]) - ends[turned[text]]] for text in distinct}
-    return [bare[text] for text in texts]
+    bare = _bare(distinct, _innermost)
+    outer = _bare(distinct, _outermost)
+    left = distinct
+    while True:
+        seen = Counter(bare.values())
+        same = {text for text in left if seen[bare[text]] > 1}
+        if not same:
+            return [bare[text] for text in texts]
+        bare |= {text: outer[text] for text in same}
+        left = left - same
 
 
-def _shared_beginnings(texts: set[str]) -> dict[str, int]:
+def _bare(texts: set[str], template: Callable[[list[str]], list[int]]) -> dict[str, str]:
+    """Each text less what ``template`` finds at its beginning and, of the rest, at its end."""
+    begins = _shared_beginnings(texts, template)
+    rest = {text: text[begins[text] :] for text in texts}
+    ends = _shared_beginnings({left[::-1] for left in rest.values()}, template)
+    return {text: left[: len(left) - ends[left[::-1]]] for text, left in rest.items()}
+
+
+def _shared_beginnings(
+    texts: set[str], template: Callable[[list[str]], list[int]]
+) -> dict[str, int]:
     """Characters of each text that are a template's, up to the end of a word."""
     order = sorted(texts)
-    lengths = dict.fromkeys(order, 0)
-    for start in range(len(order) - TEMPLATED + 1):
-        window = order[start : start + TEMPLATED]
-        shared = _common(window[0], window[-1])
-        if shared >= TEMPLATE_LENGTH:
-            for text in window:
-                lengths[text] = max(lengths[text], shared)
+    lengths = dict(zip(order, template(order), strict=True))
     for text, shared in lengths.items():
         if 0 < shared < len(text):
             word = re.search(r"\w*$", text[:shared])
             lengths[text] = shared if word is None else word.start()
+    return lengths
+
+
+def _innermost(order: list[str]) -> list[int]:
+    """Most that each of the sorted texts shares with TEMPLATED - 1 others, 0 if it is too short."""
+    lengths = [0] * len(order)
+    for start in range(len(order) - TEMPLATED + 1):
+        shared = _common(order[start], order[start + TEMPLATED - 1])
+        if shared >= TEMPLATE_LENGTH:
+            for i in range(start, start + TEMPLATED):
+                lengths[i] = max(lengths[i], shared)
+    return lengths
+
+
+def _outermost(order: list[str]) -> list[int]:
+    """Beginning that all texts of a group share; neighbours that share enough are a group."""
+    lengths = [0] * len(order)
+    start = 0
+    for stop in range(1, len(order) + 1):
+        if stop == len(order) or _common(order[stop - 1], order[stop]) < TEMPLATE_LENGTH:
+            if stop - start >= TEMPLATED:
+                lengths[start:stop] = [_common(order[start], order[stop - 1])] * (stop - start)
+            start = stop
     return lengths
 
 
