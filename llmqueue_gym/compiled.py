@@ -1,0 +1,28 @@
+"""The one decorator around numba.
+
+``NUMBA_DISABLE_JIT=1`` in the environment runs the same functions as plain Python, so that a
+debugger can step through them. All kernels of a problem stand in one file: numba's disk cache
+knows when that file changes, and not when a function called from another one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile ``function`` at its first call for the types it is given; later starts load it.
+
+    Arithmetic is IEEE's, in the order that is written (no ``fastmath``); a division by zero gives
+    what NumPy gives. Where no folder can be written, nothing is kept and each start compiles.
+    """
+    try:
+        kernel = numba.njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # numba's word for: no folder to keep compiled code in
+        kernel = numba.njit(function, nogil=True, error_model="numpy")
+    return cast(Function, kernel)

@@ -1,0 +1,42 @@
+"""What is compiled says what the same code says in plain Python."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from llmqueue_gym.compiled import compiled
+
+
+@compiled
+def harmonic(values):
+    """Sum of reciprocals, from the left."""
+    total = 0.0
+    for value in values:
+        total += 1.0 / value
+    return total
+
+
+def test_sums_are_taken_in_the_order_that_is_written():
+    values = np.random.default_rng(0).exponential(size=1000)
+    total = 0.0
+    for value in values:
+        total += 1.0 / float(value)
+    assert harmonic(values) == total
+
+
+def test_division_by_zero_gives_infinity_as_in_numpy():
+    assert harmonic(np.zeros(1)) == np.inf
+
+
+def test_without_a_folder_to_write_in_it_compiles_all_the_same():
+    code = (
+        "from llmqueue_gym.compiled import compiled\n"
+        "namespace = {}\n"
+        "exec(compile('def twice(x):\\n    return 2 * x\\n', '<nowhere>', 'exec'), namespace)\n"
+        "print(compiled(namespace['twice'])(21))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("42\n", "")
