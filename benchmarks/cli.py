@@ -52,6 +52,18 @@ TRAIN_TIMEOUT = 86_400.0
 """Seconds a training of a suite may take unless told otherwise."""
 
 
+WHERE = (
+    "--results",
+    "--workers",
+    "--engine",
+    "--address",
+    "--timeout",
+    "--train-timeout",
+    "--memory",
+)
+"""Options of a run that change no result; a page that others read does not say them."""
+
+
 def main() -> None:
     """Run the command; what a user did wrong is one line on stderr."""
     missing = [name for name in _EXTRA if find_spec(name) is None]
@@ -847,7 +859,16 @@ def _last_results() -> Path:
 
 
 def _command() -> str:
-    return shlex.join(["llmqueue-bench", *sys.argv[1:]])
+    """The command line less where it ran and where it wrote: what gives the same results."""
+    words = ["llmqueue-bench"]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        option, equals, _ = word.partition("=")
+        if option not in WHERE:
+            words.append(word)
+        elif not equals:
+            next(arguments, None)
+    return shlex.join(words)
 
 
 def _cores() -> int:
