@@ -859,7 +859,7 @@ def _last_results() -> Path:
 
 
 def _command() -> str:
-    """The command line less where it ran and where it wrote: what gives the same results."""
+    """Return the command line that gives the same results, less where it ran and wrote."""
     words = ["llmqueue-bench"]
     arguments = iter(sys.argv[1:])
     for word in arguments:
