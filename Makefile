@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: leaderboard readme readme-check test lint types format docs speed speed-guard clean
+.PHONY: setup leaderboard readme readme-check test lint types format docs speed speed-guard clean
+
+setup: $(VENV)/.dev # for developers: all that the checks need
 
 leaderboard: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick

@@ -1,6 +1,6 @@
 """RouteOPT and DeployOPT against HiGHS, brute force and the published tables.
 
-The laws are those of specs/deployment.md: exact optima, feasible shares, documented fallbacks.
+Laws: exact optima, feasible shares, documented fallbacks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""The outside of the project: imports point downwards, pages cite what exists, CI calls scripts."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BELOW = {
+    "llmqueue_gym": (),
+    "baselines": ("llmqueue_gym",),
+    "benchmarks": ("llmqueue_gym", "baselines"),
+}
+"""What each package may import of this project, besides itself."""
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of the absolute imports of a module, those within functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_point_downwards(package):
+    forbidden = BELOW.keys() - {package, *BELOW[package]} | {"tests"}
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    found = {f.relative_to(ROOT): imported(f.read_text("utf-8")) & forbidden for f in files}
+    assert not {str(file): names for file, names in found.items() if names}
+
+
+def test_an_import_within_a_function_would_be_noticed():
+    assert imported("def f():\n    from benchmarks.plan import x\n    import baselines.rl") == {
+        "benchmarks",
+        "baselines",
+    }
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_link_to_what_exists(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.M)
+    links = re.findall(r"\]\(([^)#\s]+)", text)
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    generated = [link for link in local if "agents/" in link]
+    missing = [x for x in local if x not in generated and not (page.parent / x).exists()]
+    assert not missing, f"{page} links to {missing}"
+
+
+def test_workflows_call_scripts_and_targets_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    calls = [
+        call
+        for workflow in sorted((ROOT / ".github/workflows").glob("*.yml"))
+        for call in re.findall(r"run: (.*)", workflow.read_text("utf-8"))
+    ]
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    for call in (*calls, *hooks, *(ROOT / ".ci/run").read_text("utf-8").splitlines()):
+        command, *rest = call.split() or [""]
+        if command == "make":
+            assert {word for word in rest if not word.startswith("-")} <= targets, call
+        elif command.startswith(".ci/"):
+            assert os.access(ROOT / command, os.X_OK), call
+    assert {".ci/run", ".ci/test_core", ".ci/test_lowest", "make docs"} <= set(calls)
+
+
+def test_ci_runs_on_every_python_that_is_promised():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    promised = {c.split()[-1] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)}
+    matrix = re.search(r"python: \[(.*)\]", (ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    assert matrix is not None
+    assert set(re.findall(r"[\d.]+", matrix[1])) == promised
