@@ -541,17 +541,11 @@ def run(
     from baselines.models import OWN_FILES
     from benchmarks.engines import execute
     from benchmarks.runner import provenance
-    from benchmarks.table_file import assumed_arrivals
 
     console = make_console(stderr=True)
     for name, reason in plan.skipped.items():
         if name not in untrained:
             say(f"skipped {name}: {reason}", console)
-    for name, kwargs in {c.spec["task"]["name"]: c.kwargs for c in plan.cells}.items():
-        if order := assumed_arrivals(kwargs):
-            say(
-                f"task {name}: the table does not say when LLMs arrive: {', '.join(order)}", console
-            )
     brought = {  # a suite's own trainings have a key
         c.model for c in plan.cells if c.model and "key" not in c.spec["agent"]["training"]
     }
@@ -576,7 +570,7 @@ def run(
                 engine,
                 provenance(_command()),
                 on_outcome=step,
-                on_damage=note,
+                on_note=note,
                 on_start=lambda missing: progress.update(bar, total=missing),
             )
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from baselines.agent import Action, DeployProblem
 from benchmarks.luck import Luck, outcome_luck, row_luck
 from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
+from llmqueue_gym.workloads.order import arrival_words
 
 HORIZON_ARGUMENT = "horizon"
 ACTION_LAYOUT = "[N deployment bits, LLM]"
@@ -36,6 +37,17 @@ def make_oracle(env: gym.Env[Any, Any]) -> LedgerOracle:
     """
     dynamics: DeploymentDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
     return LedgerOracle(env) if dynamics.table is None else PerQueryOracle(env)
+
+
+def assumptions(env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Say in which order the LLMs of a table arrive, unless its ``arrivals`` do."""
+    unwrapped: Any = env.unwrapped
+    dynamics: DeploymentDynamics = unwrapped.dynamics
+    instance = kwargs.get("instance")
+    if dynamics.table is None or (isinstance(instance, Mapping) and "arrivals" in instance):
+        return []
+    order = arrival_words(dynamics.instance().arrival_query.tolist(), unwrapped.llms)
+    return [f"the table does not say when LLMs arrive: {', '.join(order)}"]
 
 
 class Recorder:
@@ -64,7 +76,7 @@ class Recorder:
         self._rows.append((info["llm"], *earned, money))
 
     def result(self) -> dict[str, Any]:
-        """Return ``metrics``, the cumulative sums of the learning curve, and the ``traffic``.
+        """Return ``metrics``, the cumulative sums of the learning curve, ``traffic`` and ``llms``.
 
         ``regret``, as published, counts the rewards drawn. ``mean_regret`` and the curve take the
         true means of the chosen LLMs: the same in expectation, with less noise.
@@ -111,6 +123,13 @@ class Recorder:
                 "served": served_per_stage(
                     answered, rules.stage_lengths, dynamics.num_llms
                 ).tolist(),
+            },
+            "llms": {
+                "LLM": list(self._llms),
+                "mean reward": instance.mean_reward[0].tolist(),
+                "USD / query": instance.mean_cost[0].tolist(),
+                "largest share of a stage": list(rules.alpha),
+                "arrives at query": instance.arrival_query.tolist(),
             },
         }
 

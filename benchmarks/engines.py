@@ -80,7 +80,7 @@ def execute(
     engine: Engine,
     provenance: dict[str, Any],
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
-    on_damage: Callable[[str], None] = lambda message: None,
+    on_note: Callable[[str], None] = lambda message: None,
     on_start: Callable[[int], None] = lambda missing: None,
 ) -> Tally:
     """Compute the cells of a plan that the store does not hold yet.
@@ -95,8 +95,9 @@ def execute(
         How cells are run.
     provenance : dict
         Kept with each result (``benchmarks.runner.provenance``).
-    on_outcome, on_damage, on_start : callables
-        Told of each outcome, each damaged file (it is recomputed) and the number of cells to run.
+    on_outcome, on_note, on_start : callables
+        Told of each outcome; of each damaged file (it is recomputed) and what is assumed of a
+        task's instance; and of the number of cells to run.
 
     Raises
     ------
@@ -108,8 +109,8 @@ def execute(
         If a result cannot be stored; those stored before it are kept.
     """
     with store.lock():
-        missing = list(_missing(plan.cells, store, on_damage))
-        check_tasks(missing)
+        missing = list(_missing(plan.cells, store, on_note))
+        check_tasks(missing, on_note)
         store.save_run(
             {
                 "suite": plan.suite,
@@ -132,18 +133,16 @@ def execute(
     return Tally(len(missing) - failed, len(plan.cells) - len(missing), failed)
 
 
-def _missing(
-    cells: Sequence[Cell], store: Store, on_damage: Callable[[str], None]
-) -> Iterator[Cell]:
+def _missing(cells: Sequence[Cell], store: Store, on_note: Callable[[str], None]) -> Iterator[Cell]:
     stored = store.load_many(cell.key for cell in cells)
     for cell, (_, found) in zip(cells, stored, strict=True):
         if isinstance(found, CorruptResultError):
-            on_damage(f"{found}; computing {cell} again")
+            on_note(f"{found}; computing {cell} again")
             yield cell
         elif found is None:
             yield cell
         elif name := changed_file(cell.spec["agent"], found.get("reads", {})):
-            on_damage(f"{name} was changed since {cell} read it; computing it again")
+            on_note(f"{name} was changed since {cell} read it; computing it again")
             yield cell
 
 

@@ -167,10 +167,7 @@ def _pack(store: Store | ExportedRun) -> Record:
         own = {name: value for name, value in spec.items() if name != "seed"}
         groups.setdefault(canonical(own), []).append(spec)
     packed = [_pack_group(specs, store, shared) for specs in groups.values()]
-    trainings = [
-        {name: _rounded_list(value) for name, value in training.items()}
-        for training in run.get("trainings", [])
-    ]
+    trainings = [_rounded_lists(training) for training in run.get("trainings", [])]
     kept = {name: value for name, value in run.items() if name not in ("cells", "spec")}
     return {
         "run": kept | ({"trainings": trainings} if trainings else {}),
@@ -212,6 +209,8 @@ def _pack_group(
             group["traffic"] = [_pack_traffic(record["traffic"], shared) for record in records]
         if any("warnings" in record for record in records):
             group["warnings"] = [shared(record.get("warnings", [])) for record in records]
+        if "llms" in records[0]:
+            group["llms"] = [shared(_rounded_lists(record["llms"])) for record in records]
     return group
 
 
@@ -236,8 +235,11 @@ def as_exported(record: Mapping[str, Any]) -> Record:
     }
 
 
-def _rounded_list(value: Any) -> Any:
-    return [rounded(item) for item in value] if isinstance(value, list) else value
+def _rounded_lists(record: Mapping[str, Any]) -> Record:
+    return {
+        name: [rounded(item) for item in value] if isinstance(value, list) else value
+        for name, value in record.items()
+    }
 
 
 def _kept_points(t: np.ndarray[Any, Any]) -> list[int]:
@@ -314,6 +316,8 @@ def _unpack_cell(group: Record, number: int, shared: Sequence[Any]) -> Record:
         cell["traffic"] = _unpack_traffic(group["traffic"][number], shared)
     if "warnings" in group and (warned := shared[group["warnings"][number]]):
         cell["warnings"] = warned
+    if "llms" in group:
+        cell["llms"] = shared[group["llms"][number]]
     return cell
 
 

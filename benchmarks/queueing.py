@@ -82,6 +82,11 @@ def make_oracle(env: gym.Env[Any, Any]) -> MyopicOracle:
     return MyopicOracle(env)
 
 
+def assumptions(env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Nothing is assumed of a queue."""
+    return []
+
+
 class BrokenLawError(RuntimeError):
     """A recorded run breaks a law of every queue: there is a bug, or somebody changed the run."""
 
@@ -100,6 +105,7 @@ class Recorder:
     def __init__(self, env: gym.Env[Any, Any], horizon: int) -> None:
         dynamics: QueueDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
         self._dynamics = dynamics
+        self._names: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
         self._cost: NDArray[np.float64] | None = env.unwrapped.cost  # type: ignore[attr-defined]
         self._usd = 0.0  # paid for answers so far
         self._best_rate: list[float] = dynamics.best_rate.tolist()
@@ -169,7 +175,7 @@ class Recorder:
         (self._window if len(self._window) < self._dynamics.window else self._backlog).append(query)
 
     def result(self) -> dict[str, Any]:
-        """Return ``metrics`` and the cumulative sums of the learning curve.
+        """Return ``metrics``, the cumulative sums of the learning curve, and the ``llms``.
 
         ``usd_per_query`` is the cost of all answers served over the queries that departed, None
         where no costs are known.
@@ -196,7 +202,18 @@ class Recorder:
             raise BrokenLawError("the window holds other queries at the end than those recorded")
         waiting = [horizon - arrived for _, arrived, _ in (*self._window, *self._backlog)]
         check_laws(self.trace, np.array(waiting, dtype=np.int64), metrics, curve)
-        return {"metrics": metrics, "curve": curve}
+        return {"metrics": metrics, "curve": curve, "llms": self._llms()}
+
+    def _llms(self) -> dict[str, list[Any]]:
+        """Return what each LLM is worth on the queries of the instance, by column."""
+        odds = self._dynamics.odds[:-1]  # the last row stands for nobody
+        columns: dict[str, list[Any]] = {
+            "LLM": list(self._names),
+            "keep rate, shown alone": np.mean(odds / (1.0 + odds), axis=0).tolist(),
+        }
+        if self._cost is not None:
+            columns["USD / answer"] = self._cost.mean(axis=0).tolist()
+        return columns
 
 
 def check_laws(

@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
@@ -75,6 +76,10 @@ class Problem(Protocol):
 
     def make_oracle(self, env: gym.Env[Any, Any]) -> Any:
         """Return the policy that scores 1."""
+        ...
+
+    def assumptions(self, env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """Say what is assumed of an instance that has been set up, not known or asked for."""
         ...
 
     def Recorder(self, env: gym.Env[Any, Any], horizon: int) -> Recorder:  # noqa: N802
@@ -146,13 +151,12 @@ def set_up(
     """
     task, agent, seed = spec["task"], spec["agent"], spec["seed"]
     problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    texts = [] if warned is None else warned
+    with _noting(texts):
         env = _make_env(task, kwargs)
-        observation, _ = env.reset(seed=seed)
-    texts = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
-    (warned if warned is not None else []).extend(texts)
     try:
+        with _noting(texts):
+            observation, _ = env.reset(seed=seed)
         if agent["name"] == "oracle":
             policy = problem.make_oracle(env)
         else:
@@ -168,13 +172,30 @@ def set_up(
         raise
 
 
+@contextmanager
+def _noting(texts: list[str]) -> Iterator[None]:
+    """Add what an instance warns of to ``texts``, each once; other warnings go on their way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if warning.category is not UserWarning:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        elif (text := str(warning.message)) not in texts:
+            texts.append(text)
+
+
 def _make_env(task: Mapping[str, Any], kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     horizon = {PROBLEMS[kind_of(task["env"])].HORIZON_ARGUMENT: task["horizon"]}
     return gym.make(task["env"], disable_env_checker=True, **kwargs, **horizon)
 
 
-def check_tasks(cells: Iterable[Cell]) -> None:
+def check_tasks(cells: Iterable[Cell], on_note: Callable[[str], None]) -> None:
     """Set up each task once, before any of its cells runs.
+
+    What is assumed of its instance, as the problem tells, is passed on to ``on_note``.
 
     Raises
     ------
@@ -183,12 +204,14 @@ def check_tasks(cells: Iterable[Cell]) -> None:
     """
     first = {str(cell.spec["task"]["name"]): cell for cell in reversed(list(cells))}
     for name, cell in sorted(first.items()):
+        problem = PROBLEMS[kind_of(cell.spec["task"]["env"])]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the cells keep them
+            with _noting([]):  # the cells keep them
                 env = _make_env(cell.spec["task"], cell.kwargs)
-                env.reset(seed=cell.spec["seed"])
-                env.close()
+                with closing(env):
+                    env.reset(seed=cell.spec["seed"])
+                    for text in problem.assumptions(env, cell.kwargs):
+                        on_note(f"task {name}: {text}")
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise SuiteError(f"task {name!r} cannot be set up: {error}") from error
 

@@ -25,6 +25,7 @@ from baselines.rl import recipe
 from benchmarks.report import insert_between_markers
 from benchmarks.runner import provenance
 from benchmarks.store import write_text
+from benchmarks.task_board import INSTALLED
 from llmqueue_gym.sb3 import make_vec_env
 from llmqueue_gym.wrappers import DiscreteActions, DiscreteActionsVector
 
@@ -128,7 +129,9 @@ def markdown(found: Mapping[str, Mapping[str, float]], command: str) -> str:
             f"| {row['low']:.2f} to {row['high']:.2f} |"
         )
     source = provenance(command)
-    origin = f"llmqueue_gym {source['version']} ({source['commit']}), {source['machine']}"
+    origin = (
+        f"llmqueue_gym {source['version']} ({source['commit'] or INSTALLED}), {source['machine']}"
+    )
     table = "\n".join(lines)
     return f"""{table}
 

@@ -1,7 +1,7 @@
 """Tables of one's own in ``llmqueue-bench data``: their options, their import, what they hold."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,6 @@ import typer
 
 from benchmarks.data import pool_summary, print_summary
 from benchmarks.terminal import add_row, print_json, say, show_table
-from llmqueue_gym.workloads.catalog import TableStream, make_source
 from llmqueue_gym.workloads.cells import show as shorten
 from llmqueue_gym.workloads.datasets import TABLE, import_table
 from llmqueue_gym.workloads.prices import load_prices
@@ -171,20 +170,3 @@ def _show_columns(path: str, as_json: bool) -> None:
     say(f"{path}: {rows:,} rows")
     show_table(table)
     say("name the columns of scores with --quality, and of texts with --text, to see its LLMs")
-
-
-def assumed_arrivals(kwargs: Mapping[str, Any]) -> list[str]:
-    """Say in which order the LLMs of a task arrive if that is assumed, not known or asked for.
-
-    It is for tables of queries, which do not say it. Empty where it is not, or where the table
-    cannot be read, which its cells report.
-    """
-    instance = kwargs.get("instance")
-    options = {"source": instance} if isinstance(instance, str) else dict(instance or {})
-    if options.get("source") not in ("table", "paretobandit", "dataset") or "arrivals" in options:
-        return []
-    try:
-        source = make_source(options)
-    except (ValueError, OSError, ImportError):
-        return []
-    return source.arrival_words() if isinstance(source, TableStream) else []

@@ -23,7 +23,7 @@ from benchmarks.terminal import make_console, print_json, say
 
 Record = Mapping[str, Any]
 
-NOT_COMPARED = ("spec", "timing", "provenance", "reads")
+NOT_COMPARED = ("spec", "timing", "provenance", "reads", "llms")
 
 _SHOWN = 5  # differing fields named a cell
 _DECIDES = {

@@ -227,7 +227,7 @@ def test_a_rerun_computes_only_what_is_missing_or_damaged(tmp_path):
     damaged = store.root / "cells" / f"{all_.cells[0].key}.json"
     damaged.write_text(damaged.read_text()[:-20])
     notes = []
-    tally = run(all_, store, LocalEngine(2), on_damage=notes.append)
+    tally = run(all_, store, LocalEngine(2), on_note=notes.append)
     assert (tally.computed, tally.reused) == (1, 5)
     assert "truncated" in notes[0]
     assert damaged.name in notes[0]

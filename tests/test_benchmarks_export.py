@@ -57,6 +57,7 @@ def payload(one, rng):
         metrics |= {"luck": 0.1, "arrival_rate": 0.5, "capacity": 0.7}
         return record | {
             "metrics": metrics,
+            "llms": {"LLM": ["a", "b"], "keep rate, shown alone": [0.5, 0.1 * one["seed"]]},
             "curve": {
                 "t": T.tolist(),
                 "queue": sums.tolist(),
@@ -108,6 +109,11 @@ def test_a_report_of_the_export_is_that_of_the_folder(store, tmp_path):
     mine, theirs = load_board(back), load_board(store)
     assert board_markdown(mine) == board_markdown(theirs)
     assert mine.failures[0][1]["error"] == "boom"
+    shown = {t["name"]: t["llms"] for s in page_data(mine)["sections"] for t in s["tasks"]}
+    columns = ["LLM", "keep rate, shown alone"]
+    note = "Of seed 0; every seed has its own."
+    assert shown["queue"] == {"note": note, "columns": columns, "lines": [["a", "0.5"], ["b", "0"]]}
+    assert shown["deploy"] is None  # of results that do not hold them
     assert mine.missing == theirs.missing != []
 
 

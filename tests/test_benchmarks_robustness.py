@@ -326,7 +326,7 @@ def test_a_damaged_result_is_computed_again_with_a_note(here, damage):
     run(work, store, LocalEngine(1))
     whole = store.load(work.cells[0].key)
     damage(here / "r" / "cells" / f"{work.cells[0].key}.json")
-    tally = run(work, store, LocalEngine(1), on_damage=notes.append)
+    tally = run(work, store, LocalEngine(1), on_note=notes.append)
     assert (tally.computed, tally.reused) == (1, 1)
     assert "computing tiny / oracle / seed 0 again" in notes[0]
     assert store.load(work.cells[0].key)["metrics"] == whole["metrics"]
@@ -337,7 +337,7 @@ def test_results_swapped_between_cells_are_noticed(here):
     run(work, store, LocalEngine(1))
     first, second = (here / "r" / "cells" / f"{cell.key}.json" for cell in work.cells)
     second.write_bytes(first.read_bytes())
-    assert run(work, store, LocalEngine(1), on_damage=notes.append).computed == 1
+    assert run(work, store, LocalEngine(1), on_note=notes.append).computed == 1
     assert "holds the result of another cell" in notes[0]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import time
+import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -29,7 +31,7 @@ from benchmarks.runner import (
     learning_curve,
     run_cell,
 )
-from benchmarks.suite import parse_suite
+from benchmarks.suite import SuiteError, parse_suite
 
 SUITE = {
     "seeds": 2,
@@ -390,6 +392,71 @@ def test_an_object_that_would_do_its_work_when_it_is_read_is_refused_unread(lazy
     with pytest.raises(InvalidActionError, match=type(lazy).__name__):
         checked_action(lazy, np.array([32, 5]), "a", 0)
     assert Lazy.asked == 0
+
+
+class Faulty(gym.Wrapper):
+    """Warns of several things at its reset, and may fail there."""
+
+    closed = 0
+
+    def __init__(self, env, fails):
+        super().__init__(env)
+        self.fails = fails
+
+    def reset(self, **arguments):
+        for _ in range(2):
+            warnings.warn("the instance is odd", UserWarning, stacklevel=1)
+        if self.fails:
+            raise ValueError("no instance")
+        warnings.warn("a library's own affair", FutureWarning, stacklevel=1)
+        return super().reset(**arguments)
+
+    def close(self):
+        type(self).closed += 1
+        super().close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_warnings_of_an_instance_are_noted_and_others_go_on_and_a_failed_reset_closes(
+    monkeypatch, fails
+):
+    make, cell, warned = gym.make, CELLS["greedy", 0], []
+    monkeypatch.setattr(gym, "make", lambda *a, **k: Faulty(make(*a, **k), fails))
+    monkeypatch.setattr(Faulty, "closed", 0)
+    if fails:
+        with pytest.raises(ValueError, match="no instance"):
+            runner.set_up(cell.spec, cell.kwargs)
+        assert Faulty.closed == 1
+        with pytest.raises(SuiteError, match="'tiny' cannot be set up: no instance"):
+            runner.check_tasks([cell], print)
+        assert Faulty.closed == 2
+        return
+    with pytest.warns(FutureWarning, match="own affair") as others:
+        runner.set_up(cell.spec, cell.kwargs, warned=warned)[0].close()
+    assert warned == ["the instance is odd"]
+    assert [w.category for w in others] == [FutureWarning]
+
+
+def test_a_task_is_set_up_once_before_its_cells_and_says_what_is_assumed(monkeypatch, tmp_path):
+    """The order in which a table's LLMs arrive comes from the one reading of the table."""
+    table = tmp_path / "scores.csv"
+    rows = "\n".join(f"words {i},{i % 2},{(i + 1) % 2},1,0,0.1" for i in range(40))
+    table.write_text(f"text,a,b,c,d,usd\n{rows}\n")
+    instance = {"source": "table", "path": str(table), "quality": ["a", "b", "c", "d"]}
+    instance |= {"text": "text", "context_dim": 2, "cost": dict.fromkeys("abcd", "usd")}
+    task = {"name": "mine", "env": "LLMDeploy-v0", "horizon": 100, "kwargs": {"instance": instance}}
+    cells = make_plan(parse_suite("s", {"seeds": 2, "agents": ["uniform"], "task": [task]})).cells
+    made, notes, make = [], [], gym.make
+    monkeypatch.setattr(gym, "make", lambda *a, **k: made.append(a) or make(*a, **k))
+    runner.check_tasks(cells, notes.append)
+    assert len(made) == 1
+    words = "a (at the start), b (at the start), c (query"
+    assert [note[: note.index(words)] for note in notes] == [
+        "task mine: the table does not say when LLMs arrive: "
+    ]
+    known = [replace(c, kwargs={"instance": instance | {"arrivals": [0] * 4}}) for c in cells]
+    runner.check_tasks(known, notes.append)
+    assert len(notes) == 1
 
 
 def test_reading_the_action_is_on_the_clock(monkeypatch):

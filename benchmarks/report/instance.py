@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.scoring import Board
 from benchmarks.task_board import TaskBoard
@@ -56,3 +57,22 @@ def task_data(board: Board, task: TaskBoard) -> list[str]:
         cell["spec"].get("workload") for cell in board.cells if cell["spec"]["task"]["name"] == name
     }
     return files + [f"SHA-256 {digest}" for digest in sorted(filter(None, digests))]
+
+
+def task_llms(board: Board, task: TaskBoard) -> tuple[str, dict[str, list[Any]]] | None:
+    """Say whose LLMs these are, and list them by column; None of results that do not hold them.
+
+    Where every seed has an instance of its own, those of the lowest seed stand for all.
+    """
+    name = task.task["name"]
+    found = {
+        cell["spec"]["seed"]: cell["llms"]
+        for cell in board.cells
+        if cell["spec"]["task"]["name"] == name and "llms" in cell
+    }
+    if not found:
+        return None
+    first = min(found)
+    alike = all(llms == found[first] for llms in found.values())
+    whose = "The same on every seed." if alike else f"Of seed {first}; every seed has its own."
+    return whose, found[first]

@@ -16,7 +16,7 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from benchmarks.intervals import Floats, Interval
-from benchmarks.report.instance import task_data, task_warnings
+from benchmarks.report.instance import task_data, task_llms, task_warnings
 from benchmarks.report.series import (
     HeatMap,
     Panel,
@@ -31,6 +31,7 @@ from benchmarks.report.tables import (
     PROTOCOL_NOTES,
     PUBLISHED_COLUMNS,
     SCORE_NOTE,
+    SWEEP_COLUMNS,
     SWEEP_NOTE,
     duration,
     inverted_seeds,
@@ -39,6 +40,7 @@ from benchmarks.report.tables import (
     published_title,
     section_tasks,
     seed_ranges,
+    sweep_lines,
     sweep_title,
     task_headers,
     task_lines,
@@ -172,6 +174,7 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
                 "training": training.get(task.task["name"]),
                 "warnings": warned.get(task.task["name"], []),
                 "data": task_data(board, task),
+                "llms": _llms(board, task),
             }
             for task in tasks
         ],
@@ -241,6 +244,18 @@ def _task(task: TaskBoard, agents: Sequence[str], origins: _Origins) -> Json:
         "panels": [_panel(panel, agents) for panel in panels(task)],
         "heat": None if traffic is None else _heat(traffic),
     }
+
+
+def _llms(board: Board, task: TaskBoard) -> Json | None:
+    """Table of a task's LLMs."""
+    if (found := task_llms(board, task)) is None:
+        return None
+    whose, columns = found
+    lines = [
+        [value if isinstance(value, str) else f"{value:,.4g}" for value in row]
+        for row in zip(*columns.values(), strict=True)
+    ]
+    return {"note": whose, "columns": list(columns), "lines": lines}
 
 
 def _task_row(row: TaskRow, figures: Sequence[str], origins: _Origins) -> Json:
@@ -318,7 +333,8 @@ def _sweep(sweep: Sweep) -> Json:
             }
             for name, parts in (("ledger", sweep.ledger), ("regret", sweep.regret))
         },
-        "exponents": {label: _numbers(interval) for label, interval in sweep.exponents.items()},
+        "columns": list(SWEEP_COLUMNS),
+        "lines": sweep_lines(sweep),
     }
 
 

@@ -92,7 +92,7 @@ def board_tables(board: Board) -> list[Table | str]:
             if lines := published_lines(task):
                 tables.append(_rich(published_title(task), PUBLISHED_COLUMNS, lines))
     for sweep in board.sweeps:
-        tables.append(_rich(sweep_title(sweep), _SWEEP_COLUMNS, _sweep_lines(sweep)))
+        tables.append(_rich(sweep_title(sweep), SWEEP_COLUMNS, sweep_lines(sweep)))
     return tables
 
 
@@ -112,8 +112,8 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
         parts += [f"{_overall_note(board, section)}\n", f"{origin}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
         for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
-            lines = _sweep_lines(sweep)
-            parts += [f"{mark} {_escaped(sweep_title(sweep))}\n", _markdown(_SWEEP_COLUMNS, lines)]
+            lines = sweep_lines(sweep)
+            parts += [f"{mark} {_escaped(sweep_title(sweep))}\n", _markdown(SWEEP_COLUMNS, lines)]
             parts += [f"{SWEEP_NOTE}\n{origin}\n"]
         for task in section_tasks(board, section):
             parts += [f"{mark} {_escaped(_task_title(task))}\n"]
@@ -375,7 +375,7 @@ def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
     return line
 
 
-_SWEEP_COLUMNS = ("agent", "exponent of regret", "stuck", "regret", "ledger / query")
+SWEEP_COLUMNS = ("agent", "exponent of regret", "stuck", "regret", "ledger / query")
 SWEEP_NOTE = """\
 *regret* (of the true means) and *ledger / query*: means over seeds at the smallest and the largest
 value. *exponent of regret*: of the regret at the end in T, least squares over the tasks of the
@@ -415,7 +415,7 @@ def sweep_title(sweep: Sweep) -> str:
     return f"{sweep.name}: {sweep.axis} from {low} to {high}"
 
 
-def _sweep_lines(sweep: Sweep) -> list[list[str]]:
+def sweep_lines(sweep: Sweep) -> list[list[str]]:
     """One line an agent: exponent, and the ends of the sweep."""
     lines = []
     for label, regret in sweep.regret.items():

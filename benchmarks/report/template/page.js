@@ -603,7 +603,7 @@
 
   function overview(section) {
     const title = h("h2", {}, `${capital(section.kind)}, ${section.protocol}`);
-    const sweeps = section.sweeps.map((sweep) => h("section", {}, h("h3", {}, `Sweep: ${sweep.title}`), h("div", { class: "grid spaced" }, sweepCharts(section, sweep))));
+    const sweeps = section.sweeps.map((sweep) => h("section", {}, h("h3", {}, `Sweep: ${sweep.title}`), h("div", { class: "grid spaced" }, sweepCharts(section, sweep)), plainTable(`Sweep: ${sweep.title}`, sweep.columns, sweep.lines)));
     const inverted = section.tasks.filter((t) => t.inverted).map((t) => t.inverted);
     const left = inverted.length ? `${DATA.inverted}: ${inverted.join(", ")}. ` : "";
     if (section.nothing) { // nothing to rank: no empty table, filter or axes
@@ -778,6 +778,7 @@
     const both = protocolsPart(section, task);
     if (both) parts.push(both);
     if (task.published) parts.push(publishedPart(task));
+    if (task.llms) parts.push(h("section", {}, h("h3", {}, "LLMs"), h("p", { class: "lead" }, task.llms.note), plainTable(`LLMs of ${task.name}`, task.llms.columns, task.llms.lines)));
     if (task.heat) parts.push(trafficPart(section, task));
     return parts;
   }
@@ -802,11 +803,15 @@
   /** Figures of others beside the run's. */
   function publishedPart(task) {
     const [title, columns, lines] = task.published;
+    return h("section", {}, h("h3", {}, "Published figures"), h("p", { class: "lead" }, title),
+      plainTable(title, columns, lines));
+  }
+
+  /** Lines of text under their columns, as they come. */
+  function plainTable(title, columns, lines) {
     const head = h("tr", {}, columns.map((c, i) => h("th", { scope: "col", class: i ? null : "left" }, c)));
     const rows = lines.map((line) => h("tr", {}, line.map((c, i) => h("td", { class: i ? null : "left" }, c))));
-    const table = h("table", {}, h("caption", { class: "sr" }, title), h("thead", {}, head), h("tbody", {}, rows));
-    return h("section", {}, h("h3", {}, "Published figures"), h("p", { class: "lead" }, title),
-      scrolling(title, table));
+    return scrolling(title, h("table", {}, h("caption", { class: "sr" }, title), h("thead", {}, head), h("tbody", {}, rows)));
   }
 
   function trafficPart(section, task) {
