@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from baselines.agent import AgentSpec
+from baselines.interface import AgentSpec
 from llmqueue_gym.workloads.pool import file_sha256
 
 CARD = "llmqueue_gym.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import re
 import tomllib
@@ -44,6 +45,33 @@ def test_an_import_within_a_function_would_be_noticed():
         "benchmarks",
         "baselines",
     }
+
+
+def module_imports(package: str) -> dict[str, set[str]]:
+    """Modules of a package and those of its modules that each imports, within functions too."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in (ROOT / package).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, file in files.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= inner & files.keys() or {str(node.module)}
+        graph[module] = names & files.keys()
+    return graph
+
+
+def test_baselines_have_no_import_cycle():
+    graph = module_imports("baselines")
+    assert graph["baselines.interface"] == set()
+    assert graph["baselines.models"] == {"baselines.interface"}
+    assert graph["baselines.registry"] == {"baselines.interface", "baselines.models"}
+    graphlib.TopologicalSorter(graph).prepare()  # a cycle is an error that names it
 
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]

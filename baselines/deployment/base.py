@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, DeployAgent, DeployProblem, Observation
+from baselines.interface import Action, DeployAgent, DeployProblem, Observation
 from llmqueue_gym.core.routing_lp import RouteOpt, deploy_opt
 
 _CHEAPEST = 1e-9  # least c1 in units of c2

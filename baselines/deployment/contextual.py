@@ -10,13 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.base import StageAgent, features
+from baselines.deployment.stageroute import SOURCE
+from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.registry import agent
 from llmqueue_gym.core.routing_lp import deploy_opt
 
 Floats = NDArray[np.float64]
 
 
+@agent("contextual-StageRoute", source=f"ours, after {SOURCE}")
 class ContextualStageRoute(StageAgent):
     """StageRoute on ridge estimates mu_m(x), c_m(x) instead of means.
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines.agent import DeployProblem, Observation
 from baselines.deployment.base import StageAgent
-from baselines.deployment.stageroute import StageRoute
+from baselines.deployment.stageroute import GAMMA, StageRoute
+from baselines.interface import DeployProblem, Observation
+from baselines.registry import agent
 
 _LOG_MAX = 300.0  # a price of e^300 already forbids everything but the cheapest
 
 
+@agent("UCB-BwK", source="Agrawal, Devanur: EC 2014")
 class UCBBwK(StageRoute):
     """UCB-BwK: StageRoute's bounds and programmes with the budget (1 - eps) b, until it is gone.
 
@@ -33,6 +35,7 @@ class UCBBwK(StageRoute):
         return (1.0 - self.shrink) * problem.budget
 
 
+@agent("PrimalDualBwK", source="Badanidiyuru, Kleinberg, Slivkins: JACM 2018")
 class PrimalDualBwK(StageRoute):
     """PrimalDualBwK: the best bang per buck, at prices that grow with use.
 
@@ -43,7 +46,7 @@ class PrimalDualBwK(StageRoute):
     (R) tau_k: deploy the M_max largest ratios, the least played among equals.
     """
 
-    def __init__(self, problem: DeployProblem, seed: int, gamma: float | None = 0.1) -> None:
+    def __init__(self, problem: DeployProblem, seed: int, gamma: float | None = GAMMA) -> None:
         super().__init__(problem, seed, gamma=gamma)
         total = problem.budget * problem.horizon / problem.cost_high
         self._step = math.log1p(min(0.5, math.sqrt(math.log(2.0) / total)))
@@ -72,6 +75,7 @@ class PrimalDualBwK(StageRoute):
         """Nothing to refresh: ratios are computed from the statistics."""
 
 
+@agent("LagrangeBwK", source="Immorlica, Sankararaman, Schapire, Slivkins: JACM 2022")
 class LagrangeBwK(StageAgent):
     """LagrangeBwK: a bandit for the plays against Hedge for the prices.
 

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, DeployProblem, Observation, check_setting
 from baselines.deployment.base import StageAgent, features
+from baselines.interface import Action, DeployProblem, Observation, check_setting
+from baselines.registry import agent
 from llmqueue_gym.workloads.pool import check_count
 
 Floats = NDArray[np.float64]
 
 
+@agent("ParetoBandit", source="arXiv 2604.00136")
 class ParetoBandit(StageAgent):
     """The ParetoBandit rule: a disjoint LinUCB per LLM, cheaper LLMs preferred as money gets short.
 
@@ -126,6 +128,7 @@ class ParetoBandit(StageAgent):
         self.price_of_money = min(5.0, max(0.0, self.price_of_money + step))
 
 
+@agent("paretobandit-router", source="package paretobandit")
 class ParetoBanditPackage(StageAgent):
     """``pareto_bandit.BanditRouter`` with its ``BudgetPacer``, cold start, under a stage filter.
 

@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import DeployProblem, Observation, check_setting
-from baselines.deployment.stageroute import StageRoute
+from baselines.deployment.stageroute import SOURCE, StageRoute
+from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.registry import agent
 
 Floats = NDArray[np.float64]
 
 _NOISE = 0.25  # variance of one reward; no reward in [0, 1] has more
 
 
+@agent("price-aware-paced", source=f"ours, after {SOURCE}", paced=True)
+@agent("price-aware", source=f"ours, after {SOURCE}")
 class PriceAware(StageRoute):
     """StageRoute that reads price lists and learns what to expect of a newcomer.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.base import LPAgent, StageAgent
+from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.registry import agent
 
 
+@agent("uniform", source="lower bound of every table")
 class Uniform(StageAgent):
     """A uniformly random set of M_max LLMs, and a uniformly random one of them per query."""
 
@@ -26,6 +28,7 @@ class Uniform(StageAgent):
         return llms[int(self.rng.integers(len(llms)))]
 
 
+@agent("static", source="heuristic")
 class Static(LPAgent):
     """The first M_max LLMs for ever, routed by RouteOPT on their mean reward and cost.
 
@@ -54,6 +57,7 @@ class Static(LPAgent):
         return (kept + fresh)[: self.problem.max_deployed]
 
 
+@agent("epsilon-first", source="heuristic")
 class EpsilonFirst(Static):
     """Probe each newcomer first, then trust the means.
 
@@ -101,6 +105,7 @@ class EpsilonFirst(Static):
         return super().route(observation)
 
 
+@agent("TS", source="Agrawal, Goyal: COLT 2012")
 class ThompsonSampling(LPAgent):
     """DeployOPT and RouteOPT on rewards and costs sampled from their posteriors.
 

@@ -10,9 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines.agent import DeployProblem, Observation, check_setting
 from baselines.deployment.base import LPAgent
+from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.registry import agent
 from llmqueue_gym.workloads.pool import unknown_name
+
+SOURCE = "Li, Li: ICLR 2026, arXiv 2506.17254"
+GAMMA = 0.1
+"""Default size of the confidence radius; `StageRoute` says where it comes from."""
 
 
 def confidence_radius(mean: float, plays: int, gamma: float) -> float:
@@ -25,6 +30,10 @@ def theory_gamma(problem: DeployProblem, delta: float = 0.05) -> float:
     return math.log(problem.num_llms * problem.horizon / delta)
 
 
+@agent("StageRoute-paced", source=f"ours, after {SOURCE}", paced=True)
+@agent("StageRoute-stage-counts", source=SOURCE, counts="stage")
+@agent("StageRoute-theory", source=SOURCE, gamma=None)
+@agent("StageRoute", source=SOURCE)
 class StageRoute(LPAgent):
     """StageRoute: optimistic deployment at update points, optimistic routing in between.
 
@@ -64,7 +73,7 @@ class StageRoute(LPAgent):
         self,
         problem: DeployProblem,
         seed: int,
-        gamma: float | None = 0.1,
+        gamma: float | None = GAMMA,
         counts: str = "all",
         paced: bool = False,
     ) -> None:
@@ -109,6 +118,7 @@ class StageRoute(LPAgent):
             super().learn(observation, llm, reward, cost)
 
 
+@agent("top-UCB", source="heuristic")
 class TopUCB(StageRoute):
     """Deploy the M_max largest mu^U whatever they cost; route by RouteOPT. Settings: StageRoute."""
 
@@ -119,6 +129,7 @@ class TopUCB(StageRoute):
         return self.top(arrived, dict(zip(arrived, rewards, strict=True)).__getitem__)
 
 
+@agent("ratio", source="heuristic")
 class Ratio(StageRoute):
     """Deploy the M_max largest mu^U / c^L; route by RouteOPT. Settings: StageRoute."""
 

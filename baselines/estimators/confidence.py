@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
 
-from baselines.agent import check_setting
+from baselines.interface import check_setting
 
 Array = NDArray[np.floating[Any]]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
 from scipy.linalg.lapack import dpotrf, dpotri
 
-from baselines.agent import check_setting
+from baselines.interface import check_setting
 
 Array = NDArray[np.floating[Any]]
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from baselines.agent import Action, Observation, QueueProblem, check_setting
 from baselines.estimators import ConfidenceFactors, OnlineMirrorDescentMNL, RidgeMNL
 from baselines.estimators.confidence import DIRECT_DIM
+from baselines.interface import Action, Observation, QueueProblem, check_setting
 from baselines.queueing.base import (
     AssortmentCycle,
     Pairing,
@@ -25,7 +25,10 @@ from baselines.queueing.base import (
     best_pairing,
     newest,
 )
+from baselines.registry import agent
 from llmqueue_gym.workloads.pool import unknown_name
+
+SOURCE = "Bae, Son, Lee: arXiv 2602.02061"
 
 KAPPA = 4.0
 """kappa, the inverse curvature of the logistic function at 0."""
@@ -60,6 +63,8 @@ def exploration_constant(rate: float, arrival_rate: float, horizon: int) -> floa
     return float(brentq(excess, 0.0, largest))
 
 
+@agent("ACQB-OMD", source=SOURCE, estimator="omd")
+@agent("ACQB", source=SOURCE)
 class ACQB(QueueAgent):
     """ACQB: optimistic Thompson sampling over (query, assortment) with vanishing exploration.
 
@@ -177,6 +182,7 @@ class ACQB(QueueAgent):
         )
 
 
+@agent("CQB-eps", source=f"authors' repository of {SOURCE}")
 class CQBEps(ACQB):
     """CQB-eps as the authors of ACQB run it beside theirs: ACQB with another coin.
 

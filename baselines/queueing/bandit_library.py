@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from baselines.agent import Action, Agent, Observation, QueueProblem
-from baselines.queueing.base import FIRST_KEPT, top_llms
+from baselines.interface import Action, Agent, Observation, QueueProblem
+from baselines.queueing.base import read_answer, top_llms
 
 Context = NDArray[np.float32]
 
@@ -82,10 +82,7 @@ class BanditLibraryAgent(Agent):
         info: Mapping[str, Any],
     ) -> None:
         """Tell the library what came of the LLMs shown; nothing where nobody was served."""
-        feedback = int(next_observation["feedback"])
-        if feedback == 0:
-            return
-        slot, *llms = action.tolist()
-        for llm in llms:
-            kept = llm == feedback - FIRST_KEPT
-            self.learn(observation["contexts"][slot], llm, float(kept))
+        served = read_answer(observation, action, next_observation)
+        if served is not None:
+            for llm in served.shown:
+                self.learn(served.context, llm, float(llm == served.kept))

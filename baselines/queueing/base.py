@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, Agent, Observation, QueueProblem
+from baselines.interface import Action, Agent, Observation, QueueProblem
 
 Contexts = NDArray[np.floating[Any]]
 
@@ -31,6 +31,18 @@ class Served(NamedTuple):
     context: Contexts
     shown: list[int]
     kept: int
+
+
+def read_answer(
+    observation: Observation, action: Action, next_observation: Observation
+) -> Served | None:
+    """Return what the user served by ``action`` did; None where nobody was served."""
+    feedback = int(next_observation["feedback"])
+    if feedback == 0:
+        return None
+    slot, *llms = action.tolist()
+    kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
+    return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept)
 
 
 class Pairing(NamedTuple):
@@ -69,11 +81,9 @@ class QueueAgent(Agent):
         info: Mapping[str, Any],
     ) -> None:
         """Learn from one slot's answer and move on to the next slot."""
-        feedback = int(next_observation["feedback"])
-        if feedback > 0:
-            slot, *llms = action.tolist()
-            kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
-            self.learn(Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept))
+        served = read_answer(observation, action, next_observation)
+        if served is not None:
+            self.learn(served)
         self.slot_number += 1
 
     @abstractmethod

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from baselines.agent import Observation, QueueProblem, check_setting
-from baselines.queueing.acqb import ACQB, check_acqb_settings
+from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.queueing.acqb import ACQB, SOURCE, check_acqb_settings
 from baselines.queueing.base import Pairing, Remembered, Served
 from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
+from baselines.registry import agent
 from llmqueue_gym.workloads.pool import OfflineData, check_count
 
 Floats = NDArray[np.float64]
@@ -246,6 +247,7 @@ def contrastive_loss(projected: Any, contexts: Any, targets: Any) -> Any:
     return losses[kept].mean()
 
 
+@agent("ACQB-CL", source=SOURCE)
 class ACQBCL(ACQB):
     """ACQB-CL: train the projection on the offline split, freeze it, run ACQB on its output.
 

@@ -10,13 +10,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from baselines.agent import Observation, QueueProblem
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
+from baselines.registry import agent
 from llmqueue_gym.workloads.pool import unknown_name
 
 Rule = TypeVar("Rule")
 
 
+@agent("random", source="lower bound of every table")
 class RandomAgent(QueueAgent):
     """A uniformly random waiting query, shown a uniformly random assortment."""
 
@@ -26,6 +28,10 @@ class RandomAgent(QueueAgent):
         return Pairing(int(self.rng.integers(waiting)), llms.tolist())
 
 
+@agent("fifo-round-robin", source="heuristic", schedule="fifo", routing="round-robin")
+@agent("most-retried-best-mean", source="heuristic", schedule="most-retried", routing="best-mean")
+@agent("lifo-best-mean", source="heuristic", schedule="lifo", routing="best-mean")
+@agent("fifo-best-mean", source="heuristic", schedule="fifo", routing="best-mean")
 class Scheduled(QueueAgent):
     """A scheduling rule that ignores contexts, crossed with a routing rule that does too.
 

@@ -10,9 +10,10 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.estimators import RidgeRegression
+from baselines.interface import Observation, QueueProblem, check_setting
 from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, top_llms
+from baselines.registry import agent
 
 
 class _LinearAgent(QueueAgent):
@@ -46,6 +47,7 @@ class _LinearAgent(QueueAgent):
         """Return the LLMs' indices for contexts (Q, d), shape (Q, N)."""
 
 
+@agent("LinUCB", source="Li et al.: WWW 2010")
 class LinUCB(_LinearAgent):
     """LinUCB: index x . theta_j + alpha ||x||_{V_j^{-1}}.
 
@@ -78,6 +80,7 @@ class LinUCB(_LinearAgent):
         return contexts @ self.regression.theta.T + self.alpha * norms
 
 
+@agent("LinTS", source="Agrawal, Goyal: ICML 2013")
 class LinTS(_LinearAgent):
     """LinTS: index x . theta~_j with one sample theta~_j ~ N(theta_j, v^2 V_j^{-1}) a slot.
 

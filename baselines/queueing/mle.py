@@ -11,8 +11,8 @@ import math
 import numpy as np
 from scipy.special import expit
 
-from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.estimators import ConfidenceFactors, RidgeMNL
+from baselines.interface import Observation, QueueProblem, check_setting
 from baselines.queueing.acqb import confidence_radius
 from baselines.queueing.base import (
     AssortmentCycle,
@@ -23,8 +23,13 @@ from baselines.queueing.base import (
     best_pairing,
     newest,
 )
+from baselines.registry import agent
+
+_CQB = "Bae, Kang, Lee: ICLR 2026, arXiv 2601.19300"
 
 
+@agent("eps-greedy", source="greedy with exploration", epsilon=0.01)
+@agent("greedy", source="greedy on the ridge MNL estimate")
 class GreedyMLE(QueueAgent):
     """Greedy, or epsilon-greedy, on the ridge MNL maximum likelihood estimate.
 
@@ -76,6 +81,7 @@ class GreedyMLE(QueueAgent):
         self.estimator.update(*served)
 
 
+@agent("CQB-Opt", source=_CQB)
 class CQBOpt(GreedyMLE):
     """CQB-Opt: the upper confidence rule from the first slot, no forced exploration (R).
 
@@ -126,6 +132,7 @@ class CQBOpt(GreedyMLE):
             self.confidence.update(llm, served.context)
 
 
+@agent("CQB-eps-ucb", source=f"(R) {_CQB}")
 class CQBEpsUCB(CQBOpt):
     """CQB-eps reconstructed from its paper (R): much exploration first, then the UCB rule.
 
@@ -141,6 +148,7 @@ class CQBEpsUCB(CQBOpt):
         return 1.0 if self.slot_number <= horizon / 10 else horizon**-0.5
 
 
+@agent("CQB-eta-2", source="arXiv 2606.09668")
 class CQBEta2(CQBOpt):
     """CQB-eta-2 (R): tau_1 slots of exploration, eta-exploration and UCB, at last pure UCB.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from baselines.agent import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem, check_setting
 from baselines.queueing.base import (
     Contexts,
     Pairing,
@@ -21,7 +21,10 @@ from baselines.queueing.base import (
     Served,
     best_pairing,
 )
+from baselines.registry import agent
 from llmqueue_gym.workloads.pool import OfflineData, check_count, unknown_name
+
+_SOURCE = "trained on the workload's offline split, then frozen"
 
 Floats = NDArray[np.float64]
 Predict = Callable[[Floats], Floats]
@@ -53,6 +56,10 @@ def offline_data(problem: QueueProblem, agent: str) -> OfflineData:
     return problem.offline
 
 
+@agent("offline-boosting", source=_SOURCE, predictor="boosting")
+@agent("offline-logistic", source=_SOURCE, predictor="logistic")
+@agent("offline-ridge", source=_SOURCE, predictor="ridge")
+@agent("offline-knn", source=_SOURCE, predictor="knn")
 class OfflineRouter(QueueAgent):
     """Serve the query and the LLMs with the largest departure rate that a fitted model predicts.
 

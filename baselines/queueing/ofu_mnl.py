@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 
-from baselines.agent import Observation, QueueProblem, check_setting
 from baselines.estimators import OnlineMirrorDescentMNL
+from baselines.interface import Observation, QueueProblem, check_setting
 from baselines.queueing.base import Pairing, QueueAgent, Served, best_pairing
+from baselines.registry import agent
 
 
+@agent("OFU-MNL+", source="Lee, Oh: NeurIPS 2024")
 class OFUMNLPlus(QueueAgent):
     """OFU-MNL+: the best pairing under optimistic utilities x . theta_j + beta_t ||x||_{H_j^{-1}}.
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem, check_setting
 from baselines.queueing.base import Pairing, QueueAgent, Served
+from baselines.registry import agent
 
 
+@agent("paretobandit", source="package paretobandit")
 class ParetoBanditRouter(QueueAgent):
     """``pareto_bandit.BanditRouter`` with FIFO scheduling and a cold start.
 

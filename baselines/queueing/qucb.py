@@ -11,8 +11,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Observation, QueueProblem
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
+from baselines.registry import agent
+
+_SOURCE = "Krishnasamy et al.: Operations Research 2021"
 
 
 def exploration_probability(num_llms: int, slot_number: int) -> float:
@@ -20,6 +23,7 @@ def exploration_probability(num_llms: int, slot_number: int) -> float:
     return min(1.0, 3.0 * num_llms * math.log(slot_number) ** 2 / slot_number)
 
 
+@agent("Q-UCB", source=_SOURCE)
 class QUCB(QueueAgent):
     """Q-UCB: serve the head of the queue; explore on schedule, else follow the upper bounds.
 
@@ -60,6 +64,7 @@ class QUCB(QueueAgent):
         return np.asarray(indices)
 
 
+@agent("Q-ThS", source=_SOURCE)
 class QThS(QUCB):
     """Q-ThS: Q-UCB's schedule, with Beta posterior samples in place of the upper bounds."""
 

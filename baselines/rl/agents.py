@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from baselines.agent import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
+from baselines.interface import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
 from baselines.models import OWN_FILES, read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments

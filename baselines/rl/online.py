@@ -18,7 +18,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.utils import configure_logger, obs_as_tensor
 
-from baselines.agent import Action, Agent, Observation, QueueProblem, check_setting
+from baselines.interface import Action, Agent, Observation, QueueProblem, check_setting
 from baselines.queueing.base import FIRST_KEPT
 from baselines.rl.agents import legal_decisions, queue_spaces
 from baselines.rl.networks import MaskableSetPolicy, SetQPolicy

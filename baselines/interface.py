@@ -1,0 +1,227 @@
+"""What an agent is: two methods, public problem parameters, and the entry that names it.
+
+An agent sees observations, rewards and what a provider would see; never the hidden truth.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.workloads.pool import OfflineData
+
+Observation = Mapping[str, NDArray[Any]]
+Action = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class QueueProblem:
+    """Public parameters of a queueing task: what a provider knows before the first slot.
+
+    Attributes
+    ----------
+    num_llms : int
+        Number of LLMs, N.
+    assortment_size : int
+        LLMs shown to a user at a time, K.
+    context_dim : int
+        Length of a query's context vector, d.
+    window : int
+        Visible queue slots, W.
+    arrival_rate : float
+        Probability that a query arrives in a slot, lambda.
+    horizon : int
+        Number of slots of the run, T. Anytime policies only set constants from it.
+    offline : OfflineData, optional
+        Queries that never arrive with the utility of every LLM; only under the protocol
+        ``pretrained``, and only where the workload keeps some back.
+    """
+
+    num_llms: int
+    assortment_size: int
+    context_dim: int
+    window: int
+    arrival_rate: float
+    horizon: int
+    offline: OfflineData | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class DeployProblem:
+    """Public parameters of a deployment task: what a provider knows before the first query.
+
+    Attributes
+    ----------
+    num_llms : int
+        Number of LLMs that exist or will arrive, N.
+    max_deployed : int
+        Most LLMs deployed at a time, M_max.
+    horizon : int
+        Number of queries of the run, T.
+    num_stages : int
+        Stages of the run, K; the deployment is frozen within one.
+    budget : float
+        Average cost allowed per query, b, USD.
+    alpha : tuple of float
+        Largest share of the traffic of every LLM, alpha_m in (0, 1], N entries.
+    cost_low, cost_high : float
+        Range of the cost of a query, [c1, c2], USD.
+    context_dim : int
+        Length of a query's context vector, d; 0 where queries carry none.
+    has_prices : bool
+        Whether ``observation["cost_prior"]`` holds list prices of the arrived LLMs.
+    """
+
+    num_llms: int
+    max_deployed: int
+    horizon: int
+    num_stages: int
+    budget: float
+    alpha: tuple[float, ...]
+    cost_low: float
+    cost_high: float
+    context_dim: int = 0
+    has_prices: bool = False
+
+
+class Agent(ABC):
+    """An online decision maker.
+
+    Subclasses take the problem, a seed and keyword settings with defaults. All of an agent's
+    randomness comes from ``self.rng``, so a run is reproduced from its seed.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    """
+
+    kind: ClassVar[str] = "queueing"
+    """The family of tasks the agent plays."""
+
+    protocol: ClassVar[str] = "online"
+    """``"pretrained"`` if the agent brings what it learned before: it has tables of its own."""
+
+    trained_on: ClassVar[str] = ""
+    """What a pretrained agent is given of the task beforehand; a note under its tables says so."""
+
+    training: ClassVar[Mapping[str, Any] | None] = None
+    """What a pretrained agent's training cost, for the tables: ``{"steps": 500_000, "seconds":
+    420.0}``, with ``"file": "weights.pt"`` if it reads one that lies beside its module."""
+
+    def __init__(self, problem: QueueProblem, seed: int) -> None:
+        self.problem = problem
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def act(self, observation: Observation) -> Action:
+        """Choose an action for the observation (an element of the environment's action space)."""
+
+    def update(  # noqa: B027 - agents that do not learn have nothing to do here
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn from one step: the action taken on ``observation`` and what came of it."""
+
+
+class DeployAgent(Agent):
+    """An online decision maker of a deployment task.
+
+    ``act`` returns int64, shape (N + 1,): N deployment bits, read at update points only, and the
+    LLM that answers the query.
+
+    Parameters
+    ----------
+    problem : DeployProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    """
+
+    kind: ClassVar[str] = "deployment"
+    problem: DeployProblem  # type: ignore[assignment]  # each kind of task has its own parameters
+
+    def __init__(self, problem: DeployProblem, seed: int) -> None:
+        self.problem = problem
+        self.rng = np.random.default_rng(seed)
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """A registered agent: where its class lives, its settings and its source.
+
+    Attributes
+    ----------
+    name : str
+        Name on the leaderboard.
+    target : str
+        ``"module:Class"``, imported when the agent is made.
+    settings : Mapping[str, Any]
+        Keyword settings passed to the class, JSON-plain.
+    source : str
+        The paper or package the agent comes from.
+    """
+
+    name: str
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def load(self) -> type[Agent]:
+        """Import the agent's class.
+
+        Raises
+        ------
+        ValueError
+            If ``target`` names no class with ``act`` and ``update``.
+        """
+        module_name, _, attribute = self.target.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name.split(".")[0] and error.name != module_name:
+                raise
+            raise ValueError(
+                f"agent={self.target!r}: there is no module {module_name!r}; "
+                "install it or run from the folder that holds it"
+            ) from error
+        cls = getattr(module, attribute, None)
+        if not callable(cls) or not hasattr(cls, "act") or not hasattr(cls, "update"):
+            raise ValueError(
+                f"agent={self.target!r}: {attribute!r} in {module_name!r} is not a class "
+                "with act(observation) and update(...)"
+            )
+        return cls  # type: ignore[no-any-return]
+
+
+def check_setting(name: str, value: object, allowed: str) -> None:
+    """Check a numeric setting against an interval such as ``"[0, 1)"``; infinity is never in one.
+
+    Whole numbers: `llmqueue_gym.workloads.pool.check_count`.
+
+    Raises
+    ------
+    ValueError
+        If it is no number of the interval; the message names the setting, the value and what is
+        allowed.
+    """
+    low, high = (float(end) for end in allowed[1:-1].split(","))
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    number: Any = value if real else np.nan
+    above = number > low or (number == low and allowed[0] == "[")
+    below = number < high or (number == high and allowed[-1] == "]")
+    if not (above and below):
+        raise ValueError(f"{name}={value!r} is out of range; use a number in {allowed}")
