@@ -440,10 +440,10 @@ def test_warnings_of_an_instance_are_noted_and_others_go_on_and_a_failed_reset_c
 def test_a_task_is_set_up_once_before_its_cells_and_says_what_is_assumed(monkeypatch, tmp_path):
     """The order in which a table's LLMs arrive comes from the one reading of the table."""
     table = tmp_path / "scores.csv"
-    rows = "\n".join(f"words {i},{i % 2},{(i + 1) % 2},1,0,0.1" for i in range(40))
-    table.write_text(f"text,a,b,c,d,usd\n{rows}\n")
+    rows = "\n".join(f"[{i % 3}.5],{i % 2},{(i + 1) % 2},1,0,0.1" for i in range(40))
+    table.write_text(f"vector,a,b,c,d,usd\n{rows}\n")
     instance = {"source": "table", "path": str(table), "quality": ["a", "b", "c", "d"]}
-    instance |= {"text": "text", "context_dim": 2, "cost": dict.fromkeys("abcd", "usd")}
+    instance |= {"embedding": "vector", "cost": dict.fromkeys("abcd", "usd")}
     task = {"name": "mine", "env": "LLMDeploy-v0", "horizon": 100, "kwargs": {"instance": instance}}
     cells = make_plan(parse_suite("s", {"seeds": 2, "agents": ["uniform"], "task": [task]})).cells
     made, notes, make = [], [], gym.make
@@ -454,7 +454,7 @@ def test_a_task_is_set_up_once_before_its_cells_and_says_what_is_assumed(monkeyp
     assert [note[: note.index(words)] for note in notes] == [
         "task mine: the table does not say when LLMs arrive: "
     ]
-    known = [replace(c, kwargs={"instance": instance | {"arrivals": [0] * 4}}) for c in cells]
+    known = [replace(c, kwargs={"instance": instance | {"arrivals": list("dcba")}}) for c in cells]
     runner.check_tasks(known, notes.append)
     assert len(notes) == 1
 
