@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from numpy.typing import NDArray
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.wrappers import (
@@ -154,7 +155,8 @@ class GymnasiumVecEnv(VecEnv):
     """A Gymnasium vector environment in SAME_STEP mode behind SB3's interface.
 
     An episode's end shows as SB3 expects: the observation is the next episode's, and the lane's
-    info holds ``terminal_observation`` and ``TimeLimit.truncated``.
+    info holds ``terminal_observation`` and ``TimeLimit.truncated``. With
+    ``render_mode="rgb_array"`` SB3's ``VecVideoRecorder`` records lane 0.
 
     Parameters
     ----------
@@ -177,6 +179,7 @@ class GymnasiumVecEnv(VecEnv):
         self.venv = venv
         self._actions: Any = None
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
+        self.metadata["render_fps"] = venv.metadata["render_fps"]  # VecVideoRecorder reads it
 
     def reset(self) -> Any:
         """Reset all lanes with the seeds of ``seed()``, which are used once."""
@@ -263,9 +266,13 @@ class GymnasiumVecEnv(VecEnv):
         """Return False for every lane: `make_vec_env` monitors all of them at once."""
         return [False for _ in self._get_indices(indices)]
 
-    def get_images(self) -> list[None]:
-        """Return no pictures: watch one copy with ``gym.make(..., render_mode=...)``."""
-        return [None] * self.num_envs
+    def get_images(self) -> list[NDArray[np.uint8] | None]:
+        """Return the pictures of the lanes that are drawn; of a native environment, lane 0's."""
+        if self.render_mode != "rgb_array":
+            return [None] * self.num_envs
+        frames: Any = self.venv.render()
+        copies = isinstance(self.venv.unwrapped, SyncVectorEnv)
+        return list(frames if copies else frames[:1])  # the others are blank
 
 
 def _lane_infos(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import pickle
 import re
 import sys
 from math import comb
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -29,7 +31,8 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env.base_vec_env import tile_images
 
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
 from llmqueue_gym.wrappers import (
@@ -249,6 +252,54 @@ def test_names_the_extra_without_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "llmqueue_gym.sb3")
     with pytest.raises(ImportError, match=r"llmqueue_gym\[rl\]"):
         importlib.import_module("llmqueue_gym.sb3")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "drawn"),
+    [("LLMQueue-v0", QUEUE, 1), ("LLMDeploy-v0", DEPLOY, 1), ("LLMDeployStage-v0", DEPLOY, 2)],
+)
+def test_sb3s_video_recorder_gets_the_pictures_that_sb3s_own_lanes_give(
+    env_id: str,
+    kwargs: dict[str, Any],
+    drawn: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("pygame", reason="needs the render extra")
+    saved: dict[str, Any] = {}
+
+    class Clip:  # only moviepy's half, which writes the file, is left out
+        def __init__(self, frames: list[Any], fps: int) -> None:
+            saved.update(frames=frames, fps=fps)
+
+        def write_videofile(self, path: str) -> None:
+            saved.update(path=path)
+
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    writer = ModuleType("moviepy.video.io.ImageSequenceClip")
+    writer.ImageSequenceClip = Clip  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, writer.__name__, writer)
+
+    task = {**kwargs, "render_mode": "rgb_array"}
+    ours = make_vec_env(env_id, 2, seed=1, **task)
+    theirs = DummyVecEnv([lambda: gym.make(env_id, disable_env_checker=True, **task)] * 2)
+    theirs.seed(1)
+    recorder = VecVideoRecorder(ours, str(tmp_path), lambda step: step == 0, video_length=2)
+    recorder.reset()
+    theirs.reset()
+    expected = [theirs.get_images()[:drawn]]
+    ours.action_space.seed(0)
+    for _ in range(2):
+        actions = np.stack([ours.action_space.sample() for _ in range(2)])
+        recorder.step(actions)
+        theirs.step(actions)
+        expected.append(theirs.get_images()[:drawn])
+    assert saved["fps"] == theirs.get_attr("metadata")[0]["render_fps"]
+    assert Path(saved["path"]).parent == tmp_path
+    for frame, pictures in zip(saved["frames"], expected, strict=True):
+        np.testing.assert_array_equal(frame, tile_images(pictures))
+    assert make_vec_env(env_id, 2, **kwargs).get_images() == [None, None]
 
 
 def test_the_speed_bench_compares_the_two_and_writes_its_table() -> None:
