@@ -24,9 +24,17 @@ ENVIRONMENTS: dict[str, dict[str, object]] = {
     },
 }
 
+VECTOR_REWARDS: dict[str, dict[str, object]] = {
+    "LLMDeployMO-v0": {
+        "entry_point": "llmqueue_gym.envs.llm_deploy_mo:LLMDeployMOEnv",
+        "disable_env_checker": True,  # it asks for a number as the reward
+    },
+}
+"""Environments for MO-Gymnasium, whose rewards are vectors."""
+
 
 def register_all() -> None:
     """Register the environments with Gymnasium; a second call changes nothing."""
-    for env_id, spec in ENVIRONMENTS.items():
+    for env_id, spec in (ENVIRONMENTS | VECTOR_REWARDS).items():
         if env_id not in gym.registry:
             gym.register(id=env_id, **spec)  # type: ignore[arg-type]

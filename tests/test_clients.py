@@ -352,3 +352,53 @@ def test_a_vector_environment_draws_lane_0_as_the_scalar_one_is_drawn(env_id, mo
                 np.any(frame) if render_mode != "ansi" else frame for frame in frames[1:]
             )
         lanes.close()
+
+
+# ------------------------------------------------------------------------ vector rewards
+
+
+@pytest.mark.parametrize("budget", ["soft", "hard"])
+def test_a_vector_reward_is_the_reward_and_minus_what_was_paid(budget):
+    task = {
+        "instance": "catalog",
+        "horizon": 90,
+        "num_stages": 9,
+        "budget": budget,
+        "switching_cost": 1e-3,
+        "price_changes": [{"llm": "gpt-3.5-turbo-0125", "query": 30, "factor": 3.0}],
+    }
+    plain, vector = gym.make("LLMDeploy-v0", **task), gym.make("LLMDeployMO-v0", **task)
+    space, paid = vector.unwrapped.reward_space, 0.0
+    for one, other in zip(steps(plain, 90), steps(vector, 90), strict=True):
+        assert_alike((one[0], one[-1]), (other[0], other[-1]))
+        if len(one) == 2:
+            continue
+        reward = other[1]
+        assert reward in space
+        assert reward[0] == np.float32(one[1])
+        assert reward[1] <= 0.0
+        paid -= float(reward[1])
+        assert one[2:4] == other[2:4]
+    assert paid == pytest.approx(one[-1]["spend"], rel=1e-5)
+    assert paid > 0.0
+
+
+def test_a_vector_reward_is_as_mo_gymnasium_has_it():
+    mo = pytest.importorskip("mo_gymnasium", reason="runs once a week")
+    from mo_gymnasium.wrappers.vector import MOSyncVectorEnv
+
+    def make_one():
+        return mo.make("LLMDeployMO-v0", horizon=30, num_stages=3)
+
+    env = mo.wrappers.MONormalizeReward(mo.wrappers.MOClipReward(make_one(), 1, -1e-3, 0.0), 1)
+    env = mo.wrappers.MORecordEpisodeStatistics(env, gamma=0.9)
+    *_, (_, _, _, truncated, info) = steps(env, 30)
+    assert truncated
+    assert info["episode"]["r"].shape == (2,)
+    weights = np.array([1.0, 100.0])
+    env = mo.wrappers.LinearReward(make_one(), weights)
+    *_, (_, reward, _, _, info) = steps(env, 3)
+    assert reward == pytest.approx(info["vector_reward"] @ weights)
+    lanes = MOSyncVectorEnv([make_one] * 2)
+    _, (_, rewards, *_) = steps(lanes, 1)
+    assert rewards.shape == (2, 2)

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.plan import make_plan
 from benchmarks.suite import SuiteError, parse_suite
-from llmqueue_gym.envs import llm_deploy, llm_queue
+from llmqueue_gym.envs import llm_deploy, llm_deploy_mo, llm_queue
 from llmqueue_gym.registration import ENVIRONMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ def test_readme_names_every_environment_and_existing_pictures():
         assert (ROOT / picture).is_file(), picture
 
 
-@pytest.mark.parametrize("module", [llm_queue, llm_deploy])
+@pytest.mark.parametrize("module", [llm_queue, llm_deploy, llm_deploy_mo])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
