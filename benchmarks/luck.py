@@ -98,6 +98,7 @@ def row_luck(contexts: Floats, quality: Floats, rows: Ints, llms: Ints) -> Luck:
     """
     residual = left_out_residuals(contexts, quality)
     _, groups = np.unique(contexts, axis=0, return_inverse=True)
+    groups = groups.ravel()  # a column in NumPy 2.0
     _, first = np.unique(groups[rows], return_index=True)
     first = np.sort(first)
     seen, chosen = residual[rows[first]], llms[first]

@@ -19,10 +19,10 @@ from llmqueue_gym.workloads.rows import SUFFIXES, find_file, read_rows
 ROWS = [{"a": "1", "b": "x, y"}, {"a": "2", "b": 'é "quoted"\nand broken'}]
 
 
-def content(kind, rows=ROWS):
-    """Rows in a format, as bytes."""
+def content(kind, rows=ROWS, mark=None):
+    """Rows in a format, as bytes; ``mark`` separates the cells of CSV and TSV."""
     if kind in (".csv", ".tsv"):
-        mark = "," if kind == ".csv" else "\t"
+        mark = mark or ("," if kind == ".csv" else "\t")
         lines = [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]
         quoted = [['"' + cell.replace('"', '""') + '"' for cell in line] for line in lines]
         return "".join(mark.join(line) + "\r\n" for line in quoted).encode()
@@ -67,6 +67,17 @@ def test_json_may_be_a_page_of_an_api_or_lines_after_all(tmp_path):
     assert read(write(tmp_path / "one.json", json.dumps(ROWS[0]).encode())) == ROWS[:1]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_the_header_tells_what_separates_cells(suffix, mark, tmp_path):
+    plain = f"\n\nid{mark}an odd name{mark}x\n1{mark}a{mark}2\n"
+    expected = [{"id": "1", "an odd name": "a", "x": "2"}]
+    assert read(write(tmp_path / f"plain{suffix}", plain.encode())) == expected
+    quoted = f'"id ,;\t,;\t,;\t"{mark}"say ""x"""\n1{mark}"2{mark}\n"\n'
+    expected = [{"id ,;\t,;\t,;\t": "1", 'say "x"': f"2{mark}\n"}]
+    assert read(write(tmp_path / f"quoted{suffix}", quoted.encode())) == expected
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".csv.gz"])
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32"])
 def test_another_encoding_is_named_with_what_to_do(suffix, encoding, tmp_path):
@@ -86,7 +97,7 @@ def test_another_encoding_is_named_with_what_to_do(suffix, encoding, tmp_path):
         ("t.csv", b"a,b\n1,2\n1,2,3\n", "row 2: 3 cells for 2 columns"),
         ("t.csv", b"a,b\n1\n", "row 1: 1 cells for 2 columns"),
         ("t.csv", b"a,a\n1,2\n", "names column 'a' more than once"),
-        ("t.csv", b"a;b\n1;2\n", "is one column; put commas"),
+        ("t.csv", b"a;b\n1;2;3\n", "row 1: 3 cells for 2 columns"),
         ("t.csv", b'a,b\n1,"2\n', "row 1: .*cut off"),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', r"line 2: not a JSON object \(wrong at character"),
         ("t.jsonl", b"[1]\n", r"line 1: expected a JSON object, not \[1\]"),
@@ -175,10 +186,11 @@ cells = st.text(alphabet=string.printable + "\u00e9\u2028\u4e2d", min_size=1, ma
 @given(
     st.lists(st.fixed_dictionaries({"a": cells, "b": cells}), min_size=1, max_size=5),
     st.sampled_from([s for s in SUFFIXES if s != ".parquet"]),
+    st.sampled_from(",;\t"),
 )
-def test_any_cells_survive_every_format(tmp_path_factory, rows, suffix):
+def test_any_cells_survive_every_format(tmp_path_factory, rows, suffix, mark):
     path = tmp_path_factory.mktemp("cells") / f"t{suffix}"
-    assert read(write(path, content(suffix.removesuffix(".gz"), rows))) == rows
+    assert read(write(path, content(suffix.removesuffix(".gz"), rows, mark))) == rows
 
 
 # --- cells ----------------------------------------------------------------------------------------

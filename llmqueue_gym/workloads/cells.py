@@ -126,12 +126,18 @@ def time_of(value: object) -> float:
     number = number_of(value)
     if not isinstance(value, str) or not math.isnan(number):
         return number
-    text = re.sub(r"\s*(UTC|GMT)$", "", value.strip().upper())
-    text = re.sub(r"\s+(?=[+-]\d\d:?\d\d$|[+-]\d\d$|Z$)", "", text)
-    try:
-        return _epoch(datetime.fromisoformat(text))
-    except ValueError:
-        return math.nan
+    for spell in (str, _plain_time):
+        try:
+            return _epoch(datetime.fromisoformat(spell(value)))
+        except ValueError:
+            pass
+    return math.nan
+
+
+def _plain_time(text: str) -> str:
+    """Spell a time as ISO 8601 does: no name of a zone, no space before an offset."""
+    text = re.sub(r"\s*(UTC|GMT)$", "", text.strip().upper())
+    return re.sub(r"\s+(?=[+-]\d\d:?\d\d$|[+-]\d\d$|Z$)", "", text)
 
 
 def is_date(value: object) -> bool:

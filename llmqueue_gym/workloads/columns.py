@@ -5,10 +5,9 @@ Every error names the place (file and row), the LLM and the column.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, show
 from llmqueue_gym.workloads.pool import unknown_name
@@ -61,27 +60,29 @@ def label_of(llm: str, columns: Columns, place: str) -> str:
 
 def numbers_of(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> list[float]:
     """Scores of one row in the order of ``llms``, each a finite number."""
-    extra = sorted(set(found) - set(llms))
+    extra = found.keys() - llms
     if extra:
-        raise unknown_name(f"{place}: LLM", extra[0], llms)
+        raise unknown_name(f"{place}: LLM", min(extra), llms)
     numbers = []
     for llm in llms:
-        label, value = label_of(llm, columns, place), found.get(llm)
-        if value is None:
-            raise ValueError(f"{label} is missing")
-        number = _score(value)
-        if number is None:
-            raise ValueError(f"{label} is not a number: {show(value)}")
-        if not np.isfinite(number):
-            raise ValueError(f"{label} is {number}, expected a finite number")
+        number = _score(found.get(llm))
+        if number is None or not math.isfinite(number):
+            raise _no_number(found.get(llm), number, label_of(llm, columns, place))
         numbers.append(number)
     return numbers
 
 
+def _no_number(value: object, number: float | None, label: str) -> ValueError:
+    if value is None:
+        return ValueError(f"{label} is missing")
+    if number is None:
+        return ValueError(f"{label} is not a number: {show(value)}")
+    return ValueError(f"{label} is {number}, expected a finite number")
+
+
 def _score(value: object) -> float | None:
     """Turn a number, true or false, or the text of one into a float; None for anything else."""
-    truth = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
     try:
-        return float(value) if truth is None else truth  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        return None
+        return _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None

@@ -1,5 +1,7 @@
 """Rows of a file that came from outside: CSV, TSV, JSON, JSONL or Parquet, plain or gzipped.
 
+Cells of CSV and TSV stand between commas, semicolons or tabs, as the header shows.
+
 Every error names the file and the row (CSV, Parquet, JSON) or line (JSONL), counted from 1; rows of
 a CSV file are counted after the header, by record, so a line break inside quotes counts none.
 """
@@ -11,12 +13,13 @@ import gzip
 import io
 import itertools
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from llmqueue_gym.workloads.cells import Row, show
 from llmqueue_gym.workloads.parquet import check_texts, check_unpacked
@@ -39,6 +42,7 @@ MAX_ROWS = 2**25
 SMALL, MAX_RATIO = 2**26, 100
 """A gzipped file may unpack to 64 MB, or to 100 times its size."""
 
+_SEPARATORS = (",", ";", "\t")
 _BLOCK = 2**20
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -82,7 +86,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if kind == ".parquet":
         return _parquet_rows(path)
     if kind in (".csv", ".tsv"):
-        return _csv_rows(path, "\t" if kind == ".tsv" else ",")
+        return _csv_rows(path)
     return _json_rows(path) if kind == ".json" else read_jsonl(path)
 
 
@@ -131,8 +135,10 @@ def _not_utf8(place: str | Path, what: str) -> str:
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Iterator[list[str]]:
+def read_csv(path: Path, needed: Sequence[str]) -> Iterator[list[str]]:
     """Yield the header, then every row as a list of cells, streamed; blank lines are skipped.
+
+    What stands between two cells, a comma, a semicolon or a tab, is told by the header.
 
     Bytes that are not UTF-8 arrive as lone surrogates, so that reading goes on and `check_utf8`
     can say in which cell they are.
@@ -142,8 +148,6 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Iterato
     path : Path
     needed : sequence of str
         Columns that must be there.
-    delimiter : str
-        What stands between two cells.
 
     Raises
     ------
@@ -157,10 +161,25 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> Iterato
             file = io.TextIOWrapper(
                 binary, encoding="utf-8-sig", errors="surrogateescape", newline=""
             )
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
+            start, delimiter = _header_line(file)
+            reader = csv.reader(itertools.chain(start, file), strict=True, delimiter=delimiter)
             yield from _checked_rows(path, reader, needed)
     finally:
         csv.field_size_limit(before)
+
+
+def _header_line(file: TextIO) -> tuple[list[str], str]:
+    """Lines up to the first that is not blank, and which separator stands there most often.
+
+    Separators inside quotes do not count; where there is none, it is a comma.
+    """
+    start = []
+    for line in file:
+        start.append(line)
+        if line.strip("\r\n"):
+            break
+    header = re.sub(r'"[^"]*"?', "", start[-1]) if start else ""
+    return start, max(_SEPARATORS, key=header.count)
 
 
 def _checked_rows(
@@ -204,26 +223,24 @@ def check_utf8(cell: str, path: Path, row: int, column: str) -> str:
     return cell
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
-    rows = read_csv(path, (), delimiter)
+def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    rows = read_csv(path, ())
     header = [
         check_utf8(name, path, 0, name.encode("ascii", "replace").decode()) for name in next(rows)
     ]
     repeated = [name for name in header if name and header.count(name) > 1]
     if repeated:
         raise ValueError(f"{path}: the header names column {repeated[0]!r} more than once")
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        raise ValueError(
-            f"{path}: the header {show(header[0])} is one column; put commas between cells, or "
-            "tabs in a file that is called .tsv"
-        )
+    place = f"{path}, row "
     for number, cells in enumerate(rows, start=1):
         if joined := "".join(cells):
             if not joined.isascii():
                 for name, cell in zip(header, cells, strict=True):
                     check_utf8(cell, path, number, name)
-            row = {name: cell or None for name, cell in zip(header, cells, strict=True)}
-            yield f"{path}, row {number}", row
+            yield (
+                f"{place}{number}",
+                {name: cell or None for name, cell in zip(header, cells, strict=True)},
+            )
 
 
 # --- JSON -----------------------------------------------------------------------------------------

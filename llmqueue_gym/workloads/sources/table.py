@@ -255,6 +255,8 @@ def _in_unit_interval(
     numbers: list[float], llms: tuple[str, ...], layout: Layout, place: str
 ) -> list[float]:
     """Return the qualities of a row, clipped where they are as little outside as may be."""
+    if min(numbers) >= 0.0 and max(numbers) <= 1.0:
+        return numbers
     for llm, number in zip(llms, numbers, strict=True):
         if not -layout.clip <= number <= 1.0 + layout.clip:
             raise ValueError(
