@@ -199,6 +199,11 @@ def run_download(
 ) -> Header:
     """Download the official files of a source into the hub's own cache and import them."""
     entry = get_source(source)
+    if not entry.repository:
+        raise ValueError(
+            f"source={source!r} is on no hub; get its files yourself and run: "
+            f"llmqueue-bench data import {source} PATH"
+        )
     wanted = files or entry.patterns
     folder = _snapshot_download()(
         repo_id=entry.repository, repo_type="dataset", allow_patterns=list(wanted)

@@ -20,7 +20,7 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks import data
 from benchmarks.cli import build_app
 from llmqueue_gym.oracles import capacity
-from llmqueue_gym.workloads import fingerprint, make_workload, stored
+from llmqueue_gym.workloads import fingerprint, make_workload, sources, stored
 from llmqueue_gym.workloads.catalog import stream_fingerprint
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
@@ -422,3 +422,25 @@ def test_the_stub_stands_for_the_real_download_function() -> None:
     assert data._snapshot_download() is hub.snapshot_download
     parameters = inspect.signature(hub.snapshot_download).parameters
     assert {"repo_id", "repo_type", "allow_patterns"} <= set(parameters)
+
+
+# --- the registry --------------------------------------------------------------------------------
+
+
+def test_a_source_of_which_nothing_is_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="source 'mine' has no files to import; give it a reader"):
+        sources.Source("mine", workload=make_workload)
+
+
+def test_two_files_cannot_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = sources.Source("sprout", workload=make_workload, fingerprint=fingerprint)
+    monkeypatch.setattr("llmqueue_gym.workloads.sources.wildchat.SOURCE", other)
+    with pytest.raises(ValueError, match="wildchat: name 'sprout' is taken; choose another"):
+        sources.sources.__wrapped__()
+
+
+def test_a_source_without_a_repository_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = sources.Source("mine", reader=data.SOURCES["sprout"].reader)
+    monkeypatch.setitem(data.SOURCES, "mine", entry)
+    with pytest.raises(ValueError, match="'mine' is on no hub; get its files yourself"):
+        data.run_download("mine", None, None)

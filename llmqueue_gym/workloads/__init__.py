@@ -21,13 +21,7 @@ from llmqueue_gym.workloads.pool import (
     check_count,
     read_spec,
 )
-from llmqueue_gym.workloads.sources.logs import log_fingerprint, logs_workload
-from llmqueue_gym.workloads.sources.paretobandit import (
-    paretobandit_fingerprint,
-    paretobandit_workload,
-)
 from llmqueue_gym.workloads.sources.synthetic import Synthetic
-from llmqueue_gym.workloads.sources.table import table_fingerprint, table_workload
 
 __all__ = [
     "Accept",
@@ -79,13 +73,7 @@ class Workload(Protocol):
         """
 
 
-_SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = {
-    "synthetic": (Synthetic, lambda **_: ""),
-    "paretobandit": (paretobandit_workload, lambda **_: paretobandit_fingerprint()),
-    "table": (table_workload, table_fingerprint),
-    "logs": (logs_workload, log_fingerprint),
-    **dataset_workloads(),
-}
+_SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = dataset_workloads()
 _FACTORIES = {source: factory for source, (factory, _) in _SOURCES.items()}
 _SIZES = ("num_llms", "context_dim")
 _SHUFFLE = "shuffle_contexts"

@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
-from llmqueue_gym.workloads.sources.embedllm import read_embedllm
-from llmqueue_gym.workloads.sources.routerbench import read_routerbench
-from llmqueue_gym.workloads.sources.sprout import read_sprout
+from llmqueue_gym.workloads.sources import Source, sources
 from llmqueue_gym.workloads.sources.table import Parsed, parse, read_layout
-from llmqueue_gym.workloads.sources.wildchat import read_wildchat, wildchat_workload
 from llmqueue_gym.workloads.stored import (
     POOL,
     VECTOR,
@@ -36,79 +32,10 @@ from llmqueue_gym.workloads.stored import (
     write_pool,
 )
 
-
-class _Reader(Protocol):
-    def __call__(
-        self,
-        files: Sequence[Path],
-        out: Path,
-        prices: Path | None = None,
-        tell: Tell | None = None,
-    ) -> Facts:
-        """Convert official files."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A published data set.
-
-    Attributes
-    ----------
-    reader : callable
-        Converts its official files.
-    suffixes : tuple of str
-        How their names end.
-    repository : str
-        Id of the data set on the Hugging Face hub.
-    patterns : tuple of str
-        Which of the repository's files are needed.
-    licence, reference : str
-        As its card states them.
-    """
-
-    reader: _Reader
-    suffixes: tuple[str, ...]
-    repository: str
-    patterns: tuple[str, ...]
-    licence: str
-    reference: str
-
-
 SOURCES: dict[str, Source] = {
-    "routerbench": Source(
-        read_routerbench,
-        (".pkl", ".csv"),
-        "withmartian/routerbench",
-        ("routerbench_0shot.pkl",),
-        "not stated on its card",
-        "Hu et al., RouterBench, arXiv 2403.12031",
-    ),
-    "sprout": Source(
-        read_sprout,
-        (".parquet",),
-        "CARROT-LLM-Routing/SPROUT",
-        ("data/*.parquet",),
-        "not stated on its card",
-        "Somerstep et al., CARROT, arXiv 2502.03261",
-    ),
-    "embedllm": Source(
-        read_embedllm,
-        (".csv",),
-        "RZ412/EmbedLLM",
-        ("train.csv", "val.csv", "test.csv"),
-        "Apache-2.0",
-        "Zhuang et al., EmbedLLM, arXiv 2410.02223",
-    ),
-    "wildchat": Source(
-        read_wildchat,
-        (".parquet",),
-        "allenai/WildChat-1M",
-        ("data/train-*.parquet",),
-        "ODC-BY",
-        "Zhao et al., WildChat, arXiv 2405.01470",
-    ),
+    name: source for name, source in sources().items() if source.reader is not None
 }
-
+"""The published data sets."""
 
 TABLE = "table"
 """Source of a table of one's own; it has no official files."""
@@ -135,7 +62,7 @@ def import_dataset(
     Parameters
     ----------
     source : str
-        ``"routerbench"``, ``"sprout"``, ``"embedllm"`` or ``"wildchat"``.
+        One of `SOURCES`: ``"routerbench"``, ``"sprout"``, ``"embedllm"`` or ``"wildchat"``.
     path : str or Path
         The file, or the folder that holds the files: those with the official names if there are
         any, else all of the right kind.
@@ -155,6 +82,8 @@ def import_dataset(
         If something in the file is not as it should be; the message names file, row and column.
     """
     entry = get_source(source)
+    reader = entry.reader
+    assert reader is not None  # so it is of all published ones
     name = check_name(source if name is None else name)
     files = _official_files(entry, Path(path).expanduser(), patterns)
     table = None if prices is None else Path(prices).expanduser()
@@ -162,7 +91,7 @@ def import_dataset(
         name,
         source,
         files,
-        lambda out: entry.reader(files, out, table, tell),
+        lambda out: reader(files, out, table, tell),
         licence=entry.licence,
         reference=entry.reference,
     )
@@ -370,13 +299,13 @@ def stored_fingerprint(name: str, **_: object) -> str:
     return str(pool_header(name).parquet["sha256"])
 
 
-def dataset_workloads() -> dict[str, tuple[Callable[..., PoolWorkload], Callable[..., str]]]:
+def dataset_workloads() -> dict[str, tuple[Callable[..., Any], Callable[..., str]]]:
     """Workload and fingerprint of every source by name, and of any stored pool (``dataset``)."""
-    workloads: dict[str, Callable[..., PoolWorkload]] = {
-        source: partial(pool_workload, source) for source in SOURCES
+    found: dict[str, tuple[Callable[..., Any], Callable[..., str]]] = {
+        name: (
+            source.workload or partial(pool_workload, name),
+            source.fingerprint or partial(dataset_fingerprint, name),
+        )
+        for name, source in sources().items()
     }
-    workloads["wildchat"] = wildchat_workload
-    return {
-        source: (workload, partial(dataset_fingerprint, source))
-        for source, workload in workloads.items()
-    } | {"dataset": (dataset_workload, stored_fingerprint)}
+    return found | {"dataset": (dataset_workload, stored_fingerprint)}

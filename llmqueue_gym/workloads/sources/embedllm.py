@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.rows import check_utf8, read_csv
+from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
 
 COLUMNS = ("prompt_id", "model_id", "prompt", "label", "model_name", "category")
@@ -170,3 +171,14 @@ def _number(cell: str, path: Path, row: int) -> float:
             f"{path}, row {row}, column 'label': expected a number in [0, 1], not {cell[:60]!r}"
         )
     return value
+
+
+SOURCE = Source(
+    "embedllm",
+    reader=read_embedllm,
+    suffixes=(".csv",),
+    repository="RZ412/EmbedLLM",
+    patterns=("train.csv", "val.csv", "test.csv"),
+    licence="Apache-2.0",
+    reference="Zhuang et al., EmbedLLM, arXiv 2410.02223",
+)

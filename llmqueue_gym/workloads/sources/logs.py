@@ -44,6 +44,7 @@ from llmqueue_gym.workloads.pool import (
     unknown_name,
 )
 from llmqueue_gym.workloads.rows import find_file, read_rows
+from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
 from llmqueue_gym.workloads.sources.retrials import rate_interval
 from llmqueue_gym.workloads.sources.wildchat import calibration, fit_mnl
@@ -569,3 +570,6 @@ def _distinct(log: Log) -> tuple[Ints, Ints | None]:
         first.setdefault(log.texts[row], int(row))
     rows = np.array(sorted(first.values()), dtype=np.int64)
     return rows, np.flatnonzero(~offline_rows([log.texts[row] for row in rows]))
+
+
+SOURCE = Source("logs", workload=logs_workload, fingerprint=log_fingerprint)

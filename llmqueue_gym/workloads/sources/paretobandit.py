@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
 from llmqueue_gym.workloads.rows import read_jsonl
+from llmqueue_gym.workloads.sources import Source
 
 _FILES = ("val.jsonl", "test_holdout.jsonl")
 
@@ -99,3 +100,10 @@ def _load(
             f"({error}); install version 0.1.1"
         ) from error
     return text_pool(texts, quality, cost, llms, context_dim, how)
+
+
+SOURCE = Source(
+    "paretobandit",
+    workload=paretobandit_workload,
+    fingerprint=lambda **_: paretobandit_fingerprint(),
+)

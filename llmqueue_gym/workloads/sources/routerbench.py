@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.rows import check_utf8, read_csv
-from llmqueue_gym.workloads.sources import inert_pickle
+from llmqueue_gym.workloads.sources import Source, inert_pickle
 from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
 
 COST_SUFFIX = "|total_cost"
@@ -193,3 +193,14 @@ def _required(text: str | None, path: Path, row: int, column: str) -> str:
     if text is None:
         raise ValueError(f"{path}, row {row}, column {column!r} is empty")
     return text
+
+
+SOURCE = Source(
+    "routerbench",
+    reader=read_routerbench,
+    suffixes=(".pkl", ".csv"),
+    repository="withmartian/routerbench",
+    patterns=("routerbench_0shot.pkl",),
+    licence="not stated on its card",
+    reference="Hu et al., RouterBench, arXiv 2403.12031",
+)

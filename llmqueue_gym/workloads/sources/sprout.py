@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.prices import token_prices
+from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.stored import Facts, Tell, reading_parquet, write_pool
 
 if TYPE_CHECKING:
@@ -176,3 +177,14 @@ def _numbers(frame: pl.DataFrame, llm: str, field: str, path: Path) -> NDArray[n
         raise ValueError(f"{path}: column '{llm}.{field}' holds {column.dtype}, expected numbers")
     numbers: Any = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
     return np.asarray(numbers)
+
+
+SOURCE = Source(
+    "sprout",
+    reader=read_sprout,
+    suffixes=(".parquet",),
+    repository="CARROT-LLM-Routing/SPROUT",
+    patterns=("data/*.parquet",),
+    licence="not stated on its card",
+    reference="Somerstep et al., CARROT, arXiv 2502.03261",
+)

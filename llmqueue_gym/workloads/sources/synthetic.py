@@ -18,6 +18,7 @@ from llmqueue_gym.workloads.pool import (
     too_few_accepted,
     unknown_name,
 )
+from llmqueue_gym.workloads.sources import Source
 
 Contexts = NDArray[np.float32]
 Linear = tuple[NDArray[np.float64], float, Callable[[int], Contexts]]
@@ -198,3 +199,6 @@ class Synthetic:
             np.concatenate(column)[: self.pool_size] for column in zip(*parts, strict=True)
         )
         return Instance(drawn, values)
+
+
+SOURCE = Source("synthetic", workload=Synthetic, fingerprint=lambda **_: "")

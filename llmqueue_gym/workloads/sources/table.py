@@ -26,6 +26,7 @@ from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256
 from llmqueue_gym.workloads.prices import Tariff, read_tariff
 from llmqueue_gym.workloads.rows import find_file, read_rows
+from llmqueue_gym.workloads.sources import Source
 
 
 def table_workload(
@@ -274,3 +275,6 @@ def _costs(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> l
                 f"{label_of(llm, columns, place)} is {number}, expected a number in [0, inf]"
             )
     return numbers
+
+
+SOURCE = Source("table", workload=table_workload, fingerprint=table_fingerprint)

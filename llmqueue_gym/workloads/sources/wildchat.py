@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.workloads.embeddings import embed_texts, offline_rows
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, check_count
+from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.sources.retrials import (
     COMPARED,
     CONTINUING,
@@ -575,3 +576,15 @@ def wildchat_workload(
         utilities=utilities,
         offline=np.flatnonzero(model.kept_back),
     )
+
+
+SOURCE = Source(
+    "wildchat",
+    workload=wildchat_workload,
+    reader=read_wildchat,
+    suffixes=(".parquet",),
+    repository="allenai/WildChat-1M",
+    patterns=("data/train-*.parquet",),
+    licence="ODC-BY",
+    reference="Zhao et al., WildChat, arXiv 2405.01470",
+)
