@@ -15,15 +15,20 @@ leaderboard: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
 	$(BIN)/llmqueue-bench report
 
+# A suite's page is docs/leaderboards/SUITE.md; README.md shows the quick one too.
+PAGE = docs/leaderboards/$$(basename $$results .json.gz).md
+
 readme: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
 	$(BIN)/llmqueue-bench export results/quick benchmarks/results/quick.json.gz
 	for results in benchmarks/results/*.json.gz; do \
-	  $(BIN)/llmqueue-bench report $$results --readme README.md >/dev/null || exit 1; done
+	  $(BIN)/llmqueue-bench report $$results --readme $(PAGE) >/dev/null || exit 1; done
+	$(BIN)/llmqueue-bench report benchmarks/results/quick.json.gz --readme README.md >/dev/null
 
 readme-check: $(VENV)/.bench
 	for results in benchmarks/results/*.json.gz; do \
-	  $(BIN)/llmqueue-bench report $$results --readme README.md --check || exit 1; done
+	  $(BIN)/llmqueue-bench report $$results --readme $(PAGE) --check || exit 1; done
+	$(BIN)/llmqueue-bench report benchmarks/results/quick.json.gz --readme README.md --check
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

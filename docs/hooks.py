@@ -1,4 +1,4 @@
-"""Generated pages of the documentation: one per family of agents, from the registry.
+"""Generated pages of the documentation: one per family of agents, from the registry; navigation.
 
 MkDocs calls the hooks, mkdocstrings the extension; see mkdocs.yml.
 """
@@ -33,7 +33,7 @@ _PROBLEMS = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the agents' pages into the navigation."""
+    """Put the agents' pages and the leaderboards into the navigation."""
     entries: list[dict[str, Any]] = []
     for problem, title in _PROBLEMS.items():
         pages = [
@@ -44,7 +44,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if pages:
             entries.append({title: pages})
     assert config.nav is not None
-    next(item for item in config.nav if "Agents" in item)["Agents"] = entries
+    suites = [path.name.removesuffix(".json.gz") for path in sorted(RESULTS.glob("*.json.gz"))]
+    boards = [{suite: f"leaderboards/{suite}.md"} for suite in suites]
+    filled = {"Agents": entries, "Leaderboards": ["leaderboards/index.md", *boards]}
+    for item in config.nav:
+        item.update({title: pages for title, pages in filled.items() if title in item})
     config.markdown_extensions.append(PlainUnderscores())  # type: ignore[arg-type]
     return config
 
@@ -61,6 +65,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             picture = agents_svg(*run, names)
             files.append(File.generated(config, path.replace(".md", ".svg"), content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let tables within <details> be tables, as they are on GitHub without this."""
+    return markdown.replace("<details>", '<details markdown="1">')
 
 
 class PlainUnderscores(Extension):

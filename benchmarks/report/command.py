@@ -83,7 +83,7 @@ def check_readme(results: Path | str, readme: Path) -> bool:
     """Whether a README shows these results; says on stderr if it does not."""
     board = load_board(open_results(results))
     text = readme.read_text(encoding="utf-8")
-    if _with_tables(text, board) == text:
+    if _with_tables(text, board, _images(readme)) == text:
         say(f"{readme} shows the results of {results}")
         return True
     say(
@@ -124,8 +124,8 @@ def serve(folder: Path, port: int = 0) -> None:
             print()
 
 
-def _with_tables(text: str, board: Board) -> str:
-    """Put the short tables between the markers of the board's suite.
+def _with_tables(text: str, board: Board, images: Path) -> str:
+    """Put the short tables between the markers of the board's suite, pictures from ``images``.
 
     Raises
     ------
@@ -134,35 +134,37 @@ def _with_tables(text: str, board: Board) -> str:
     """
     if not board.cells:
         raise ValueError(f"no cell of {board.suite} has a result: a page would show empty tables")
-    shown = list(_readme_pictures(board).values())
+    shown = list(_readme_pictures(board, images).values())
     return insert_between_markers(text, f"leaderboard {board.suite}", board_summary(board, shown))
 
 
-def _readme_pictures(board: Board) -> dict[str, Picture]:
-    """Pictures of each section where a README looks for them, by the name they are drawn under."""
+def _images(page: Path) -> Path:
+    """Folder of a page's pictures, from the page: a README's is docs/images, others' ../images."""
+    return Path("docs", "images") if page.stem == "README" else Path("..", "images")
+
+
+def _readme_pictures(board: Board, images: Path) -> dict[str, Picture]:
+    """Pictures of each section where a page looks for them, by the name they are drawn under."""
     pictures = {}
     for number, section in enumerate(board.sections):
         kind, protocol = section
         parts = [kind.name, *([protocol] if protocol != "online" else [])]
         name = "-".join([board.suite, *(parts if number else [])])
         drawn, caption = main_picture(board, section)
-        pictures[drawn] = Picture(_image_path(name), caption, section)
+        pictures[drawn] = Picture(images / f"{file_name(name)}.png", caption, section)
         if training_panels(board, section):
             stem, caption = training_name(section)
-            path = _image_path(f"{board.suite}-{stem}")
+            path = images / f"{file_name(f'{board.suite}-{stem}')}.png"
             pictures[f"{stem}.png"] = Picture(path, caption, section)
     return pictures
 
 
-def _image_path(name: str) -> Path:
-    return Path("docs", "images", f"{file_name(name)}.png")
-
-
 def _write_readme(readme: Path, board: Board, pictures: list[Picture]) -> None:
     """Put the short tables between the markers of a page, with the pictures of each section."""
-    text = _with_tables(readme.read_text(encoding="utf-8"), board)
+    images = _images(readme)
+    text = _with_tables(readme.read_text(encoding="utf-8"), board, images)
     drawn = {picture.path.name: picture.path for picture in pictures}
-    for name, shown in _readme_pictures(board).items():
+    for name, shown in _readme_pictures(board, images).items():
         if name not in drawn:  # a section of which nothing was run has no picture
             continue
         copy = readme.parent / shown.path
