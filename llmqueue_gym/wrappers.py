@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from llmqueue_gym.envs.flat import FlatLayout
@@ -91,6 +91,40 @@ class _Decisions:
         return np.repeat(flat[..., : self.window], len(self.sets), axis=-1)
 
 
+class LaneWrapper(AnyVectorWrapper):
+    """A vector wrapper that is asked like the environment inside, as libraries on top do.
+
+    Gymnasium's own forwards no ``autoreset_mode``, ``call``, ``get_attr`` and ``set_attr``.
+    """
+
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """When lanes that ended are reset."""
+        return AutoresetMode(self.metadata["autoreset_mode"])
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return an attribute of every lane, or what its method returns, as seen from here."""
+        if name == "action_masks":
+            return tuple(self.action_masks())
+        if name in ("observation_space", "action_space"):
+            return (getattr(self, f"single_{name}"),) * self.num_envs
+        found: tuple[Any, ...] = self.unwrapped.call(name, *args, **kwargs)  # type: ignore[attr-defined]
+        return found
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every lane."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of all lanes of the environment inside."""
+        self.unwrapped.set_attr(name, values)  # type: ignore[attr-defined]
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return the legal actions of every lane, as the environment does."""
+        masks: NDArray[np.bool_] = self.env.action_masks()  # type: ignore[attr-defined]
+        return masks
+
+
 class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """A Dict observation as one float32 vector, whatever wrappers added to it.
 
@@ -133,7 +167,7 @@ class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return self.layout.flatten(observation), reward, terminated, truncated, info
 
 
-class FlatObservationVector(AnyVectorWrapper):
+class FlatObservationVector(LaneWrapper):
     """`FlatObservation` for vector environments, in every autoreset mode.
 
     Parameters
@@ -174,11 +208,6 @@ class FlatObservationVector(AnyVectorWrapper):
             info = info | {"final_obs": final}
         flat = self.layout.flatten_lanes(observation)
         return flat, rewards, terminated, truncated, info
-
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions of every lane, as the environment does."""
-        masks: NDArray[np.bool_] = self.env.action_masks()  # type: ignore[attr-defined]
-        return masks
 
 
 class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -228,7 +257,7 @@ class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return self._decisions.mask(self.env.get_wrapper_attr("action_masks")())
 
 
-class DiscreteActionsVector(AnyVectorWrapper):
+class DiscreteActionsVector(LaneWrapper):
     """`DiscreteActions` for the vector environment.
 
     Parameters
@@ -345,7 +374,7 @@ class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         return observation | own, float(reward), terminated, truncated, info
 
 
-class PreviousDecisionVector(AnyVectorWrapper):
+class PreviousDecisionVector(LaneWrapper):
     """`PreviousDecision` for the vector environment.
 
     Parameters
@@ -402,11 +431,6 @@ class PreviousDecisionVector(AnyVectorWrapper):
         self._contexts = observation["contexts"]
         own = {"previous_context": self._context.copy(), "previous_llms": self._llms.copy()}
         return observation | own
-
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions of every lane, as the environment does."""
-        masks: NDArray[np.bool_] = self.env.action_masks()  # type: ignore[attr-defined]
-        return masks
 
 
 def _with_previous(observed: gym.Space[Any], played: gym.Space[Any]) -> spaces.Dict:

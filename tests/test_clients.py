@@ -209,6 +209,35 @@ def test_lanes_answer_as_gymnasiums_sync_vector_env(env_id):
         native.set_attr("note", [1, 1])
 
 
+@pytest.mark.parametrize("mode", RESETTING)
+@pytest.mark.parametrize(
+    ("vector_form", "scalar_form"),
+    [
+        (DiscreteActionsVector, DiscreteActions),
+        (FlatObservationVector, FlatObservation),
+        (PreviousDecisionVector, PreviousDecision),
+    ],
+)
+def test_wrapped_lanes_answer_as_lanes_of_wrapped_environments(vector_form, scalar_form, mode):
+    native = vector_form(make_vec("LLMQueue-v0", autoreset_mode=mode))
+    copies = SyncVectorEnv([lambda: scalar_form(make("LLMQueue-v0"))] * 3, autoreset_mode=mode)
+    for env in (native, copies):
+        env.reset(seed=4)
+    assert native.autoreset_mode is copies.autoreset_mode is mode
+    for name in ("observation_space", "action_space", "np_random_seed", "problem"):
+        assert native.get_attr(name) == copies.get_attr(name), name
+    np.testing.assert_array_equal(native.call("action_masks"), copies.call("action_masks"))
+    native.set_attr("note", "same")
+    assert native.get_attr("note") == ("same",) * 3
+
+
+def test_lanes_without_a_render_mode_draw_nothing():
+    env = make_vec("LLMQueue-v0")
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="draws nothing"):
+        assert env.call("render") == (None,) * 3
+
+
 @pytest.mark.parametrize("env_id", NATIVE)
 def test_the_seed_of_a_lane_is_the_seed_it_was_drawn_from(env_id):
     env = make_vec(env_id)

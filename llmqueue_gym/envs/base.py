@@ -215,7 +215,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         value = getattr(self, name)
         if callable(value):
             value = value(*args, **kwargs)
-        if name in ("action_masks", "np_random", "np_random_seed", "render"):
+        if name in ("action_masks", "np_random", "np_random_seed", "render") and value is not None:
             return tuple(value)
         return (value,) * self.num_envs
 
