@@ -15,7 +15,7 @@ from benchmarks.fairness import violations
 from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays, is_stuck
 from benchmarks.luck import LUCK_LIMIT
 from benchmarks.plan import make_plan
-from benchmarks.report import board_markdown, draw_figure
+from benchmarks.report import board_markdown, board_summary, draw_figure
 from benchmarks.report.page import board_page
 from benchmarks.report.series import heat_map
 from benchmarks.runner import InvalidActionError, run_cell
@@ -437,7 +437,9 @@ def test_exponent_of_a_horizon_sweep_is_that_of_the_power_law(power):
         for seed in range(3)
         for t in (1000, 3000, 10_000, 100_000)
     ]
-    [sweep] = board_of(cells).sweeps
+    board = board_of(cells)
+    [sweep] = board.sweeps
+    assert "**x: horizon from 1,000 to 100,000**" in board_summary(board, [])
     assert (sweep.axis, sweep.name) == ("horizon", "x")
     assert sweep.values.tolist() == [1000, 3000, 10_000, 100_000]
     np.testing.assert_allclose(sweep.exponents["a"], power, atol=1e-9)

@@ -135,7 +135,7 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
 def board_summary(board: Board, figures: Sequence[Picture]) -> str:
     """Return the short tables in Markdown, as a README shows them; paths as in ``figures``.
 
-    A section of at most four tasks has a table of each, folded away.
+    Sweeps have theirs; a section of at most four tasks has a table of each, folded away.
     """
     parts = []
     for section in board.sections:
@@ -145,6 +145,11 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
             parts += [_markdown(_overall_headers(board, section), lines)]
         parts += [f"{_overall_note(board, section)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
+        sweeps = board.sweeps if section == (DEPLOYMENT, "online") else ()
+        for sweep in sweeps:
+            parts += [f"**{_escaped(sweep_title(sweep))}**\n"]
+            parts += [_markdown(SWEEP_COLUMNS, sweep_lines(sweep))]
+        parts += [SWEEP_NOTE] if sweeps else []
         tasks = section_tasks(board, section)
         if len(tasks) <= _README_TASKS:
             names = ", ".join(_escaped(task.task["name"]) for task in tasks)
