@@ -478,6 +478,7 @@ _NOTES = {
     "repeated_pairs": "further labels of a pair, of which the largest counts",
     "conflicting_texts": "rows whose text is not their question's first",
     "prices": "costs from a price table",
+    "list_price": "list prices shown to agents of LLMDeploy-v0",
 }
 
 

@@ -501,4 +501,4 @@ def test_arrays_in_either_memory_order_read_alike() -> None:
 def test_the_written_table_is_plain_parquet() -> None:
     header = import_dataset("routerbench", FILES / PICKLES[0])
     schema = pl.read_parquet_schema(header.path)
-    assert set(schema.dtypes()) == {pl.String(), pl.Float64()}
+    assert set(schema.values()) == {pl.String(), pl.Float64()}

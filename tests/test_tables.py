@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 from collections.abc import Sequence
 from fractions import Fraction
@@ -21,12 +22,14 @@ from benchmarks.cli import build_app
 from benchmarks.table_file import as_options
 from llmqueue_gym.envs import LLMDeployEnv
 from llmqueue_gym.workloads import fingerprint, make_workload, parquet
+from llmqueue_gym.workloads.catalog import table_stream
+from llmqueue_gym.workloads.datasets import import_table
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.order import arrival_words, query_of, read_arrivals
 from llmqueue_gym.workloads.parquet import read_footer
 from llmqueue_gym.workloads.prices import read_prices
 from llmqueue_gym.workloads.rows import read_rows
-from llmqueue_gym.workloads.sources.table import parse, read_layout, table_pool
+from llmqueue_gym.workloads.sources.table import parse, read_layout, table_pool, table_workload
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +182,44 @@ def test_a_table_with_prices_is_a_deployment_problem(tmp_path: Path) -> None:
         LLMDeployEnv(table, horizon=100, num_stages=5)
     env = LLMDeployEnv(table | {"prices": 0.5}, horizon=100, num_stages=5)
     assert env.dynamics.rules.budget == 0.5
+
+
+def test_agents_see_list_prices_where_a_table_has_prices_and_only_there(tmp_path: Path) -> None:
+    content = [row | {"more": 2000} for row in rows()]
+    path = write(tmp_path / "t.jsonl", content)
+    columns = {"embedding": "x", "quality": ["a", "b"]}
+    # Of six rows 250 tokens on average are read by a, 2,000 by b: 1,125 in a typical query.
+    tokens = [{"a": "in", "b": "more"}, 100]
+    priced = columns | {"prices": {"a": [8.0, 10.0], "b": [16.0, 0.0]}, "tokens": tokens}
+    typical = [1125 * 8e-6 + 1e-3, 1125 * 16e-6]
+    import_table(path, name="priced", **priced)
+    import_table(path, name="bare", **columns | {"cost": {"a": "in", "b": "more"}})
+    table = {"source": "table", "path": path}
+    cases: list[tuple[dict[str, Any], list[float]]] = [
+        (table | priced, typical),
+        (table | priced | {"prices": {"a": 0.25, "b": [16.0, 0.0]}}, [0.25, 2000 * 16e-6]),
+        (table | columns | {"prices": 0.5}, [0.5, 0.5]),
+        ({"source": "dataset", "name": "priced"}, typical),
+        (table | columns | {"cost": {"a": "in", "b": "more"}}, [0.0, 0.0]),
+        ({"source": "dataset", "name": "bare"}, [0.0, 0.0]),
+    ]
+    cut = [{"llm": "b", "query": 50, "factor": 0.5}]
+    for spec, expected in cases:
+        instance = spec | {"arrivals": {"a": 0}}
+        env = LLMDeployEnv(instance, horizon=100, num_stages=2, price_changes=cut)
+        assert env.problem["has_prices"] == any(expected), spec
+        first, _ = env.reset(seed=0)
+        np.testing.assert_allclose(first["cost_prior"], expected, rtol=1e-6)
+        for _ in range(60):
+            later, *_ = env.step([1, 1, 0])
+        np.testing.assert_allclose(later["cost_prior"], expected * np.array([1, 0.5]), rtol=1e-6)
+
+
+def test_the_options_of_a_table_are_those_of_every_form_of_it() -> None:
+    layout = set(inspect.signature(read_layout).parameters)
+    for function in (table_pool, table_workload, table_stream):
+        assert layout < set(inspect.signature(function).parameters)
+        assert "options" not in inspect.signature(function).parameters
 
 
 # --- arrivals ------------------------------------------------------------------------------------

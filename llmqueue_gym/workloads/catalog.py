@@ -34,6 +34,7 @@ from llmqueue_gym.workloads.pool import (
     check_count,
     file_sha256,
     read_spec,
+    takes_options_of,
     unknown_name,
 )
 from llmqueue_gym.workloads.sources import paretobandit, table
@@ -78,6 +79,7 @@ class LLMStream:
     reward_atoms: Floats  # (A,)
     reward_cdf: Floats  # (N, A - 1)
     table: QueryTable | None = None
+    list_price: Floats | None = None  # (N,) USD, in place of input_cost + output_cost
 
 
 class StreamSource(Protocol):
@@ -544,7 +546,7 @@ class TableStream(_Undated):
     Parameters
     ----------
     pool : QueryPool
-        The table; it must have costs.
+        The table; it must have costs. Its list prices, if it has any, are shown to agents.
     online : ndarray of int, optional
         Rows that may arrive; default all.
     arrivals : mapping or list, optional
@@ -554,7 +556,6 @@ class TableStream(_Undated):
         they do by default, in the order of the table.
     """
 
-    has_prices = False
     fixed = fixed_costs = True
 
     def __init__(
@@ -570,6 +571,8 @@ class TableStream(_Undated):
         rows = np.arange(len(pool.contexts)) if online is None else online
         self._table = QueryTable(pool.contexts[rows], pool.quality[rows], pool.cost[rows])
         self.llms = pool.llms
+        self._list_price = pool.list_price
+        self.has_prices = pool.list_price is not None
         self.context_dim: int = pool.contexts.shape[1]
         self.cost_bounds = np.stack([self._table.cost.min(axis=0), self._table.cost.max(axis=0)])
         self._arrivals = read_arrivals(arrivals, self.llms)
@@ -610,33 +613,20 @@ class TableStream(_Undated):
             BERNOULLI,
             _bernoulli_cdf(mean),
             self._table,
+            self._list_price,
         )
 
 
+@takes_options_of(table.table_pool)
 def table_stream(
     path: str,
     quality: Mapping[str, str] | Sequence[str] | str,
-    cost: Mapping[str, str] | Sequence[str] | str | None = None,
-    text: str | None = None,
-    embedding: str | None = None,
-    context_dim: int | None = None,
+    *,
     arrivals: Arrivals | None = None,
-    prices: Any = None,
-    tokens: Sequence[Any] | None = None,
-    clip: float = 0.0,
+    **options: Any,
 ) -> TableStream:
-    """Stream from a file; options as in the workload ``"table"``, `TableStream` has the others."""
-    pool, online = table.table_pool(
-        path,
-        quality,
-        text=text,
-        embedding=embedding,
-        cost=cost,
-        prices=prices,
-        tokens=tokens,
-        clip=clip,
-        context_dim=context_dim,
-    )
+    """Stream from a file; options are those of the workload ``"table"`` and ``arrivals``."""
+    pool, online = table.table_pool(path, quality, **options)
     return TableStream(pool, online, arrivals)
 
 
@@ -814,6 +804,10 @@ def build_instance(
             walks[stage] = walk
         mean = walks[np.searchsorted(starts, change, side="right") - 1]
     input_cost, output_cost = stream.input_cost * factor[0], stream.output_cost * factor[1]
+    list_cost = np.zeros_like(input_cost)
+    if source.has_prices:
+        own = stream.list_price
+        list_cost = input_cost + output_cost if own is None else own * input_cost
     return DeploymentInstance(
         stream.arrival_query,
         retire_query,
@@ -821,7 +815,7 @@ def build_instance(
         mean,
         input_cost,
         output_cost,
-        input_cost + output_cost if source.has_prices else np.zeros_like(input_cost),
+        list_cost,
         stream.log_sd,
         stream.reward_atoms,
         stream.reward_cdf,

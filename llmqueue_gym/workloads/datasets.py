@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,6 +37,9 @@ SOURCES: dict[str, Source] = {
     name: source for name, source in sources().items() if source.reader is not None
 }
 """The published data sets."""
+
+_LIST_PRICE = "list_price"
+"""Note with the list prices of a table that was imported with ``prices``."""
 
 TABLE = "table"
 """Source of a table of one's own; it has no official files."""
@@ -137,6 +141,7 @@ def import_table(
 def _store_table(parsed: Parsed, source: Path, out: Path) -> Facts:
     quality, size = np.array(parsed.quality), len(parsed.quality)
     cost = np.array(parsed.cost) if parsed.cost else None
+    prices = parsed.list_price
     return write_pool(
         out,
         source,
@@ -146,6 +151,7 @@ def _store_table(parsed: Parsed, source: Path, out: Path) -> Facts:
         quality={llm: quality[:, j] for j, llm in enumerate(parsed.llms)},
         cost=None if cost is None else {llm: cost[:, j] for j, llm in enumerate(parsed.llms)},
         columns={llm: (llm, llm) for llm in parsed.llms},
+        notes={} if prices is None else {_LIST_PRICE: dict(zip(parsed.llms, prices, strict=True))},
         vectors=np.stack(parsed.vectors) if parsed.vectors else None,
     )
 
@@ -233,6 +239,7 @@ def _load_pool(
     header = read_header(name)
     table = read_table(header)
     quality, cost = quality_and_cost(header, table)
+    llms = header.facts.llms
     if VECTOR in table.columns:
         vectors = np.array(table[VECTOR].to_list(), dtype=np.float32)
         if context_dim not in (None, vectors.shape[1]) or how not in (None, ContextMethod()):
@@ -240,9 +247,11 @@ def _load_pool(
                 f"data set {name!r} brings context vectors of length {vectors.shape[1]}; leave "
                 "context_dim and contexts out"
             )
-        pool = QueryPool(vectors, quality, cost, header.facts.llms)
-        return pool, np.arange(len(vectors))
-    return text_pool(table["text"].to_list(), quality, cost, header.facts.llms, context_dim, how)
+        pool, online = QueryPool(vectors, quality, cost, llms), np.arange(len(vectors))
+    else:
+        pool, online = text_pool(table["text"].to_list(), quality, cost, llms, context_dim, how)
+    prices = header.facts.notes.get(_LIST_PRICE)
+    return replace(pool, list_price=prices and np.array([prices[llm] for llm in llms])), online
 
 
 def pool_workload(

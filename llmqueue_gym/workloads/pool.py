@@ -12,13 +12,15 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Accept = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 """A predicate on queries: utilities (n, N) -> keep (n,)."""
+
+Options = TypeVar("Options", bound=Callable[..., Any])
 
 SCALES = ("quality", "table", "pool")
 """What may span the success rates of a pool's LLMs; see `PoolWorkload`."""
@@ -85,6 +87,25 @@ def read_spec(
         if parameter.default is parameter.empty and option not in options:
             raise ValueError(f"{what} {name!r} needs the option {option!r}")
     return name, options
+
+
+def takes_options_of(inner: Callable[..., Any]) -> Callable[[Options], Options]:
+    """Let the signature of a function that hands its ``**options`` on to another one list them."""
+
+    def decorate(function: Options) -> Options:
+        own = inspect.signature(function)
+        options = [
+            option for option in own.parameters.values() if option.kind != option.VAR_KEYWORD
+        ]
+        options += [
+            option.replace(kind=option.KEYWORD_ONLY)
+            for name, option in inspect.signature(inner).parameters.items()
+            if name not in own.parameters
+        ]
+        function.__signature__ = own.replace(parameters=options)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def file_sha256(path: str | Path) -> str:
@@ -159,6 +180,8 @@ class QueryPool:
         Cost c_ij in USD, non-negative; None if the source records none.
     llms : tuple of str
         Distinct names of the N LLMs.
+    list_price : ndarray of float64, shape (N,), or None
+        What a typical query costs by public prices, USD; None if there are none.
 
     Raises
     ------
@@ -171,6 +194,7 @@ class QueryPool:
     quality: NDArray[np.float64]
     cost: NDArray[np.float64] | None
     llms: tuple[str, ...]
+    list_price: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         llms = tuple(self.llms)
@@ -204,6 +228,8 @@ class QueryPool:
                 )
             _check_scores(name, values, llms, high)
             self._freeze(name, values)
+        if self.list_price is not None:
+            self._freeze("list_price", np.array(self.list_price, dtype=np.float64))
 
     def _freeze(self, name: str, values: NDArray[Any]) -> None:
         values.flags.writeable = False

@@ -7,12 +7,16 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, number_of, show
 from llmqueue_gym.workloads.columns import Columns, read_columns
 from llmqueue_gym.workloads.pool import unknown_name
+
+Tokens = tuple[float, float]
+"""Of an answer, input and output."""
 
 Price = tuple[float, ...]
 """(USD a query,) or (USD per million input tokens, USD per million output tokens)."""
@@ -106,21 +110,36 @@ class Tariff:
     prices: tuple[tuple[str | None, Price], ...]
     tokens: tuple[float | Columns, ...]
 
-    def costs(self, row: Row, llms: Sequence[str], place: str) -> list[float]:
-        """Return what each LLM's answer to a row's query costs, in USD."""
-        prices = dict(self.prices)
-        for_all = prices.get(None)
-        costs = []
+    def tokens_of(self, row: Row, llms: Sequence[str], place: str) -> list[Tokens | None]:
+        """Tokens of each LLM's answer to a row's query; None where its price is of a query."""
+        found: list[Tokens | None] = []
         for llm in llms:
-            price = for_all or prices.get(llm)
-            if price is None:
-                raise ValueError(f"prices: there is no price of LLM {llm!r}; add it")
-            if len(price) == 1:
-                costs.append(price[0])
+            if len(self._price(llm)) == 1:
+                found.append(None)
                 continue
             read, written = (_tokens(row, llm, where, place) for where in self.tokens)
-            costs.append((read * price[0] + written * price[1]) / 1e6)
-        return costs
+            found.append((read, written))
+        return found
+
+    def costs(self, llms: Sequence[str], tokens: Sequence[Tokens | None]) -> list[float]:
+        """Return what an answer of so many tokens costs of each LLM, in USD."""
+        return [_usd(self._price(llm), own) for llm, own in zip(llms, tokens, strict=True)]
+
+    @cached_property
+    def _named(self) -> dict[str | None, Price]:
+        return dict(self.prices)
+
+    def _price(self, llm: str) -> Price:
+        price = self._named.get(None) or self._named.get(llm)
+        if price is None:
+            raise ValueError(f"prices: there is no price of LLM {llm!r}; add it")
+        return price
+
+
+def _usd(price: Price, tokens: Tokens | None) -> float:
+    if tokens is None:
+        return price[0]
+    return (tokens[0] * price[0] + tokens[1] * price[1]) / 1e6
 
 
 def read_tariff(prices: Any, tokens: Any) -> Tariff | None:

@@ -5,8 +5,9 @@ Every error names the file, the row (CSV, Parquet) or line (JSONL), counted from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from llmqueue_gym.workloads.columns import (
     scores_of,
 )
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256
-from llmqueue_gym.workloads.prices import Tariff, read_tariff
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256, takes_options_of
+from llmqueue_gym.workloads.prices import Tariff, Tokens, read_tariff
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources import Source
 
 
-def table_workload(
+def read_layout(
     path: str,
     quality: Mapping[str, str] | Sequence[str] | str,
     *,
@@ -39,13 +40,8 @@ def table_workload(
     prices: Any = None,
     tokens: Sequence[Any] | None = None,
     clip: float = 0.0,
-    context_dim: int | None = None,
-    contexts: str | Mapping[str, Any] | None = None,
-    cost_weight: float = 0.0,
-    pool_size: int = 1000,
-    scale: str = "quality",
-) -> PoolWorkload:
-    """Workload of the queries in a file.
+) -> Layout:
+    """Check the options that say what the columns of a file mean.
 
     Parameters
     ----------
@@ -65,90 +61,21 @@ def table_workload(
         Likewise the cost in USD; a list follows the order of the list ``quality``.
     prices : mapping, pair or number, optional
         In place of ``cost``, what an LLM's answers cost: USD a query (a number), or USD per million
-        input and output tokens (a pair); a mapping LLM -> price, or one price of all LLMs.
+        input and output tokens (a pair); a mapping LLM -> price, or one price of all LLMs. They are
+        public: ``LLMDeploy-v0`` shows them as list prices, those of tokens for a query of as many
+        tokens as the table's answers have on average, over all LLMs.
     tokens : pair, optional
         Input and output tokens, for prices of tokens. Each is a number of tokens a query, a
         mapping LLM -> column, or the name of one column, of numbers (the same for all LLMs) or of
         JSON objects (structs) {LLM: number}.
     clip : float
         Scores at most so far outside [0, 1] count as 0 or 1; those farther outside are an error.
-    context_dim : int, optional
-        Length of a context; 64 by default for text, given by the column for an embedding.
-    contexts : str or mapping, optional
-        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    cost_weight, pool_size, scale
-        See `llmqueue_gym.workloads.pool.PoolWorkload`.
 
     Raises
     ------
     ValueError
-        If the file cannot be read in full, a column is missing or a value is not what it must be.
-    ImportError
-        If reading the format, or embedding its text, needs a package that is not installed.
+        If an option is not what it must be, or there is no such file.
     """
-    pool, online = table_pool(
-        path,
-        quality,
-        text=text,
-        embedding=embedding,
-        cost=cost,
-        prices=prices,
-        tokens=tokens,
-        clip=clip,
-        context_dim=context_dim,
-        contexts=contexts,
-    )
-    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
-
-
-def table_pool(
-    path: str,
-    quality: Mapping[str, str] | Sequence[str] | str,
-    *,
-    text: str | None = None,
-    embedding: str | None = None,
-    cost: Mapping[str, str] | Sequence[str] | str | None = None,
-    prices: Any = None,
-    tokens: Sequence[Any] | None = None,
-    clip: float = 0.0,
-    context_dim: int | None = None,
-    contexts: str | Mapping[str, Any] | None = None,
-) -> tuple[QueryPool, NDArray[np.int64] | None]:
-    """Read the queries of a file and the rows that may arrive, None for all; once while unchanged.
-
-    Parameters and errors are those of `table_workload`.
-    """
-    layout = read_layout(
-        path,
-        quality,
-        text=text,
-        embedding=embedding,
-        cost=cost,
-        prices=prices,
-        tokens=tokens,
-        clip=clip,
-    )
-    if contexts is not None and text is None:
-        raise ValueError(
-            f"contexts={contexts!r} says how texts become contexts, but this table brings vectors"
-        )
-    stat = Path(layout.path).stat()
-    changed = stat.st_mtime_ns, stat.st_size
-    return _load(layout, context_dim, changed, read_contexts(contexts))
-
-
-def read_layout(
-    path: str,
-    quality: Mapping[str, str] | Sequence[str] | str,
-    *,
-    text: str | None = None,
-    embedding: str | None = None,
-    cost: Mapping[str, str] | Sequence[str] | str | None = None,
-    prices: Any = None,
-    tokens: Sequence[Any] | None = None,
-    clip: float = 0.0,
-) -> Layout:
-    """Check the options that say what the columns of a file mean; see `table_workload`."""
     source = find_file(path)
     if (text is None) == (embedding is None):
         raise ValueError(
@@ -171,6 +98,66 @@ def read_layout(
     return Layout(str(source), text, embedding, pairs, costs, tariff, float(clip))
 
 
+@takes_options_of(read_layout)
+def table_pool(
+    path: str,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    context_dim: int | None = None,
+    contexts: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[QueryPool, NDArray[np.int64] | None]:
+    """Read the queries of a file and the rows that may arrive, None for all; once while unchanged.
+
+    Parameters
+    ----------
+    path, quality, options
+        See `read_layout`.
+    context_dim : int, optional
+        Length of a context; 64 by default for text, given by the column for an embedding.
+    contexts : str or mapping, optional
+        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read in full, a column is missing or a value is not what it must be.
+    ImportError
+        If reading the format, or embedding its text, needs a package that is not installed.
+    """
+    layout = read_layout(path, quality, **options)
+    if contexts is not None and layout.text is None:
+        raise ValueError(
+            f"contexts={contexts!r} says how texts become contexts, but this table brings vectors"
+        )
+    stat = Path(layout.path).stat()
+    changed = stat.st_mtime_ns, stat.st_size
+    return _load(layout, context_dim, changed, read_contexts(contexts))
+
+
+@takes_options_of(table_pool)
+def table_workload(
+    path: str,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    cost_weight: float = 0.0,
+    pool_size: int = 1000,
+    scale: str = "quality",
+    **options: Any,
+) -> PoolWorkload:
+    """Workload of the queries in a file.
+
+    Parameters
+    ----------
+    path, quality, options
+        See `read_layout` and `table_pool`.
+    cost_weight, pool_size, scale
+        See `llmqueue_gym.workloads.pool.PoolWorkload`.
+    """
+    pool, online = table_pool(path, quality, **options)
+    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
+
+
 def table_fingerprint(path: str, **_: Any) -> str:
     """SHA-256 of the file."""
     return file_sha256(find_file(path))
@@ -191,13 +178,17 @@ class Layout:
 
 @dataclass
 class Parsed:
-    """What a file holds, one entry a row; ``cost`` is empty where there is none."""
+    """What a file holds, one entry a row; ``cost`` is empty where there is none.
+
+    ``list_price`` has one entry an LLM; see ``prices``.
+    """
 
     texts: list[str] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     quality: list[list[float]] = field(default_factory=list)
     cost: list[list[float]] = field(default_factory=list)
     llms: tuple[str, ...] = ()
+    list_price: list[float] | None = None
 
 
 @lru_cache(maxsize=8)
@@ -211,20 +202,24 @@ def _load(
     parsed = parse(layout)
     quality = np.array(parsed.quality, dtype=np.float64)
     cost = np.array(parsed.cost, dtype=np.float64) if parsed.cost else None
+    price = None if parsed.list_price is None else np.array(parsed.list_price)
     if layout.text is not None:
-        return text_pool(parsed.texts, quality, cost, parsed.llms, context_dim, how)
+        pool, online = text_pool(parsed.texts, quality, cost, parsed.llms, context_dim, how)
+        return replace(pool, list_price=price), online
     vectors = np.stack(parsed.vectors)
     if context_dim is not None and context_dim != vectors.shape[1]:
         raise ValueError(
             f"context_dim={context_dim}, but the vectors in column {layout.embedding!r} of "
             f"{layout.path} have length {vectors.shape[1]}; leave context_dim out"
         )
-    return QueryPool(vectors, quality, cost, parsed.llms), None
+    return QueryPool(vectors, quality, cost, parsed.llms, price), None
 
 
 def parse(layout: Layout) -> Parsed:
     """Read the rows of a file."""
     parsed = Parsed()
+    tokens: list[Tokens | None] = []
+    mean: list[Tokens] = []  # of a row, over the LLMs
     for place, row in read_rows(Path(layout.path)):
         if layout.text is not None:
             parsed.texts.append(text_cell(row, layout.text, place))
@@ -246,10 +241,22 @@ def parse(layout: Layout) -> Parsed:
             found = scores_of(row, layout.cost, place)
             parsed.cost.append(_costs(found, parsed.llms, layout.cost, place))
         if layout.tariff is not None:
-            parsed.cost.append(layout.tariff.costs(row, parsed.llms, place))
+            tokens = layout.tariff.tokens_of(row, parsed.llms, place)
+            parsed.cost.append(layout.tariff.costs(parsed.llms, tokens))
+            if counted := [own for own in tokens if own is not None]:
+                mean.append(_mean(counted))
     if not parsed.quality:
         raise ValueError(f"{layout.path}: the file has no rows")
+    if layout.tariff is not None:
+        typical = _mean(mean) if mean else None
+        shown = [None if own is None else typical for own in tokens]
+        parsed.list_price = layout.tariff.costs(parsed.llms, shown)
     return parsed
+
+
+def _mean(tokens: Sequence[Tokens]) -> Tokens:
+    read, written = zip(*tokens, strict=True)
+    return math.fsum(read) / len(tokens), math.fsum(written) / len(tokens)
 
 
 def _in_unit_interval(
