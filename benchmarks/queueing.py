@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from baselines.agent import Action, QueueProblem
 from benchmarks.luck import outcome_luck
-from llmqueue_gym.core.queue import QueueDynamics
 from llmqueue_gym.oracles import MyopicOracle
+from llmqueue_gym.queueing.dynamics import QueueDynamics
 from llmqueue_gym.workloads.arrivals import dispersion, interarrival_cv
 
 HORIZON_ARGUMENT = "max_episode_steps"
@@ -108,7 +108,7 @@ class Recorder:
         self._names: tuple[str, ...] = env.unwrapped.llms  # type: ignore[attr-defined]
         self._cost: NDArray[np.float64] | None = env.unwrapped.cost  # type: ignore[attr-defined]
         self._usd = 0.0  # paid for answers so far
-        self._best_rate: list[float] = dynamics.best_rate.tolist()
+        self._odds, self._best_rate = dynamics.odds, dynamics.best_rate.tolist()
         self._window: list[_Query] = []  # the first W in service order
         self._backlog: deque[_Query] = deque()
         self._by_rate: list[_Query] = []  # a heap; who left is dropped on coming to its top
@@ -136,7 +136,7 @@ class Recorder:
 
     def _departure_rate(self, row: int) -> float:
         """Return p(x, S), added up from the largest odds as p*(x) is: the best has no regret."""
-        odds, total = self._dynamics.odds.item, 0.0
+        odds, total = self._odds.item, 0.0
         for value in sorted([odds(row, llm) for llm in self._shown], reverse=True):
             total += value
         return total / (1.0 + total)
@@ -196,7 +196,7 @@ class Recorder:
         metrics["usd_per_query"] = self._usd / departures if known else None
         curve = queue_sums(self.trace)
         visible = len(self._window)
-        rows, ages = dynamics.window_queries[0][:visible], dynamics.observe_single()["age"]
+        rows, ages = dynamics.window_queries[0][:visible], dynamics.observe()["age"][0]
         booked = [(row, horizon - arrived) for _, arrived, row in self._window]
         if booked != list(zip(rows.tolist(), ages[:visible].tolist(), strict=True)):
             raise BrokenLawError("the window holds other queries at the end than those recorded")

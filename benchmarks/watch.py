@@ -209,10 +209,10 @@ class _QueueView(_View):
         self._served = ""
 
     def before(self, t: int, action: Action) -> None:
-        seen = self._dynamics.observe_single()
+        seen = self._dynamics.observe()
         slot = int(action[0])
-        if seen["waiting"][slot]:
-            retrials = int(seen["retrials"][slot])
+        if seen["waiting"][0, slot]:
+            retrials = int(seen["retrials"][0, slot])
             self._served = f"place {slot + 1}, {retrials} retrial{'s' * (retrials != 1)}"
         else:
             self._served = ""
@@ -229,7 +229,7 @@ class _QueueView(_View):
             self._kept[info["kept_llm"]] += 1
 
     def _parts(self) -> Sequence[RenderableType]:
-        seen = self._dynamics.observe_single()
+        seen = self._dynamics.observe()
         waiting = seen["retrials"][seen["waiting"] == 1].astype(np.int64)
         length = int(self._dynamics.queue_length[0])
         queue = Text("")

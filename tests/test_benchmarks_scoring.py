@@ -794,7 +794,7 @@ class Cheater:
             for slot in range(waiting):
                 for llm in range(self.problem.num_llms):
                     future = copy.deepcopy(self.dynamics)
-                    if future.step_single(slot, [llm])[2] >= 0:
+                    if future.step(np.array([[slot, llm]])).departed[0]:
                         return np.array([slot, llm])
             return np.array([self.problem.window - 1, 0])
         slots, llms = self.dynamics.best_actions()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llmqueue_gym.core.choice import best_assortment, choice_probabilities, departure_rate
-from llmqueue_gym.core.queue import MAX_SLOTS, Population, QueueDynamics
 from llmqueue_gym.core.streams import BLOCK, UniformStreams
+from llmqueue_gym.queueing.dynamics import MAX_SLOTS, Population, QueueDynamics
 
 
 def population(num_queries=64, dim=3, num_llms=5, size=2, seed=0):
@@ -26,6 +26,16 @@ def dynamics(pop, rate, lanes=1, window=8, seed=0):
     streams = [np.random.default_rng(seed + lane).spawn(3) for lane in range(lanes)]
     queue.reset(range(lanes), [pop] * lanes, [rate] * lanes, streams)
     return queue
+
+
+def play(queue, slot, llms):
+    """Run a slot of the only lane; return arrived, served and the LLM kept."""
+    outcome = queue.step(np.array([[slot, *llms]]))
+    return outcome.arrived[0], outcome.served[0], outcome.kept_llm[0]
+
+
+def acted(slots, llms):
+    return np.column_stack([slots, llms])
 
 
 @given(st.lists(st.floats(-700, 700), min_size=1, max_size=6))
@@ -50,13 +60,18 @@ def test_best_assortment_equals_enumeration_of_all_subsets():
             assert set(row) == set(subsets[best])
 
 
+def draw(streams):
+    near, place = streams.advance()
+    return near[place].copy()
+
+
 def test_streams_do_not_depend_on_the_block_or_the_other_lanes():
     streams = UniformStreams(2, 3)
     for lane in range(3):
         streams.reset(lane, np.random.default_rng(lane).spawn(2))
-    first = [streams.draw().copy() for _ in range(100)]
+    first = [draw(streams) for _ in range(100)]
     streams.reset(1, np.random.default_rng(9).spawn(2))  # in the middle of a block
-    later = [streams.draw().copy() for _ in range(2 * BLOCK)]
+    later = [draw(streams) for _ in range(2 * BLOCK)]
     whole = np.array(first + later)  # (slots, streams, lanes)
     for lane in (0, 2):
         for stream, generator in enumerate(np.random.default_rng(lane).spawn(2)):
@@ -72,22 +87,24 @@ def test_streams_do_not_depend_on_the_block_or_the_other_lanes():
     rate=st.floats(0, 1),
     seed=st.integers(0, 10**6),
 )
-def test_batched_and_plain_python_slots_are_equal_bit_for_bit(window, size, rate, seed):
-    pop = population(size=size, seed=seed)
+def test_lanes_are_equal_to_queues_on_their_own(window, size, rate, seed):
     lanes = 4
-    batch = dynamics(pop, rate, lanes, window, seed)
-    singles = [dynamics(pop, rate, 1, window, seed + lane) for lane in range(lanes)]
+    pops = [population(size=size, seed=seed + lane) for lane in range(lanes)]
+    together = QueueDynamics(lanes, window, size, 3)
+    streams = [np.random.default_rng(seed + lane).spawn(3) for lane in range(lanes)]
+    together.reset(range(lanes), pops, [rate] * lanes, streams)
+    alone = [dynamics(pop, rate, 1, window, seed + lane) for lane, pop in enumerate(pops)]
     rng = np.random.default_rng(seed)
     for _ in range(150):
-        slots = rng.integers(0, window, lanes)
-        llms = rng.integers(0, 5, (lanes, size))
-        outcome, seen = batch.step(slots, llms), batch.observe()
-        for lane, single in enumerate(singles):
-            result = single.step_single(int(slots[lane]), llms[lane].tolist())
-            assert result == (outcome.arrived[lane], outcome.served[lane], outcome.kept_llm[lane])
-            for key, value in single.observe_single().items():
-                np.testing.assert_array_equal(value, seen[key][lane], err_msg=key)
-                assert np.asarray(value).dtype == seen[key].dtype
+        actions = np.column_stack(
+            [rng.integers(0, window, lanes), rng.integers(0, 5, (lanes, size))]
+        )
+        outcome, seen = together.step(actions), together.observe()
+        for lane, single in enumerate(alone):
+            for values, value in zip(outcome, single.step(actions[lane : lane + 1]), strict=True):
+                np.testing.assert_array_equal(value, values[lane : lane + 1])
+            for key, value in single.observe().items():
+                np.testing.assert_array_equal(value[0], seen[key][lane], err_msg=key)
 
 
 @pytest.mark.parametrize("window", [1, 4, 64])
@@ -100,7 +117,7 @@ def test_fifo_order_and_bookkeeping_against_a_naive_list(window):
     for slot_index in range(1500):
         slot, llms = int(rng.integers(window)), rng.integers(0, 5, 2).tolist()
         before = queue.window_queries[0].copy()
-        arrived, served, kept = queue.step_single(slot, llms)
+        arrived, served, kept = play(queue, slot, llms)
         assert served == (slot < len(waiting))
         if served:
             query = waiting.pop(slot)
@@ -136,8 +153,8 @@ def test_the_tail_is_the_last_that_a_window_without_end_shows(window):
     rng = np.random.default_rng(0)
     for _ in range(1500):
         slot, llms = int(rng.integers(window)), rng.integers(0, 5, 2).tolist()
-        queue.step_single(slot, llms)
-        wide.step_single(slot, llms)
+        play(queue, slot, llms)
+        play(wide, slot, llms)
         if length := int(queue.queue_length[0]):
             assert queue.tail_query() == wide.window_queries[0, length - 1]
     assert length > 4
@@ -150,7 +167,7 @@ def test_work_is_conserved_and_littles_law_holds_exactly():
     total_queue, departures, arrivals, sojourn = 0, 0, 0, 0
     for _ in range(4000):
         age = queue.observe()["age"][0, 0]
-        arrived, served, kept = queue.step_single(0, rng.permutation(5)[:2].tolist())
+        arrived, served, kept = play(queue, 0, rng.permutation(5)[:2].tolist())
         arrivals += arrived
         if served and kept >= 0:
             departures += 1
@@ -171,8 +188,8 @@ def test_outcome_frequencies_are_the_mnl_probabilities():
     queue = dynamics(pop, 1.0, lanes, window=2, seed=11)
     llms = np.tile([1, 3], (lanes, 1))
     slots = np.zeros(lanes, dtype=np.int64)
-    queue.step(slots, llms)
-    kept = np.concatenate([queue.step(slots, llms).kept_llm for _ in range(60)])
+    queue.step(acted(slots, llms))
+    kept = np.concatenate([queue.step(acted(slots, llms)).kept_llm for _ in range(60)])
     counts = [np.sum(kept == value) for value in (-1, 1, 3)]
     expected = choice_probabilities(pop.utilities[0, [1, 3]]) * kept.size
     assert stats.chisquare(counts, expected).pvalue > 1e-4
@@ -187,7 +204,7 @@ def test_arrivals_and_populations_do_not_depend_on_the_actions():
         arrived = []
         for _ in range(50):
             slots, llms = rng.integers(0, 64, 8), rng.integers(0, 5, (8, 2))
-            arrived.append(queue.step(slots, llms).arrived)
+            arrived.append(queue.step(acted(slots, llms)).arrived)
         runs.append(np.array(arrived))
     np.testing.assert_array_equal(runs[0], runs[1])
 
@@ -201,8 +218,8 @@ def test_an_outcome_worse_for_one_set_is_a_retrial_for_it_too():
     for llms in (order[:2], order[-2:]):
         queue = dynamics(pop, 1.0, lanes, window=1, seed=0)
         slots = np.zeros(lanes, dtype=np.int64)
-        queue.step(slots, np.tile(llms, (lanes, 1)))
-        retried.append(queue.step(slots, np.tile(llms, (lanes, 1))).retried)
+        queue.step(acted(slots, np.tile(llms, (lanes, 1))))
+        retried.append(queue.step(acted(slots, np.tile(llms, (lanes, 1)))).retried)
     worse, better = retried
     assert np.all(worse[better])
     assert worse.sum() > better.sum()
@@ -220,7 +237,7 @@ def test_the_oracle_takes_the_best_of_all_visible_pairs_by_enumeration():
             if (waiting := queries[queries >= 0]).size:
                 chosen = departure_rate(pop.odds[queries[slots[lane]], llms[lane]])
                 assert chosen == pytest.approx(rates[waiting].max())
-        queue.step(rng.integers(0, 5, 6), rng.integers(0, 5, (6, 2)))
+        queue.step(acted(rng.integers(0, 5, 6), rng.integers(0, 5, (6, 2))))
     assert pop.capacity == pytest.approx(1 / np.mean(1 / pop.best[1]))
     np.testing.assert_allclose(queue.load, 0.9 / pop.capacity)
 
@@ -232,17 +249,17 @@ def test_a_copy_steps_like_the_original_and_apart_from_it(lanes, duplicate):
     queue = dynamics(population(), 0.9, lanes, window=4, seed=1)
     actions = [(rng.integers(0, 4, lanes), rng.integers(0, 5, (lanes, 2))) for _ in range(120)]
     for slots, llms in actions[:60]:
-        queue.step(slots, llms)
+        queue.step(acted(slots, llms))
     twin = duplicate(queue)
     before = {key: value.copy() for key, value in queue.observe().items()}
     seen = []
     for slots, llms in actions[60:]:
-        twin.step(slots, llms)
+        twin.step(acted(slots, llms))
         seen.append(twin.observe())
     for key, value in queue.observe().items():
         np.testing.assert_array_equal(value, before[key])
     for (slots, llms), expected in zip(actions[60:], seen, strict=True):
-        queue.step(slots, llms)
+        queue.step(acted(slots, llms))
         for key, value in queue.observe().items():
             np.testing.assert_array_equal(value, expected[key], err_msg=key)
 
@@ -262,36 +279,13 @@ def test_lanes_may_leave_a_shared_population_one_by_one():
     assert len(queue.contexts) == 65
 
 
-@pytest.mark.parametrize(("limit", "window"), [(70, 4), (70, 64), (20, 4)])
-def test_an_episode_that_outgrows_its_cells_goes_on_unchanged(monkeypatch, limit, window):
-    """64 queries: a limit of 70 is outgrown by the slots, one of 20 by the population too."""
-    pop, lanes = population(seed=3), 5
-    wide = dynamics(pop, 0.9, lanes, window)
-    monkeypatch.setattr("llmqueue_gym.core.queue.NARROW_LIMIT", limit)
-    narrow = dynamics(pop, 0.9, lanes, window)
-    single = dynamics(pop, 0.9, 1, window)
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        slots, llms = rng.integers(0, window, lanes), rng.integers(0, 5, (lanes, 2))
-        first, second = wide.step(slots, llms), narrow.step(slots, llms)
-        for key, value in vars(first).items():
-            np.testing.assert_array_equal(value, vars(second)[key], err_msg=key)
-        single.step_single(int(slots[0]), llms[0].tolist())
-        seen, expected = narrow.observe(), wide.observe()
-        for key, value in single.observe_single().items():
-            np.testing.assert_array_equal(value, expected[key][0], err_msg=key)
-            np.testing.assert_array_equal(seen[key], expected[key], err_msg=key)
-        np.testing.assert_array_equal(narrow.window_queries, wide.window_queries)
-    assert wide.queue_length.max() > 4
-
-
 def test_ages_are_exact_beyond_16_bits():
     queue = dynamics(population(), 1.0, window=2)
     for slot in range(1, 66_001):  # the second query is served always, the first one never
-        queue.step_single(1, [0, 1])
+        play(queue, 1, [0, 1])
         if slot % 11_000 == 0:
-            assert queue.observe_single()["age"][0] == queue.slot[0] - 1
-            assert queue.observe_single()["wait"][0] == queue.slot[0] - 1
+            assert queue.observe()["age"][0, 0] == queue.slot[0] - 1
+            assert queue.observe()["wait"][0, 0] == queue.slot[0] - 1
 
 
 def test_odds_that_overflow_are_refused():
@@ -304,6 +298,6 @@ def test_odds_that_overflow_are_refused():
 def test_an_episode_ends_before_stamps_lose_their_exactness():
     queue = dynamics(population(), 1.0)
     queue.slot[0] = MAX_SLOTS - 1
-    queue.step_single(0, [0, 1])
+    play(queue, 0, [0, 1])
     with pytest.raises(OverflowError, match="reset"):
-        queue.step_single(0, [0, 1])
+        play(queue, 0, [0, 1])

@@ -10,7 +10,6 @@ from scipy import stats
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.core.choice import best_assortment
-from llmqueue_gym.core.queue import Population, QueueDynamics
 from llmqueue_gym.oracles import (
     ExactOptimum,
     MyopicOracle,
@@ -18,6 +17,7 @@ from llmqueue_gym.oracles import (
     capacity,
     optimal_queue_length,
 )
+from llmqueue_gym.queueing.dynamics import Population, QueueDynamics
 
 
 def geo_geo_1_mean(arrival_rate: float, rate: float) -> float:
@@ -181,8 +181,7 @@ def simulate(env: gym.Env, policy, steps: int = 120_000, warmup: int = 2_000) ->
     dynamics = env.unwrapped.dynamics
     lengths = np.empty(steps)
     for step in range(-warmup, steps):
-        slot, *llms = policy.act({}).tolist()
-        dynamics.step_single(slot, llms)
+        dynamics.step(policy.act({})[None])
         if step >= 0:
             lengths[step] = dynamics.queue_length[0]
     return lengths
@@ -217,7 +216,7 @@ def test_beyond_its_cap_or_the_window_the_optimal_policy_acts_as_the_myopic_orac
     dynamics = env.unwrapped.dynamics
     policy, myopic = OptimalPolicy(env, max_queue=8), MyopicOracle(env)
     while dynamics.queue_length[0] < 80:
-        dynamics.step_single(63, [1, 2])  # nobody, or one who retries
+        dynamics.step(np.array([[63, 1, 2]]))  # nobody, or one who retries
         if dynamics.queue_length[0] > 8:
             action = policy.act({})
             np.testing.assert_array_equal(action, myopic.act({}))

@@ -38,15 +38,6 @@ class UniformStreams:
         Independent purposes (arrivals, contexts, outcomes, ...).
     num_lanes : int
         Independent copies of the problem, B.
-
-    Attributes
-    ----------
-    near : ndarray, shape (n, num_streams, B)
-        Draws of this and the following slots that lie ready.
-    place : int
-        Where the current slot's draws stand in ``near``.
-    chunk : int
-        Counts the times ``near`` was replaced.
     """
 
     def __init__(self, num_streams: int, num_lanes: int) -> None:
@@ -54,52 +45,40 @@ class UniformStreams:
         # Rows a power of two apart would share a few sets of the cache.
         self._block = np.zeros((num_streams, num_lanes, BLOCK + 8))[..., :BLOCK]
         self._position = 0
-        self.near: NDArray[np.float64] = np.zeros((0, num_streams, num_lanes))
-        self.place = 0
-        self.chunk = 0
+        self._near: NDArray[np.float64] = np.zeros((0, num_streams, num_lanes))
+        self._place = 0
 
     def reset(self, lane: int, generators: Sequence[Draws]) -> None:
         """Give a lane new generators, one per stream; its next draw is their first."""
         self._generators[lane] = generators
         self._fill(lane, self._position)
-        self._forget()
+        self._near = self._near[:0]
 
     def _fill(self, lane: int, start: int) -> None:
         for stream, generator in enumerate(self._generators[lane]):
             generator.random(out=self._block[stream, lane, start:])
 
-    def _forget(self) -> None:
-        self.near = self.near[:0]
+    def advance(self) -> tuple[NDArray[np.float64], int]:
+        """Move to the next slot.
 
-    def advance(self) -> int:
-        """Move to the next slot; its draws are ``near[place]`` with the place returned."""
+        Returns
+        -------
+        near : ndarray, shape (n, num_streams, B)
+            Draws of some slots.
+        place : int
+            Which of them is this slot.
+        """
         if self._position == BLOCK:
             self._position = 0
             for lane in range(len(self._generators)):
                 self._fill(lane, 0)
-            self._forget()
-        self.place += 1
-        if self.place >= len(self.near):
+        self._place += 1
+        if self._place >= len(self._near):
             # Slot first: columns of the block are too far apart to be read singly.
             ahead = self._block[:, :, self._position : self._position + NEAR]
-            self.near = np.empty((ahead.shape[2], *ahead.shape[:2]))
+            self._near = np.empty((ahead.shape[2], *ahead.shape[:2]))
             for stream, draws in enumerate(ahead):  # NumPy turns two axes around faster than three
-                self.near[:, stream] = draws.T
-            self.place = 0
-            self.chunk += 1
-            self._near_list: list[list[float]] = []
+                self._near[:, stream] = draws.T
+            self._place = 0
         self._position += 1
-        return self.place
-
-    def draw(self) -> NDArray[np.float64]:
-        """Return the draws of the next slot, shape (num_streams, B)."""
-        place = self.advance()
-        draws: NDArray[np.float64] = self.near[place]
-        return draws
-
-    def draw_single(self) -> list[float]:
-        """Return the draws of the next slot of lane 0 as Python floats, one per stream."""
-        place = self.advance()
-        if not self._near_list:
-            self._near_list = self.near[:, :, 0].tolist()
-        return self._near_list[place]
+        return self._near, self._place

@@ -1,6 +1,6 @@
 """LLMQueue-v0: serve a queue of queries with LLMs when unsatisfied users retry.
 
-The scalar and the vector environment are thin shells over one QueueDynamics.
+The scalar and the vector environment are thin shells over one `QueueDynamics`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,6 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.queue import (
-    FIRST_LLM,
-    MAX_SLOTS,
-    NUM_STREAMS,
-    Population,
-    QueueDynamics,
-)
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.envs.base import (
     INSTANCE_TAG,
@@ -31,6 +24,14 @@ from llmqueue_gym.envs.base import (
     check_float,
     forget,
 )
+from llmqueue_gym.queueing.dynamics import (
+    FIRST_LLM,
+    MAX_SLOTS,
+    NUM_STREAMS,
+    Population,
+    QueueDynamics,
+    SlotOutcome,
+)
 from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
@@ -38,7 +39,6 @@ from llmqueue_gym.workloads.pool import OfflineData, check_count
 
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
-_FLAGS = (np.False_, np.True_)  # looked up by a bool: half the time of np.bool_()
 DEFAULT_ARRIVAL_RATE = 0.7
 DEFAULT_SLACK = 0.1
 
@@ -380,7 +380,7 @@ class LLMQueueEnv(SuiteEnv):
         self.dynamics.reset([0], [population], [rate], [streams])
         self._cost = population.cost
         self._start_rendering()
-        return self._shown(), self._info(False, False, -1, 0)
+        return self._shown(), self._info(SlotOutcome.nothing(1))
 
     def step(self, action: NDArray[np.int64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Serve one query and run the slot to its end.
@@ -399,29 +399,28 @@ class LLMQueueEnv(SuiteEnv):
         slot, *llms = values.tolist()
         if not 0 <= slot < task.window or not self._llm_indices.issuperset(llms):
             raise task.invalid_action(action)
-        arrived, served, kept_llm = dynamics.step_single(slot, llms)
-        length = dynamics.queue_length.item(0)
-        info = self._info(arrived, served, kept_llm, length)
+        info = self._info(dynamics.step(values[None]))
         if self._renderer is not None:
             self._renderer.record(slot, llms, info)
-        reward = -float(length) if task.reward == "queue_length" else float(kept_llm >= 0)
+        by_length = task.reward == "queue_length"
+        reward = -float(info["queue_length"]) if by_length else float(info["departed"])
         return self._shown(), reward, False, False, info
 
-    def _info(self, arrived: bool, served: bool, kept_llm: int, length: int) -> dict[str, Any]:
+    def _info(self, outcome: SlotOutcome) -> dict[str, Any]:
         """Return ``info``: NumPy scalars, because clients ask its entries for a dtype."""
-        departed = kept_llm >= 0
+        length = self.dynamics.queue_length[0]
         return {
-            "arrived": _FLAGS[arrived],
-            "served": _FLAGS[served],
-            "departed": _FLAGS[departed],
-            "retried": _FLAGS[served and not departed],
-            "kept_llm": np.int64(kept_llm),
-            "queue_length": np.int64(length),
+            "arrived": outcome.arrived[0],
+            "served": outcome.served[0],
+            "departed": outcome.departed[0],
+            "retried": outcome.retried[0],
+            "kept_llm": outcome.kept_llm[0],
+            "queue_length": length,
             "action_mask": self._info_masks[min(length, self._task.window)].copy(),
         }
 
     def _observe(self) -> Observation:
-        return self.dynamics.observe_single()
+        return {key: value[0] for key, value in self.dynamics.observe().items()}
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the legal actions now, flat bool of length W + N K (MaskablePPO's method)."""
@@ -501,7 +500,7 @@ class LLMQueueVectorEnv(LaneVectorEnv):
         checked = self._checked_actions(actions)
         if checked is None:
             raise task.invalid_action(actions)
-        outcome = vars(dynamics.step(checked[:, 0], checked[:, 1:])).copy()
+        outcome: dict[str, NDArray[Any]] = dynamics.step(checked)._asdict()
         resetting = self._ended.copy() if np.count_nonzero(self._ended) else None
         if self._renderer is not None and not (resetting is not None and resetting[0]):
             first = {key: values[0] for key, values in (outcome | self._state_info()).items()}
@@ -520,11 +519,7 @@ class LLMQueueVectorEnv(LaneVectorEnv):
         return self._end_step(rewards, truncated, outcome)
 
     def _no_outcome(self) -> dict[str, NDArray[Any]]:
-        flags = ("arrived", "served", "departed", "retried")
-        outcome: dict[str, NDArray[Any]] = {
-            key: np.zeros(self.num_envs, dtype=np.bool_) for key in flags
-        }
-        return outcome | {"kept_llm": np.full(self.num_envs, -1)}
+        return SlotOutcome.nothing(self.num_envs)._asdict()
 
     def _state_info(self) -> dict[str, NDArray[Any]]:
         length = self.dynamics.queue_length

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.queue import QueueDynamics
+from llmqueue_gym.queueing.dynamics import QueueDynamics
 from llmqueue_gym.workloads.pool import printable
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class QueueRenderer:
     def _visible_retrials(self) -> list[int]:
         """Retrials of the visible queries, head first."""
         visible = min(int(self._dynamics.queue_length[0]), self._dynamics.window)
-        return [int(count) for count in self._dynamics.observe_single()["retrials"][:visible]]
+        return [int(count) for count in self._dynamics.observe()["retrials"][0, :visible]]
 
     # ------------------------------------------------------------------- text
 

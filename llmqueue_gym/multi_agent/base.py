@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 
 from llmqueue_gym.core.deployment import DeploymentDynamics
-from llmqueue_gym.core.queue import QueueDynamics
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
 from llmqueue_gym.envs.llm_queue import LLMQueueEnv
+from llmqueue_gym.queueing.dynamics import QueueDynamics
 from llmqueue_gym.workloads.pool import check_count
 
 Mask = NDArray[np.int8]

@@ -17,10 +17,10 @@ from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec_wrapper,
 )
 
-from llmqueue_gym.core.queue import FIRST_LLM
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.llm_queue import MAX_COUNT, LLMQueueEnv
 from llmqueue_gym.multi_agent.base import QueueGame, Views, drawn
+from llmqueue_gym.queueing.dynamics import FIRST_LLM
 from llmqueue_gym.workloads.pool import check_count
 
 REWARDS = ("self_interested", "shared")

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmqueue_gym.core.choice import best_assortment
-from llmqueue_gym.core.queue import QueueDynamics
+from llmqueue_gym.queueing.dynamics import QueueDynamics
 
 MAX_STATES = 20_000_000
 MAX_CAP_SHARE = 1e-4

@@ -1,0 +1,1 @@
+"""The queueing problem: serve a queue of queries with LLMs when unsatisfied users retry."""
