@@ -9,6 +9,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import site
 import sys
@@ -24,12 +25,14 @@ from typing import Any, Protocol
 
 from baselines.agent import agent_spec
 from benchmarks.agent_files import agent_folder, changed_file, watch_folder
-from benchmarks.plan import Cell, Plan
+from benchmarks.plan import Cell, Plan, code_hash
 from benchmarks.runner import check_tasks
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import canonical
+from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_KERNEL_FOLDERS = 8  # versions of the code whose compiled kernels are kept
 _OUTPUT_TAIL = 4000  # bytes of an agent's output kept with its error
 _SAFE_PATH = "PYTHONSAFEPATH"  # no current folder before the installed packages
 _SPARE_MEMORY = 64  # MB on top of a limit, to say that it was reached
@@ -345,15 +348,18 @@ def _stop(job: _Running) -> None:
 
 @contextmanager
 def _worker_environment() -> Iterator[None]:
-    """Let workers inherit one algebra thread each, and this very code.
+    """Let workers inherit one algebra thread each, and this very code, compiled too.
 
     With one thread sums are the same on every machine load. The fork server would look for modules
     in the current folder first, and might find some other ``benchmarks`` or ``baselines`` there.
+    numba tells an edit by a file's time and size, and misses those of another file: what it keeps
+    lies in a folder named by the code.
     """
     root = str(Path(__file__).resolve().parents[1])
     roots = [] if root in site.getsitepackages() else [root]  # an installed one is found anyway
     path = os.pathsep.join(filter(None, [*roots, os.environ.get("PYTHONPATH", "")]))
     wanted = {**dict.fromkeys(ONE_THREAD, "1"), "PYTHONPATH": path, _SAFE_PATH: "1"}
+    wanted["NUMBA_CACHE_DIR"] = str(_kernel_folder())
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -366,17 +372,30 @@ def _worker_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _kernel_folder() -> Path:
+    """Folder of the kernels that were compiled of this code; those of the oldest code go."""
+    cache = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llmqueue_gym"
+    folder = Path(cache) / "kernels" / code_hash()[:16]
+    with suppress(OSError):  # numba then compiles at every start
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.touch()
+        last_used = sorted(folder.parent.iterdir(), key=lambda path: -path.stat().st_mtime)
+        for old in last_used[_KERNEL_FOLDERS:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
 def _preloaded(cells: Sequence[Cell]) -> list[str]:
     """Modules the fork server imports once: the runner and those of this project's agents at play.
 
-    Others stay out: torch alone would cost seconds.
+    Others stay out: torch alone would cost seconds. The kernels are loaded there, too.
     """
     names = {cell.model or cell.spec["agent"]["name"] for cell in cells} - {"oracle"}
     modules = {agent_spec(name).target.partition(":")[0] for name in names}
     own = sorted(module for module in modules if module.split(".")[0] == "baselines")
     if any(module.startswith("baselines.rl.") for module in own):
         own.append("torch._dynamo")  # the first optimiser of a process would import it for seconds
-    shared = ["benchmarks.runner", "benchmarks.engines", "llmqueue_gym.envs"]
+    shared = ["benchmarks.runner", "benchmarks.engines", "benchmarks.warm", "llmqueue_gym.envs"]
     return [*shared, "llmqueue_gym.oracles", "llmqueue_gym.workloads", *own]
 
 

@@ -328,13 +328,13 @@ def _spec(
         "seed": seed,
         "protocol": protocol,
         "version": llmqueue_gym.__version__,
-        "code": _code_hash(),
+        "code": code_hash(),
         "workload": workload,
     }
 
 
 @cache
-def _code_hash() -> str:
+def code_hash() -> str:
     """SHA-256 of the code that decides a result: environments, agents and the runner.
 
     Within a version the code changes in a checkout; a result of other code is never reused.

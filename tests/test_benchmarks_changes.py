@@ -147,7 +147,7 @@ def test_two_versions_in_one_folder(honest, tmp_path):
     with pytest.raises(ValueError, match="there is no result in"):
         load_side(f"{folder}@7.7")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.plan._code_hash", lambda: "e" * 64)
+        patch.setattr("benchmarks.plan.code_hash", lambda: "e" * 64)
         again = make_plan(parse_suite("s", SUITE))
     record = store.load(plan.cells[0].key)
     del record["spec"]

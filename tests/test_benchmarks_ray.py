@@ -188,7 +188,7 @@ def test_a_node_with_other_code_refuses_its_cells(monkeypatch):
     [cell, *_] = plan(seeds=1).cells
     assert ray_engine._complaint(cell) is None
     ray_engine._checked.clear()
-    monkeypatch.setattr("benchmarks.plan._code_hash", lambda: "0" * 64)
+    monkeypatch.setattr("benchmarks.plan.code_hash", lambda: "0" * 64)
     complaint = ray_engine._complaint(cell)
     assert "has another code than the machine that planned the run" in complaint
 

@@ -101,7 +101,7 @@ def test_clock_and_provenance_are_not_compared(store):
 def test_other_code_is_reported_and_the_cell_computed_all_the_same(tmp_path, monkeypatch):
     store = Store(tmp_path / "old")
     with monkeypatch.context() as then:
-        then.setattr(plan, "_code_hash", lambda: "0" * 64)
+        then.setattr(plan, "code_hash", lambda: "0" * 64)
         old = make_plan(parse_suite("s", SUITE))
         execute(old, store, ENGINE, {**provenance("test"), "commit": "abc123", "numpy": "1.0"})
     found = verify(store, 1, engine=ENGINE)
