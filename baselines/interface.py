@@ -44,6 +44,8 @@ class QueueProblem:
         ``pretrained``, and only where the workload keeps some back.
     """
 
+    kind: ClassVar[str] = "queueing"
+
     num_llms: int
     assortment_size: int
     context_dim: int
@@ -78,6 +80,8 @@ class DeployProblem:
     has_prices : bool
         Whether ``observation["cost_prior"]`` holds list prices of the arrived LLMs.
     """
+
+    kind: ClassVar[str] = "deployment"
 
     num_llms: int
     max_deployed: int

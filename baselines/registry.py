@@ -139,7 +139,7 @@ def make_agent(
     """
     spec = agent_spec(name)
     cls: Any = spec.load()
-    kind = "deployment" if isinstance(problem, DeployProblem) else "queueing"
+    kind = problem.kind
     if getattr(cls, "kind", kind) != kind:
         raise ValueError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
     arguments = {**spec.settings, **settings}

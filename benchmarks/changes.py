@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.compare import FIGURES, Paired, paired
+from benchmarks.compare import Paired, paired
 from benchmarks.export import ExportedRun, open_results, rounded
 from benchmarks.intervals import Interval
-from benchmarks.kinds import KINDS
+from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.scoring import tidy
 from benchmarks.store import CorruptResultError, Store
-from benchmarks.suite import REFERENCES, canonical, kind_of, spec_key
+from benchmarks.suite import REFERENCES, canonical, spec_key
 from benchmarks.terminal import print_json, say, show_table
 from benchmarks.verify import NOT_COMPARED
 
@@ -174,7 +174,7 @@ def find_changes(first: Side, second: Side) -> Changes:
         scored = [match for match in matches if match in scores[0] and match in scores[1]]
         if scored:
             figures["score"] = paired([(scores[0][m], scores[1][m]) for m in scored])
-        for name in FIGURES[kind_of(pairs[0][0]["spec"]["task"]["env"])]:
+        for name in problem_of(pairs[0][0]["spec"]["task"]["env"]).kind.compared:
             values = [(a["metrics"].get(name), b["metrics"].get(name)) for a, b in pairs]
             known = [(a, b) for a, b in values if a is not None and b is not None]
             if known:
@@ -203,16 +203,16 @@ def _scores(side: Side) -> dict[Match, float]:
     """Normalised scores of the cells whose references are there."""
     found = {}
     for protocol in {match.protocol for match in side.cells}:
-        for name, kind in KINDS.items():
+        for problem in PROBLEMS.values():
             own = [
                 record
                 for match, record in side.cells.items()
                 if (match.protocol == protocol or match.agent in REFERENCES)
-                and kind_of(record["spec"]["task"]["env"]) == name
+                and problem_of(record["spec"]["task"]["env"]) is problem
             ]
             if own:
-                columns = tidy(own, kind).select("task", "agent", "seed", "score").iter_rows()
-                for task, agent, seed, score in columns:
+                table = tidy(own, problem.kind).select("task", "agent", "seed", "score")
+                for task, agent, seed, score in table.iter_rows():
                     match = Match(task, agent, protocol, seed)
                     if score is not None and match in side.cells:
                         found[match] = score

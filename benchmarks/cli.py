@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from benchmarks.plan import Plan, make_plan
 from benchmarks.store import CorruptResultError, Store, StoreBusyError, StoreWriteError
-from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, kind_of, load_suite
+from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, load_suite
 from benchmarks.terminal import (
     add_row,
     make_console,
@@ -394,7 +394,7 @@ def build_app() -> "typer.Typer":
         ] = None,
         data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
     ) -> None:
-        """Show an agent at play: queue, choices, regret; or deployment, shares, spend.
+        """Show an agent at play, as its environment draws it, and the truth in a line.
 
         Ctrl-C ends it. Where the output is no terminal, only the last frame is printed.
         """
@@ -630,18 +630,18 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str], dict
     import polars as pl
 
     from benchmarks.fairness import violations
-    from benchmarks.kinds import KINDS
+    from benchmarks.problems import PROBLEMS, problem_of
     from benchmarks.scoring import tidy
 
     failures: dict[str, str] = {}
     warned: dict[str, list[str]] = {}
-    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in KINDS}
-    batch: dict[str, list[dict[str, Any]]] = {name: [] for name in KINDS}
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in PROBLEMS}
+    batch: dict[str, list[dict[str, Any]]] = {name: [] for name in PROBLEMS}
 
     def flush() -> None:
-        for name, kind in KINDS.items():
+        for name, problem in PROBLEMS.items():
             if batch[name]:
-                tables[name].append(tidy(batch[name], kind))
+                tables[name].append(tidy(batch[name], problem.kind))
                 batch[name].clear()
 
     cells = sorted(plan.cells, key=lambda cell: str(cell.spec["task"]["name"]))
@@ -656,7 +656,9 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str], dict
                     name = str(cell.spec["task"]["name"])
                     warned.setdefault(name, []).append("; ".join(record["warnings"]))
                 figures = {part: record[part] for part in ("metrics", "timing")}
-                batch[kind_of(cell.spec["task"]["env"])].append({"spec": cell.spec, **figures})
+                batch[problem_of(cell.spec["task"]["env"]).name].append(
+                    {"spec": cell.spec, **figures}
+                )
             elif (failure := store.load_failure(key)) is not None:
                 failures[str(cell)] = failure["error"]
         if sum(map(len, batch.values())) >= _BATCH:  # a task's references stay beside its agents
@@ -664,9 +666,9 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str], dict
     flush()
     beaten = [
         text
-        for name, kind in KINDS.items()
+        for name, problem in PROBLEMS.items()
         if tables[name]
-        for text in violations(pl.concat(tables[name]), kind)
+        for text in violations(pl.concat(tables[name]), problem.kind)
     ]
     return failures, beaten, warned
 
@@ -772,8 +774,10 @@ def list_agents(as_json: bool = False) -> None:
     from rich.table import Table
 
     from baselines.agent import registered_agents
+    from benchmarks.problems import PROBLEMS
 
-    truth = "knows the truth: myopic (queueing), whole budget (deployment)"
+    policies = (f"{problem.oracle} ({problem.name})" for problem in PROBLEMS.values())
+    truth = f"knows the truth: {', '.join(policies)}"
     if as_json:
         agents: list[dict[str, Any]] = [{"name": "oracle", "settings": {}, "source": truth}]
         agents += [

@@ -14,15 +14,10 @@ import numpy as np
 
 from benchmarks.export import ExportedRun, open_results
 from benchmarks.intervals import Interval, t_interval
+from benchmarks.problems import problem_of
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import SuiteError, spec_key
 from benchmarks.terminal import print_json, say, show_table
-
-FIGURES = {
-    "queueing": ("mean_queue", "tail_queue", "routing_regret", "retrials_per_departed", "wait_p95"),
-    "deployment": ("ledger", "reward", "regret", "spend"),
-}
-"""Metrics that are compared, per kind of task."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,7 @@ def compare(
         If an agent is not in the run, or no task has both.
     """
     cells: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}
+    compared: dict[str, tuple[str, ...]] = {}
     specs = store.load_run()["cells"]
     results = store.load_many(spec_key(spec) for spec in specs)
     for spec, (_, record) in zip(specs, results, strict=True):
@@ -70,6 +66,7 @@ def compare(
         if record is not None:
             agents = cells.setdefault(spec["task"]["name"], {})
             agents.setdefault(spec["agent"]["label"], {})[spec["seed"]] = record["metrics"]
+            compared[spec["task"]["name"]] = problem_of(spec["task"]["env"]).kind.compared
     known = sorted({label for agents in cells.values() for label in agents})
     for label in (first, second):
         if label not in known:
@@ -79,15 +76,17 @@ def compare(
         seeds = sorted(agents.get(first, {}).keys() & agents.get(second, {}).keys())
         if seeds:
             one, other = ([agents[label][seed] for seed in seeds] for label in (first, second))
-            found[task] = seeds, _differences(one, other)
+            found[task] = seeds, _differences(one, other, compared[task])
     if not found:
         raise SuiteError(f"no task has results of both {first!r} and {second!r} on a common seed")
     return found
 
 
-def _differences(one: list[Mapping[str, Any]], other: list[Mapping[str, Any]]) -> dict[str, Paired]:
+def _differences(
+    one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, Paired]:
     result = {}
-    for name in FIGURES["queueing" if "mean_queue" in one[0] else "deployment"]:
+    for name in names:
         pairs = [
             (a[name], b[name])
             for a, b in zip(one, other, strict=True)

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from baselines.agent import Action, make_agent
 from benchmarks.intervals import Interval, t_interval
 from benchmarks.plan import make_plan
-from benchmarks.queueing import HORIZON_ARGUMENT, Recorder, make_oracle, public_problem
+from benchmarks.problems import problem_of
+from benchmarks.problems.queueing import QUEUEING
+from benchmarks.problems.queueing.play import Recorder, make_oracle, public_problem
 from benchmarks.runner import agent_seed, play
-from benchmarks.suite import kind_of, load_suite
+from benchmarks.suite import load_suite
 from llmqueue_gym.core.choice import departure_rate
 
 Floats = NDArray[np.float64]
@@ -63,7 +65,9 @@ def half_scores(env_id: str, kwargs: Mapping[str, Any], horizon: int, seed: int)
     """Score of every half on one seed, coupled with the oracle and random."""
     heights = []
     for make in (make_oracle, None, *HALVES.values()):
-        env = gym.make(env_id, disable_env_checker=True, **kwargs, **{HORIZON_ARGUMENT: horizon})
+        env = gym.make(
+            env_id, disable_env_checker=True, **kwargs, **{QUEUEING.horizon_argument: horizon}
+        )
         observation, _ = env.reset(seed=seed)
         if make is None:
             policy: Any = make_agent("random", public_problem(env, horizon), agent_seed(seed))
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'task':40}" + "".join(f"{name:>24}" for name in HALVES))
     for name, cell in tasks.items():
         task = cell.spec["task"]
-        if kind_of(task["env"]) != "queueing":
+        if problem_of(task["env"]) is not QUEUEING:
             continue
         scores = [
             half_scores(task["env"], cell.kwargs, task["horizon"], seed)

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from baselines.agent import agent_spec
 from benchmarks.agent_files import agent_folder, changed_file, watch_folder
 from benchmarks.plan import Cell, Plan, code_hash
+from benchmarks.problems import problem_of
 from benchmarks.runner import check_tasks
 from benchmarks.store import CorruptResultError, Store
 from benchmarks.suite import canonical
@@ -395,8 +396,9 @@ def _preloaded(cells: Sequence[Cell]) -> list[str]:
     own = sorted(module for module in modules if module.split(".")[0] == "baselines")
     if any(module.startswith("baselines.rl.") for module in own):
         own.append("torch._dynamo")  # the first optimiser of a process would import it for seconds
-    shared = ["benchmarks.runner", "benchmarks.engines", "benchmarks.warm", "llmqueue_gym.envs"]
-    return [*shared, "llmqueue_gym.oracles", "llmqueue_gym.workloads", *own]
+    played = {f"{problem_of(cell.spec['task']['env']).package}.play" for cell in cells}
+    shared = ["benchmarks.runner", "benchmarks.engines", "benchmarks.warm", *sorted(played)]
+    return [*shared, *own]
 
 
 # --- inside a worker ------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import polars as pl
 
 from benchmarks.intervals import LEVEL, Interval, t_interval
-from benchmarks.kinds import Kind
-from benchmarks.luck import LUCK_LIMIT, Luck
+from benchmarks.problems.kind import Kind
+from benchmarks.problems.luck import LUCK_LIMIT, Luck
 from benchmarks.suite import REFERENCES
 
 FALSE_ALARM = 1e-3
@@ -33,13 +33,14 @@ def violations(table: pl.DataFrame, kind: Kind) -> list[str]:
     """Agents that cannot have played fair, or truths that cannot be right.
 
     * The paired interval over seeds of h(agent) - h(oracle) lies below 0, or that of h less the
-      bound that no policy can expect to pass (`benchmarks.kinds.Kind.bound`). The level is
+      bound that no policy can expect to pass (`benchmarks.problems.kind.Kind.bound`). The level is
       Bonferroni-corrected for all comparisons of the table, so that a run of hundreds of them does
       not fail by chance. A single run may well be luckier than the oracle's on the same seed, so no
       seed is judged by its h.
-    * Outcomes are further from what the choices promised than `benchmarks.luck.LUCK_LIMIT` allows,
-      in a run, in an agent's runs of a task together, or in all its runs together; only knowing the
-      outcome draws, or a wrong truth, does that.
+    * Outcomes are further from what the choices promised than
+      `benchmarks.problems.luck.LUCK_LIMIT` allows, in a run, in an agent's runs of a task
+      together, or in all its runs together; only knowing the outcome draws, or a wrong truth, does
+      that.
     * An agent is luckier than the references on the same draws, again and again (`_outlucked`).
     """
     return [

@@ -9,7 +9,8 @@ import hashlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.problems.interface import Problem
 from benchmarks.suite import (
     PROTOCOLS,
     REFERENCES,
@@ -27,19 +30,12 @@ from benchmarks.suite import (
     Task,
     agent_entry,
     fill,
-    kind_of,
     near,
     spec_key,
 )
 
 if TYPE_CHECKING:
     from baselines.agent import AgentSpec
-
-REFERENCE_AGENTS = {
-    "queueing": {"oracle": "oracle", "random": "random"},
-    "deployment": {"oracle": "oracle", "random": "uniform"},
-}
-"""The agent behind each reference, per kind of task."""
 
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
@@ -178,9 +174,10 @@ def make_plan(
         if reason is not None:
             skipped[task.name] = reason
             continue
-        kind, identity = kind_of(task.env), task_identity(task)
+        problem, identity = problem_of(task.env), task_identity(task)
+        kind = problem.name
         labels = {entry.label for entry in task.agents}
-        entries = [AgentEntry(name, label) for label, name in REFERENCE_AGENTS[kind].items()]
+        entries = [AgentEntry(name, label) for label, name in problem.references.items()]
         entries += task.agents
         entries += [entry for entry in added if entry.label not in {*labels, *REFERENCES}]
         for entry in entries:
@@ -342,7 +339,7 @@ def code_hash() -> str:
     import baselines
     import llmqueue_gym
 
-    own = [Path(__file__).parent / name for name in ("runner.py", "queueing.py", "deployment.py")]
+    own = [Path(__file__).with_name("runner.py"), *(_play_file(p) for p in PROBLEMS.values())]
     return _files_hash(own, _root(llmqueue_gym).rglob("*.py"), _root(baselines).rglob("*.py"))
 
 
@@ -354,6 +351,10 @@ def _training_code_hash() -> str:
 
     own = [_root(baselines) / "rl" / f"{name}.py" for name in ("networks", "recipes", "training")]
     return _files_hash(own, _root(llmqueue_gym).rglob("*.py"))
+
+
+def _play_file(problem: Problem) -> Path:
+    return Path(str(sys.modules[problem.play.Recorder.__module__].__file__))
 
 
 def _root(package: ModuleType) -> Path:
@@ -567,19 +568,8 @@ def _missing_package(names: Sequence[str]) -> str | None:
 
 def _fingerprint(env: str, task: str, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Content hash of a task's workload, or the reason why it is not to be had here."""
-    argument = "instance" if kind_of(env) == "deployment" else "workload"
-    if argument not in kwargs and "arrivals" not in kwargs:
-        return None, None
-    from llmqueue_gym import workloads
-    from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
-    from llmqueue_gym.workloads.catalog import stream_fingerprint
-
-    fingerprint: Callable[[Any], str] = (
-        stream_fingerprint if argument == "instance" else workloads.fingerprint
-    )
     try:
-        content = fingerprint(kwargs[argument]) if argument in kwargs else ""
-        return content + arrivals_fingerprint(kwargs.get("arrivals", "bernoulli")), None
+        return problem_of(env).play.fingerprint(kwargs), None
     except (ImportError, OSError) as error:
         return None, str(error)
     except ValueError as error:

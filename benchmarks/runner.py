@@ -16,17 +16,18 @@ from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 import llmqueue_gym
-from baselines.agent import Action, DeployProblem, QueueProblem, make_agent
-from benchmarks import deployment, queueing
+from baselines.agent import Action, make_agent
 from benchmarks.plan import Cell, check_agent_code
-from benchmarks.suite import SuiteError, kind_of
+from benchmarks.problems import problem_of
+from benchmarks.problems.interface import Recorder
+from benchmarks.suite import SuiteError
 
 CURVE_POINTS = 200
 """Log-spaced steps at which the learning curve is stored."""
@@ -37,57 +38,6 @@ _AGENT_STREAM = 0xA6E47
 
 class InvalidActionError(ValueError):
     """An agent returned something outside the action space."""
-
-
-class Recorder(Protocol):
-    """Watches a run from outside, with the hidden truth.
-
-    It is given nothing that an agent has had in hand, which the agent may have changed.
-    """
-
-    def see(self) -> bool:
-        """Look before the agent does; return whether there is anything to decide."""
-        ...
-
-    def choose(self, t: int, action: Action) -> None:
-        """Rate the action of step t before it is played."""
-        ...
-
-    def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
-        """Note what came of it, before the agent is told."""
-        ...
-
-    def result(self) -> dict[str, Any]:
-        """Return ``metrics``, and ``curve``: cumulative sums of shape (T,) by name."""
-        ...
-
-
-class Problem(Protocol):
-    """What the runner must know of a kind of task; a module each."""
-
-    HORIZON_ARGUMENT: str
-    ACTION_LAYOUT: str
-
-    def public_problem(
-        self, env: gym.Env[Any, Any], horizon: int, pretrained: bool = False
-    ) -> QueueProblem | DeployProblem:
-        """Return what an agent is told of the task, the more so if it may train beforehand."""
-        ...
-
-    def make_oracle(self, env: gym.Env[Any, Any]) -> Any:
-        """Return the policy that scores 1."""
-        ...
-
-    def assumptions(self, env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
-        """Say what is assumed of an instance that has been set up, not known or asked for."""
-        ...
-
-    def Recorder(self, env: gym.Env[Any, Any], horizon: int) -> Recorder:  # noqa: N802
-        """Return the recorder of a run."""
-        ...
-
-
-PROBLEMS: Mapping[str, Problem] = {"queueing": queueing, "deployment": deployment}
 
 
 def run_cell(
@@ -150,7 +100,7 @@ def set_up(
     What the environment warns of is added to ``warned``.
     """
     task, agent, seed = spec["task"], spec["agent"], spec["seed"]
-    problem, horizon = PROBLEMS[kind_of(task["env"])], task["horizon"]
+    play, horizon = problem_of(task["env"]).play, task["horizon"]
     texts = [] if warned is None else warned
     with _noting(texts):
         env = _make_env(task, kwargs)
@@ -158,15 +108,15 @@ def set_up(
         with _noting(texts):
             observation, _ = env.reset(seed=seed)
         if agent["name"] == "oracle":
-            policy = problem.make_oracle(env)
+            policy = play.make_oracle(env)
         else:
             check_agent_code(agent)
-            public = problem.public_problem(env, horizon, spec["protocol"] == "pretrained")
+            public = play.public_problem(env, horizon, spec["protocol"] == "pretrained")
             settings = agent["settings"]
             if model is not None:  # the very file that the cell names
                 settings = {**settings, "sha256": agent["training"]["sha256"]}
             policy = make_agent(model or agent["name"], public, agent_seed(seed), **settings)
-        return env, policy, observation, problem.Recorder(env, horizon)
+        return env, policy, observation, play.Recorder(env, horizon)
     except BaseException:
         env.close()
         raise
@@ -188,7 +138,7 @@ def _noting(texts: list[str]) -> Iterator[None]:
 
 
 def _make_env(task: Mapping[str, Any], kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    horizon = {PROBLEMS[kind_of(task["env"])].HORIZON_ARGUMENT: task["horizon"]}
+    horizon = {problem_of(task["env"]).horizon_argument: task["horizon"]}
     return gym.make(task["env"], disable_env_checker=True, **kwargs, **horizon)
 
 
@@ -204,13 +154,13 @@ def check_tasks(cells: Iterable[Cell], on_note: Callable[[str], None]) -> None:
     """
     first = {str(cell.spec["task"]["name"]): cell for cell in reversed(list(cells))}
     for name, cell in sorted(first.items()):
-        problem = PROBLEMS[kind_of(cell.spec["task"]["env"])]
+        problem = problem_of(cell.spec["task"]["env"])
         try:
             with _noting([]):  # the cells keep them
                 env = _make_env(cell.spec["task"], cell.kwargs)
                 with closing(env):
                     env.reset(seed=cell.spec["seed"])
-                    for text in problem.assumptions(env, cell.kwargs):
+                    for text in problem.play.assumptions(env, cell.kwargs):
                         on_note(f"task {name}: {text}")
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise SuiteError(f"task {name!r} cannot be set up: {error}") from error
@@ -225,7 +175,7 @@ def play_cell(
 ) -> NDArray[np.int64]:
     """Play what `set_up` returned to the end; nanoseconds of every decision."""
     task, label = spec["task"], spec["agent"]["label"]
-    layout = PROBLEMS[kind_of(task["env"])].ACTION_LAYOUT
+    layout = problem_of(task["env"]).action_layout
     return play(env, policy, observation, task["horizon"], recorder, label, layout)
 
 

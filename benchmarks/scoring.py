@@ -1,7 +1,7 @@
 """From stored cells to a board: the scoring of a run.
 
 Every comparison is paired by seed: an agent, the oracle and random share instance and draws.
-Each kind of task and each protocol has a board of its own; `benchmarks.kinds` says what differs.
+Each problem and each protocol has a board of its own; `benchmarks.problems` says what differs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import polars as pl
 
 from benchmarks.fairness import violations, warnings
 from benchmarks.intervals import Floats, Interval, power_exponent
-from benchmarks.kinds import DEPLOYMENT, KINDS, Kind, Traffic, is_stuck
+from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.problems.kind import Kind, Sweeps, Traffic, is_stuck
 from benchmarks.standing import OverallRow, Standing, make_standing
 from benchmarks.store import CorruptResultError
-from benchmarks.suite import PROTOCOLS, REFERENCES, canonical, kind_of, spec_key
+from benchmarks.suite import PROTOCOLS, REFERENCES, canonical, spec_key
 from benchmarks.task_board import Record, Section, TaskBoard, task_boards
 
 
@@ -43,12 +44,13 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Deployment tasks that differ in one parameter only.
+    """Tasks that differ in one parameter only.
 
     Attributes
     ----------
-    axis : str
-        ``"horizon"`` (K may follow T), ``"num_stages"`` or ``"max_deployed"``.
+    section : Section
+    axis, across, note : str
+        The parameter, words for it, and how to read the table (`benchmarks.problems.kind.Sweeps`).
     name : str
         What the names of its tasks begin with.
     values : ndarray, shape (L,)
@@ -58,10 +60,13 @@ class Sweep:
     exponents : dict of Interval or None
         Per agent, of a horizon sweep: exponent of the final regret in T; None if not positive.
     stuck : dict of ndarray, shape (seeds, L)
-        Per agent, of a horizon sweep: 1 where `benchmarks.kinds.is_stuck`, beside the oracle.
+        Per agent, of a horizon sweep: 1 where a run is stuck (`benchmarks.problems.kind`).
     """
 
+    section: Section
     axis: str
+    across: str
+    note: str
     name: str
     values: Floats
     regret: dict[str, Floats]
@@ -140,9 +145,12 @@ def make_board(
     sweeps: list[Sweep] = []
     broken: list[str] = []
     doubtful: list[str] = []
-    for kind in KINDS.values():
-        planned = [s for s in run["cells"] if kind_of(s["task"]["env"]) == kind.name]
-        own = [c for c in cells if kind_of(c["spec"]["task"]["env"]) == kind.name]
+    for problem in PROBLEMS.values():
+        planned = [s for s in run["cells"] if problem_of(s["task"]["env"]) is problem]
+        own = [c for c in cells if problem_of(c["spec"]["task"]["env"]) is problem]
+        if not planned:
+            continue
+        kind = problem.kind
         checked = tidy(own, kind)
         broken += violations(checked, kind)
         doubtful += warnings(checked, kind)
@@ -156,8 +164,8 @@ def make_board(
             if boards:
                 standings.append(make_standing(section, boards, specs, table, played))
             tasks += boards
-            if protocol == "online":
-                sweeps += _sweeps(boards, played)
+            if protocol == "online" and kind.sweeps is not None:
+                sweeps += _sweeps(boards, played, section, kind.sweeps)
     return Board(
         suite=run["suite"],
         standings=standings,
@@ -252,29 +260,34 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
 
 # --- sweeps ---------------------------------------------------------------------------------------
 
-_SWEPT = {"horizon": ("num_stages",), "num_stages": (), "max_deployed": ()}
-"""Parameter of a sweep -> arguments that may change with it."""
 
-
-def _sweeps(boards: Sequence[TaskBoard], cells: Sequence[Record]) -> Iterator[Sweep]:
-    """Find deployment tasks, three or more, that differ in one parameter only."""
-    for axis, following in _SWEPT.items():
+def _sweeps(
+    boards: Sequence[TaskBoard], cells: Sequence[Record], section: Section, swept: Sweeps
+) -> Iterator[Sweep]:
+    """Find tasks, three or more, that differ in one parameter only."""
+    for axis in swept.axes:
         groups: dict[str, list[TaskBoard]] = {}
         for board in boards:
             arguments = {**board.task["kwargs"], "horizon": board.task["horizon"]}
-            if board.kind is DEPLOYMENT and arguments.pop(axis, None) is not None:
-                for name in following:
+            if arguments.pop(axis, None) is not None:
+                for name in swept.following.get(axis, ()):
                     arguments.pop(name, None)
                 groups.setdefault(canonical([board.task["env"], arguments]), []).append(board)
         for group in groups.values():
             values = {(board.task["kwargs"] | board.task)[axis] for board in group}
             if len(group) == len(values) >= 3:  # else something that follows the axis differs
-                sweep = _sweep(axis, group, cells)
+                sweep = _sweep(axis, group, cells, section, swept)
                 if sweep.regret:  # some agent has been run at every value
                     yield sweep
 
 
-def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> Sweep:
+def _sweep(
+    axis: str,
+    boards: Sequence[TaskBoard],
+    cells: Sequence[Record],
+    section: Section,
+    swept: Sweeps,
+) -> Sweep:
     """Line up the cells of a group of tasks."""
     place = {board.task["name"]: board.task["kwargs"] | board.task for board in boards}
     names = sorted(place, key=lambda name: float(place[name][axis]))
@@ -292,7 +305,7 @@ def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> S
         if seeds:
             regret[label], ledger[label] = (
                 np.array([[own[seed, name][metric] for name in names] for seed in seeds])
-                for metric in ("mean_regret", "ledger")
+                for metric in (swept.regret, swept.earned)
             )
             ends = [[_stuck(traffic[name], label, seed) for name in names] for seed in seeds]
             if axis == "horizon" and not any(None in row for row in ends):
@@ -304,7 +317,18 @@ def _sweep(axis: str, boards: Sequence[TaskBoard], cells: Sequence[Record]) -> S
         else {}
     )
     prefix = os.path.commonprefix(names).rpartition("-")[0]  # noqa: RUF071 - names, not paths
-    return Sweep(axis, prefix or names[0], values, regret, ledger, exponents, stuck)
+    return Sweep(
+        section,
+        axis,
+        swept.axes[axis],
+        swept.note,
+        prefix or names[0],
+        values,
+        regret,
+        ledger,
+        exponents,
+        stuck,
+    )
 
 
 def _stuck(traffic: Mapping[str, Mapping[int, Traffic]], label: str, seed: int) -> bool | None:

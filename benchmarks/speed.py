@@ -29,7 +29,7 @@ from scipy.optimize import minimize
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.agent import Action, Agent, Observation, QueueProblem, make_agent
 from benchmarks.engines import ONE_THREAD
-from benchmarks.queueing import public_problem
+from benchmarks.problems.queueing.play import public_problem
 from benchmarks.runner import checked_action, provenance
 from benchmarks.store import write_text
 from benchmarks.task_board import INSTALLED

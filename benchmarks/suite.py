@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.problems import problem_of
+
 REFERENCES = ("oracle", "random")
 """Policies every task runs besides its agents: the two ends of the score."""
 
@@ -126,11 +128,6 @@ class Suite:
     description: str
     seeds: int
     tasks: tuple[Task, ...]
-
-
-def kind_of(env: str) -> str:
-    """Kind of the tasks of a Gymnasium id: ``"queueing"`` or ``"deployment"``."""
-    return "deployment" if env.rpartition(":")[2].startswith("LLMDeploy-") else "queueing"
 
 
 def canonical(value: object) -> str:
@@ -313,16 +310,16 @@ def _shuffled(task: Task, agents: tuple[AgentEntry, ...], where: str) -> Task:
                 f"{where}: {CONTROL} names {entry.label!r}, which does not play the task; "
                 f"it must be {near(entry.label, played or {'(none)'})}"
             )
-    workload = task.kwargs.get("workload")
-    if kind_of(task.env) != "queueing" or not isinstance(workload, Mapping):
+    kwargs = problem_of(task.env).shuffled(task.kwargs)
+    if kwargs is None:
         raise SuiteError(
-            f"{where}: {CONTROL} needs a queueing task whose kwargs.workload is a table, "
+            f"{where}: {CONTROL} needs a task with contexts of its own: a kwargs.workload table, "
             'for example { source = "paretobandit" }'
         )
     return replace(
         task,
         name=f"{task.name}-shuffled",
-        kwargs={**task.kwargs, "workload": {**workload, "shuffle_contexts": True}},
+        kwargs=kwargs,
         headline=False,
         agents=tuple(played[entry.label] for entry in agents),
         published={},

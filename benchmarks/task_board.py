@@ -10,7 +10,16 @@ import numpy as np
 import polars as pl
 
 from benchmarks.intervals import Interval, competition_ranks, separated_pair, t_interval
-from benchmarks.kinds import CONTEXTS, TRAINING, Column, Curves, Evidence, Figure, Kind, Traffic
+from benchmarks.problems.kind import (
+    CONTEXTS,
+    TRAINING,
+    Column,
+    Curves,
+    Evidence,
+    Figure,
+    Kind,
+    Traffic,
+)
 from benchmarks.suite import REFERENCES, spec_key
 
 Record = Mapping[str, Any]
@@ -125,7 +134,7 @@ class TaskBoard:
     curves : dict[str, Curves]
         Per agent.
     traffic : dict[str, dict[int, Traffic]]
-        Per agent and seed; empty for queueing.
+        Per agent and seed; empty where the problem records none.
     about : str
         Words about the instances.
     seeds : int
@@ -263,7 +272,7 @@ def _curves(cells: Sequence[Record]) -> dict[str, Curves]:
 
 
 def _traffic(cells: Sequence[Record]) -> dict[str, dict[int, Traffic]]:
-    """Traffic of a deployment task by agent and seed; empty for queueing."""
+    """Traffic of a task by agent and seed; empty where the problem records none."""
     return {
         label: {
             cell["spec"]["seed"]: Traffic(

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+import gymnasium as gym
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,11 +29,12 @@ from rich.progress import Progress as Bars
 from baselines.models import OWN_FILES, models_folder, read_card
 from benchmarks.engines import _worker_environment, within_a_day
 from benchmarks.plan import Plan, Training, task_arguments
+from benchmarks.problems import PROBLEMS
 from benchmarks.suite import SuiteError, find_task
 from benchmarks.terminal import say
 
 if TYPE_CHECKING:
-    from baselines.rl import Progress, Recipe
+    from baselines.rl import Progress
 
 _CHECKPOINT_EVERY = 20_000  # steps of a suite's training
 
@@ -95,7 +97,7 @@ def train_agent(
 
     own = _json_object(kwargs, "kwargs")
     name = task.removeprefix("llmqueue_gym:")
-    if name.startswith("LLM") and ":" not in name:  # an environment's id
+    if name in gym.registry:
         env_id, arguments, length = name, own, horizon
     else:
         found = find_task(task)
@@ -112,7 +114,7 @@ def train_agent(
         )
     before = read_card(path)["steps"] if path.exists() else 0
     title = f"{agent} on {name}" + (f", resumed at {before:,}" if before else "")
-    if _forgets_instances(used, arguments):
+    if not used.recalls and _draws_llms(env_id, arguments):
         say(_NO_INSTANCE, console)
     with progress_bars(console) as bars:
         bar = bars.add_task(title, total=steps, completed=before, **_NO_FIGURES)
@@ -286,15 +288,9 @@ _NO_INSTANCE = (
 )
 
 
-def _forgets_instances(used: Recipe, kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether the LLMs differ from episode to episode and the policy cannot find out how.
-
-    Queries of a data set are drawn anew too, but its LLMs stay what they are.
-    """
-    workload = kwargs.get("workload", "synthetic")
-    source = workload if isinstance(workload, str) else workload.get("source")
-    fixed = kwargs.get("instance_seed") is not None
-    return used.env_id == "LLMQueue-v0" and source == "synthetic" and not (fixed or used.recalls)
+def _draws_llms(env_id: str, kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether the LLMs differ from episode to episode."""
+    return any(env_id in p.env_ids and p.new_llms(kwargs) for p in PROBLEMS.values())
 
 
 # --- what is shown --------------------------------------------------------------------------------

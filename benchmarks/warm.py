@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 
 import llmqueue_gym  # noqa: F401 - registers the environments
+from benchmarks.problems import PROBLEMS
 
-for _name in ("LLMQueue-v0", "LLMDeploy-v0"):
+for _name in (name for problem in PROBLEMS.values() for name in problem.env_ids):
     _env = gym.make(_name, disable_env_checker=True)
     _env.reset(seed=0)
     _env.step(np.zeros_like(_env.action_space.sample()))

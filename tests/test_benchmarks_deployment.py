@@ -9,19 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.deployment import served_per_stage
 from benchmarks.engines import LocalEngine
 from benchmarks.fairness import violations
-from benchmarks.kinds import DEPLOYMENT, Traffic, adoption_delays, is_stuck
-from benchmarks.luck import LUCK_LIMIT
 from benchmarks.plan import make_plan
+from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.problems.deployment.board import KIND as DEPLOYMENT
+from benchmarks.problems.deployment.board import adoption_delays
+from benchmarks.problems.deployment.play import served_per_stage
+from benchmarks.problems.kind import Traffic, is_stuck
+from benchmarks.problems.luck import LUCK_LIMIT
 from benchmarks.report import board_markdown, board_summary, draw_figure
 from benchmarks.report.page import board_page
 from benchmarks.report.series import heat_map
 from benchmarks.report.tables import sweep_title
 from benchmarks.runner import InvalidActionError, run_cell
 from benchmarks.scoring import make_board, tidy
-from benchmarks.suite import SuiteError, kind_of, load_suite, parse_suite
+from benchmarks.suite import SuiteError, load_suite, parse_suite
 
 TASK = {
     "name": "tiny",
@@ -98,9 +101,11 @@ LABELS = ("oracle", "random", "StageRoute", "price-aware")
 # --- cells ----------------------------------------------------------------------------------------
 
 
-def test_the_kind_follows_from_the_id():
-    assert kind_of("LLMDeploy-v0") == kind_of("llmqueue_gym:LLMDeploy-v0") == "deployment"
-    assert kind_of("LLMQueue-v0") == kind_of("llmqueue_gym:LLMQueue-v0") == "queueing"
+def test_the_problem_follows_from_the_id():
+    for name, env_id in (("deployment", "LLMDeploy-v0"), ("queueing", "LLMQueue-v0")):
+        assert problem_of(env_id) is problem_of(f"llmqueue_gym:{env_id}") is PROBLEMS[name]
+    with pytest.raises(ValueError, match="env='LLMQueu-v0' is none that is benchmarked: LLMDep"):
+        problem_of("LLMQueu-v0")
 
 
 @pytest.mark.parametrize("label", LABELS)

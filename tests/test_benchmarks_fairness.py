@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from benchmarks.fairness import summed_luck, violations
-from benchmarks.kinds import DEPLOYMENT, QUEUEING
-from benchmarks.luck import LUCK_LIMIT, Luck, left_out_residuals, outcome_luck, row_luck
+from benchmarks.problems.deployment.board import KIND as DEPLOYMENT
+from benchmarks.problems.luck import LUCK_LIMIT, Luck, left_out_residuals, outcome_luck, row_luck
+from benchmarks.problems.queueing.board import KIND as QUEUEING
 
 TASKS, SLOTS = 8, 2_000
 

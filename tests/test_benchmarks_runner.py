@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import runner
-from benchmarks.luck import LUCK_LIMIT, outcome_luck
 from benchmarks.plan import make_plan
-from benchmarks.queueing import (
+from benchmarks.problems.luck import LUCK_LIMIT, outcome_luck
+from benchmarks.problems.queueing.play import (
     BrokenLawError,
     Recorder,
     Trace,

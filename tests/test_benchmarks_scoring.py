@@ -24,8 +24,8 @@ from benchmarks.intervals import (
     separated_pair,
     t_interval,
 )
-from benchmarks.kinds import QUEUEING
 from benchmarks.plan import make_plan
+from benchmarks.problems.queueing.board import KIND as QUEUEING
 from benchmarks.report import board_markdown, board_summary, board_tables, draw_figure
 from benchmarks.report.as_json import board_json
 from benchmarks.report.figure import main_picture

@@ -354,8 +354,8 @@ def test_cells_of_a_control_name_its_task_and_share_arrivals_and_references():
     [
         ({"shuffled_contexts": ["Q-UCB"]}, "'Q-UCB', which does not play the task"),
         ({"shuffled_contexts": "ACQB"}, "must be a list"),
-        ({"kwargs": {"load": 0.9}}, "kwargs.workload is a table"),
-        ({"env": "LLMDeploy-v0"}, "needs a queueing task"),
+        ({"kwargs": {"load": 0.9}}, "a kwargs.workload table"),
+        ({"env": "LLMDeploy-v0"}, "needs a task with contexts of its own"),
     ],
 )
 def test_a_control_that_cannot_be_is_said(change, message):

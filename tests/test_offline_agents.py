@@ -27,7 +27,7 @@ from baselines.queueing.contrastive import (
 from baselines.queueing.offline import fit_knn, fit_logistic, fit_ridge, prior_strength
 from benchmarks.engines import LocalEngine, execute
 from benchmarks.plan import make_plan
-from benchmarks.queueing import public_problem
+from benchmarks.problems.queueing.play import public_problem
 from benchmarks.report import board_markdown
 from benchmarks.runner import provenance, run_cell
 from benchmarks.scoring import load_board

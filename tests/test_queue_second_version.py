@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from benchmarks.queueing import Recorder
+from benchmarks.problems.queueing.play import Recorder
 
 HORIZON = 700
 

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any
 
 from benchmarks.intervals import Interval
-from benchmarks.kinds import Figure
+from benchmarks.problems.kind import Figure
 from benchmarks.scoring import Board
 from benchmarks.standing import Standing
 from benchmarks.task_board import TaskBoard

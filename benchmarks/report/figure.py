@@ -25,11 +25,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from matplotlib.transforms import Bbox
 
 from benchmarks.intervals import Floats
-from benchmarks.kinds import DEPLOYMENT, QUEUEING
+from benchmarks.problems.kind import Panel, Scale
 from benchmarks.report.series import (
     HeatMap,
-    Panel,
-    Scale,
     heat_map,
     mean_and_error,
     panels,
@@ -52,12 +50,6 @@ _HEAT_AGENTS = 3  # learning agents in a heat map, beside the oracle
 _NAME_HEIGHT = 9.5  # points from one name to the next
 _POINT = 6  # pixels from the middle of a point to its edge
 _NAME_GAP = 0.05  # least distance of names beside a panel, in heights of it
-
-_PAGES = {
-    QUEUEING.name: ("leaderboard", "queue length and routing regret over time"),
-    DEPLOYMENT.name: ("deployment", "ledger reward and money spent over time"),
-}
-"""Kind -> file name and caption of its pages."""
 
 
 class Picture(NamedTuple):
@@ -96,11 +88,10 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
             name, caption = training_name(section)
             figure = _training_page(board.suite, trained, styles)
             pictures.append(_save(figure, folder, name, caption, section))
-    if board.sweeps:
-        section = Section(DEPLOYMENT, "online")
-        figure = _sweep_page(board, _styles(board, section))
+    for section in dict.fromkeys(sweep.section for sweep in board.sweeps):
+        figure = _sweep_page(board, section, _styles(board, section))
         caption = "ledger score and regret against the swept parameter"
-        pictures.append(_save(figure, folder, "sweeps", caption, section))
+        pictures.append(_save(figure, folder, _sweeps_name(board, section), caption, section))
     for task in board.tasks:
         traffic = heat_map(task) if task.rows else None
         if traffic is not None:
@@ -137,7 +128,7 @@ def main_picture(board: Board, section: Section) -> tuple[str, str]:
 
 
 def _curves_name(section: Section) -> tuple[str, str]:
-    name, caption = _PAGES[section.kind.name]
+    name, caption = section.kind.picture
     if section.protocol == "online":
         return name, caption
     return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
@@ -149,6 +140,11 @@ def _overall_name(section: Section) -> tuple[str, str]:
     if section.protocol == "online":
         return name, caption
     return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
+
+
+def _sweeps_name(board: Board, section: Section) -> str:
+    several = len({sweep.section for sweep in board.sweeps}) > 1
+    return f"sweeps-{section.kind.name}" if several else "sweeps"
 
 
 def training_name(section: Section) -> tuple[str, str]:
@@ -513,18 +509,13 @@ def _heat_map(axis: Axes, traffic: HeatMap, shares: Floats, highest: float) -> Q
 
 # --- sweeps ---------------------------------------------------------------------------------------
 
-_AXIS_NAMES = {
-    "horizon": "queries of the run, T",
-    "num_stages": "stages, K",
-    "max_deployed": "LLMs deployed at a time, M_max",
-}
 
-
-def _sweep_page(board: Board, styles: dict[str, Style]) -> Figure:
+def _sweep_page(board: Board, section: Section, styles: dict[str, Style]) -> Figure:
     """One row a sweep: ledger score per query and regret at the end."""
-    figure = new_figure(11, 3.6 * len(board.sweeps) + 1.2)
-    axes = figure.subplots(len(board.sweeps), 2, squeeze=False)
-    for row, sweep in zip(axes, board.sweeps, strict=True):
+    sweeps = [sweep for sweep in board.sweeps if sweep.section == section]
+    figure = new_figure(11, 3.6 * len(sweeps) + 1.2)
+    axes = figure.subplots(len(sweeps), 2, squeeze=False)
+    for row, sweep in zip(axes, sweeps, strict=True):
         draw_sweep(row[0], sweep, sweep.ledger, styles, "ledger score per query")
         regrets = {label: part for label, part in sweep.regret.items() if label != "oracle"}
         draw_sweep(row[1], sweep, regrets, styles, "regret")
@@ -534,7 +525,7 @@ def _sweep_page(board: Board, styles: dict[str, Style]) -> Figure:
         row[1].set_ylim(1.5 * float(means.min()), 1.5 * float(means.max()) + 1.0)
         row[0].set_title(_text(sweep.name), loc="left", fontsize=11, fontweight="bold")
     _legend(figure, styles)
-    seeds = max(part.shape[0] for sweep in board.sweeps for part in sweep.regret.values())
+    seeds = max(part.shape[0] for sweep in sweeps for part in sweep.regret.values())
     figure.suptitle(_suptitle(board.suite, seeds), fontsize=11)
     return figure
 
@@ -548,4 +539,4 @@ def draw_sweep(
     axis.set_xscale("log")
     axis.set_xticks(sweep.values, [f"{value:,.0f}" for value in sweep.values])
     axis.minorticks_off()
-    _dress(axis, _AXIS_NAMES[sweep.axis], quantity)
+    _dress(axis, sweep.across, quantity)

@@ -16,10 +16,10 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from benchmarks.intervals import Floats, Interval
+from benchmarks.problems.kind import Panel
 from benchmarks.report.instance import task_data, task_llms, task_warnings
 from benchmarks.report.series import (
     HeatMap,
-    Panel,
     heat_map,
     mean_and_error,
     panels,
@@ -32,12 +32,12 @@ from benchmarks.report.tables import (
     PUBLISHED_COLUMNS,
     SCORE_NOTE,
     SWEEP_COLUMNS,
-    SWEEP_NOTE,
     duration,
     inverted_seeds,
     nothing_separates,
     published_lines,
     published_title,
+    section_sweeps,
     section_tasks,
     seed_ranges,
     sweep_lines,
@@ -178,11 +178,7 @@ def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
             }
             for task in tasks
         ],
-        "sweeps": [
-            _sweep(sweep)
-            for sweep in board.sweeps
-            if section.protocol == "online" and section.kind.name == "deployment"
-        ],
+        "sweeps": [_sweep(sweep) for sweep in section_sweeps(board, section)],
     }
 
 
@@ -319,8 +315,8 @@ def _heat(traffic: HeatMap) -> Json:
 def _sweep(sweep: Sweep) -> Json:
     return {
         "title": sweep_title(sweep),
-        "note": SWEEP_NOTE,
-        "axis": sweep.axis,
+        "note": sweep.note,
+        "across": sweep.across,
         "values": sweep.values.tolist(),
         **{
             name: {

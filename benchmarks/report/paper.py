@@ -11,7 +11,7 @@ from typing import Any, Literal
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.kinds import DEPLOYMENT
+from benchmarks.problems.kind import Panel
 from benchmarks.report.figure import (
     COLOURS,
     Style,
@@ -26,7 +26,7 @@ from benchmarks.report.figure import (
     spread,
     styles_of,
 )
-from benchmarks.report.series import Panel, heat_map, panels, training_panels
+from benchmarks.report.series import heat_map, panels, training_panels
 from benchmarks.scoring import Board
 from benchmarks.standing import OverallRow, Standing
 from benchmarks.suite import REFERENCES
@@ -235,8 +235,8 @@ def _training(board: Board, task: str, choose: Choice) -> Drawn:
 
 
 def _sweeps(board: Board, task: str, choose: Choice) -> Drawn:
-    names = choose(Section(DEPLOYMENT, "online"))
     for sweep in board.sweeps:
+        names = choose(sweep.section)
         figure = new_figure(7.4, 2.8)
         parts = ((sweep.ledger, "ledger score per query"), (sweep.regret, "regret"))
         for axis, (values, quantity) in zip(figure.subplots(1, 2), parts, strict=True):
@@ -250,7 +250,7 @@ def _sweeps(board: Board, task: str, choose: Choice) -> Drawn:
 _OF_A_TASK = ("curves", "traffic")
 
 FIGURES: Mapping[str, tuple[str, Callable[[Board, str, Choice], Drawn]]] = {
-    "curves": ("queue and regret, or ledger and spend, over time of --task", _curves),
+    "curves": ("what happens over time on --task", _curves),
     "traffic": ("share of the queries by LLM and stage of --task", _traffic),
     "scores": ("overall scores with intervals", _scores),
     "profiles": ("share of runs that score above x", _profiles),

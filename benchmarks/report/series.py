@@ -7,62 +7,24 @@ them to the browser.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.intervals import Floats
-from benchmarks.kinds import QUEUEING, Curves, Ints, Traffic
+from benchmarks.problems.kind import Ints, Panel, Scale, Traffic
 from benchmarks.scoring import Board
 from benchmarks.suite import REFERENCES
 from benchmarks.task_board import Section, TaskBoard
 
-Scale = Literal["linear", "log", "symlog"]
-Line = tuple[Floats, Floats]
-"""x of shape (L,) and values of shape (seeds, L)."""
-
-_LOG_ABOVE = 30.0  # queue lengths beyond this get a logarithmic axis
-_WINDOWS = 28  # means of the queue length are taken over so many log-spaced windows
-_MOST_SPEND = 2.0  # money axis, in budgets
 _HEAT_LLMS = 24  # LLMs with a row of their own; the others share one
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One quantity over time, a line an agent.
-
-    Attributes
-    ----------
-    across, quantity : str
-        What the axes show.
-    lines : dict of Line
-        Per agent.
-    x_scale, y_scale : str
-        ``"linear"``, ``"log"``, or ``"symlog"`` (linear below 1).
-    x_range, y_range : tuple of float
-        What is worth seeing; data may lie outside.
-    marks : tuple of Line
-        Lines to compare with, as x (2,) and y (1, 2).
-    """
-
-    across: str
-    quantity: str
-    lines: dict[str, Line]
-    x_scale: Scale
-    y_scale: Scale
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-    marks: tuple[Line, ...] = field(default=())
 
 
 def panels(task: TaskBoard) -> list[Panel]:
     """Return the two panels of a task; empty if none of its cells was run."""
     if not task.curves:
         return []
-    if task.kind is QUEUEING:
-        return [_queue_panel(task), _regret_panel(task)]
-    return [_ledger_panel(task), _spend_panel(task)]
+    return task.kind.panels(task)
 
 
 def mean_and_error(values: Floats) -> tuple[Floats, Floats | None]:
@@ -70,115 +32,6 @@ def mean_and_error(values: Floats) -> tuple[Floats, Floats | None]:
     mean = values.mean(axis=0)
     seeds = values.shape[0]
     return mean, values.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else None
-
-
-def _first_slot(task: TaskBoard) -> float:
-    """Two decades are shown: earlier slots tell nothing apart and would fill half a log axis."""
-    return float(max(1, int(task.task["horizon"]) // 100))
-
-
-# --- queueing -------------------------------------------------------------------------------------
-
-
-def _queue_panel(task: TaskBoard) -> Panel:
-    lines = {label: windowed_means(curves) for label, curves in task.curves.items()}
-    highest = max(float(means.mean(axis=0).max()) for _, means in lines.values())
-    return Panel(
-        "slot t",
-        "queue length",
-        lines,
-        "log",
-        "symlog" if highest > _LOG_ABOVE else "linear",
-        (_first_slot(task), float(task.task["horizon"])),
-        (0.0, (1.5 if highest > _LOG_ABOVE else 1.05) * highest + 0.01),
-    )
-
-
-def _regret_panel(task: TaskBoard) -> Panel:
-    first = _first_slot(task)
-    lines = {
-        label: (curves.t, curves.sums["regret"])
-        for label, curves in task.curves.items()
-        if label != "oracle" or curves.sums["regret"].any()  # 0 where the window never binds
-    }
-    shown = np.concatenate(
-        [np.zeros(0), *(regret.mean(axis=0)[t >= first] for t, regret in lines.values())]
-    )
-    positive = shown[shown > 0]
-    return Panel(
-        "slot t",
-        "cumulative routing regret",
-        lines,
-        "log",
-        "log",
-        (first, float(task.task["horizon"])),
-        (0.8 * float(positive.min()), 1.5 * float(positive.max())) if positive.size else (0.1, 1.0),
-    )
-
-
-def windowed_means(curves: Curves) -> Line:
-    """Mean queue length in log-spaced windows: centres (L,) and means (seeds, L)."""
-    t = np.concatenate([[0.0], curves.t])
-    queue = curves.sums["queue"]
-    total = np.concatenate([np.zeros((queue.shape[0], 1)), queue], axis=1)
-    wanted = np.geomspace(1, curves.t[-1], _WINDOWS)
-    edges = np.unique(np.concatenate([[0], np.searchsorted(t, wanted)]))
-    means = np.diff(total[:, edges], axis=1) / np.diff(t[edges])
-    return np.sqrt(np.maximum(t[edges[:-1]], 1.0) * t[edges[1:]]), means
-
-
-# --- deployment -----------------------------------------------------------------------------------
-
-
-def _ledger_panel(task: TaskBoard) -> Panel:
-    """Cumulative ledger reward over the oracle's at the same query."""
-    oracle = task.curves.get("oracle")
-    horizon = float(task.task["horizon"])
-    lines: dict[str, Line] = {}
-    extremes = [1.0]
-    for label, curves in task.curves.items():
-        if oracle is None:
-            continue
-        _, mine, theirs = np.intersect1d(curves.seeds, oracle.seeds, return_indices=True)
-        late = curves.t >= _first_slot(task)  # a ratio of a few rewards tells nothing
-        reference = oracle.sums["ledger"][theirs][:, late]
-        if mine.size and (reference > 0).all():
-            ratio = curves.sums["ledger"][mine][:, late] / reference
-            lines[label] = (curves.t[late], ratio)
-            extremes += ratio.mean(axis=0)[curves.t[late] >= horizon / 10].tolist()
-    low, high = min(extremes), max(extremes)
-    room = 0.15 * (high - low) + 0.005
-    return Panel(
-        "query t",
-        "ledger reward so far / oracle's",
-        lines,
-        "linear",
-        "linear",
-        (0.0, horizon),
-        (max(0.0, low - room), high + room),
-    )
-
-
-def _spend_panel(task: TaskBoard) -> Panel:
-    """Money spent, in units of the whole budget B = bT."""
-    horizon = float(task.task["horizon"])
-    lines = {}
-    for label, curves in task.curves.items():
-        start = np.zeros((curves.seeds.size, 1))
-        spend = np.concatenate([start, curves.sums["spend"]], axis=1)
-        lines[label] = (np.append(0.0, curves.t), spend)
-    highest = max([1.0, *(float(spend[:, -1].mean()) for _, spend in lines.values())])
-    ends = np.array([0.0, horizon])
-    return Panel(
-        "query t",
-        "money spent / budget (dotted: b t)",
-        lines,
-        "linear",
-        "linear",
-        (0.0, horizon),
-        (0.0, min(_MOST_SPEND, 1.08 * highest)),
-        ((ends, np.array([[0.0, 1.0]])), (ends, np.array([[1.0, 1.0]]))),
-    )
 
 
 class HeatMap(NamedTuple):
@@ -283,11 +136,7 @@ def training_panels(board: Board, section: Section) -> dict[str, Panel]:
         ]
         if task.section != section or not runs:
             continue
-        quantity, what = (
-            ("queue", "queue length while training")
-            if task.kind is QUEUEING
-            else ("reward", "reward per query while training")
-        )
+        quantity, what, may_log = task.kind.training
         lines = {
             run["agent"]: (
                 np.array(run["steps"], dtype=np.float64),
@@ -297,7 +146,7 @@ def training_panels(board: Board, section: Section) -> dict[str, Panel]:
         }
         x = np.concatenate([line[0] for line in lines.values()])
         y = np.concatenate([line[1][0] for line in lines.values()])
-        log: Scale = "log" if task.kind is QUEUEING and (y > 0).all() else "linear"
+        log: Scale = "log" if may_log and (y > 0).all() else "linear"
         margin = 0.05 * float(np.ptp(y)) + 1e-3
         y_range = (
             (0.8 * float(y.min()), 1.3 * float(y.max()))

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.intervals import Interval, t_interval
-from benchmarks.kinds import DEPLOYMENT
 from benchmarks.report.figure import Picture
 from benchmarks.report.instance import task_warnings
 from benchmarks.scoring import Board, Sweep
@@ -111,10 +110,10 @@ def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
             parts += [_markdown(_overall_headers(board, section), lines)]
         parts += [f"{_overall_note(board, section)}\n", f"{origin}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
-        for sweep in board.sweeps if section == (DEPLOYMENT, "online") else []:
+        for sweep in section_sweeps(board, section):
             lines = sweep_lines(sweep)
             parts += [f"{mark} {_escaped(sweep_title(sweep))}\n", _markdown(SWEEP_COLUMNS, lines)]
-            parts += [f"{SWEEP_NOTE}\n{origin}\n"]
+            parts += [f"{sweep.note}\n{origin}\n"]
         for task in section_tasks(board, section):
             parts += [f"{mark} {_escaped(_task_title(task))}\n"]
             parts += [_markdown(task_headers(task, short=False), task_lines(task, False))]
@@ -145,11 +144,11 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
             parts += [_markdown(_overall_headers(board, section), lines)]
         parts += [f"{_overall_note(board, section)}\n"]
         parts += [_image(figure) for figure in figures if figure.section == section]
-        sweeps = board.sweeps if section == (DEPLOYMENT, "online") else ()
+        sweeps = section_sweeps(board, section)
         for sweep in sweeps:
             parts += [f"**{_escaped(sweep_title(sweep))}**\n"]
             parts += [_markdown(SWEEP_COLUMNS, sweep_lines(sweep))]
-        parts += [SWEEP_NOTE] if sweeps else []
+        parts += [sweeps[0].note] if sweeps else []
         tasks = section_tasks(board, section)
         if len(tasks) <= _README_TASKS:
             names = ", ".join(_escaped(task.task["name"]) for task in tasks)
@@ -195,6 +194,11 @@ def section_name(board: Board, section: Section) -> str:
 def section_tasks(board: Board, section: Section) -> list[TaskBoard]:
     """Tasks of a section."""
     return [task for task in board.tasks if task.section == section]
+
+
+def section_sweeps(board: Board, section: Section) -> list[Sweep]:
+    """Sweeps of a section."""
+    return [sweep for sweep in board.sweeps if sweep.section == section]
 
 
 def _headline(board: Board, section: Section) -> list[str]:
@@ -381,14 +385,6 @@ def _line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
 
 
 SWEEP_COLUMNS = ("agent", "exponent of regret", "stuck", "regret", "ledger / query")
-SWEEP_NOTE = """\
-*regret* (of the true means) and *ledger / query*: means over seeds at the smallest and the largest
-value. *exponent of regret*: of the regret at the end in T, least squares over the tasks of the
-sweep with a bootstrap over seeds ("none" where it is not positive); published for StageRoute with
-K ~ T^(1/3): at most 2/3. *stuck*: share of the seeds that over the last tenth of the stages (at
-least one) send less than half of the queries to the LLMs the oracle of the same seed sends them to,
-at the smallest and the largest T: they end on worse LLMs, or still search.
-"""
 
 
 def published_title(board: TaskBoard) -> str:

@@ -401,8 +401,6 @@
     });
   }
 
-  const SWEPT = { horizon: "queries of the run, T", num_stages: "stages, K", max_deployed: "LLMs deployed at a time, M_max" };
-
   function sweepCharts(section, sweep) {
     return [["ledger", "Ledger score per query"], ["regret", "Regret at the end"]].map(([name, title]) =>
       chart(title, "Mean over seeds, band one standard error.", () => ({
@@ -413,7 +411,7 @@
         }),
         layout: {
           hovermode: "x unified",
-          xaxis: axis(SWEPT[sweep.axis] || sweep.axis, { type: "log", tickmode: "array", tickvals: sweep.values, ticktext: sweep.values.map((v) => v.toLocaleString("en")) }),
+          xaxis: axis(sweep.across, { type: "log", tickmode: "array", tickvals: sweep.values, ticktext: sweep.values.map((v) => v.toLocaleString("en")) }),
           yaxis: axis("", { tickformat: ",.3~g" }),
         },
       })));

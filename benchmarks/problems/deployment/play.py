@@ -1,6 +1,6 @@
 """A deployment cell: how its run is watched with the hidden truth, and what is measured.
 
-See `benchmarks.runner` for the loop; `benchmarks.kinds` says what a report shows of it.
+See `benchmarks.runner` for the loop.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import Action, DeployProblem
-from benchmarks.luck import Luck, outcome_luck, row_luck
+from benchmarks.problems.luck import Luck, outcome_luck, row_luck
 from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
+from llmqueue_gym.workloads.catalog import stream_fingerprint
 from llmqueue_gym.workloads.order import arrival_words
-
-HORIZON_ARGUMENT = "horizon"
-ACTION_LAYOUT = "[N deployment bits, LLM]"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -50,6 +48,11 @@ def assumptions(env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
     return [f"the table does not say when LLMs arrive: {', '.join(order)}"]
 
 
+def fingerprint(kwargs: Mapping[str, Any]) -> str | None:
+    """Hash the content of the files of a stream of LLMs."""
+    return stream_fingerprint(kwargs["instance"]) if "instance" in kwargs else None
+
+
 class Recorder:
     """Watches a run: which LLM answered every query, for what reward and what money."""
 
@@ -74,6 +77,13 @@ class Recorder:
         dynamics = self._dynamics
         earned = float(dynamics.total_reward), float(dynamics.ledger_score)
         self._rows.append((info["llm"], *earned, money))
+
+    def truth(self, t: int) -> str:
+        """Say what the first t queries would be scored by."""
+        best = fluid_values(self._dynamics.instance(), self._dynamics.rules)[:t].sum()
+        ledger = float(self._dynamics.ledger_score) / max(1, t)
+        regret = float(best - self._dynamics.total_reward)
+        return f"truth: ledger {ledger:.3f} a query, regret {regret:,.2f} in all"
 
     def result(self) -> dict[str, Any]:
         """Return ``metrics``, the cumulative sums of the learning curve, ``traffic`` and ``llms``.

@@ -1,6 +1,6 @@
 """A queueing cell: how its run is watched with the hidden truth, and what is measured.
 
-See `benchmarks.runner` for the loop; `benchmarks.kinds` says what a report shows of it.
+See `benchmarks.runner` for the loop.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.agent import Action, QueueProblem
-from benchmarks.luck import outcome_luck
+from benchmarks.problems.luck import outcome_luck
+from llmqueue_gym import workloads
 from llmqueue_gym.oracles import MyopicOracle
 from llmqueue_gym.queueing.dynamics import QueueDynamics
-from llmqueue_gym.workloads.arrivals import dispersion, interarrival_cv
-
-HORIZON_ARGUMENT = "max_episode_steps"
-ACTION_LAYOUT = "[slot, llm_1, ..., llm_K]"
+from llmqueue_gym.workloads.arrivals import arrivals_fingerprint, dispersion, interarrival_cv
 
 TAIL_SHARE = 0.2
 """Last share of the horizon that the tail of a metric is taken over."""
@@ -85,6 +83,14 @@ def make_oracle(env: gym.Env[Any, Any]) -> MyopicOracle:
 def assumptions(env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
     """Nothing is assumed of a queue."""
     return []
+
+
+def fingerprint(kwargs: Mapping[str, Any]) -> str | None:
+    """Hash the content of the files of a workload and of a trace of arrivals."""
+    if "workload" not in kwargs and "arrivals" not in kwargs:
+        return None
+    content = workloads.fingerprint(kwargs["workload"]) if "workload" in kwargs else ""
+    return content + arrivals_fingerprint(kwargs.get("arrivals", "bernoulli"))
 
 
 class BrokenLawError(RuntimeError):
@@ -173,6 +179,12 @@ class Recorder:
 
     def _join(self, query: _Query) -> None:
         (self._window if len(self._window) < self._dynamics.window else self._backlog).append(query)
+
+    def truth(self, t: int) -> str:
+        """Say what the first t slots would be scored by."""
+        lengths, regret = self.trace.queue_length[:t], _regret(self.trace)[:t]
+        mean = float(lengths.mean()) if t else 0.0
+        return f"truth: mean queue {mean:,.2f}, routing regret {float(regret.sum()):,.2f} in all"
 
     def result(self) -> dict[str, Any]:
         """Return ``metrics``, the cumulative sums of the learning curve, and the ``llms``.

@@ -1,0 +1,35 @@
+"""Queueing with retrials: LLMQueue-v0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.problems.interface import Problem
+
+
+def _shuffled(kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    workload = kwargs.get("workload")
+    if not isinstance(workload, Mapping):
+        return None
+    return {**kwargs, "workload": {**workload, "shuffle_contexts": True}}
+
+
+def _new_llms(kwargs: Mapping[str, Any]) -> bool:
+    # Queries of a data set are drawn anew too, but its LLMs stay what they are.
+    workload = kwargs.get("workload", "synthetic")
+    source = workload if isinstance(workload, str) else workload.get("source")
+    return source == "synthetic" and kwargs.get("instance_seed") is None
+
+
+QUEUEING = Problem(
+    name="queueing",
+    package=__name__,
+    env_ids=("LLMQueue-v0",),
+    references={"oracle": "oracle", "random": "random"},
+    oracle="myopic",
+    horizon_argument="max_episode_steps",
+    action_layout="[slot, llm_1, ..., llm_K]",
+    shuffled=_shuffled,
+    new_llms=_new_llms,
+)
