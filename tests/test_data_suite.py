@@ -129,12 +129,13 @@ def test_an_imported_data_set_is_played_and_its_content_is_part_of_the_cells(
 ) -> None:
     plan = make_plan(load_suite("datasets"), seeds=1, tasks=["routerbench-load*", "sprout-*"])
     assert {cell.spec["task"]["name"] for cell in plan.cells} == {
-        f"routerbench-load{load}-k{k}-cost{weight}"
+        f"routerbench-load{load}-k{k}-cost{weight}{copy}"
         for load in (0.8, 0.95)
         for k in (1, 2)
         for weight in (0, 1, 5)
+        for copy in ("", "-shuffled")
     }
-    assert sum(name.startswith("sprout") for name in plan.skipped) == 12
+    assert sum(name.startswith("sprout") for name in plan.skipped) == 2 * 12
     before = {cell.key for cell in plan.cells}
     table = (tmp_path / "table.csv").read_text()
     (tmp_path / "table.csv").write_text(table.replace("0.003", "0.004"))

@@ -137,6 +137,8 @@ def test_models_have_their_closed_forms():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_play_is_legal_and_follows_the_seed(name):
+    if name == "ACQB-CL":
+        pytest.importorskip("torch", reason="needs the rl extra")
     data, _ = clustered()
     rng = np.random.default_rng(0)
     waits = [
@@ -290,6 +292,7 @@ def test_the_projection_is_the_network_and_has_unit_norm():
 
 
 def test_a_query_is_projected_once_and_the_ellipsoids_know_it_again(monkeypatch):
+    pytest.importorskip("torch", reason="needs the rl extra")
     data, _ = clustered(dim=70)
     agent = make_agent("ACQB-CL", task(data, 2), 0, epochs=0, exploration_rate=0.0)
     assert agent.projection.model.dim > DIRECT_DIM
@@ -317,6 +320,7 @@ def test_a_query_is_projected_once_and_the_ellipsoids_know_it_again(monkeypatch)
 
 
 def test_what_is_remembered_is_what_the_model_says_and_bounded(monkeypatch):
+    pytest.importorskip("torch", reason="needs the rl extra")
     data, _ = clustered(dim=70)
     projection = train_projection(data, epochs=0)
     monkeypatch.setattr("baselines.queueing.base.MAX_REMEMBERED", 10)

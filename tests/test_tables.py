@@ -393,6 +393,8 @@ def test_a_table_is_stored_under_a_name_and_plays_as_the_file_does(
     np.testing.assert_array_equal(file.contexts, stored.contexts)
     np.testing.assert_array_equal(file.utilities, stored.utilities)
     assert len(fingerprint({"source": "dataset", "name": "mine"})) == 64
+    with pytest.raises(ValueError, match=r"imported from 'table', .* use workload 'dataset'"):
+        fingerprint({"source": "sprout", "name": "mine"})
 
 
 @pytest.mark.parametrize(

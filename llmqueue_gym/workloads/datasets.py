@@ -184,9 +184,10 @@ def stored_header(source: str, name: str | None) -> Header:
     """Header of a stored data set that comes from ``source``."""
     header = read_header(source if name is None else name, source)
     if header.source != source:
+        workload = header.source if header.source in SOURCES else "dataset"
         raise ValueError(
             f"name={name!r} was imported from {header.source!r}, not from {source!r}; "
-            f"use workload {header.source!r}"
+            f"use workload {workload!r}"
         )
     return header
 
