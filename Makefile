@@ -48,10 +48,10 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 speed: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.measure.speed
 
 speed-guard: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.speed --guard benchmarks/speed_baseline.json
+	$(BIN)/python -m benchmarks.measure.speed --guard benchmarks/measure/speed_baseline.json
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,9 +17,9 @@ from traceback import extract_tb
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from benchmarks.plan import Plan, make_plan
-from benchmarks.store import CorruptResultError, Store, StoreBusyError, StoreWriteError
-from benchmarks.suite import REFERENCES, Suite, SuiteError, built_in_suites, load_suite
+from benchmarks.plan.cells import Plan, make_plan
+from benchmarks.plan.suite import REFERENCES, Suite, SuiteError, built_in_suites, load_suite
+from benchmarks.run.store import CorruptResultError, Store, StoreBusyError, StoreWriteError
 from benchmarks.terminal import (
     add_row,
     make_console,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks.engines import Engine, Outcome
-    from benchmarks.scoring import Board
+    from benchmarks.run.engines import Engine, Outcome
+    from benchmarks.score.scoring import Board
 
 _EXTRA = ("typer", "rich", "polars", "matplotlib", "plotly", "jinja2")
 RESULTS = Path("results")
@@ -117,7 +117,7 @@ def build_app() -> "typer.Typer":
     """Return the command with its subcommands."""
     import typer
 
-    from benchmarks import completion
+    from benchmarks.commands import completion
 
     app = typer.Typer(
         help="Run benchmark suites of llmqueue_gym and report them.",
@@ -232,7 +232,7 @@ def build_app() -> "typer.Typer":
         ] = None,
     ) -> None:
         """Train an RL agent; the same command resumes it. Afterwards it is an agent by name."""
-        from benchmarks.training import train_agent
+        from benchmarks.run.training import train_agent
 
         try:
             train_agent(
@@ -346,8 +346,8 @@ def build_app() -> "typer.Typer":
         Cells are paired by task, agent, seed and protocol; FOLDER@X takes the cells of version X
         (or of a code hash or commit that begins with X) from a folder that holds several.
         """
-        from benchmarks.changes import is_results, show_changes
-        from benchmarks.compare import show_comparison
+        from benchmarks.commands.changes import is_results, show_changes
+        from benchmarks.commands.compare import show_comparison
 
         there = [name for name in (first, second) if is_results(name)]
         if results is None and len(there) == 2:
@@ -367,7 +367,7 @@ def build_app() -> "typer.Typer":
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Show how bursty a trace is, before and after it is laid on slots."""
-        from benchmarks.arrivals import show_trace
+        from benchmarks.commands.arrivals import show_trace
 
         show_trace(path, rate, column, unit, as_json)
 
@@ -398,7 +398,7 @@ def build_app() -> "typer.Typer":
 
         Ctrl-C ends it. Where the output is no terminal, only the last frame is printed.
         """
-        from benchmarks.watch import watch, watched_cell
+        from benchmarks.commands.watch import watch, watched_cell
 
         cell = watched_cell(task, agent, seed, _data(data or []))
         try:
@@ -433,8 +433,8 @@ def build_app() -> "typer.Typer":
 
         Of an export, to the digits that it keeps.
         """
-        from benchmarks.engines import LocalEngine
-        from benchmarks.verify import show_verification
+        from benchmarks.commands.verify import show_verification
+        from benchmarks.run.engines import LocalEngine
 
         engine = LocalEngine(workers or _cores(), timeout)
         verified = show_verification(
@@ -442,7 +442,7 @@ def build_app() -> "typer.Typer":
         )
         raise typer.Exit(OK if verified else FAILED)
 
-    from benchmarks.data import build_data_app
+    from benchmarks.commands.data import build_data_app
 
     app.add_typer(build_data_app(), name="data")
 
@@ -463,7 +463,7 @@ def build_app() -> "typer.Typer":
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
-        from benchmarks.logs import show_log
+        from benchmarks.commands.logs import show_log
 
         show_log(file, column or [], as_json, clip_scores)
 
@@ -487,7 +487,7 @@ def build_app() -> "typer.Typer":
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         """Estimate what agents would have earned: IPS, self-normalised and doubly robust."""
-        from benchmarks.logs import show_evaluation
+        from benchmarks.commands.logs import show_evaluation
 
         show_evaluation(
             file,
@@ -516,7 +516,7 @@ def _train(
     plan: Plan, store: Store, models: Path, workers: int, timeout: float
 ) -> dict[str, str] | None:
     """Train what a plan needs: training -> why it failed, or None if it was interrupted."""
-    from benchmarks.training import train_plan
+    from benchmarks.run.training import train_plan
 
     console = make_console(stderr=True)
     try:
@@ -539,8 +539,8 @@ def run(
     Trainings that failed (``untrained``: name -> reason) count as failures.
     """
     from baselines.models import OWN_FILES
-    from benchmarks.engines import execute
-    from benchmarks.runner import provenance
+    from benchmarks.run.engines import execute
+    from benchmarks.run.runner import provenance
 
     console = make_console(stderr=True)
     for name, reason in plan.skipped.items():
@@ -623,15 +623,15 @@ def check_run(plan: Plan, store: Store) -> tuple[dict[str, str], list[str], dict
     failures : dict
         Cell -> error.
     violations : list of str
-        See `benchmarks.fairness.violations`.
+        See `benchmarks.score.fairness.violations`.
     warned : dict
         Task -> the warnings of its instances, one an affected seed.
     """
     import polars as pl
 
-    from benchmarks.fairness import violations
     from benchmarks.problems import PROBLEMS, problem_of
-    from benchmarks.scoring import tidy
+    from benchmarks.score.fairness import violations
+    from benchmarks.score.scoring import tidy
 
     failures: dict[str, str] = {}
     warned: dict[str, list[str]] = {}
@@ -680,7 +680,7 @@ def _engine(
     timeout: float,
     memory: float | None,
 ) -> "Engine":
-    from benchmarks.engines import LocalEngine
+    from benchmarks.run.engines import LocalEngine
 
     if name == "local":
         if address is not None:
@@ -688,16 +688,16 @@ def _engine(
         return LocalEngine(workers or _cores(), timeout, memory)
     if name != "ray":
         raise ValueError(f"--engine {name!r} is not one of local, ray")
-    from benchmarks.ray_engine import RayEngine
+    from benchmarks.run.ray_engine import RayEngine
 
     return RayEngine(address, workers, timeout, memory)
 
 
 def _print_board(results: Path | str) -> int:
     """Print the board of some results as JSON; return the exit code."""
-    from benchmarks.export import open_results
     from benchmarks.report.as_json import board_json
-    from benchmarks.scoring import load_board
+    from benchmarks.score.export import open_results
+    from benchmarks.score.scoring import load_board
 
     board = load_board(open_results(results))
     print_json(board_json(board))

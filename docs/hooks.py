@@ -16,11 +16,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from baselines import AgentSpec, registered_agents
-from benchmarks.export import open_results
 from benchmarks.report.figure import agents_svg
 from benchmarks.report.tables import agents_markdown
-from benchmarks.scoring import Board, load_board
-from benchmarks.task_board import TaskBoard
+from benchmarks.score.export import open_results
+from benchmarks.score.scoring import Board, load_board
+from benchmarks.score.task_board import TaskBoard
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 """The committed results, whose curves stand on the agents' pages."""

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.arrivals import describe_trace
-from benchmarks.plan import make_plan
-from benchmarks.suite import parse_suite
+from benchmarks.commands.arrivals import describe_trace
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
 from llmqueue_gym.envs import LLMQueueEnv
 from llmqueue_gym.testing import check_coupling, check_lane_equality
 from llmqueue_gym.workloads.arrivals import (

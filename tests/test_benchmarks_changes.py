@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from benchmarks.changes import Match, find_changes, load_side
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.export import export_run
-from benchmarks.intervals import t_interval
-from benchmarks.plan import make_plan
-from benchmarks.store import Store
-from benchmarks.suite import parse_suite
+from benchmarks.commands.changes import Match, find_changes, load_side
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.store import Store
+from benchmarks.score.export import export_run
+from benchmarks.score.intervals import t_interval
 
 SUITE = {
     "seeds": 3,
@@ -147,7 +147,7 @@ def test_two_versions_in_one_folder(honest, tmp_path):
     with pytest.raises(ValueError, match="there is no result in"):
         load_side(f"{folder}@7.7")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.plan.code_hash", lambda: "e" * 64)
+        patch.setattr("benchmarks.plan.cells.code_hash", lambda: "e" * 64)
         again = make_plan(parse_suite("s", SUITE))
     record = store.load(plan.cells[0].key)
     del record["spec"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cli
+from benchmarks.plan.suite import spec_key
 from benchmarks.report import board_markdown, board_tables, draw_figure
-from benchmarks.scoring import load_board
-from benchmarks.store import Store
-from benchmarks.suite import spec_key
+from benchmarks.run.store import Store
+from benchmarks.score.scoring import load_board
 
 ROOT = Path(__file__).resolve().parents[1]
 

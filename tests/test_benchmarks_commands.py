@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from benchmarks import cli
-from benchmarks.plan import make_plan
-from benchmarks.scoring import load_board
-from benchmarks.store import Store
-from benchmarks.suite import built_in_suites, load_suite
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import built_in_suites, load_suite
+from benchmarks.run.store import Store
+from benchmarks.score.scoring import load_board
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,7 +110,7 @@ def test_what_decides_the_exit_code_is_that_of_the_board(here, output_of, monkey
         SUITE[SUITE.index("[[task]]") :].replace('"tiny"', f'"{name}"') for name in ("b", "a", "c")
     )
     (here / "three.toml").write_text(SUITE[: SUITE.index("[[task]]")] + tables)
-    monkeypatch.setattr("benchmarks.scoring.load_board", None)
+    monkeypatch.setattr("benchmarks.score.scoring.load_board", None)
     arguments = ("run", "three.toml", "--agent", "my_raising:Raises", "--results", "r")
     assert output_of(*arguments)[0] == 1
     plan = make_plan(load_suite("three.toml"), agents=["my_raising:Raises"])

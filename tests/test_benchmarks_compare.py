@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.compare import compare, show_comparison
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.export import export_run
-from benchmarks.intervals import t_interval
-from benchmarks.plan import make_plan
-from benchmarks.store import Store
-from benchmarks.suite import parse_suite, spec_key
+from benchmarks.commands.compare import compare, show_comparison
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite, spec_key
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.store import Store
+from benchmarks.score.export import export_run
+from benchmarks.score.intervals import t_interval
 
 SUITE = {
     "seeds": 3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.controls import half_scores, main
+from benchmarks.measure.controls import half_scores, main
 
 
 def mean_scores(kind: str) -> list[float]:

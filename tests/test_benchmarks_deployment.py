@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.engines import LocalEngine
-from benchmarks.fairness import violations
-from benchmarks.plan import make_plan
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.deployment.board import KIND as DEPLOYMENT
 from benchmarks.problems.deployment.board import adoption_delays
@@ -22,9 +21,10 @@ from benchmarks.report import board_markdown, board_summary, draw_figure
 from benchmarks.report.page import board_page
 from benchmarks.report.series import heat_map
 from benchmarks.report.tables import sweep_title
-from benchmarks.runner import InvalidActionError, run_cell
-from benchmarks.scoring import make_board, tidy
-from benchmarks.suite import SuiteError, load_suite, parse_suite
+from benchmarks.run.engines import LocalEngine
+from benchmarks.run.runner import InvalidActionError, run_cell
+from benchmarks.score.fairness import violations
+from benchmarks.score.scoring import make_board, tidy
 
 TASK = {
     "name": "tiny",

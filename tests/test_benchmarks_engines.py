@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from benchmarks.engines import LocalEngine, Outcome, _Running, execute
-from benchmarks.plan import make_plan
-from benchmarks.store import Store
-from benchmarks.suite import parse_suite, spec_key
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite, spec_key
+from benchmarks.run.engines import LocalEngine, Outcome, _Running, execute
+from benchmarks.run.store import Store
 
 AGENTS = '''
 import os, sys, time

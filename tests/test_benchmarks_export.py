@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import export
-from benchmarks.export import ExportedRun, export_run, open_results
-from benchmarks.intervals import decay_exponent, fitted_points, growth_exponent
+from benchmarks.plan.suite import spec_key
 from benchmarks.report import board_markdown
 from benchmarks.report.instance import task_warnings
 from benchmarks.report.page import page_data
-from benchmarks.scoring import load_board
-from benchmarks.store import CorruptResultError, Store
-from benchmarks.suite import spec_key
+from benchmarks.run.store import CorruptResultError, Store
+from benchmarks.score import export
+from benchmarks.score.export import ExportedRun, export_run, open_results
+from benchmarks.score.intervals import decay_exponent, fitted_points, growth_exponent
+from benchmarks.score.scoring import load_board
 
 ROOT = Path(__file__).resolve().parents[1]
 T = np.unique(np.rint(np.geomspace(1, 5000, 200)))

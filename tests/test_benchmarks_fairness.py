@@ -4,16 +4,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.fairness import summed_luck, violations
 from benchmarks.problems.deployment.board import KIND as DEPLOYMENT
 from benchmarks.problems.luck import LUCK_LIMIT, Luck, left_out_residuals, outcome_luck, row_luck
 from benchmarks.problems.queueing.board import KIND as QUEUEING
+from benchmarks.score.fairness import summed_luck, violations
 
 TASKS, SLOTS = 8, 2_000
 
 
 def table_of(lucks, kind=QUEUEING, **figures):
-    """Cells as `benchmarks.scoring.tidy` lists them, from {agent: {(task, seed): Luck}}."""
+    """Cells as `benchmarks.score.scoring.tidy` lists them, from {agent: {(task, seed): Luck}}."""
     rows = [
         {
             "task": task,

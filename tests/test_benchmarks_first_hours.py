@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.store import Store
+from benchmarks.run.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,7 +22,7 @@ from benchmarks.report.command import make_server
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
 from benchmarks.report.paper import write_figure
-from benchmarks.scoring import make_board
+from benchmarks.score.scoring import make_board
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

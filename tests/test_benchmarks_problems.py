@@ -2,23 +2,26 @@
 
 import re
 from collections.abc import Generator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 
 import benchmarks
-from benchmarks.engines import Outcome, execute
-from benchmarks.export import export_run, open_results
-from benchmarks.plan import make_plan
+from benchmarks.moved import MOVED
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
 from benchmarks.problems import PROBLEMS, problem_of, register_problem
 from benchmarks.report import board_markdown, board_tables, draw_figure
 from benchmarks.report.as_json import board_json
 from benchmarks.report.page import board_page, page_data
-from benchmarks.runner import provenance, run_cell
-from benchmarks.scoring import load_board
-from benchmarks.store import Store
-from benchmarks.suite import parse_suite
+from benchmarks.run.engines import Outcome, execute
+from benchmarks.run.runner import provenance, run_cell
+from benchmarks.run.store import Store
+from benchmarks.score.export import export_run, open_results
+from benchmarks.score.scoring import load_board
 
 FOLDER = {
     "__init__.py": """
@@ -172,7 +175,6 @@ KIND = Kind(
 }
 TASK = {"name": "g", "env": "Guess-v0", "horizon": 300, "kwargs": {"spread": 0.5}}
 SUITE = {"seeds": 3, "agents": ["guessing.play:Careful"]}
-MEASURING = {"controls.py", "report_speed.py", "sb3_speed.py", "scale.py", "speed.py"}
 
 
 class Here:
@@ -239,10 +241,19 @@ def test_what_a_fourth_problem_lacks_is_said(guessing):
     assert plan.skipped == {"Q-UCB": "it plays queueing tasks and none of those was chosen"}
 
 
+def test_import_paths_of_before_the_rooms_lead_to_the_same_modules():
+    for old, new in MOVED.items():
+        assert find_spec(f"benchmarks.{new}")
+        if new not in ("measure.sb3_speed", "run.ray_engine"):  # extras that may not be here
+            module = import_module(f"benchmarks.{old}")
+            assert module is import_module(f"benchmarks.{new}")
+            assert module.__name__ == module.__spec__.name == f"benchmarks.{new}"
+
+
 def test_only_a_problems_folder_and_the_measuring_scripts_call_one_by_its_name():
     """No comparison with a problem's name, no import of one: everything else asks `problem_of`."""
     root = Path(benchmarks.__file__).parent
-    own = {f"problems/{name}" for name in ("queueing", "deployment")} | MEASURING
+    own = ("problems/queueing", "problems/deployment", "measure", "moved.py")
     word = r"[\"'](LLM(Queue|Deploy)|(queueing|deployment)[\"'])"
     name = re.compile(rf"{word}|problems\.(queueing|deployment)")
     found = [
@@ -251,7 +262,7 @@ def test_only_a_problems_folder_and_the_measuring_scripts_call_one_by_its_name()
         for line in path.read_text(encoding="utf-8").splitlines()
         if name.search(line) and not line.lstrip().startswith(("#", "A further"))
     ]
-    assert [line for line in found if not line.startswith(tuple(own))] == [
+    assert [line for line in found if not line.startswith(own)] == [
         "problems/__init__.py: from benchmarks.problems.deployment import DEPLOYMENT",
         "problems/__init__.py: from benchmarks.problems.queueing import QUEUEING",
     ]

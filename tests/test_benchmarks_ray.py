@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.plan import make_plan
-from benchmarks.store import Store
-from benchmarks.suite import parse_suite
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.store import Store
 
 # Ray reads both when it is imported: nothing is reported, and nodes talk over loopback only.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -127,7 +127,7 @@ def wait_until(condition, seconds=60):
 
 
 def test_cells_keys_and_results_are_those_of_the_local_engine(agents, cluster, tmp_path):
-    from benchmarks.ray_engine import RayEngine
+    from benchmarks.run.ray_engine import RayEngine
 
     work = plan("Threads", "Exits", "Hangs", seeds=1)
     here, there = Store(tmp_path / "local"), Store("memory://ray-results")
@@ -155,7 +155,7 @@ def test_a_node_that_is_killed_costs_only_what_it_was_running(agents, cluster, t
     """One of two raylets gets SIGKILL while both run a cell."""
     from threading import Thread
 
-    from benchmarks.ray_engine import RayEngine
+    from benchmarks.run.ray_engine import RayEngine
 
     raylet = cluster.second.all_processes["raylet"][0].process
     work, store, tallies = plan("Waits", seeds=3), Store(tmp_path / "r"), []
@@ -183,12 +183,12 @@ def test_a_node_that_is_killed_costs_only_what_it_was_running(agents, cluster, t
 
 
 def test_a_node_with_other_code_refuses_its_cells(monkeypatch):
-    from benchmarks import ray_engine
+    from benchmarks.run import ray_engine
 
     [cell, *_] = plan(seeds=1).cells
     assert ray_engine._complaint(cell) is None
     ray_engine._checked.clear()
-    monkeypatch.setattr("benchmarks.plan.code_hash", lambda: "0" * 64)
+    monkeypatch.setattr("benchmarks.plan.cells.code_hash", lambda: "0" * 64)
     complaint = ray_engine._complaint(cell)
     assert "has another code than the machine that planned the run" in complaint
 
@@ -197,7 +197,7 @@ def test_a_node_with_other_code_refuses_its_cells(monkeypatch):
     "settings", [{"workers": 0}, {"timeout": -1.0}, {"memory": 0.0}], ids=lambda s: next(iter(s))
 )
 def test_impossible_settings_are_refused(settings):
-    from benchmarks.ray_engine import RayEngine
+    from benchmarks.run.ray_engine import RayEngine
 
     with pytest.raises(ValueError, match="must be"):
         RayEngine(**settings)

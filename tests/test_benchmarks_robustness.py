@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.plan import make_plan
-from benchmarks.store import Store, StoreBusyError, StoreWriteError
-from benchmarks.suite import parse_suite, spec_key
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite, spec_key
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.store import Store, StoreBusyError, StoreWriteError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -426,10 +426,10 @@ def test_a_script_without_a_guard_runs_cells_and_is_not_run_again_by_them(here):
     """A worker would import the main module, which would start the run again."""
     script = here / "script.py"
     script.write_text(
-        "from benchmarks.engines import LocalEngine, execute\n"
-        "from benchmarks.store import Store\n"
-        "from benchmarks.plan import make_plan\n"
-        "from benchmarks.suite import load_suite\n"
+        "from benchmarks.run.engines import LocalEngine, execute\n"
+        "from benchmarks.run.store import Store\n"
+        "from benchmarks.plan.cells import make_plan\n"
+        "from benchmarks.plan.suite import load_suite\n"
         "open('lines', 'a').write('once')\n"
         "plan = make_plan(load_suite('s.toml'))\n"
         "tally = execute(plan, Store('r'), LocalEngine(2), {'command': 'script'})\n"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks import runner
-from benchmarks.plan import make_plan
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import SuiteError, parse_suite
 from benchmarks.problems.luck import LUCK_LIMIT, outcome_luck
 from benchmarks.problems.queueing.play import (
     BrokenLawError,
@@ -23,7 +23,8 @@ from benchmarks.problems.queueing.play import (
     queue_metrics,
     queue_sums,
 )
-from benchmarks.runner import (
+from benchmarks.run import runner
+from benchmarks.run.runner import (
     InvalidActionError,
     agent_seed,
     checked_action,
@@ -31,7 +32,6 @@ from benchmarks.runner import (
     learning_curve,
     run_cell,
 )
-from benchmarks.suite import SuiteError, parse_suite
 
 SUITE = {
     "seeds": 2,

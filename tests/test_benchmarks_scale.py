@@ -1,7 +1,7 @@
 """The bench of large sweeps: its cells are those asked for, and what it measures is linear."""
 
-from benchmarks.scale import Engines, Size, Speed, measure, sweep, tables
-from benchmarks.store import Store
+from benchmarks.measure.scale import Engines, Size, Speed, measure, sweep, tables
+from benchmarks.run.store import Store
 
 
 def test_a_sweep_has_as_many_cells_as_asked_for_and_all_differ():

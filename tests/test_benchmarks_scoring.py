@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks import fairness, scoring, task_board
-from benchmarks.intervals import (
+from benchmarks.measure.report_speed import statistics_seconds
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
+from benchmarks.problems.queueing.board import KIND as QUEUEING
+from benchmarks.report import board_markdown, board_summary, board_tables, draw_figure
+from benchmarks.report.as_json import board_json
+from benchmarks.report.figure import main_picture
+from benchmarks.report.page import page_data
+from benchmarks.run.runner import run_cell
+from benchmarks.score import fairness, scoring, task_board
+from benchmarks.score.intervals import (
     StratifiedBootstrap,
     competition_ranks,
     decay_exponent,
@@ -24,17 +33,8 @@ from benchmarks.intervals import (
     separated_pair,
     t_interval,
 )
-from benchmarks.plan import make_plan
-from benchmarks.problems.queueing.board import KIND as QUEUEING
-from benchmarks.report import board_markdown, board_summary, board_tables, draw_figure
-from benchmarks.report.as_json import board_json
-from benchmarks.report.figure import main_picture
-from benchmarks.report.page import page_data
-from benchmarks.report_speed import statistics_seconds
-from benchmarks.runner import run_cell
-from benchmarks.scoring import make_board
-from benchmarks.standing import PROFILE_THRESHOLDS
-from benchmarks.suite import parse_suite
+from benchmarks.score.scoring import make_board
+from benchmarks.score.standing import PROFILE_THRESHOLDS
 
 RUN = {
     "command": "llmqueue-bench run s",

@@ -6,8 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks import speed
-from benchmarks.speed import (
+from benchmarks.measure import speed
+from benchmarks.measure.speed import (
     Runner,
     agent_speed,
     best_pair_by_enumeration,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.store import (
+from benchmarks.plan.suite import spec_key
+from benchmarks.run.store import (
     CorruptResultError,
     Store,
     StoreBusyError,
@@ -17,7 +18,6 @@ from benchmarks.store import (
     StoreWriteError,
     _seal,
 )
-from benchmarks.suite import spec_key
 
 SPEC = {"task": {"name": "t"}, "agent": {"label": "a"}, "seed": 0}
 KEY = spec_key(SPEC)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.plan import DATA_VARIABLE, make_plan
-from benchmarks.runner import run_cell
-from benchmarks.suite import SuiteError, built_in_suites, find_task, load_suite, parse_suite
+from benchmarks.plan.cells import DATA_VARIABLE, make_plan
+from benchmarks.plan.suite import SuiteError, built_in_suites, find_task, load_suite, parse_suite
+from benchmarks.run.runner import run_cell
 
 TASK = {
     "name": "{kind}-load{load}",

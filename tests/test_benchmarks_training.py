@@ -21,13 +21,13 @@ pytest.importorskip("sb3_contrib")
 from baselines.agent import agent_spec, registered_agents
 from baselines.models import read_card
 from benchmarks import cli
-from benchmarks.export import export_run, open_results
-from benchmarks.plan import make_plan
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
 from benchmarks.report import board_markdown, draw_figure
-from benchmarks.scoring import load_board
-from benchmarks.store import Store
-from benchmarks.suite import SuiteError, load_suite, parse_suite
-from benchmarks.training import train_all
+from benchmarks.run.store import Store
+from benchmarks.run.training import train_all
+from benchmarks.score.export import export_run, open_results
+from benchmarks.score.scoring import load_board
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
@@ -168,7 +168,7 @@ def test_without_sb3_what_is_trained_is_skipped_with_the_extra_to_install(monkey
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("benchmarks.plan.distribution", missing)
+    monkeypatch.setattr("benchmarks.plan.cells.distribution", missing)
     plan = make_plan(parse_suite("s", SUITE))
     assert plan.trainings == ()
     assert "llmqueue_gym[rl]" in plan.skipped["PPO"]
@@ -270,7 +270,7 @@ def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, caps
 
 
 def test_a_model_replaced_after_planning_is_not_played(here, bench):
-    from benchmarks.runner import run_cell
+    from benchmarks.run.runner import run_cell
 
     assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     plan = make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=["mine.zip"])
@@ -281,7 +281,7 @@ def test_a_model_replaced_after_planning_is_not_played(here, bench):
 
 
 def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch, bench):
-    from benchmarks.runner import run_cell
+    from benchmarks.run.runner import run_cell
 
     assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     (here / "own_agents.py").write_text(
@@ -315,7 +315,7 @@ def declare(here, monkeypatch, training, protocol="pretrained"):
 
 
 def test_a_class_declares_what_its_training_cost(here, monkeypatch):
-    from benchmarks.runner import run_cell
+    from benchmarks.run.runner import run_cell
 
     weights = here / "weights.pt"
     weights.write_bytes(b"first")

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import plan
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.export import export_run, open_results
-from benchmarks.plan import make_plan
-from benchmarks.runner import provenance
-from benchmarks.store import Store
-from benchmarks.suite import SuiteError, parse_suite
-from benchmarks.verify import _differences, verify
+from benchmarks.commands.verify import _differences, verify
+from benchmarks.plan import cells as plan
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import SuiteError, parse_suite
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.runner import provenance
+from benchmarks.run.store import Store
+from benchmarks.score.export import export_run, open_results
 
 SUITE = {
     "seeds": 2,
@@ -145,7 +145,8 @@ def test_a_damaged_file_and_an_empty_folder_do_not_verify(store, tmp_path):
 
 def test_tasks_whose_data_are_not_here_are_named_and_left_out(store, monkeypatch):
     monkeypatch.setattr(
-        "benchmarks.verify.kwargs_here", lambda *_: (_ for _ in ()).throw(SuiteError("no file"))
+        "benchmarks.commands.verify.kwargs_here",
+        lambda *_: (_ for _ in ()).throw(SuiteError("no file")),
     )
     found = verify(store, 100, engine=ENGINE)
     assert found.skipped == {"tiny": "no file"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.runner import run_cell
-from benchmarks.watch import watch, watched_cell
+from benchmarks.commands.watch import watch, watched_cell
+from benchmarks.run.runner import run_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +79,7 @@ def test_an_interrupt_leaves_the_last_frame(suite, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmarks.watch.sleep", interrupt)
+    monkeypatch.setattr("benchmarks.commands.watch.sleep", interrupt)
     out = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
         watch(

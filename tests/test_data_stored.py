@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from benchmarks import data
 from benchmarks.cli import build_app
+from benchmarks.commands import data
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads import fingerprint, make_workload, sources, stored
 from llmqueue_gym.workloads.catalog import stream_fingerprint
@@ -383,7 +383,7 @@ def test_a_download_imports_only_what_was_asked_for(
 
 
 def test_a_folder_gives_its_official_files_before_others(tmp_path: Path) -> None:
-    from benchmarks.import_memory import write_long_csv
+    from benchmarks.measure.import_memory import write_long_csv
 
     write_long_csv(tmp_path / "train.csv", 300)
     (tmp_path / "model_order.csv").write_text("model_id,model_name\n1,a\n")

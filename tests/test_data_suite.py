@@ -12,13 +12,13 @@ import pytest
 
 from baselines import QueueProblem, make_agent
 from baselines.queueing.acqb import ACQB, confidence_radius, exploration_constant
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.plan import make_plan
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
 from benchmarks.report import board_markdown, board_tables
-from benchmarks.runner import provenance
-from benchmarks.scoring import load_board
-from benchmarks.store import Store
-from benchmarks.suite import SuiteError, load_suite, parse_suite
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.runner import provenance
+from benchmarks.run.store import Store
+from benchmarks.score.scoring import load_board
 from llmqueue_gym.workloads import embeddings
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, TRANSFORMER, read_contexts

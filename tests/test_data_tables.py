@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.import_memory import LLMS, measure, write_long_csv
+from benchmarks.measure.import_memory import LLMS, measure, write_long_csv
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE

@@ -14,8 +14,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks.plan import make_plan
-from benchmarks.suite import SuiteError, parse_suite
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import SuiteError, parse_suite
 from llmqueue_gym.envs import llm_deploy, llm_deploy_mo, llm_queue
 from llmqueue_gym.registration import ENVIRONMENTS
 

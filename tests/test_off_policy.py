@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.intervals import Interval
-from benchmarks.off_policy import (
+from benchmarks.score.intervals import Interval
+from benchmarks.score.off_policy import (
     cross_fitted_propensities,
     doubly_robust,
     effective_sample_size,

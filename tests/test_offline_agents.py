@@ -25,14 +25,14 @@ from baselines.queueing.contrastive import (
     training_rows,
 )
 from baselines.queueing.offline import fit_knn, fit_logistic, fit_ridge, prior_strength
-from benchmarks.engines import LocalEngine, execute
-from benchmarks.plan import make_plan
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
 from benchmarks.problems.queueing.play import public_problem
 from benchmarks.report import board_markdown
-from benchmarks.runner import provenance, run_cell
-from benchmarks.scoring import load_board
-from benchmarks.store import Store
-from benchmarks.suite import parse_suite
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.runner import provenance, run_cell
+from benchmarks.run.store import Store
+from benchmarks.score.scoring import load_board
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, offline_rows
 from llmqueue_gym.workloads.pool import OfflineData
 

@@ -303,7 +303,7 @@ def test_sb3s_video_recorder_gets_the_pictures_that_sb3s_own_lanes_give(
 
 
 def test_the_speed_bench_compares_the_two_and_writes_its_table() -> None:
-    from benchmarks import sb3_speed
+    from benchmarks.measure import sb3_speed
 
     found = sb3_speed.compare(rounds=1, steps=1024)
     assert len(found) == 3

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks.cli import build_app
-from benchmarks.table_file import as_options
+from benchmarks.commands.table_file import as_options
 from llmqueue_gym.envs import LLMDeployEnv
 from llmqueue_gym.workloads import fingerprint, make_workload, parquet
 from llmqueue_gym.workloads.catalog import table_stream

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks.intervals import (
+from benchmarks.score.intervals import (
     Floats,
     Interval,
     growth_exponent,
@@ -21,7 +21,7 @@ from benchmarks.intervals import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.task_board import TaskBoard
+    from benchmarks.score.task_board import TaskBoard
 
 Scale = Literal["linear", "log", "symlog"]
 Line = tuple[Floats, Floats]

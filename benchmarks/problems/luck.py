@@ -1,6 +1,6 @@
 """Luck: how far the outcomes of a run are from what its choices promised.
 
-`benchmarks.fairness` judges it, run by run and in sum over an agent's runs.
+`benchmarks.score.fairness` judges it, run by run and in sum over an agent's runs.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from benchmarks.intervals import Interval
 from benchmarks.problems.kind import Figure
-from benchmarks.scoring import Board
-from benchmarks.standing import Standing
-from benchmarks.task_board import TaskBoard
+from benchmarks.score.intervals import Interval
+from benchmarks.score.scoring import Board
+from benchmarks.score.standing import Standing
+from benchmarks.score.task_board import TaskBoard
 
 
 def board_json(board: Board) -> dict[str, Any]:

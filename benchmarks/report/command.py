@@ -13,7 +13,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.export import export_run, open_results
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
 from benchmarks.report.page import board_page
 from benchmarks.report.paper import Format, write_figure
@@ -24,8 +23,9 @@ from benchmarks.report.tables import (
     board_tables,
     insert_between_markers,
 )
-from benchmarks.scoring import Board, load_board
-from benchmarks.store import write_text
+from benchmarks.run.store import write_text
+from benchmarks.score.export import export_run, open_results
+from benchmarks.score.scoring import Board, load_board
 from benchmarks.terminal import make_console, say, show_table
 
 

@@ -24,7 +24,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox
 
-from benchmarks.intervals import Floats
+from benchmarks.plan.suite import REFERENCES
 from benchmarks.problems.kind import Panel, Scale
 from benchmarks.report.series import (
     HeatMap,
@@ -33,10 +33,10 @@ from benchmarks.report.series import (
     panels,
     training_panels,
 )
-from benchmarks.scoring import Board, Sweep
-from benchmarks.standing import PROFILE_THRESHOLDS, OverallRow, Standing
-from benchmarks.suite import REFERENCES
-from benchmarks.task_board import Section, TaskBoard
+from benchmarks.score.intervals import Floats
+from benchmarks.score.scoring import Board, Sweep
+from benchmarks.score.standing import PROFILE_THRESHOLDS, OverallRow, Standing
+from benchmarks.score.task_board import Section, TaskBoard
 from llmqueue_gym.workloads.pool import printable
 
 Style = dict[str, object]

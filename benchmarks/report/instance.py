@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.scoring import Board
-from benchmarks.task_board import TaskBoard
+from benchmarks.score.scoring import Board
+from benchmarks.score.task_board import TaskBoard
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\w)")
 

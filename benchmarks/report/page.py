@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
-from benchmarks.intervals import Floats, Interval
+from benchmarks.plan.suite import REFERENCES, canonical
 from benchmarks.problems.kind import Panel
 from benchmarks.report.instance import task_data, task_llms, task_warnings
 from benchmarks.report.series import (
@@ -46,10 +46,10 @@ from benchmarks.report.tables import (
     task_lines,
     tied_words,
 )
-from benchmarks.scoring import Board, Sweep
-from benchmarks.standing import PROFILE_THRESHOLDS, OverallRow, Standing
-from benchmarks.suite import REFERENCES, canonical
-from benchmarks.task_board import Origin, TaskBoard, TaskRow
+from benchmarks.score.intervals import Floats, Interval
+from benchmarks.score.scoring import Board, Sweep
+from benchmarks.score.standing import PROFILE_THRESHOLDS, OverallRow, Standing
+from benchmarks.score.task_board import Origin, TaskBoard, TaskRow
 
 _POINTS = 40  # of a line on the page
 _DIGITS = 4  # significant digits of what is only drawn

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks.plan.suite import REFERENCES
 from benchmarks.problems.kind import Panel
 from benchmarks.report.figure import (
     COLOURS,
@@ -27,10 +28,9 @@ from benchmarks.report.figure import (
     styles_of,
 )
 from benchmarks.report.series import heat_map, panels, training_panels
-from benchmarks.scoring import Board
-from benchmarks.standing import OverallRow, Standing
-from benchmarks.suite import REFERENCES
-from benchmarks.task_board import Section, TaskBoard
+from benchmarks.score.scoring import Board
+from benchmarks.score.standing import OverallRow, Standing
+from benchmarks.score.task_board import Section, TaskBoard
 from llmqueue_gym.workloads.pool import unknown_name
 
 Format = Literal["pdf", "svg"]

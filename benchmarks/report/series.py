@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.intervals import Floats
+from benchmarks.plan.suite import REFERENCES
 from benchmarks.problems.kind import Ints, Panel, Scale, Traffic
-from benchmarks.scoring import Board
-from benchmarks.suite import REFERENCES
-from benchmarks.task_board import Section, TaskBoard
+from benchmarks.score.intervals import Floats
+from benchmarks.score.scoring import Board
+from benchmarks.score.task_board import Section, TaskBoard
 
 _HEAT_LLMS = 24  # LLMs with a row of their own; the others share one
 

@@ -15,13 +15,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.intervals import Interval, t_interval
+from benchmarks.plan.suite import PUBLISHED_FIGURE, REFERENCES
 from benchmarks.report.figure import Picture
 from benchmarks.report.instance import task_warnings
-from benchmarks.scoring import Board, Sweep
-from benchmarks.standing import OverallRow
-from benchmarks.suite import PUBLISHED_FIGURE, REFERENCES
-from benchmarks.task_board import INSTALLED, Section, TaskBoard, TaskRow
+from benchmarks.score.intervals import Interval, t_interval
+from benchmarks.score.scoring import Board, Sweep
+from benchmarks.score.standing import OverallRow
+from benchmarks.score.task_board import INSTALLED, Section, TaskBoard, TaskRow
 from llmqueue_gym.workloads.pool import printable
 
 _ORIGIN = (

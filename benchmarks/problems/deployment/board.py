@@ -27,7 +27,7 @@ from benchmarks.problems.kind import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.task_board import TaskBoard
+    from benchmarks.score.task_board import TaskBoard
 
 ADOPTED_SHARE = 0.05
 """Part of a stage's queries from which on the oracle counts as using an LLM."""

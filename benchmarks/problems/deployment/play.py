@@ -1,6 +1,6 @@
 """A deployment cell: how its run is watched with the hidden truth, and what is measured.
 
-See `benchmarks.runner` for the loop.
+See `benchmarks.run.runner` for the loop.
 """
 
 from __future__ import annotations

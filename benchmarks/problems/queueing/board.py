@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from benchmarks.intervals import Interval, decay_exponent
 from benchmarks.problems.kind import (
     CLOCK,
     LUCK,
@@ -25,9 +24,10 @@ from benchmarks.problems.kind import (
     mean_of,
     size_of,
 )
+from benchmarks.score.intervals import Interval, decay_exponent
 
 if TYPE_CHECKING:
-    from benchmarks.task_board import TaskBoard
+    from benchmarks.score.task_board import TaskBoard
 
 _BURSTY = 1.5
 """Burstiness from which on it is named; one run of Bernoulli arrivals varies around 1."""

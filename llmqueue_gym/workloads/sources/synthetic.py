@@ -124,8 +124,8 @@ class Synthetic:
     whom. Best departure rates are about 1 / (1 + exp(2.5 z - 4)): .99 at z = -.3, .5 at 1.6, .05 at
     2.8. Near capacity the queue of a policy that serves in turn depends on the load alone (as under
     processor sharing, however the work is spread), while that of the easiest first (the c mu rule)
-    is the shorter the wider the work is spread. ``python -m benchmarks.controls`` measures what
-    the true best LLMs are worth without that order, and that order without them.
+    is the shorter the wider the work is spread. ``python -m benchmarks.measure.controls``
+    measures what the true best LLMs are worth without that order, and that order without them.
     The utilities are computed from the float32 contexts the agents see.
 
     Attributes

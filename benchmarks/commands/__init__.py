@@ -1,0 +1,1 @@
+"""Subcommands of ``llmqueue-bench``, a module each."""

@@ -1,0 +1,1 @@
+"""Scripts that measure speed, memory and scale; ``python -m benchmarks.measure.NAME``."""

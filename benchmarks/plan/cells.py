@@ -1,0 +1,579 @@
+"""What a run consists of: the cells and trainings that a suite expands to.
+
+A cell is task x agent x seed x protocol; its key is the SHA-256 of all that decides its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.plan.suite import (
+    PROTOCOLS,
+    REFERENCES,
+    AgentEntry,
+    Suite,
+    SuiteError,
+    Task,
+    agent_entry,
+    fill,
+    near,
+    spec_key,
+)
+from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.problems.interface import Problem
+
+if TYPE_CHECKING:
+    from baselines.agent import AgentSpec
+
+DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
+"""Environment variable naming the folder in which a task's data files are looked for."""
+
+RL = ("stable-baselines3", "sb3-contrib")
+"""Distributions without which nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its identity and the environment's arguments with the data paths filled in.
+
+    Attributes
+    ----------
+    spec : Mapping[str, Any]
+        JSON-plain identity: task, agent, seed, protocol, version, code, workload fingerprint.
+    kwargs : Mapping[str, Any]
+        The task's kwargs as the environment receives them on this machine.
+    model : str, optional
+        File of a trained agent on this machine; its digest is part of ``spec``.
+    """
+
+    spec: Mapping[str, Any]
+    kwargs: Mapping[str, Any]
+    model: str | None = None
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON of ``spec``."""
+        return spec_key(self.spec)
+
+    def __str__(self) -> str:
+        spec = self.spec
+        return f"{spec['task']['name']} / {spec['agent']['label']} / seed {spec['seed']}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that a suite asks for: once a task and training seed, shared by all seeds.
+
+    Attributes
+    ----------
+    spec : Mapping[str, Any]
+        JSON-plain identity: recipe, environment, horizon, steps, seed, version, code, workload.
+    kwargs : Mapping[str, Any]
+        The environment's arguments on this machine.
+    task, label : str
+        What it is for.
+    """
+
+    spec: Mapping[str, Any]
+    kwargs: Mapping[str, Any]
+    task: str
+    label: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON of ``spec``; names the file."""
+        return spec_key(self.spec)
+
+    def path(self, folder: Path) -> Path:
+        """Where its model is kept."""
+        return folder / f"{self.key}.zip"
+
+    def __str__(self) -> str:
+        return f"{self.task} / {self.label}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a run, references first, and what is skipped (name -> reason).
+
+    Agents of ``trainings`` have no cells yet: train them, and plan again. ``curves`` holds learning
+    curves of the trained agents at play: ``task``, ``agent`` (label) and lists by name.
+    ``data`` holds the data names and default paths of the tasks that read files, by task.
+    """
+
+    suite: str
+    cells: tuple[Cell, ...]
+    skipped: Mapping[str, str]
+    trainings: tuple[Training, ...] = ()
+    data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    curves: tuple[Mapping[str, Any], ...] = ()
+
+
+def make_plan(
+    suite: Suite,
+    *,
+    seeds: int | None = None,
+    tasks: Sequence[str] = (),
+    agents: Sequence[str] = (),
+    data: Mapping[str, str] | None = None,
+    models: Path | None = None,
+) -> Plan:
+    """Expand a suite into cells.
+
+    Parameters
+    ----------
+    suite : Suite
+        What to run.
+    seeds : int, optional
+        Number of seeds in place of the suite's own.
+    tasks : Sequence[str]
+        Names or patterns (``*``) of the tasks to keep; all when empty.
+    agents : Sequence[str]
+        Names or ``"module:Class"`` of agents that play every task besides the suite's own.
+    data : Mapping[str, str], optional
+        Data name -> path, before the ``LLMQUEUE_GYM_DATA`` folder is looked at.
+    models : Path, optional
+        Folder of the suite's own trainings. Agents whose training is not finished there are listed
+        in the plan's ``trainings`` and have no cells.
+
+    Raises
+    ------
+    SuiteError
+        If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
+    """
+    chosen = _chosen_tasks(suite, tasks)
+    known_data = {name for task in suite.tasks for name in task.data}
+    for name in data or {}:
+        if name not in known_data:
+            raise SuiteError(f"data={name!r} is not {near(name, known_data or {'(none)'})}")
+    added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
+    players: dict[AgentEntry, _Player] = {}
+    trainings: dict[str, Training] = {}
+    curves: list[Mapping[str, Any]] = []
+    played: set[AgentEntry] = set()
+    skipped: dict[str, str] = {}
+    cells: list[Cell] = []
+    for task in chosen:
+        paths, reason = _data_paths(task.data, data or {})
+        reason = reason or _missing_package(task.requires)
+        if reason is None:
+            kwargs = fill(dict(task.kwargs), paths, (), f"task {task.name!r}")
+            content, reason = _fingerprint(task.env, task.name, kwargs)
+        if reason is not None:
+            skipped[task.name] = reason
+            continue
+        problem, identity = problem_of(task.env), task_identity(task)
+        kind = problem.name
+        labels = {entry.label for entry in task.agents}
+        entries = [AgentEntry(name, label) for label, name in problem.references.items()]
+        entries += task.agents
+        entries += [entry for entry in added if entry.label not in {*labels, *REFERENCES}]
+        for entry in entries:
+            if missing := _missing_package(entry.requires + (RL if entry.train else ())):
+                skipped[entry.label] = missing
+                continue
+            player: _Player | None
+            if entry.train is not None:
+                training = _training(task, entry, kwargs, content)
+                player = _trained_player(entry, training, kind, models)
+                if player is None:
+                    trainings[training.key] = training
+                    continue
+            else:
+                if entry not in players:
+                    players[entry] = _player(entry)
+                player = players[entry]
+            if player.kind not in (None, kind):
+                continue
+            played.add(entry)
+            if player.curve is not None:
+                curves.append({"task": task.name, "agent": entry.label, **player.curve})
+            for seed in range(seeds or suite.seeds):
+                cells.append(
+                    Cell(
+                        _spec(identity, player.identity, seed, player.protocol, content),
+                        kwargs,
+                        player.model,
+                    )
+                )
+    for entry in players.keys() - played:
+        skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
+    cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
+    reading = {task.name: task.data for task in chosen if task.data and task.name not in skipped}
+    return Plan(
+        suite.name, tuple(cells), skipped, tuple(trainings.values()), reading, tuple(curves)
+    )
+
+
+def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
+    """Return a task's arguments as the environment receives them on this machine.
+
+    Raises
+    ------
+    SuiteError
+        If a package or data file it needs is not here.
+    """
+    if reason := _missing_package(task.requires):
+        raise SuiteError(f"task {task.name!r}: {reason}")
+    return kwargs_here(task_identity(task), task.data, data)
+
+
+def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
+    names = [task.name for task in suite.tasks]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SuiteError(f"task={pattern!r} matches no task: {near(pattern, names)}")
+    keep = patterns or ["*"]
+    return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
+
+
+def spec_here(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell's identity as it would be planned here and now.
+
+    It differs from ``spec`` where the version, the code or the workload's content does.
+
+    Parameters
+    ----------
+    spec : Mapping[str, Any]
+        Identity of a cell planned earlier or elsewhere.
+    kwargs : Mapping[str, Any]
+        The environment's arguments on this machine.
+
+    Raises
+    ------
+    SuiteError
+        If the agent or the workload is not to be had here.
+    """
+    task, agent = spec["task"], spec["agent"]
+    content, reason = _fingerprint(task["env"], task["name"], kwargs)
+    if reason is not None:
+        raise SuiteError(f"task {task['name']!r}: {reason}")
+    if "training" in agent:  # whoever plays the model insists on the file with this digest
+        identity = agent
+    else:
+        entry = AgentEntry(agent["name"], agent["label"], agent["settings"])
+        identity = _player(entry).identity
+    return _spec(task, identity, spec["seed"], spec["protocol"], content)
+
+
+def kwargs_here(
+    task: Mapping[str, Any], defaults: Mapping[str, str], data: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the environment's arguments of a stored task on this machine.
+
+    Parameters
+    ----------
+    task : Mapping[str, Any]
+        The ``task`` of a cell's identity.
+    defaults, data : Mapping[str, str]
+        Data name -> path inside the ``LLMQUEUE_GYM_DATA`` folder, and -> path chosen instead.
+
+    Raises
+    ------
+    SuiteError
+        If a file is missing.
+    """
+    paths, reason = _data_paths(defaults, data)
+    if reason is not None:
+        raise SuiteError(f"task {task['name']!r}: {reason}")
+    filled: dict[str, Any] = fill(dict(task["kwargs"]), paths, (), f"task {task['name']!r}")
+    return filled
+
+
+def task_identity(task: Task) -> dict[str, Any]:
+    """Return what cells store of a task: all that decides a result, and its tags."""
+    identity = {
+        "name": task.name,
+        "env": task.env,
+        "kwargs": dict(task.kwargs),
+        "horizon": task.horizon,
+        "tags": list(task.tags),
+        "headline": task.headline,
+    }
+    if task.published:
+        identity["published"] = dict(task.published)
+    if task.control_of:
+        identity["control_of"] = task.control_of
+    return identity
+
+
+def _spec(
+    task: Mapping[str, Any],
+    agent: Mapping[str, Any],
+    seed: int,
+    protocol: str,
+    workload: str | None,
+) -> dict[str, Any]:
+    """Everything that decides a cell's result, as plain JSON."""
+    import llmqueue_gym
+
+    return {
+        "task": task,
+        "agent": agent,
+        "seed": seed,
+        "protocol": protocol,
+        "version": llmqueue_gym.__version__,
+        "code": code_hash(),
+        "workload": workload,
+    }
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 of the code that decides a result: environments, agents and the runner.
+
+    Within a version the code changes in a checkout; a result of other code is never reused.
+    """
+    import baselines
+    import llmqueue_gym
+
+    own = [
+        Path(__file__).parents[1] / "run" / "runner.py",
+        *(_play_file(p) for p in PROBLEMS.values()),
+    ]
+    return _files_hash(own, _root(llmqueue_gym).rglob("*.py"), _root(baselines).rglob("*.py"))
+
+
+@cache
+def _training_code_hash() -> str:
+    """SHA-256 of the code that decides a training; other agents may change."""
+    import baselines
+    import llmqueue_gym
+
+    own = [_root(baselines) / "rl" / f"{name}.py" for name in ("networks", "recipes", "training")]
+    return _files_hash(own, _root(llmqueue_gym).rglob("*.py"))
+
+
+def _play_file(problem: Problem) -> Path:
+    return Path(str(sys.modules[problem.play.Recorder.__module__].__file__))
+
+
+def _root(package: ModuleType) -> Path:
+    return Path(str(package.__file__)).parent
+
+
+def _files_hash(*groups: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in itertools.chain(*map(sorted, groups)):
+        digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+# --- who plays ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Player:
+    """An agent as cells name it, its kind of task (None for any), model file and training curve."""
+
+    identity: Mapping[str, Any]
+    protocol: str
+    kind: str | None
+    model: str | None = None
+    curve: Mapping[str, Any] | None = None
+
+
+def _player(entry: AgentEntry) -> _Player:
+    """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
+    from baselines.agent import agent_spec
+    from baselines.models import class_training, read_card, training_facts
+
+    curve = None
+    identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
+    if entry.name == "oracle":
+        return _Player(identity, PROTOCOLS[0], None)
+    try:
+        spec = agent_spec(entry.name)
+        module = spec.target.partition(":")[0]
+        if module.split(".")[0] != "baselines":
+            identity["code"] = agent_code(module, entry.name)
+        cls = _loaded(spec)
+        model = spec.settings.get("model")
+        brought = model or getattr(cls, "model", None)  # a class may name its own file
+        if isinstance(brought, str):
+            identity["training"] = training_facts(brought)
+            curve = read_card(brought)["curve"]
+        elif cls is not None and (declared := class_training(cls)) is not None:
+            identity["training"] = declared
+        if given := getattr(cls, "trained_on", ""):
+            identity["trained_on"] = given
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
+    own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
+    path = str(Path(model).resolve()) if model else None
+    return _Player(identity, entry.protocol or own, getattr(cls, "kind", None), path, curve)
+
+
+def _loaded(spec: AgentSpec) -> type | None:
+    """Class of an agent, or None if only running it will tell what is wrong with it."""
+    try:
+        return spec.load()
+    except Exception:  # somebody else's module
+        return None
+
+
+def _training(
+    task: Task, entry: AgentEntry, kwargs: Mapping[str, Any], workload: str | None
+) -> Training:
+    """Return the training an entry asks for on a task."""
+    import llmqueue_gym
+    from baselines.rl import recipe
+
+    try:
+        recipe(entry.name, task.env)
+    except ValueError as error:
+        raise SuiteError(f"task {task.name!r}: {error}") from error
+    assert entry.train is not None
+    spec = {
+        "agent": entry.name,
+        "env": task.env,
+        "kwargs": dict(task.kwargs),
+        "horizon": task.horizon,
+        **entry.train,
+        "version": llmqueue_gym.__version__,
+        "code": _training_code_hash(),
+        "workload": workload,
+    }
+    return Training(spec, kwargs, task.name, entry.label)
+
+
+def _trained_player(
+    entry: AgentEntry, training: Training, kind: str, models: Path | None
+) -> _Player | None:
+    """Return the agent that a finished training made, or None."""
+    from baselines.models import read_card, training_facts
+
+    if models is None:
+        return None
+    path = training.path(models)
+    try:
+        facts = training_facts(path)
+    except ValueError:  # none yet, or a damaged one: it is trained again
+        return None
+    if facts["steps"] < training.spec["steps"]:
+        return None
+    identity = {
+        "name": entry.name,
+        "label": entry.label,
+        "settings": dict(entry.settings),
+        "training": {"key": training.key, **facts},
+    }
+    return _Player(identity, "pretrained", kind, str(path.resolve()), read_card(path)["curve"])
+
+
+def agent_code(module: str, agent: str) -> str:
+    """SHA-256 of an agent's code: its module, and all Python files of the package it lies in.
+
+    A module outside packages is hashed alone, without what it imports from beside it.
+
+    Raises
+    ------
+    SuiteError
+        If there is no such module.
+    """
+    try:
+        top = importlib.util.find_spec(module.partition(".")[0])
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        top = found = None
+    if top is None or found is None or found.origin is None or not Path(found.origin).is_file():
+        raise SuiteError(
+            f"agent={agent!r}: there is no module {module!r}; "
+            "install it or run from the folder that holds it"
+        )
+    digest = hashlib.sha256(Path(found.origin).read_bytes())
+    for folder in map(Path, top.submodule_search_locations or ()):
+        for path in sorted(folder.rglob("*.py")):
+            content = path.read_bytes()
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def check_agent_code(agent: Mapping[str, Any]) -> None:
+    """Insist on the code, and a class's own model file, that a cell was planned with.
+
+    Parameters
+    ----------
+    agent : Mapping[str, Any]
+        The ``agent`` of a cell's identity.
+
+    Raises
+    ------
+    SuiteError
+        If the code of an agent from elsewhere, or the file its class names, is another here.
+    """
+    from baselines.agent import agent_spec
+    from baselines.models import class_training
+
+    if "code" not in agent:
+        return
+    name, changed = agent["name"], ""
+    spec = agent_spec(name)
+    if agent_code(spec.target.partition(":")[0], name) != agent["code"]:
+        changed = "code"
+    elif "training" in agent:
+        found = class_training(spec.load())
+        if found is None or found.get("sha256") != agent["training"].get("sha256"):
+            changed = "model file"
+    if changed:
+        raise SuiteError(
+            f"agent={name!r}: its {changed} here is not that of the plan: it was changed since, or "
+            "is another on this machine; the same command plans its cells anew"
+        )
+
+
+def _data_paths(
+    defaults: Mapping[str, str], given: Mapping[str, str]
+) -> tuple[dict[str, str], str | None]:
+    """Where a task's data files are, or the reason why the task cannot run here."""
+    paths = {}
+    folder = os.environ.get(DATA_VARIABLE)
+    for name, default in defaults.items():
+        if name in given:
+            if not Path(given[name]).exists():
+                raise SuiteError(f"data {name}={given[name]!r}: there is no such file")
+            paths[name] = str(Path(given[name]).resolve())
+        elif folder and (Path(folder) / default).exists():
+            paths[name] = str((Path(folder) / default).resolve())
+        else:
+            return {}, (
+                f"data {name!r} not found: give --data {name}=PATH, or set {DATA_VARIABLE} "
+                f"to the folder that holds {default}"
+            )
+    return paths, None
+
+
+def _missing_package(names: Sequence[str]) -> str | None:
+    for name in names:
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            extra = "rl" if name in RL else "data"
+            return (
+                f"needs the package {name}: "
+                f'pip install "llmqueue_gym[{extra}]" or pip install {name}'
+            )
+    return None
+
+
+def _fingerprint(env: str, task: str, kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Content hash of a task's workload, or the reason why it is not to be had here."""
+    try:
+        return problem_of(env).play.fingerprint(kwargs), None
+    except (ImportError, OSError) as error:
+        return None, str(error)
+    except ValueError as error:
+        raise SuiteError(f"task {task!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""Running: playing a cell, the engines that spread them, the store that keeps them."""

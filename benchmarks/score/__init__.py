@@ -1,0 +1,1 @@
+"""From stored cells to a board: intervals, ranks, fairness."""

@@ -1,0 +1,335 @@
+"""A whole run in one small file: what the reports read, fit to be committed beside the code.
+
+`export_run` writes it from a results folder; `open_results` reads either of the two.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llmqueue_gym
+from benchmarks.plan.suite import canonical, spec_key
+from benchmarks.run.store import CorruptResultError, Store
+from benchmarks.score.intervals import fitted_points
+
+Record = dict[str, Any]
+
+FORMAT = "llmqueue-bench export"
+SCHEMA = 2
+"""Version of what `docs/scoring.md` says of the file. 2 added ``schema`` and the ``warnings``."""
+
+_FORMAT_1 = f"{FORMAT} 1"  # of files without a schema
+
+_EARLY_POINTS = 20  # of a curve, before its last decade
+_CURVE_UNITS = 1e5  # a curve is stored in whole units, at most so many
+_DIGITS = 6  # significant digits of metrics
+
+
+def open_results(path: Path | str) -> Store | ExportedRun:
+    """Return the results at a path: a results folder (or its URL), or an exported file."""
+    if "://" not in str(path) and Path(path).is_file():
+        return ExportedRun(Path(path))
+    return Store(path)
+
+
+class ExportedRun:
+    """A run read from one file; to the reports it is a results folder.
+
+    Parameters
+    ----------
+    path : Path
+        What `export_run` wrote.
+
+    Raises
+    ------
+    CorruptResultError
+        If the file is truncated, was edited, is no export, or one of a newer schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.root = Path(path)
+        try:
+            document = json.loads(gzip.decompress(self.root.read_bytes()))
+            _check_schema(path, document)
+            intact = document["checksum"] == _checksum(document["content"])
+        except CorruptResultError:
+            raise
+        except (EOFError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptResultError(f"{path} is truncated or no export ({error!r})") from error
+        if not intact:
+            raise CorruptResultError(f"{path} was edited: its checksum does not match")
+        try:
+            self._run, self._cells, self._failures = _unpack(document["content"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CorruptResultError(
+                f"{path} does not hold what an export does: {error!r}"
+            ) from error
+
+    def load_run(self) -> Record:
+        """Return the plan of the run."""
+        return self._run
+
+    def load(self, key: str) -> Record | None:
+        """Return the result of a cell, or None if it has none."""
+        return self._cells.get(key)
+
+    def load_many(self, keys: Iterable[str]) -> Iterator[tuple[str, Record | None]]:
+        """Yield every key with the result of its cell, or None."""
+        for key in keys:
+            yield key, self._cells.get(key)
+
+    def load_failure(self, key: str) -> Record | None:
+        """Return the error of a failed cell, or None."""
+        return self._failures.get(key)
+
+
+def export_run(store: Store | ExportedRun, path: Path) -> int:
+    """Write the last run of a results folder into one file; return its size in bytes.
+
+    Metrics keep six significant digits, curves about 40 points (those that exponents are fitted to
+    among them); errors keep their message. The same results give the same bytes.
+
+    Raises
+    ------
+    CorruptResultError
+        If a result is damaged: running the suite again computes it anew.
+    """
+    content = _pack(store)
+    document = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "checksum": _checksum(content),
+        "content": content,
+    }
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=9) as stream:
+        stream.write(canonical(document).encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return len(buffer.getvalue())
+
+
+def _check_schema(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse what this version cannot read."""
+    schema = 1 if document["format"] == _FORMAT_1 else document["schema"]
+    if document["format"] not in (FORMAT, _FORMAT_1) or type(schema) is not int or schema < 1:
+        raise ValueError(f"format {document['format']!r}, schema {schema!r}")
+    if schema > SCHEMA:
+        raise CorruptResultError(
+            f"{path} has the schema {schema}, and llmqueue_gym {llmqueue_gym.__version__} reads "
+            f"exports up to schema {SCHEMA}: upgrade llmqueue_gym, or export the run with this "
+            "version"
+        )
+
+
+def _checksum(content: Record) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+# --- packing --------------------------------------------------------------------------------------
+
+
+class _Shared:
+    """Values that many cells share, each listed once."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._place: dict[str, int] = {}
+
+    def __call__(self, value: Any) -> int:
+        place = self._place.setdefault(canonical(value), len(self.values))
+        if place == len(self.values):
+            self.values.append(value)
+        return place
+
+
+def _pack(store: Store | ExportedRun) -> Record:
+    """Group the cells that differ in the seed only; a figure of a group is a list over seeds."""
+    run = store.load_run()
+    shared = _Shared()
+    groups: dict[str, list[Record]] = {}
+    for spec in run["cells"]:
+        own = {name: value for name, value in spec.items() if name != "seed"}
+        groups.setdefault(canonical(own), []).append(spec)
+    packed = [_pack_group(specs, store, shared) for specs in groups.values()]
+    trainings = [_rounded_lists(training) for training in run.get("trainings", [])]
+    kept = {name: value for name, value in run.items() if name not in ("cells", "spec")}
+    return {
+        "run": kept | ({"trainings": trainings} if trainings else {}),
+        "shared": shared.values,
+        "groups": packed,
+    }
+
+
+def _pack_group(
+    specs: Sequence[Mapping[str, Any]], store: Store | ExportedRun, shared: _Shared
+) -> Record:
+    spec = {name: shared(value) for name, value in sorted(specs[0].items()) if name != "seed"}
+    group: Record = {"spec": spec, "seeds": [s["seed"] for s in specs], "done": [], "failed": []}
+    records = []
+    for one in specs:
+        key = spec_key(one)
+        if (record := store.load(key)) is not None:
+            group["done"].append(one["seed"])
+            records.append(record)
+        elif (failure := store.load_failure(key)) is not None:
+            origin = shared(failure.get("provenance"))
+            group["failed"].append([one["seed"], failure["error"], origin])
+    if records:
+        group["provenance"] = [shared(record["provenance"]) for record in records]
+        for part in ("metrics", "timing"):
+            group[part] = {
+                name: [rounded(record[part][name]) for record in records]
+                for name in records[0][part]
+            }
+        t = np.array(records[0]["curve"]["t"])
+        kept = _kept_points(t)
+        group["t"] = shared(t[kept].tolist())
+        group["curve"] = {
+            name: [_pack_curve(np.array(record["curve"][name])[kept]) for record in records]
+            for name in records[0]["curve"]
+            if name != "t"
+        }
+        if "traffic" in records[0]:
+            group["traffic"] = [_pack_traffic(record["traffic"], shared) for record in records]
+        if any("warnings" in record for record in records):
+            group["warnings"] = [shared(record.get("warnings", [])) for record in records]
+        if "llms" in records[0]:
+            group["llms"] = [shared(_rounded_lists(record["llms"])) for record in records]
+    return group
+
+
+def rounded(value: Any) -> Any:
+    """Return a metric as an export keeps it."""
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def as_exported(record: Mapping[str, Any]) -> Record:
+    """Return what an export keeps of a result, as it is read again."""
+    t = np.array(record["curve"]["t"])
+    kept = _kept_points(t)
+    curve = {
+        name: _unpack_curve(_pack_curve(np.array(values)[kept]))
+        for name, values in record["curve"].items()
+        if name != "t"
+    }
+    return {
+        "metrics": {name: rounded(value) for name, value in record["metrics"].items()},
+        "curve": {"t": t[kept].tolist(), **curve},
+        **{name: record[name] for name in ("traffic", "warnings") if name in record},
+    }
+
+
+def _rounded_lists(record: Mapping[str, Any]) -> Record:
+    return {
+        name: [rounded(item) for item in value] if isinstance(value, list) else value
+        for name, value in record.items()
+    }
+
+
+def _kept_points(t: np.ndarray[Any, Any]) -> list[int]:
+    """Places of the points that are kept: those of the fits, and log-spaced ones before."""
+    fitted = fitted_points(t)
+    early = np.flatnonzero(t < t[-1] / 10)
+    step = max(1, -(-early.size // _EARLY_POINTS))
+    return [*early[::step].tolist(), *fitted.tolist()]
+
+
+def _pack_curve(values: np.ndarray[Any, Any]) -> list[int]:
+    """Decimal exponent of the unit, and the increments in whole units.
+
+    The unit is the smallest power of ten of which the curve's size is at most ``_CURVE_UNITS``;
+    1 where the values are whole and small enough.
+    """
+    size = float(np.abs(values).max())
+    exponent = int(np.ceil(np.log10(size / _CURVE_UNITS))) if size > 1e-280 else 0
+    if exponent < 0 and np.array_equal(values, np.rint(values)):
+        exponent = 0
+    units = np.rint(values / 10.0**exponent).astype(np.int64)
+    return [exponent, *np.diff(units, prepend=0).tolist()]
+
+
+def _pack_traffic(traffic: Mapping[str, Any], shared: _Shared) -> Record:
+    """Share what cells have in common; of the counts, list those that are not 0 with their gaps."""
+    served = np.array(traffic["served"], dtype=np.int64).reshape(-1)
+    places = np.flatnonzero(served)
+    common = {name: value for name, value in traffic.items() if name != "served"}
+    return {
+        "common": shared(common),
+        "gaps": np.diff(places, prepend=0).tolist(),
+        "counts": served[places].tolist(),
+    }
+
+
+# --- unpacking ------------------------------------------------------------------------------------
+
+
+def _unpack(content: Record) -> tuple[Record, dict[str, Record], dict[str, Record]]:
+    """Return the plan, the results and the errors, both by key."""
+    shared = content["shared"]
+    specs: list[Record] = []
+    cells: dict[str, Record] = {}
+    failures: dict[str, Record] = {}
+    for group in content["groups"]:
+        own = {name: shared[place] for name, place in group["spec"].items()}
+        specs += [{**own, "seed": seed} for seed in group["seeds"]]
+        for number, seed in enumerate(group["done"]):
+            spec = {**own, "seed": seed}
+            cells[spec_key(spec)] = {**_unpack_cell(group, number, shared), "spec": spec}
+        for seed, error, origin in group["failed"]:
+            failures[spec_key({**own, "seed": seed})] = {
+                "error": error,
+                "traceback": "",
+                "output": "",
+                "provenance": shared[origin],
+            }
+    run = {**content["run"], "cells": specs}
+    return run, cells, failures
+
+
+def _unpack_cell(group: Record, number: int, shared: Sequence[Any]) -> Record:
+    cell: Record = {
+        part: {name: values[number] for name, values in group[part].items()}
+        for part in ("metrics", "timing")
+    }
+    cell["provenance"] = shared[group["provenance"][number]]
+    cell["curve"] = {
+        "t": shared[group["t"]],
+        **{name: _unpack_curve(curves[number]) for name, curves in group["curve"].items()},
+    }
+    if "traffic" in group:
+        cell["traffic"] = _unpack_traffic(group["traffic"][number], shared)
+    if "warnings" in group and (warned := shared[group["warnings"][number]]):
+        cell["warnings"] = warned
+    if "llms" in group:
+        cell["llms"] = shared[group["llms"][number]]
+    return cell
+
+
+def _unpack_curve(packed: Sequence[int]) -> list[float]:
+    exponent, *steps = packed
+    units = np.cumsum(steps)
+    scaled = units * 10.0**exponent if exponent >= 0 else units / 10.0**-exponent
+    return [float(value) for value in scaled]
+
+
+def _unpack_traffic(packed: Record, shared: Sequence[Any]) -> Record:
+    common = shared[packed["common"]]
+    served = np.zeros((len(common["starts"]), len(common["llms"])), dtype=np.int64)
+    served.reshape(-1)[np.cumsum(packed["gaps"], dtype=np.int64)] = packed["counts"]
+    return {**common, "served": served.tolist()}
