@@ -74,9 +74,10 @@ class KnowsTheDraws(First):
         self.dynamics = frame.f_locals["env"].unwrapped.dynamics
     def act(self, observation):
         action = super().act(observation)
-        position = int(self.dynamics.query[0] - self.dynamics._start[0])
-        row = self.dynamics._rows[position]
-        if self.dynamics._outcome_single(action[-1], row)[0] == 0.0:
+        rules, stage = self.dynamics.rules, self.dynamics.stage[0]
+        position = self.dynamics.query[0] - rules.stage_starts[stage]
+        uniform = self.dynamics._draws[0, position, 1]
+        if uniform < self.dynamics.instance().reward_cdf[action[-1], 0]:
             action[-1] = next(m for m in range(len(action)) if m not in self.llms)
         return action
 """

@@ -9,18 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmqueue_gym.core.deployment import (
-    NEVER,
-    NUM_STREAMS,
-    DeploymentDynamics,
-    DeploymentInstance,
+from llmqueue_gym.core.routing_lp import deploy_opt
+from llmqueue_gym.deployment.dynamics import NUM_STREAMS, QueryOutcome
+from llmqueue_gym.deployment.instance import NEVER, DeploymentInstance, lognormal_mean
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
+from llmqueue_gym.deployment.rules import (
     DeploymentRules,
-    lognormal_mean,
     project_to_capped_simplex,
     stage_plan,
     stage_schedule,
 )
-from llmqueue_gym.core.routing_lp import deploy_opt
 from llmqueue_gym.workloads.catalog import (
     ModelCatalog,
     PriceChange,
@@ -67,12 +65,23 @@ def start(rules, instance, seed=0, num_lanes=1):
     return dynamics
 
 
+def ask(dynamics, bits, llm):
+    """Answer the next query of the only lane: an outcome of plain numbers."""
+    outcome = dynamics.step(np.array([bits]) == 1, np.array([llm]))
+    return QueryOutcome(*(values[0].item() for values in outcome[:-1]), outcome.arrived_now[0])
+
+
+def seen_by(dynamics):
+    """What the provider of the only lane sees."""
+    return {key: values[0] for key, values in dynamics.observe().items()}
+
+
 def play(dynamics, seed=0, deploy_all=False):
     """Random actions to the end: the actions and the outcomes."""
     rng, n, history = np.random.default_rng(seed), dynamics.num_llms, []
     for _ in range(dynamics.horizon):
         bits, llm = rng.integers(2, size=n) | deploy_all, int(rng.integers(n))
-        history.append((bits, llm, dynamics.step_single(bits.tolist(), llm)))
+        history.append((bits, llm, ask(dynamics, bits, llm)))
     return history
 
 
@@ -96,7 +105,7 @@ def test_ledger_never_pays_more_than_the_budget(seed, budget, throughput, switch
     charged = paid = score = 0.0
     over = False
     for _ in range(rules.horizon):
-        outcome = dynamics.step_single(rng.integers(2, size=4).tolist(), int(rng.integers(4)))
+        outcome = ask(dynamics, rng.integers(2, size=4).tolist(), int(rng.integers(4)))
         charge = outcome.cost + outcome.switching_cost
         charged += charge
         over = over or paid + charge > budget * rules.horizon * (1 + 1e-12)
@@ -128,12 +137,9 @@ def test_a_run_that_costs_exactly_the_budget_stays_within_it(horizon, budget):
         assert not dynamics.run_stage(everything, np.zeros(length, dtype=np.int64)).over_budget
     assert dynamics.ledger_score == horizon
     if horizon == 1000:
-        single, vector = start(rules, instance), start(rules, instance, num_lanes=2)
+        vector, bits = start(rules, instance, num_lanes=2), np.tile(everything, (2, 1))
         for _ in range(horizon):
-            assert not single.step_single([1] * 4, 0).over_budget
-            bits = np.tile(everything, (2, 1))
             assert not vector.step(bits, np.zeros(2, dtype=np.int64)).over_budget.any()
-        assert single.ledger_score == horizon
         assert vector.ledger_score.tolist() == [horizon] * 2
     dear = dataclasses.replace(rules, budget=budget * (1 - 1e-8))
     dynamics = start(dear, instance)
@@ -157,7 +163,7 @@ def test_throughput_is_counted_or_enforced_per_stage(throughput):
     answered = np.zeros((10, 4), dtype=np.int64)
     for query in range(103):
         stage = dynamics.stage[0]
-        outcome = dynamics.step_single([1, 1, 0, 0], query % 3 % 2)
+        outcome = ask(dynamics, [1, 1, 0, 0], query % 3 % 2)
         if outcome.llm >= 0:
             answered[stage, outcome.llm] += 1
         assert outcome.throttled == (
@@ -182,21 +188,21 @@ def caps(stage):
 def test_projection_keeps_the_first_arrived_llms_and_refusals_are_counted():
     rules = make_rules(horizon=20, num_stages=2)
     dynamics = start(rules, make_instance(arrival=[0, 5, 0, 0]))
-    outcome = dynamics.step_single([1, 1, 1, 1], 1)
+    outcome = ask(dynamics, [1, 1, 1, 1], 1)
     assert outcome.projected
     np.testing.assert_array_equal(dynamics.deployed[0], [True, False, True, False])
     assert (outcome.refused, outcome.llm, outcome.reward, outcome.cost) == (True, -1, 0.0, 0.0)
     for _ in range(9):
-        outcome = dynamics.step_single([0, 0, 0, 1], 2)  # bits are not read
+        outcome = ask(dynamics, [0, 0, 0, 1], 2)  # bits are not read
         assert not outcome.projected
         assert outcome.llm == 2
     assert (dynamics.refused, dynamics.projected) == (1, 1)
-    outcome = dynamics.step_single([0, 1, 0, 0], 1)  # arrived by now
+    outcome = ask(dynamics, [0, 1, 0, 0], 1)  # arrived by now
     assert not outcome.projected
     assert outcome.llm == 1
     # A deployment of none refuses everything.
     empty = start(rules, make_instance())
-    assert all(empty.step_single([0] * 4, 0).refused for _ in range(20))
+    assert all(ask(empty, [0] * 4, 0).refused for _ in range(20))
     assert (empty.refused, empty.spend) == (20, 0.0)
 
 
@@ -204,25 +210,23 @@ def test_arrivals_wait_for_the_update_point_and_retired_llms_stay_to_the_end_of_
     rules = make_rules(horizon=20, num_stages=2)
     dynamics = start(rules, make_instance(arrival=[0, 3, 0, 0], retire=[NEVER, NEVER, 4, NEVER]))
     for query in range(10):
-        outcome = dynamics.step_single([1, 0, 1, 0], 2)
+        outcome = ask(dynamics, [1, 0, 1, 0], 2)
         assert outcome.llm == 2
         assert outcome.arrived_now.tolist() == [False, query == 2, False, False]
     np.testing.assert_array_equal(dynamics.available[0], [True, True, False, True])
-    assert dynamics.step_single([0, 1, 1, 0], 2).refused
+    assert ask(dynamics, [0, 1, 1, 0], 2).refused
     np.testing.assert_array_equal(dynamics.deployed[0], [False, True, False, False])
 
 
 def test_a_retired_llm_shows_the_throughput_it_still_serves():
     instance = make_instance(retire=[10, NEVER, NEVER, NEVER])
-    one, two = (start(make_rules(), instance, num_lanes=lanes) for lanes in (1, 2))
+    one = start(make_rules(), instance)
     bits = np.array([1, 1, 0, 0], dtype=bool)
     length = int(one.rules.stage_lengths[0])
     cap = int(one.rules.caps[0, 0])
     for query in range(length):
-        one.step_single(bits.tolist(), query % 2)
-        two.step(np.tile(bits, (2, 1)), np.full(2, query % 2))
-        left = one.observe_single()["throughput_left"]
-        np.testing.assert_array_equal(left, two.observe()["throughput_left"][0])
+        ask(one, bits.tolist(), query % 2)
+        left = one.observe()["throughput_left"][0]
         if query < length - 1:
             assert left[0] == pytest.approx((cap - query // 2 - 1) / length)
     assert query > 10
@@ -238,11 +242,11 @@ def test_observations_do_not_depend_on_llms_that_are_still_to_come():
         dynamics = start(rules, instance)
         seen.append([])
         for query in range(59):
-            observation = dynamics.observe_single() | {"mask": dynamics.action_masks()[0]}
+            observation = seen_by(dynamics) | {"mask": dynamics.action_masks()[0]}
             for key in ("arrived", "deployed", "cost_prior", "count", "mean_reward", "mean_cost"):
                 assert not observation[key][2:].any()
             assert not observation["throughput_left"][2:].any()
-            outcome = dynamics.step_single([1, 1, 1, 1], query % 3)
+            outcome = ask(dynamics, [1, 1, 1, 1], query % 3)
             seen[-1].append((observation, outcome))
     for (first, done), (second, redone) in zip(*seen, strict=True):
         for key, value in first.items():
@@ -265,7 +269,7 @@ def test_delayed_rewards_are_the_same_rewards_later(seed, delay):
 def test_switching_is_charged_for_llms_that_join_after_the_first_stage():
     dynamics = start(make_rules(horizon=40, num_stages=4, switching_cost=0.5), make_instance())
     plans = [[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0], [0, 1, 0, 1]]
-    charged = [dynamics.step_single(plans[q // 10], 0).switching_cost for q in range(40)]
+    charged = [ask(dynamics, plans[q // 10], 0).switching_cost for q in range(40)]
     assert [charged[q] for q in (0, 10, 20, 30)] == [0.0, 0.5, 0.0, 1.0]
     assert sum(charged) == 1.5
     assert dynamics.spend > 1.5
@@ -291,7 +295,7 @@ def test_a_stage_at_once_equals_its_queries_one_by_one(seed, delay, throughput):
     for length in rules.stage_lengths:
         bits, llms = rng.integers(2, size=4) == 1, rng.integers(4, size=length)
         stage = fast.run_stage(bits, llms)
-        queries = [slow.step_single(bits.tolist(), int(llm)) for llm in llms]
+        queries = [ask(slow, bits.tolist(), int(llm)) for llm in llms]
         assert stage.reward == sum(q.reward for q in queries)
         assert stage.ledger_reward == sum(q.ledger_reward for q in queries)
         assert stage.refused == sum(q.refused for q in queries)
@@ -301,8 +305,9 @@ def test_a_stage_at_once_equals_its_queries_one_by_one(seed, delay, throughput):
         )
         for name in ("spend", "ledger_spend", "ledger_score", "total_reward", "violations"):
             assert getattr(slow, name) == getattr(fast, name), name
-        for key, value in slow.observe_single().items():
-            np.testing.assert_array_equal(value, fast.observe_single()[key], err_msg=key)
+        observation = seen_by(fast)
+        for key, value in seen_by(slow).items():
+            np.testing.assert_array_equal(value, observation[key], err_msg=key)
 
 
 def test_lanes_are_independent_copies():
@@ -314,7 +319,7 @@ def test_lanes_are_independent_copies():
         bits, llms = rng.integers(2, size=(3, 4)) == 1, rng.integers(4, size=3)
         batch = vector.step(bits, llms)
         for lane, scalar in enumerate(scalars):
-            single = scalar.step_single(bits[lane].tolist(), int(llms[lane]))
+            single = ask(scalar, bits[lane].tolist(), int(llms[lane]))
             for name, value in single._asdict().items():
                 np.testing.assert_array_equal(getattr(batch, name)[lane], value, err_msg=name)
 
@@ -331,7 +336,7 @@ def test_lanes_may_stand_at_different_queries():
         bits, llms = rng.integers(2, size=(len(lanes), 4)) == 1, rng.integers(4, size=len(lanes))
         batch = vector.step(bits, llms, lanes)
         for row, lane in enumerate(lanes):
-            single = scalars[lane].step_single(bits[row].tolist(), int(llms[row]))
+            single = ask(scalars[lane], bits[row].tolist(), int(llms[row]))
             assert (single.reward, single.cost) == (batch.reward[row], batch.cost[row])
             if vector.ended[lane]:
                 fresh += 1
@@ -341,7 +346,7 @@ def test_lanes_may_stand_at_different_queries():
         observation, masks = vector.observe(), vector.action_masks()
         for lane, scalar in enumerate(scalars):
             np.testing.assert_array_equal(scalar.action_masks()[0], masks[lane])
-            for key, value in scalar.observe_single().items():
+            for key, value in seen_by(scalar).items():
                 np.testing.assert_array_equal(observation[key][lane], value, err_msg=key)
     assert fresh > 103
 
@@ -379,7 +384,6 @@ def test_what_the_bits_come_to_is_what_is_deployed():
     bits = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]], dtype=np.bool_)
     allowed = dynamics.allowed(bits)
     assert allowed.astype(int).tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]]
-    np.testing.assert_array_equal(dynamics.allowed(bits[1:], np.array([1])), allowed[1:])
     assert not dynamics.deployed.any()
     dynamics.step(bits, np.zeros(2, dtype=np.int64))
     np.testing.assert_array_equal(dynamics.deployed, allowed)
@@ -449,7 +453,10 @@ def sample(instance, rules, llm, length=40_000):
     instance = dataclasses.replace(instance, arrival_query=np.zeros(n, dtype=np.int64))
     rules = dataclasses.replace(rules, horizon=length, num_stages=1, alpha=(1.0,) * n)
     dynamics = start(rules, instance, seed=llm)
-    return dynamics._outcomes(0, 0, np.full(length, llm), dynamics._draws[0])
+    bits, lanes = np.zeros((length, n), dtype=np.bool_), np.zeros(length, dtype=np.int64)
+    bits[:, llm] = True
+    outcome = dynamics.step(bits, np.full(length, llm), lanes)
+    return outcome.reward, outcome.cost
 
 
 @pytest.mark.parametrize("spec", ["routerbench", "catalog", "synthetic"])
@@ -532,7 +539,7 @@ def test_a_price_cut_scales_the_same_draws():
     costs = []
     for chosen in (instance, cut):
         dynamics = start(rules, chosen)
-        costs.append([dynamics.step_single([1] + [0] * 10, 0).cost for _ in range(50)])
+        costs.append([ask(dynamics, [1] + [0] * 10, 0).cost for _ in range(50)])
     np.testing.assert_allclose(np.divide(*costs), [1.0] * 20 + [4.0] * 30)
 
 

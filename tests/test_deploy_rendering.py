@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the ids
-from llmqueue_gym.core.deployment import stage_schedule
+from llmqueue_gym.deployment.rules import stage_schedule
 from llmqueue_gym.envs import deploy_rendering as drawing
 from llmqueue_gym.envs import rendering
 from llmqueue_gym.envs.deploy_rendering import MAX_COLUMNS, MAX_ROWS, DeployRenderer
@@ -169,8 +169,8 @@ def test_the_future_and_the_hidden_truth_are_not_shown():
     picture, text = renderer.picture(), renderer.text()
     for llm, name in enumerate(env.unwrapped.llms):
         assert (name.split("/")[-1] in text) == (dynamics.arrival_query[llm] <= 300)
-    for name in ("_arrival", "_retire", "_truth_reward", "_truth_cost", "_input", "_cdf"):
-        getattr(dynamics, name)[...] = 0
+    for hidden in (*dynamics._stream, *dynamics._truth):
+        hidden[...] = 0
     assert (renderer.picture() == picture).all()
     assert renderer.text() == text
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from llmqueue_gym.core.deployment import stage_schedule
+from llmqueue_gym.deployment.rules import stage_schedule
 from llmqueue_gym.envs import LLMDeployEnv, LLMDeployStageEnv, LLMDeployVectorEnv
 from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
 from llmqueue_gym.workloads import make_workload

@@ -6,7 +6,7 @@ Query by query, batched, and stage by stage: thin shells over one DeploymentDyna
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -18,15 +18,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.deployment import (
+from llmqueue_gym.deployment.dynamics import NUM_STREAMS, QueryOutcome, StageOutcome
+from llmqueue_gym.deployment.instance import DeploymentInstance
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
+from llmqueue_gym.deployment.rules import (
     MAX_COUNT,
-    NUM_STREAMS,
-    DeploymentDynamics,
-    DeploymentInstance,
     DeploymentRules,
-    LaneOutcome,
-    QueryOutcome,
-    StageOutcome,
     stage_plan,
     stage_schedule,
 )
@@ -53,14 +50,6 @@ MIN_BUDGET = 1e-12
 """Least budget in USD per query: shares of it stay within float32."""
 BUDGETS = ("soft", "hard")
 THROUGHPUTS = ("soft", "hard")
-
-
-_NUMPY: Mapping[type, Callable[[Any], Any]] = {
-    bool: np.bool_,
-    int: np.int64,
-    float: np.float64,
-    np.ndarray: lambda array: array,
-}
 
 
 class _Task:
@@ -325,12 +314,12 @@ def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
     return spec
 
 
-def _outcome_info(outcome: LaneOutcome | StageOutcome) -> dict[str, Any]:
-    """Return what ``info`` says of a step: NumPy scalars, because clients ask for a dtype."""
-    return {
-        "rated_reward" if key == "reward" else key: _NUMPY[type(value)](value)
-        for key, value in zip(outcome._fields, outcome, strict=True)
-    }
+def _info_names(outcome: type[QueryOutcome | StageOutcome]) -> tuple[str, ...]:
+    return tuple("rated_reward" if name == "reward" else name for name in outcome._fields)
+
+
+_OF_QUERY, _OF_STAGE = _info_names(QueryOutcome), _info_names(StageOutcome)
+"""What ``info`` calls the parts of an outcome."""
 
 
 class _DeployEnv(SuiteEnv):
@@ -422,15 +411,18 @@ class _DeployEnv(SuiteEnv):
         self._start_rendering()
         return self._shown(), self._no_outcome() | self._state_info()
 
-    def _result(
-        self, outcome: LaneOutcome | StageOutcome, **more: Any
-    ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Return what a step returns."""
-        info = _outcome_info(outcome) | more | self._state_info()
-        reward = outcome.ledger_reward if self._task.hard_budget else outcome.reward
+    def _result(self, info: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Return what a step returns, of what ``info`` says that was done."""
+        observation = self._shown()
+        info |= self._state_info()
+        reward = float(info["ledger_reward" if self._task.hard_budget else "rated_reward"])
         if self._renderer is not None:
             self._renderer.record(info)
-        return self._shown(), reward, False, bool(self.dynamics.ended[0]), info
+        return observation, reward, False, self._ended, info
+
+    @property
+    def _ended(self) -> bool:
+        return bool(self.dynamics.query[0] >= self._task.rules.horizon)
 
     def _check_ready(self, name: str) -> None:
         if not self.dynamics.ready:
@@ -438,7 +430,7 @@ class _DeployEnv(SuiteEnv):
 
     def _check_running(self) -> None:
         self._check_ready("step")
-        if self.dynamics.ended[0]:
+        if self._ended:
             raise ValueError(
                 f"the episode has ended after {self._task.rules.horizon} queries; call reset()"
             )
@@ -577,10 +569,12 @@ class LLMDeployEnv(_DeployEnv):
         return self._task.observation_space(), spaces.MultiDiscrete([2] * n + [n])
 
     def _no_outcome(self) -> dict[str, Any]:
-        nobody = np.zeros(self._task.num_llms, dtype=np.bool_)
-        return _outcome_info(
-            LaneOutcome(-1, 0.0, 0.0, -1, 0.0, 0.0, False, False, False, False, nobody)
-        )
+        return self._outcome_info(QueryOutcome.nothing(1, self._task.num_llms))
+
+    @staticmethod
+    def _outcome_info(outcome: QueryOutcome) -> dict[str, Any]:
+        """Return what ``info`` says of the only query: NumPy's scalars, which have a dtype."""
+        return {name: values[0] for name, values in zip(_OF_QUERY, outcome, strict=True)}
 
     def step(self, action: NDArray[np.int64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Deploy at an update point, then answer one query.
@@ -600,10 +594,11 @@ class LLMDeployEnv(_DeployEnv):
         if not 0 <= llm < task.num_llms or min(bits) < 0 or max(bits) > 1:
             raise task.invalid_action(action)
         self._check_running()
-        return self._result(self.dynamics.step_single(bits, llm))
+        wanted, llms = values[None, :-1] == 1, values[-1:].astype(np.int64)
+        return self._result(self._outcome_info(self.dynamics.step(wanted, llms)))
 
     def _observe(self) -> Observation:
-        return self.dynamics.observe_single()
+        return {name: values[0] for name, values in self.dynamics.observe().items()}
 
     def _state_info(self) -> dict[str, Any]:
         return super()._state_info() | {"action_mask": self.dynamics.action_masks()[0]}
@@ -638,7 +633,7 @@ class LLMDeployStageEnv(_DeployEnv):
     | N..2N-1 | routing weights, projected (Euclidean) onto the shares p of the deployed LLMs with 0 <= p <= alpha and sum 1 | 0 | 1 |
 
     If the alphas of the deployed LLMs sum to less than 1, p = alpha / sum(alpha). LLM m answers
-    p_m L of the stage's L queries, evenly interleaved (`llmqueue_gym.core.deployment.
+    p_m L of the stage's L queries, evenly interleaved (`llmqueue_gym.deployment.rules.
     stage_schedule`); the same schedule played in LLMDeploy-v0 gives the same totals.
 
     ## Observation Space
@@ -690,7 +685,13 @@ class LLMDeployStageEnv(_DeployEnv):
         n = self._task.num_llms
         served, nobody = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
         outcome = StageOutcome(0.0, 0.0, 0.0, 0.0, served, 0, 0, False, False, nobody)
-        return _outcome_info(outcome) | {"shares": np.zeros(n)}
+        return self._outcome_info(outcome) | {"shares": np.zeros(n)}
+
+    @staticmethod
+    def _outcome_info(outcome: StageOutcome) -> dict[str, Any]:
+        """Return what ``info`` says of a stage: NumPy's scalars, which have a dtype."""
+        pairs = zip(_OF_STAGE, outcome, strict=True)
+        return {name: np.asarray(value)[()] for name, value in pairs}
 
     def step(self, action: NDArray[Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Deploy, then answer all queries of a stage.
@@ -713,7 +714,7 @@ class LLMDeployStageEnv(_DeployEnv):
         bits, shares = self.plan(values)
         length = int(task.rules.stage_lengths[dynamics.stage[0]])
         outcome = dynamics.run_stage(bits, stage_schedule(shares, length))
-        return self._result(outcome, shares=shares)
+        return self._result(self._outcome_info(outcome) | {"shares": shares})
 
     def plan(self, action: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Return what an action means now: deployment bits and traffic shares, both (N,).
@@ -731,7 +732,7 @@ class LLMDeployStageEnv(_DeployEnv):
         )
 
     def _observe(self) -> Observation:
-        observation = self.dynamics.observe_single()
+        observation = {name: values[0] for name, values in self.dynamics.observe().items()}
         for key in ("deploy_now", "stage_progress", "context"):
             observation.pop(key, None)
         return observation
@@ -832,8 +833,7 @@ class LLMDeployVectorEnv(LaneVectorEnv):
 
     def _spread(self, outcome: QueryOutcome, lanes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Spread the outcome of the stepped lanes over all lanes."""
-        info = outcome._asdict()
-        info["rated_reward"] = info.pop("reward")
+        info = dict(zip(_OF_QUERY, outcome, strict=True))
         if len(lanes) == self.num_envs:
             return info
         spread = self._no_outcome()
@@ -842,13 +842,8 @@ class LLMDeployVectorEnv(LaneVectorEnv):
         return spread
 
     def _no_outcome(self) -> dict[str, NDArray[Any]]:
-        lanes, n = self.num_envs, self._task.num_llms
-        info: dict[str, NDArray[Any]] = {key: np.full(lanes, -1) for key in ("llm", "rated_llm")}
-        for key in ("rated_reward", "ledger_reward", "cost", "switching_cost"):
-            info[key] = np.zeros(lanes)
-        for key in ("refused", "throttled", "projected", "over_budget"):
-            info[key] = np.zeros(lanes, dtype=np.bool_)
-        return info | {"arrived_now": np.zeros((lanes, n), dtype=np.bool_)}
+        nothing = QueryOutcome.nothing(self.num_envs, self._task.num_llms)
+        return dict(zip(_OF_QUERY, nothing, strict=True))
 
     def _state_info(self) -> dict[str, NDArray[Any]]:
         return {

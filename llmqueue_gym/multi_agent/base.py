@@ -16,7 +16,7 @@ from gymnasium.wrappers import HumanRendering
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 
-from llmqueue_gym.core.deployment import DeploymentDynamics
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from pettingzoo import AECEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[import-untyped]
 
-from llmqueue_gym.core.deployment import DeploymentDynamics
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
 from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, Game, Mask, drawn

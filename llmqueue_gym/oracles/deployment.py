@@ -16,13 +16,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.deployment import (
-    DeploymentDynamics,
-    DeploymentInstance,
-    DeploymentRules,
-    stage_schedule,
-)
 from llmqueue_gym.core.routing_lp import deploy_opt, route_opt
+from llmqueue_gym.deployment.instance import DeploymentInstance
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
+from llmqueue_gym.deployment.rules import DeploymentRules, stage_schedule
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -263,7 +260,7 @@ def _segment_kinds(
     for stage, start in enumerate(rules.stage_starts.tolist()):
         there, caps = instance.available(start).tobytes(), rules.caps[stage].tobytes()
         for part in _segments(instance, rules, stage):
-            key = _regime(instance, part.query), part.length, there, caps
+            key = instance.regime(part.query), part.length, there, caps
             if kinds.setdefault(key, len(parts)) == len(parts):
                 parts.append(part)
             rows.append((stage, part.length, kinds[key]))
@@ -315,20 +312,16 @@ def _table_fill(
 
 def _row_means(instance: DeploymentInstance, query: int) -> tuple[Floats, Floats]:
     """Return mean reward and cost of every LLM on every row of the table at a query, (P, N)."""
-    table, regime = instance.table, _regime(instance, query)
+    table, regime = instance.table, instance.regime(query)
     assert table is not None
     shift = instance.shift[regime]
     quality = (1.0 - np.abs(shift)) * table.quality + np.maximum(shift, 0.0)
     return quality, table.cost * instance.input_cost[regime]
 
 
-def _regime(instance: DeploymentInstance, query: int) -> int:
-    return int(np.searchsorted(instance.change_query, query, side="right")) - 1
-
-
 def _means(instance: DeploymentInstance, query: int) -> tuple[Floats, Floats]:
     """Return the true mean reward and cost of every LLM at a query, (N,) each."""
-    regime = _regime(instance, query)
+    regime = instance.regime(query)
     return instance.mean_reward[regime], instance.mean_cost[regime]
 
 

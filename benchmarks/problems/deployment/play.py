@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from baselines.agent import Action, DeployProblem
 from benchmarks.problems.luck import Luck, outcome_luck, row_luck
-from llmqueue_gym.core.deployment import DeploymentDynamics, DeploymentInstance
+from llmqueue_gym.deployment.instance import DeploymentInstance
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
 from llmqueue_gym.workloads.catalog import stream_fingerprint
 from llmqueue_gym.workloads.order import arrival_words

@@ -1,0 +1,1 @@
+"""Streaming deployment: LLMDeploy-v0 and LLMDeployStage-v0."""
