@@ -94,7 +94,8 @@ class _Decisions:
 class LaneWrapper(AnyVectorWrapper):
     """A vector wrapper that is asked like the environment inside, as libraries on top do.
 
-    Gymnasium's own forwards no ``autoreset_mode``, ``call``, ``get_attr`` and ``set_attr``.
+    Gymnasium's own forwards no ``autoreset_mode``, ``call``, ``get_attr`` and ``set_attr``. What
+    derives from this names Gymnasium's class as well: skrl knows a wrapper by its direct bases.
     """
 
     @property
@@ -167,7 +168,7 @@ class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return self.layout.flatten(observation), reward, terminated, truncated, info
 
 
-class FlatObservationVector(LaneWrapper):
+class FlatObservationVector(LaneWrapper, AnyVectorWrapper):
     """`FlatObservation` for vector environments, in every autoreset mode.
 
     Parameters
@@ -257,7 +258,7 @@ class DiscreteActions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return self._decisions.mask(self.env.get_wrapper_attr("action_masks")())
 
 
-class DiscreteActionsVector(LaneWrapper):
+class DiscreteActionsVector(LaneWrapper, AnyVectorWrapper):
     """`DiscreteActions` for the vector environment.
 
     Parameters
@@ -374,7 +375,7 @@ class PreviousDecision(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         return observation | own, float(reward), terminated, truncated, info
 
 
-class PreviousDecisionVector(LaneWrapper):
+class PreviousDecisionVector(LaneWrapper, AnyVectorWrapper):
     """`PreviousDecision` for the vector environment.
 
     Parameters

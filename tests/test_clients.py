@@ -1,5 +1,6 @@
 """What libraries on top ask for: flat observations, info, lanes, limits, pickles and frames."""
 
+import importlib
 import pickle
 import re
 import warnings
@@ -229,6 +230,20 @@ def test_wrapped_lanes_answer_as_lanes_of_wrapped_environments(vector_form, scal
     np.testing.assert_array_equal(native.call("action_masks"), copies.call("action_masks"))
     native.set_attr("note", "same")
     assert native.get_attr("note") == ("same",) * 3
+
+
+def test_what_an_environment_is_shows_in_its_direct_bases():
+    """Skrl looks there, and no further."""
+    made = [make_vec(env_id) for env_id in NATIVE]
+    queue = make_vec("LLMQueue-v0")
+    made += [form(queue) for form in (DiscreteActionsVector, FlatObservationVector)]
+    made += [PreviousDecisionVector(queue), *map(make, ENVIRONMENTS)]
+    for env in made:
+        assert any(base.__module__.startswith("gymnasium.") for base in type(env).__bases__), env
+    pytest.importorskip("pettingzoo", reason="the games need the extra marl")
+    for name in ("llm_queue_v0", "llm_servers_v0"):
+        game = importlib.import_module(f"llmqueue_gym.multi_agent.{name}").parallel_env()
+        assert any(base.__module__ == "pettingzoo.utils.env" for base in type(game).__bases__)
 
 
 def test_lanes_without_a_render_mode_draw_nothing():

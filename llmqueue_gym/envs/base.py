@@ -120,7 +120,8 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
     """B lanes over one batched dynamics; lane i seeded s equals the scalar env seeded s + i.
 
     In a render mode ``render()`` draws lane 0 and returns one frame a lane, as Gymnasium's wrappers
-    expect; the others are blank.
+    expect; the others are blank. What derives from this names `VectorEnv` as well: skrl knows an
+    environment by its direct bases.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym.deployment.dynamics import NUM_STREAMS, QueryOutcome, StageOutcome
@@ -738,7 +738,7 @@ class LLMDeployStageEnv(_DeployEnv):
         return observation
 
 
-class LLMDeployVectorEnv(LaneVectorEnv):
+class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray[Any]]):
     """B copies of LLMDeploy-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
     A step costs O(B N), mostly writing the observation; at the start of a stage a lane also draws

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym.core.streams import Draws
@@ -433,7 +433,7 @@ class LLMQueueEnv(SuiteEnv):
         return QueueRenderer(self.dynamics, self.llms)
 
 
-class LLMQueueVectorEnv(LaneVectorEnv):
+class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray[Any]]):
     """B copies of LLMQueue-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
     A step costs O(B (W d + N K)), whatever the backlog and the time: about 80 us of NumPy calls

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import AECEnv  # type: ignore[import-untyped]
+from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec,
     parallel_to_aec_wrapper,
@@ -20,7 +20,7 @@ from llmqueue_gym.envs.llm_queue import LLMQueueEnv
 from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, QueueGame, Views, drawn
 
 
-class LLMQueueParallelEnv(QueueGame):
+class LLMQueueParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
     """A scheduler and a router serve one queue of queries whose unsatisfied users retry.
 
     ## Description

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import AECEnv  # type: ignore[import-untyped]
+from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec,
     parallel_to_aec_wrapper,
@@ -49,7 +49,7 @@ SCHEDULES: dict[str, Callable[[Observation], int]] = {
 """Which window slot is auctioned."""
 
 
-class LLMServersParallelEnv(QueueGame):
+class LLMServersParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
     """LLM servers bid to answer the waiting query; users who are not satisfied retry.
 
     ## Description
