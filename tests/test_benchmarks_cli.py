@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli
+from benchmarks.commands import run
 from benchmarks.plan.suite import spec_key
 from benchmarks.report import board_markdown, board_tables, draw_figure
 from benchmarks.run.store import Store
@@ -256,4 +256,4 @@ def alive(process):
 def test_the_recorded_command_is_what_gives_the_results_and_not_where_they_were_kept(monkeypatch):
     words = "run quick --seeds 2 --results /home/me/x --workers=3 --agent greedy --engine ray"
     monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *words.split()])
-    assert cli._command() == "llmqueue-bench run quick --seeds 2 --agent greedy"
+    assert run.command_line() == "llmqueue-bench run quick --seeds 2 --agent greedy"

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from benchmarks import cli
+from benchmarks.commands import run
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import built_in_suites, load_suite
 from benchmarks.run.store import Store
@@ -137,8 +138,8 @@ def test_what_decides_the_exit_code_is_that_of_the_board(here, output_of, monkey
     assert sum("beats the oracle" in text for text in board.violations) == 1
     assert sum("Q-UCB (seed 1) had departures" in text for text in board.violations) >= 2
     for batch in (1, 10_000):
-        monkeypatch.setattr(cli, "_BATCH", batch)
-        assert cli.check_run(plan, store) == (expected, board.violations, {})
+        monkeypatch.setattr(run, "_BATCH", batch)
+        assert run.check_run(plan, store) == (expected, board.violations, {})
 
 
 def test_lists_as_json(output_of):
@@ -196,7 +197,7 @@ def join():
     "fault", [broadcast, convert, join, lambda: int("many"), lambda: [].index(1)]
 )
 def test_our_own_faults_are_no_wrong_usage(here, bench, monkeypatch, fault):
-    monkeypatch.setattr("benchmarks.cli.list_suites", lambda as_json: fault())
+    monkeypatch.setattr("benchmarks.commands.show.list_suites", lambda as_json: fault())
     monkeypatch.setattr(sys, "argv", ["llmqueue-bench", "list"])
     with pytest.raises(Exception) as caught:  # noqa: PT011 - Python prints it and leaves with 1
         cli.main()

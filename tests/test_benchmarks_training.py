@@ -20,7 +20,7 @@ pytest.importorskip("sb3_contrib")
 
 from baselines.agent import agent_spec, registered_agents
 from baselines.models import read_card
-from benchmarks import cli
+from benchmarks.commands import INTERRUPTED
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
 from benchmarks.report import board_markdown, draw_figure
@@ -421,7 +421,7 @@ def test_ctrl_c_in_a_run_keeps_its_trainings_checkpoint(here):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=30)  # the pipe ends with the last worker
-    assert process.returncode == cli.INTERRUPTED, printed
+    assert process.returncode == INTERRUPTED, printed
     assert "the same command goes on" in " ".join(printed.split())
     [model] = folder.iterdir()
     assert 0 < read_card(model)["steps"] < 10_000_000
@@ -439,7 +439,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_goes_on(here):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=30)
-    assert process.returncode == cli.INTERRUPTED, printed
+    assert process.returncode == INTERRUPTED, printed
     assert "the same command goes on" in " ".join(printed.split())
     kept = read_card(model)["steps"]
     assert kept >= 1024

@@ -1,0 +1,346 @@
+"""Subcommands that read: report, export, list, agents, compare, arrivals, watch, verify, logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.commands import FAILED, INTERRUPTED, OK, completion
+from benchmarks.commands.options import (
+    LEADERBOARD,
+    NOT_NEGATIVE,
+    PART,
+    POSITIVE,
+    SHARE,
+    TIMEOUT,
+    cores,
+    last_results,
+    read_data,
+    verdict,
+)
+from benchmarks.plan.suite import REFERENCES, built_in_suites, load_suite
+from benchmarks.terminal import add_row, print_json, show_table
+
+LogFile = Annotated[Path, typer.Argument(help="CSV, TSV, JSON(L), Parquet: a row a request.")]
+Renamed = Annotated[
+    list[str] | None, typer.Option("--column", help="Another name of a column: query=prompt.")
+]
+Clipped = Annotated[bool, typer.Option(help="Count scores a little outside [0, 1] as 0 or 1.")]
+
+
+def report_command(
+    results: Annotated[
+        str | None,
+        typer.Argument(help="Results folder, URL or exported file; default: the last run."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the page and pictures go.")] = LEADERBOARD,
+    readme: Annotated[
+        Path | None, typer.Option(help="Page whose marked part takes the short tables.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing; exit code 1 if --readme is out of date."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the tables as JSON and write nothing.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--serve", help="Serve the page on this machine and open it.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of --serve; 0: a free one.")
+    ] = 0,
+    figure: Annotated[
+        str | None,
+        typer.Option(help="Write this one figure for a paper; a wrong name lists them."),
+    ] = None,
+    agents: Annotated[
+        str, typer.Option(help="Of --figure: agents a,b,... in the order of their colours.")
+    ] = "",
+    labels: Annotated[str, typer.Option(help="Of --figure: what to call them, A,B,...")] = "",
+    task: Annotated[
+        str | None, typer.Option(help="Of --figure curves and traffic: the task.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="Of --figure: pdf or svg.")] = "pdf",
+) -> None:
+    """Print the leaderboard; write index.html, leaderboard.md and the pictures."""
+    from benchmarks.report.command import check_readme, report, serve
+    from benchmarks.report.command import figure as write_figure
+
+    found: Path | str = results or last_results()
+    if figure is not None:
+        chosen, names = ([part for part in text.split(",") if part] for text in (agents, labels))
+        write_figure(found, figure, out, agents=chosen, labels=names, task=task, form=form)
+        raise typer.Exit(OK)
+    if agents or labels or task:
+        raise ValueError("--agents, --labels and --task belong to --figure NAME")
+    if as_json:
+        raise typer.Exit(_print_board(found))
+    if not check:
+        code = verdict(report(found, out, readme))
+        if show:
+            serve(out, port)
+        raise typer.Exit(code)
+    if readme is None:
+        raise ValueError("--check needs --readme PATH: the page to compare")
+    raise typer.Exit(OK if check_readme(found, readme) else FAILED)
+
+
+def export_command(
+    results: Annotated[str, typer.Argument(help="Results folder or URL.")],
+    path: Annotated[Path, typer.Argument(help="File to write, SUITE.json.gz.")],
+) -> None:
+    """Write a run into one small file that `report` reads in place of a results folder."""
+    from benchmarks.report.command import export
+
+    export(results, path)
+
+
+def list_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the built-in suites and their tasks."""
+    list_suites(as_json)
+
+
+def agents_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the agents by name, with their sources."""
+    list_agents(as_json)
+
+
+def compare_command(
+    first: Annotated[str, typer.Argument(help="Results (folder, export, URL), or an agent.")],
+    second: Annotated[str, typer.Argument(help="What it is compared with.")],
+    results: Annotated[
+        str | None,
+        typer.Option(help="Of two agents: results folder, export, URL; default: the last run."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which cells changed between two results, or how two agents of a run differ.
+
+    Differences are SECOND - FIRST.
+
+    Cells are paired by task, agent, seed and protocol; FOLDER@X takes the cells of version X
+    (or of a code hash or commit that begins with X) from a folder that holds several.
+    """
+    from benchmarks.commands.changes import is_results, show_changes
+    from benchmarks.commands.compare import show_comparison
+
+    there = [name for name in (first, second) if is_results(name)]
+    if results is None and len(there) == 2:
+        show_changes(first, second, as_json)
+    elif results is None and there:
+        [other] = {first, second} - set(there)
+        raise ValueError(f"{there[0]} is a folder of results, and there is no {other}")
+    else:
+        show_comparison(results or last_results(), first, second, as_json)
+
+
+def arrivals_command(
+    path: Annotated[Path, typer.Argument(help="Trace: CSV, TSV, JSON(L) or Parquet.")],
+    rate: Annotated[float, typer.Option(help="Mean arrivals a slot.", callback=SHARE)] = 0.5,
+    column: Annotated[str | None, typer.Option(help="Column of the times.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of numbers: s, ms, us or ns.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how bursty a trace is, before and after it is laid on slots."""
+    from benchmarks.commands.arrivals import show_trace
+
+    show_trace(path, rate, column, unit, as_json)
+
+
+def watch_command(
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="SUITE:TASK, or a task of a built-in suite.", autocompletion=completion.tasks
+        ),
+    ],
+    agent: Annotated[
+        str,
+        typer.Option(help="A name or mypackage.module:MyAgent.", autocompletion=completion.agents),
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
+    speed: Annotated[
+        float, typer.Option(help="Steps a second; inf for no pause.", callback=POSITIVE)
+    ] = 20.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many; default: the whole run.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+) -> None:
+    """Show an agent at play, as its environment draws it, and the truth in a line.
+
+    Ctrl-C ends it. Where the output is no terminal, only the last frame is printed.
+    """
+    from benchmarks.commands.watch import watch, watched_cell
+
+    cell = watched_cell(task, agent, seed, read_data(data or []))
+    try:
+        watch(cell, speed, steps)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def verify_command(
+    results: Annotated[
+        str | None, typer.Argument(help="Results folder, URL or export; default: the last run.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Cells to compute again.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed by which they are chosen.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the suite's trained models; default: models beside the results, "
+            "results/SUITE/models for an export or a URL."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds a cell may take.", callback=POSITIVE)
+    ] = TIMEOUT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compute a sample of stored cells again and compare bit for bit; 1 if one differs.
+
+    Of an export, to the digits that it keeps.
+    """
+    from benchmarks.commands.verify import show_verification
+    from benchmarks.run.engines import LocalEngine
+
+    engine = LocalEngine(workers or cores(), timeout)
+    verified = show_verification(
+        results or last_results(), sample, seed, engine, read_data(data or []), as_json, models
+    )
+    raise typer.Exit(OK if verified else FAILED)
+
+
+def logs_show(
+    file: LogFile,
+    column: Renamed = None,
+    clip_scores: Clipped = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
+    from benchmarks.commands.logs import show_log
+
+    show_log(file, column or [], as_json, clip_scores)
+
+
+def logs_evaluate(
+    file: LogFile,
+    agent: Annotated[list[str], typer.Option(help="Agent: a name or mypackage.module:MyAgent.")],
+    column: Renamed = None,
+    clip_scores: Clipped = False,
+    train_share: Annotated[
+        float, typer.Option(help="Part that agents learn from.", callback=PART)
+    ] = 0.5,
+    cost_weight: Annotated[
+        float, typer.Option(help="Reward given up per USD.", callback=NOT_NEGATIVE)
+    ] = 0.0,
+    contexts: Annotated[str | None, typer.Option(help="tfidf-svd, wordllama, ...")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the agents.")] = 0,
+    draws: Annotated[int, typer.Option(min=1, help="Decisions a request.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate what agents would have earned: IPS, self-normalised and doubly robust."""
+    from benchmarks.commands.logs import show_evaluation
+
+    show_evaluation(
+        file,
+        agent,
+        columns=column or [],
+        clip_scores=clip_scores,
+        train_share=train_share,
+        cost_weight=cost_weight,
+        contexts=contexts,
+        seed=seed,
+        draws=draws,
+        as_json=as_json,
+    )
+
+
+def _print_board(results: Path | str) -> int:
+    """Print the board of some results as JSON; return the exit code."""
+    from benchmarks.report.as_json import board_json
+    from benchmarks.score.export import open_results
+    from benchmarks.score.scoring import load_board
+
+    board = load_board(open_results(results))
+    print_json(board_json(board))
+    return verdict(board)
+
+
+def list_suites(as_json: bool = False) -> None:
+    """Print the built-in suites and their tasks."""
+    from rich.table import Table
+
+    if as_json:
+        print_json(
+            {
+                "suites": [
+                    {
+                        "name": suite.name,
+                        "description": suite.description,
+                        "seeds": suite.seeds,
+                        "tasks": [
+                            {
+                                "name": task.name,
+                                "env": task.env,
+                                "horizon": task.horizon,
+                                "agents": [*REFERENCES, *(entry.label for entry in task.agents)],
+                                "tags": list(task.tags),
+                                "headline": task.headline,
+                            }
+                            for task in suite.tasks
+                        ],
+                    }
+                    for suite in map(load_suite, built_in_suites())
+                ]
+            }
+        )
+        return
+    for name in built_in_suites():
+        suite = load_suite(name)
+        table = Table(title=f"{name}: {suite.description}", title_justify="left")
+        for column in ("task", "T", "agents", "seeds", "tags"):
+            table.add_column(column)
+        for task in suite.tasks:
+            count = str(len(task.agents) + len(REFERENCES))
+            tags = ", ".join(task.tags)
+            row = (task.name, f"{task.horizon:,}", count, str(suite.seeds), tags)
+            add_row(table, *row)
+        show_table(table)
+
+
+def list_agents(as_json: bool = False) -> None:
+    """Print the registered agents and where they come from."""
+    from rich.table import Table
+
+    from baselines.agent import registered_agents
+    from benchmarks.problems import PROBLEMS
+
+    policies = (f"{problem.oracle} ({problem.name})" for problem in PROBLEMS.values())
+    truth = f"knows the truth: {', '.join(policies)}"
+    if as_json:
+        agents: list[dict[str, Any]] = [{"name": "oracle", "settings": {}, "source": truth}]
+        agents += [
+            {"name": spec.name, "settings": dict(spec.settings), "source": spec.source}
+            for spec in registered_agents()
+        ]
+        print_json({"agents": agents})
+        return
+    table = Table("agent", "settings", "source")
+    table.add_row("oracle", "", truth)
+    for spec in registered_agents():
+        settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
+        add_row(table, spec.name, settings, spec.source)
+    show_table(table)
