@@ -1,6 +1,7 @@
 """Laws of the deployment dynamics, and of the streams of LLMs that feed them."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -121,8 +122,10 @@ def test_ledger_never_pays_more_than_the_budget(seed, budget, throughput, switch
     assert dynamics.ledger_score <= dynamics.total_reward
 
 
-@pytest.mark.parametrize("horizon", [1000, 36_000, 1_000_000])
-@pytest.mark.parametrize("budget", [1e-4, 3e-4, 5e-4, 0.1, 0.3])
+@pytest.mark.parametrize(
+    ("horizon", "budget"),
+    [*itertools.product([1000, 36_000], [1e-4, 3e-4, 5e-4, 0.1, 0.3]), (400_000, 0.1)],
+)
 def test_a_run_that_costs_exactly_the_budget_stays_within_it(horizon, budget):
     """Adding up T equal costs rounds; the last query must not lose its reward for it."""
     rules = make_rules(
@@ -447,7 +450,7 @@ def stream_instance(spec, **changes):
     return source, rules, build_instance(source, rules, rng, retire_query=retire)
 
 
-def sample(instance, rules, llm, length=40_000):
+def sample(instance, rules, llm, length=20_000):
     """Rewards and costs of one LLM, available from the start, over one long stage."""
     n = len(instance.base_reward)
     instance = dataclasses.replace(instance, arrival_query=np.zeros(n, dtype=np.int64))
