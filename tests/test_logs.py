@@ -146,6 +146,7 @@ BAD = [
     ({"kept": "perhaps"}, "'kept' must be true or false"),
     ({"cost": -1}, "'cost' must be a number in"),
     ({"cost": "dear"}, "'cost' must be a number in"),
+    ({"cost": "0,0004"}, "'0,0004'; write decimals with a point"),
     ({"propensity": 0}, "positive probability"),
     ({"propensity": 1.5}, "'propensity' must be a number in"),
     ({"timestamp": "noon"}, "'timestamp' must be a number or an ISO"),
@@ -165,7 +166,7 @@ def test_errors_name_file_row_and_column(change, message, tmp_path):
     [
         ("query", "no column 'query' or 'embedding'"),
         ("llm", "no column 'llm'"),
-        ("kept", "no column 'kept' or 'score'"),
+        ("kept", r"no column 'kept' or 'score'.*--column llm=NAME"),
     ],
 )
 def test_missing_columns_are_named(drop, message, tmp_path):
@@ -403,7 +404,7 @@ def test_scores_a_little_outside_are_clipped_if_asked_for(tmp_path):
         read_log(path)
     assert read_log(path, clip_scores=True).reward.tolist() == [0.0, 1.0, 0.5]
     path = write(tmp_path / "far.jsonl", [*rows, rows[0] | {"score": 1.2}])
-    with pytest.raises(ValueError, match=r"line 4: column 'score' must be a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"line 4: column 'score' is 1\.2, .* scale the scores"):
         read_log(path, clip_scores=True)
 
 

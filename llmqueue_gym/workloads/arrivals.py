@@ -410,7 +410,7 @@ def _column(path: str, names: Sequence[str], column: str | None) -> str:
             return name
     raise ValueError(
         f"{path}: none of the columns {', '.join(map(str, names))} is {' or '.join(_COLUMNS)}; "
-        "name the column of the times with `column`"
+        "name the column of the times with `column` (--column)"
     )
 
 

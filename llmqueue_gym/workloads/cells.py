@@ -87,8 +87,11 @@ def number_cell(row: Row, column: str, place: str, low: float, high: float) -> f
     value = cell_of(row, column, place)
     number = number_of(value)
     if not math.isfinite(number) or not low <= number <= high:
+        comma = isinstance(value, str) and not math.isnan(number_of(value.replace(",", ".")))
+        hint = "; write decimals with a point" if comma and math.isnan(number) else ""
         raise ValueError(
-            f"{place}: column {column!r} must be a number in [{low:g}, {high:g}], not {show(value)}"
+            f"{place}: column {column!r} must be a number in [{low:g}, {high:g}], "
+            f"not {show(value)}{hint}"
         )
     return number
 
@@ -183,8 +186,8 @@ def seconds_of(
     if wrong.size:
         row = int(wrong[0])
         raise ValueError(
-            f"{places[row]}: column {column!r} must be a number or an ISO 8601 time, "
-            f"not {show(values[row])}"
+            f"{places[row]}: column {column!r} must be a number or an ISO 8601 time "
+            f"(2026-05-04 09:30:00), not {show(values[row])}"
         )
     dates = np.array([is_date(value) for value in values], dtype=np.bool_)
     times[~dates] *= UNITS[unit or unit_of(times[~dates])]

@@ -331,7 +331,7 @@ def _reader(
             has = printable(", ".join(map(str, list(first)[:40])))
             raise ValueError(
                 f"{path}: there is no column {wanted}; it has {has}. Name a column that is called "
-                "otherwise with `columns`"
+                "otherwise with `columns` (--column llm=NAME)"
             )
     vectors = column["query"] not in first
     scored = column["kept"] not in first
@@ -395,6 +395,11 @@ def _score(row: Row, column: str, place: str, clip: bool) -> float:
                 "to be clipped (clip_scores, --clip-scores), or scale them"
             )
         return min(1.0, max(0.0, value))
+    if math.isfinite(value) and not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"{place}: column {column!r} is {value:g}, outside [0, 1]; scale the scores, ratings r "
+            "of 1 to 5 as (r - 1) / 4, or make a column of kept, true or false"
+        )
     return number_cell(row, column, place, 0.0, 1.0)
 
 
