@@ -1,4 +1,4 @@
-"""The dynamics of both problems in pure NumPy, batched over independent copies ("lanes").
+"""What both problems share: choices of users, coupled streams of draws, the routing programme.
 
-Environments, vector environments, games and oracles all step these classes.
+The dynamics stand in `llmqueue_gym.queueing` and `llmqueue_gym.deployment`.
 """
