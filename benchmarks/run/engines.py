@@ -353,8 +353,8 @@ def _worker_environment() -> Iterator[None]:
 
     With one thread sums are the same on every machine load. The fork server would look for modules
     in the current folder first, and might find some other ``benchmarks`` or ``baselines`` there.
-    numba tells an edit by a file's time and size, and misses those of another file: what it keeps
-    lies in a folder named by the code.
+    numba misses an edit in another file than a kernel's: what it keeps lies in a folder named by
+    the code.
     """
     root = str(Path(__file__).resolve().parents[2])
     roots = [] if root in site.getsitepackages() else [root]  # an installed one is found anyway
