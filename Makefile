@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: setup leaderboard readme readme-check test lint types format docs speed speed-guard clean
+.PHONY: setup leaderboard readme readme-check test test-plain lint types format docs speed speed-guard clean
 
 setup: $(VENV)/.dev # for developers: all that the checks need
 
@@ -32,6 +32,9 @@ readme-check: $(VENV)/.bench
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-plain: $(VENV)/.dev
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_*golden.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -436,12 +436,11 @@ class LLMQueueEnv(SuiteEnv):
 class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray[Any]]):
     """B copies of LLMQueue-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
-    A step costs O(B (W d + N K)), whatever the backlog and the time: about 80 us of NumPy calls
+    A step costs O(B (W d + K^2 + N K)), whatever the backlog and the time: about 25 us of Python
     whatever B, and 0.2 us a lane at W = 32, d = 5, mostly moving the window and writing the
-    observation. Measured at B = 256 (docs/speed.md): W = 32 -> 128 costs 1.4 times as much, d = 5
-    -> 384 7 times, N = 5 -> 100 1.1 times; B = 64 -> 1024 2.8 times. With ``instance_seed`` all
-    lanes share one table of queries; without it each lane holds its own (P (d + 2 N) floats),
-    whose cache misses cost another tenth of a step at B = 1024.
+    observation (docs/speed.md varies B, W, N and d). With ``instance_seed`` all lanes share one
+    table of queries; without it each lane holds its own (P (d + 2 N) floats), whose cache misses
+    cost another third of a step at B = 1024.
 
     Parameters
     ----------

@@ -125,22 +125,23 @@ class SlotOutcome(NamedTuple):
     kept_llm: Ints  # -1 where no answer was kept
 
     @classmethod
+    def empty(cls, lanes: int) -> SlotOutcome:
+        """Allocate what a slot fills."""
+        flags = [np.empty(lanes, dtype=np.bool_) for _ in range(4)]
+        return cls(flags[0], flags[1], flags[2], flags[3], np.empty(lanes, dtype=np.int64))
+
+    @classmethod
     def nothing(cls, lanes: int) -> SlotOutcome:
         """Return what is told where nothing was done."""
-        arrived, served, departed, retried = np.zeros((4, lanes), dtype=np.bool_)
-        kept_llm = np.empty(lanes, dtype=np.int64)
-        kept_llm.fill(-1)
-        return cls(arrived, served, departed, retried, kept_llm)
+        outcome = cls.empty(lanes)
+        for values in outcome:
+            values[:] = 0
+        outcome.kept_llm[:] = -1
+        return outcome
 
 
-class Seen(NamedTuple):
-    """What a provider sees of the queue: W places in service order, zero where nobody waits."""
-
-    contexts: Singles  # (B, W d)
-    waiting: NDArray[np.int8]  # (B, W)
-    retrials: Singles  # (B, W)
-    age: Singles  # (B, W) slots since arrival
-    wait: Singles  # (B, W) slots since joining the tail
+Seen = tuple[Singles, NDArray[np.int8], Singles, Singles, Singles]
+"""What a provider sees of the queue: contexts (B, W d), and waiting, retrials, age, wait (B, W)."""
 
 
 @compiled
@@ -168,7 +169,7 @@ def run_slot(
     position : int
         Which of them is this one.
     outcome, seen : tuple
-        A `SlotOutcome` and a `Seen`, filled.
+        A `SlotOutcome` and a `Seen`, filled: W places in service order, zero where nobody waits.
 
     Returns
     -------
@@ -496,13 +497,13 @@ class QueueDynamics:
         """
         if self._longest + 2 > self.window + self._state.backlog.shape[1]:
             self._grow_backlog()
-        outcome = SlotOutcome.nothing(self.num_lanes)
+        outcome = SlotOutcome.empty(self.num_lanes)
         self._seen = seen = self._new_seen()
         actions = np.array(actions, dtype=np.int64, order="C")  # a type of array: compiled once
         near, position = self._streams.advance()
         state, truth = tuple(self._state), tuple(self._truth)
         self._longest, latest, _ = run_slot(
-            state, truth, actions, near, position, tuple(outcome), tuple(seen)
+            state, truth, actions, near, position, tuple(outcome), seen
         )
         if latest > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
@@ -520,11 +521,9 @@ class QueueDynamics:
 
     def _new_seen(self) -> Seen:
         lanes, window = self.num_lanes, self.window
-        return Seen(
-            np.empty((lanes, window * self.context_dim), dtype=np.float32),
-            np.empty((lanes, window), dtype=np.int8),
-            *np.empty((3, lanes, window), dtype=np.float32),
-        )
+        contexts = np.empty((lanes, window * self.context_dim), dtype=np.float32)
+        retrials, age, wait = np.empty((3, lanes, window), dtype=np.float32)
+        return contexts, np.empty((lanes, window), dtype=np.int8), retrials, age, wait
 
     def observe(self) -> dict[str, NDArray[np.generic]]:
         """Return what the provider sees now, freshly allocated.
@@ -539,13 +538,14 @@ class QueueDynamics:
         seen, self._seen = self._seen, None
         if seen is None:
             seen = self._new_seen()
-            show(tuple(self._state), tuple(seen))
+            show(tuple(self._state), seen)
+        contexts, waiting, retrials, age, wait = seen
         return {
-            "contexts": seen.contexts.reshape(self.num_lanes, self.window, -1),
-            "waiting": seen.waiting,
-            "retrials": seen.retrials,
-            "age": seen.age,
-            "wait": seen.wait,
+            "contexts": contexts.reshape(self.num_lanes, self.window, self.context_dim),
+            "waiting": waiting,
+            "retrials": retrials,
+            "age": age,
+            "wait": wait,
             "queue_length": self.queue_length[:, None].astype(np.float32),
             "feedback": self.feedback.copy(),
         }
