@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmqueue_gym.core.routing_lp import deploy_opt
 from llmqueue_gym.deployment.dynamics import NUM_STREAMS, QueryOutcome
 from llmqueue_gym.deployment.instance import NEVER, DeploymentInstance, lognormal_mean
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
+from llmqueue_gym.deployment.routing import deploy_opt
 from llmqueue_gym.deployment.rules import (
     DeploymentRules,
     project_to_capped_simplex,

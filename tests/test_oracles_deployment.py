@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines import DeployProblem, make_agent
-from llmqueue_gym.core.routing_lp import route_opt
 from llmqueue_gym.deployment.instance import DeploymentInstance
+from llmqueue_gym.deployment.routing import route_opt
 from llmqueue_gym.deployment.rules import DeploymentRules
 from llmqueue_gym.oracles import (
     LedgerOracle,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
-from llmqueue_gym.core.routing_lp import RouteOpt, RouteSolution, deploy_opt, route_opt
+from llmqueue_gym.deployment.routing import RouteOpt, RouteSolution, deploy_opt, route_opt
 
 Floats = NDArray[np.float64]
 Problem = tuple[Floats, Floats, Floats, float]

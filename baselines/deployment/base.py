@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Action, DeployAgent, DeployProblem, Observation
-from llmqueue_gym.core.routing_lp import RouteOpt, deploy_opt
+from llmqueue_gym.deployment.routing import RouteOpt, deploy_opt
 
 _CHEAPEST = 1e-9  # least c1 in units of c2
 
@@ -158,8 +158,8 @@ class LPAgent(StageAgent):
       2. solve RouteOPT over the deployed with the estimates of now; send it to m ~ p*;
       3. observe reward and cost; update the estimates of m.
 
-    (R) Infeasible programmes: see `llmqueue_gym.core.routing_lp`; where no shares meet the budget
-    the cheapest fill is played and ``violations`` counts it.
+    (R) Infeasible programmes: see `llmqueue_gym.deployment.routing`; where no shares meet the
+    budget the cheapest fill is played and ``violations`` counts it.
     """
 
     def __init__(self, problem: DeployProblem, seed: int) -> None:

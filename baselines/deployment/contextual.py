@@ -14,7 +14,7 @@ from baselines.deployment.base import StageAgent, features
 from baselines.deployment.stageroute import SOURCE
 from baselines.interface import DeployProblem, Observation, check_setting
 from baselines.registry import agent
-from llmqueue_gym.core.routing_lp import deploy_opt
+from llmqueue_gym.deployment.routing import deploy_opt
 
 Floats = NDArray[np.float64]
 

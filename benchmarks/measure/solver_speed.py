@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
-from llmqueue_gym.core.routing_lp import RouteOpt, deploy_opt, route_opt
+from llmqueue_gym.deployment.routing import RouteOpt, deploy_opt, route_opt
 
 Problem = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]
 

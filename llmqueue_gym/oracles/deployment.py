@@ -16,9 +16,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.routing_lp import deploy_opt, route_opt
 from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
+from llmqueue_gym.deployment.routing import deploy_opt, route_opt
 from llmqueue_gym.deployment.rules import DeploymentRules, stage_schedule
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.core.routing_lp import deploy_opt
 from llmqueue_gym.deployment.instance import (
     NEVER,
     Z_LIMIT,
@@ -26,6 +25,7 @@ from llmqueue_gym.deployment.instance import (
     QueryTable,
     lognormal_mean,
 )
+from llmqueue_gym.deployment.routing import deploy_opt
 from llmqueue_gym.deployment.rules import DeploymentRules
 from llmqueue_gym.workloads.datasets import load_pool, pool_header
 from llmqueue_gym.workloads.order import Arrivals, arrival_words, query_of, read_arrivals

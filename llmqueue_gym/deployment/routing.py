@@ -1,0 +1,528 @@
+"""Exact solvers of the two budgeted linear programmes of LLM deployment.
+
+RouteOPT shares the traffic among deployed LLMs; DeployOPT picks which LLMs to deploy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import mul
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_T = TypeVar("_T")
+Status = Literal["optimal", "over_budget", "under_capacity"]
+
+FEASIBILITY_TOL = 1e-12
+"""Slack of the verdicts: relative to the budget, and absolute on ``sum(alpha) >= 1``."""
+
+_UNIQUE_MARGIN = 1e-9  # how clear of a tie (in reward and in share) a reused basis must be
+_ROUNDING = 1e-15  # relative gain below which a secant step is only noise
+_PRUNE_GAP = 1e-13  # relative gain not worth another branch
+_DUST = 1e-14  # a share this small is a rounding error
+
+
+class RouteSolution(NamedTuple):
+    """Optimal traffic shares.
+
+    Attributes
+    ----------
+    p : NDArray[np.float64]
+        Share of the traffic of each LLM, (M,), sums to 1.
+    value : float
+        Expected reward of a query, ``mu @ p``.
+    spend : float
+        Expected cost of a query, ``cost @ p``.
+    status : {"optimal", "over_budget", "under_capacity"}
+        ``"over_budget"``: every feasible share costs more than the budget, ``p`` is the cheapest.
+        ``"under_capacity"``: ``sum(alpha) < 1``, ``p = alpha / sum(alpha)`` whatever it costs.
+    """
+
+    p: NDArray[np.float64]
+    value: float
+    spend: float
+    status: Status
+
+
+class DeploySolution(NamedTuple):
+    """Optimal deployment.
+
+    Attributes
+    ----------
+    deployed : NDArray[np.bool_]
+        The deployed LLMs z, (N,), exactly ``min(max_deployed, N)`` of them.
+    d : NDArray[np.float64]
+        RouteOPT's shares over the deployed LLMs, (N,), 0 elsewhere.
+    value : float
+        Expected reward of a query, ``mu @ d``.
+    spend : float
+        Expected cost of a query, ``cost @ d``.
+    status : {"optimal", "over_budget", "under_capacity"}
+        As in `RouteSolution`: no deployment meets the budget, or no deployment carries the traffic.
+    """
+
+    deployed: NDArray[np.bool_]
+    d: NDArray[np.float64]
+    value: float
+    spend: float
+    status: Status
+
+
+def route_opt(
+    mu: ArrayLike, cost: ArrayLike, alpha: ArrayLike | float, budget: float
+) -> RouteSolution:
+    """Solve RouteOPT: max ``mu @ p`` s.t. ``cost @ p <= b``, ``sum(p) = 1``, ``0 <= p <= alpha``.
+
+    Among equal LLMs the cheaper, then the lower index, is filled first; so where the budget does
+    not bind, the answer is the cheapest of the optimal ones. Infeasible cases (R): see
+    `RouteSolution.status`.
+
+    Parameters
+    ----------
+    mu : array_like
+        Reward of a query, or its upper confidence bound mu^U, (M,).
+    cost : array_like
+        Cost of a query, or its lower confidence bound c^L, (M,), >= 0.
+    alpha : array_like or float
+        Largest share of the traffic, (M,) or one for all, in (0, 1].
+    budget : float
+        Average cost allowed per query, b >= 0.
+
+    Raises
+    ------
+    ValueError
+        If an argument has a wrong shape or is out of range.
+
+    Notes
+    -----
+    Source: RouteOPT of Li & Li, arXiv 2506.17254. Method: one Lagrange multiplier for the budget;
+    the optimum mixes the two greedy fills on either side of the breakpoint, which secant steps
+    reach exactly in a handful of sorts.
+
+    Examples
+    --------
+    >>> route_opt([0.9, 0.5], [0.010, 0.001], 1.0, budget=0.0055).p
+    array([0.5, 0.5])
+    """
+    solver = RouteOpt(mu, cost, alpha, budget)
+    p = solver.solve()
+    return RouteSolution(np.array(p), solver.value, solver.spend, solver.status)
+
+
+class RouteOpt:
+    """RouteOPT for a hot loop: one LLM's bounds move a little at each query.
+
+    `solve` first tries the last basis (which LLMs are full, partial and empty). It is kept only if
+    it proves the optimum is unique, so the answer never depends on what was solved before; all
+    else, ties included, is solved from scratch. Arguments, errors, tie-breaking and infeasible
+    cases are those of `route_opt`. Plain Python lists, the fastest container up to about 32 LLMs.
+
+    Attributes
+    ----------
+    mu, cost, alpha : list of float
+        The problem, M entries each. Entries of mu and cost may be assigned, unvalidated; another
+        alpha needs another solver.
+    budget : float
+        b, free to change between solves (pacing); a negative one is over budget.
+    p : list of float
+        Shares of the last `solve`.
+    status : {"optimal", "over_budget", "under_capacity"}
+        Outcome of the last `solve`.
+    """
+
+    __slots__ = ("_basis", "alpha", "budget", "cost", "mu", "p", "status")
+
+    def __init__(
+        self, mu: ArrayLike, cost: ArrayLike, alpha: ArrayLike | float, budget: float
+    ) -> None:
+        self.mu, self.cost, self.alpha, self.budget = _validated(mu, cost, alpha, budget)
+        self.p: list[float] = []
+        self.status: Status = "optimal"
+        self._basis: _Basis | None = None
+
+    @property
+    def value(self) -> float:
+        """Expected reward of a query under the last solution."""
+        return float(sum(map(mul, self.mu, self.p)))
+
+    @property
+    def spend(self) -> float:
+        """Expected cost of a query under the last solution."""
+        return float(sum(map(mul, self.cost, self.p)))
+
+    def set_bounds(self, llm: int, mu: float, cost: float) -> None:
+        """Replace the bounds mu^U and c^L of one LLM (not validated)."""
+        self.mu[llm] = float(mu)
+        self.cost[llm] = float(cost)
+
+    def solve(self) -> list[float]:
+        """Return the optimal shares p, M floats."""
+        if self._basis is not None and self._resolve(self._basis):
+            return self.p
+        self.status, self._basis = "optimal", None
+        capacity = sum(self.alpha)
+        if capacity < 1.0 - FEASIBILITY_TOL:
+            self.status = "under_capacity"
+            self.p = [a / capacity for a in self.alpha]
+            return self.p
+        excess = [c - self.budget for c in self.cost]
+        _, self.p, price = _greedy_mixture(
+            self.mu, excess, self.alpha, 1.0, 0.0, FEASIBILITY_TOL * self.budget
+        )
+        if price == math.inf:
+            self.status = "over_budget"
+            return self.p
+        basis = _basis_of(self.p, self.alpha, self.mu, self.cost, price)
+        # Re-solving from the new basis makes a first solve equal a later warm one bit for bit.
+        if basis is not None and self._resolve(basis):
+            self._basis = basis
+        return self.p
+
+    def _resolve(self, basis: _Basis) -> bool:
+        """Set p from a basis and return True if that is provably the unique optimum."""
+        full, empty, low, high = basis
+        mu, cost, alpha, budget = self.mu, self.cost, self.alpha, self.budget
+        p = [0.0] * len(mu)
+        left, room = 1.0, 0.0
+        for k in full:
+            p[k] = share = alpha[k]
+            left -= share
+            room -= share * (cost[k] - budget)
+        room -= left * (cost[low] - budget)
+        price = extra = 0.0
+        if high < 0:
+            if room < 0.0:
+                return False
+        else:
+            gap = cost[high] - cost[low]
+            rise = mu[high] - mu[low]
+            if gap <= 0.0 or rise <= _UNIQUE_MARGIN:
+                return False
+            price = rise / gap
+            extra = room / gap
+            if not (
+                _UNIQUE_MARGIN < extra < alpha[high] - _UNIQUE_MARGIN
+                and _UNIQUE_MARGIN < left - extra < alpha[low] - _UNIQUE_MARGIN
+            ):
+                return False
+        worth = mu[low] - price * cost[low]
+        above, below = worth + _UNIQUE_MARGIN, worth - _UNIQUE_MARGIN
+        for k in full:
+            if mu[k] - price * cost[k] <= above:
+                return False
+        for k in empty:
+            if mu[k] - price * cost[k] >= below:
+                return False
+        p[low] = left - extra
+        if high >= 0:
+            p[high] = extra
+        self.p = p
+        return True
+
+
+class _Basis(NamedTuple):
+    """Where the LLMs stand at a vertex; `high` is -1 where the budget does not bind."""
+
+    full: list[int]
+    empty: list[int]
+    low: int
+    high: int
+
+
+def _basis_of(
+    p: list[float], alpha: list[float], mu: list[float], cost: list[float], price: float
+) -> _Basis | None:
+    """Read the basis off a solution; None for a degenerate one."""
+    models = range(len(p))
+    full = [k for k in models if p[k] >= alpha[k] - _DUST]
+    empty = [k for k in models if p[k] <= _DUST]
+    partial = [k for k in models if _DUST < p[k] < alpha[k] - _DUST]
+    if price == 0.0:
+        if not partial:
+            partial = [min(full, key=mu.__getitem__)]
+            full.remove(partial[0])
+        return _Basis(full, empty, partial[0], -1) if len(partial) == 1 else None
+    if len(partial) != 2:
+        return None
+    low, high = sorted(partial, key=cost.__getitem__)
+    return _Basis(full, empty, low, high)
+
+
+def _fill(
+    order: list[tuple[float, float, int]],
+    mu: list[float],
+    excess: list[float],
+    alpha: list[float],
+    mass: float,
+) -> tuple[float, float, list[float]]:
+    """Fill LLMs to alpha in the sorted order until ``mass`` is placed: value, excess spend, p."""
+    p = [0.0] * len(mu)
+    value = spend = 0.0
+    for _, _, k in order:
+        share = alpha[k]
+        if share > mass:
+            share = mass
+        p[k] = share
+        value += share * mu[k]
+        spend += share * excess[k]
+        mass -= share
+        if mass <= _DUST:  # rounding, as 1 - 1/3 - 1/3 - 1/3; no reason to pay one more LLM
+            break
+    return value, spend, p
+
+
+def _greedy_mixture(
+    mu: list[float],
+    excess: list[float],
+    alpha: list[float],
+    mass: float,
+    room: float,
+    tol: float,
+) -> tuple[float, list[float], float]:
+    """Maximise ``mu @ p`` s.t. ``excess @ p <= room``, ``sum(p) = mass``, ``0 <= p <= alpha``.
+
+    Costs come as excess over the budget, so that the budget row loses no digits when all costs are
+    near it. ``sum(alpha) >= mass`` is the caller's to check. Returns the value, p and the budget's
+    Lagrange multiplier lambda: 0 where the budget does not bind, inf where even the cheapest fill,
+    then returned, breaks it.
+    """
+    models = range(len(mu))
+    value_hi, spend_hi, p_hi = _fill(
+        sorted(zip([-m for m in mu], excess, models, strict=True)), mu, excess, alpha, mass
+    )
+    if spend_hi <= room + tol:
+        return value_hi, p_hi, 0.0
+    value_lo, spend_lo, p_lo = _fill(
+        sorted(zip(excess, [-m for m in mu], models, strict=True)), mu, excess, alpha, mass
+    )
+    if spend_lo > room + tol:
+        return value_lo, p_lo, math.inf
+    while True:
+        # The dual line through both fills: any fill above it is a better end of the mixture.
+        price = (value_hi - value_lo) / (spend_hi - spend_lo)
+        order = sorted([(price * e - m, e, k) for m, e, k in zip(mu, excess, models, strict=True)])
+        value, spend, p = _fill(order, mu, excess, alpha, mass)
+        gain = value - value_lo - price * (spend - spend_lo)
+        if gain <= _ROUNDING * (abs(value_lo) + abs(value_hi)) or not spend_lo < spend < spend_hi:
+            break
+        if spend > room:
+            value_hi, spend_hi, p_hi = value, spend, p
+        else:
+            value_lo, spend_lo, p_lo = value, spend, p
+    weight = max(0.0, (room - spend_lo) / (spend_hi - spend_lo))
+    mixture = [x + weight * (y - x) for x, y in zip(p_lo, p_hi, strict=True)]
+    return value_lo + weight * (value_hi - value_lo), mixture, price
+
+
+def deploy_opt(
+    mu: ArrayLike,
+    cost: ArrayLike,
+    alpha: ArrayLike | float,
+    budget: float,
+    max_deployed: int,
+    *,
+    samples: ArrayLike | None = None,
+    incumbent: ArrayLike | None = None,
+) -> DeploySolution:
+    """Solve DeployOPT: RouteOPT over the best set of ``min(max_deployed, N)`` LLMs.
+
+    max ``mu @ d`` s.t. ``cost @ d <= b``, ``sum(d) = 1``, ``0 <= d <= alpha * z``, z binary,
+    ``sum(z) = min(M_max, N)``. Ties (R): LLMs rank by highest mu^U, fewest samples, incumbents
+    first, lowest index. Slots the optimum leaves unused go down this rank, and between LLMs of
+    equal mu and cost the optimum takes the first in rank. Between other optimal supports of equal
+    value the choice is deterministic, but need not maximise the summed mu^U of the deployed.
+
+    Infeasible cases (R). No set has ``sum(alpha) >= 1``: all caps are raised by the one factor
+    that makes the largest sets just suffice, hence a set of largest capacity is deployed, the best
+    one within the budget. No set meets the budget: the set with the cheapest fill is deployed.
+
+    Parameters
+    ----------
+    mu, cost, alpha, budget
+        As in `route_opt`, over the N arrived LLMs.
+    max_deployed : int
+        Most LLMs deployed at a time, M_max >= 1.
+    samples : array_like, optional
+        How often each LLM was observed, (N,), for ties only; default 0.
+    incumbent : array_like, optional
+        Whether each LLM is deployed now, (N,), for ties only; default False.
+
+    Raises
+    ------
+    ValueError
+        If an argument has a wrong shape or is out of range.
+
+    Notes
+    -----
+    Source: DeployOPT of Li & Li, arXiv 2506.17254. Method: branch and bound on RouteOPT. With
+    equal alpha the cap binds only if ``M_max * alpha < 1 + alpha``, and otherwise the first
+    relaxation is the answer; the worst case (unequal small alpha) is exponential in N.
+    """
+    mus, costs, alphas, budget = _validated(mu, cost, alpha, budget)
+    size = len(mus)
+    if not isinstance(max_deployed, (int, np.integer)) or max_deployed < 1:
+        raise ValueError(f"max_deployed={max_deployed!r} must be an integer >= 1")
+    slots = min(int(max_deployed), size)
+    counts = _tie_column("samples", samples, size)
+    keep = _tie_column("incumbent", incumbent, size)
+    rank = sorted(range(size), key=lambda k: (-mus[k], counts[k], -keep[k], k))
+
+    used = _best_set(_pick(mus, rank), _pick(costs, rank), _pick(alphas, rank), budget, slots)
+    spare = [k for k in range(size) if k not in used]
+    llms = _pick(rank, sorted(used + spare[: slots - len(used)]))
+    final = RouteOpt(_pick(mus, llms), _pick(costs, llms), _pick(alphas, llms), budget)
+    deployed, d = np.zeros(size, dtype=np.bool_), np.zeros(size)
+    deployed[llms] = True
+    d[llms] = final.solve()
+    return DeploySolution(deployed, d, final.value, final.spend, final.status)
+
+
+def _best_set(
+    mu: list[float], cost: list[float], alpha: list[float], budget: float, slots: int
+) -> list[int]:
+    """Return the LLMs that an optimal deployment uses, at most ``slots``, or the fallback's."""
+    capacity = sum(sorted(alpha)[-slots:])
+    if capacity < 1.0 - FEASIBILITY_TOL:
+        alpha = [a / capacity for a in alpha]
+    chosen = _branch_and_bound(mu, cost, alpha, budget, slots)
+    if chosen is None:
+        chosen = _branch_and_bound([-c for c in cost], cost, alpha, max(cost), slots)
+    assert chosen is not None  # a budget of max(cost) binds nobody
+    return chosen
+
+
+def _branch_and_bound(
+    mu: list[float], cost: list[float], alpha: list[float], budget: float, slots: int
+) -> list[int] | None:
+    """Return the support of an optimal d with at most ``slots`` LLMs; None if infeasible.
+
+    Depth first, branching on the LLM with the largest share, inside before outside.
+    """
+    excess = [c - budget for c in cost]
+    tol = FEASIBILITY_TOL * budget
+    best_set, cutoff = None, -math.inf
+    stack: list[tuple[list[int], list[int]]] = [([], _undominated(mu, cost, alpha, slots))]
+    while stack:
+        inside, free = stack.pop()
+        bound = _relaxation(mu, excess, alpha, tol, inside, free, slots - len(inside))
+        if bound is None or bound[0] <= cutoff:
+            continue
+        support = sorted(
+            ((bound[1][k], -k) for k in free if bound[1].get(k, 0.0) > _DUST), reverse=True
+        )
+        used = [-k for _, k in support[: slots - len(inside)]]
+        rounded = bound
+        if len(used) < len(support):
+            # The cap on deployed LLMs is broken: branch, after trying the largest shares alone.
+            rest = [k for k in free if k != used[0]]
+            stack += [(inside, rest), ([*inside, used[0]], rest)]
+            trial = _relaxation(mu, excess, alpha, tol, inside + used, [], 0)
+            if trial is None:
+                continue
+            rounded = trial
+        if rounded[0] > cutoff:
+            best_set = [k for k, share in rounded[1].items() if share > _DUST]
+            cutoff = rounded[0] + _PRUNE_GAP * abs(rounded[0])
+    return best_set
+
+
+def _relaxation(
+    mu: list[float],
+    excess: list[float],
+    alpha: list[float],
+    tol: float,
+    inside: list[int],
+    free: list[int],
+    slots: int,
+) -> tuple[float, dict[int, float]] | None:
+    """RouteOPT over ``inside`` and ``free`` without the cap: value and shares; None if infeasible.
+
+    What the other deployed LLMs cannot carry, an LLM inside must: a lower bound on its share, valid
+    with the cap and often far above 0, which makes the relaxation tight.
+    """
+    capacity = sum(alpha[k] for k in inside)
+    if slots:
+        capacity += sum(sorted([alpha[k] for k in free])[-slots:])
+    else:
+        free = []
+    if capacity < 1.0 - FEASIBILITY_TOL:
+        return None
+    floor = [min(alpha[k], max(0.0, 1.0 - capacity + alpha[k])) for k in inside]
+    llms = inside + free
+    span = [alpha[k] for k in llms]
+    value, mass, room = 0.0, 1.0, 0.0
+    for i, (k, share) in enumerate(zip(inside, floor, strict=True)):
+        span[i] -= share
+        mass -= share
+        room -= share * excess[k]
+        value += share * mu[k]
+    gained, p, price = _greedy_mixture(
+        [mu[k] for k in llms], [excess[k] for k in llms], span, max(0.0, mass), room, tol
+    )
+    if price == math.inf:
+        return None
+    for i, share in enumerate(floor):
+        p[i] += share
+    return value + gained, dict(zip(llms, p, strict=True))
+
+
+def _undominated(mu: list[float], cost: list[float], alpha: list[float], slots: int) -> list[int]:
+    """LLMs with fewer than ``slots`` others at least as good in mu, cost and alpha.
+
+    Any other can be swapped for an undeployed one of its betters, so an optimum without it exists.
+    """
+    m, c, a = np.array(mu), np.array(cost), np.array(alpha)
+    better = (m[:, None] >= m) & (c[:, None] <= c) & (a[:, None] >= a)
+    # Of two equals the earlier one counts as better, and none is better than itself.
+    better &= ~better.T | np.tri(len(mu), k=-1, dtype=np.bool_).T
+    return [int(k) for k in np.flatnonzero(better.sum(axis=0) < slots)]
+
+
+def _pick(column: list[_T], llms: list[int]) -> list[_T]:
+    """Entries of a column, in the order of ``llms``."""
+    return [column[k] for k in llms]
+
+
+def _tie_column(name: str, values: ArrayLike | None, size: int) -> list[float]:
+    """One number an LLM for ranking ties."""
+    if values is None:
+        return [0.0] * size
+    column = np.asarray(values, dtype=np.float64)
+    if column.shape != (size,):
+        raise ValueError(f"{name} has shape {column.shape}; give one entry an LLM, ({size},)")
+    if not np.isfinite(column).all():
+        raise ValueError(f"{name}={column.tolist()} must be finite")
+    numbers: list[float] = column.tolist()
+    return numbers
+
+
+def _validated(
+    mu: ArrayLike, cost: ArrayLike, alpha: ArrayLike | float, budget: float
+) -> tuple[list[float], list[float], list[float], float]:
+    """Check a problem and return it as plain Python numbers."""
+    rewards = np.asarray(mu, dtype=np.float64)
+    if rewards.ndim != 1 or rewards.size == 0:
+        raise ValueError(f"mu has shape {rewards.shape}; give one reward an LLM, at least one LLM")
+    costs = np.asarray(cost, dtype=np.float64)
+    if costs.shape != rewards.shape:
+        raise ValueError(f"cost has shape {costs.shape}; give one cost an LLM, {rewards.shape}")
+    caps = np.asarray(alpha, dtype=np.float64)
+    if caps.ndim and caps.shape != rewards.shape:
+        raise ValueError(f"alpha has shape {caps.shape}; give one for all or {rewards.shape}")
+    caps = np.broadcast_to(caps, rewards.shape)
+    _require("mu", rewards, np.isfinite(rewards), "be finite")
+    _require("cost", costs, np.isfinite(costs) & (costs >= 0.0), "be finite and >= 0")
+    _require("alpha", caps, (caps > 0.0) & (caps <= 1.0), "lie in (0, 1]; 1 means no cap")
+    if not (math.isfinite(budget) and budget >= 0.0):
+        raise ValueError(f"budget={budget!r} must be finite and >= 0; clip a spent one at 0")
+    return rewards.tolist(), costs.tolist(), caps.tolist(), float(budget)
+
+
+def _require(name: str, values: NDArray[np.float64], good: NDArray[np.bool_], rule: str) -> None:
+    """Raise a ValueError that names the first bad entry."""
+    bad: Sequence[int] = np.flatnonzero(~good).tolist()
+    if bad:
+        raise ValueError(f"{name}[{bad[0]}]={values[bad[0]]} must {rule}")
