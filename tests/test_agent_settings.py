@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from baselines import DeployProblem, QueueProblem, make_agent, registered_agents
-from baselines.agent import check_setting
 from baselines.estimators import ConfidenceFactors, RidgeMNL
+from baselines.interface import check_setting
 from llmqueue_gym.workloads.pool import OfflineData
 
 _RNG = np.random.default_rng(0)

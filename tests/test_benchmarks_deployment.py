@@ -44,7 +44,7 @@ CELLS = {
 }
 
 OWN_AGENT = """
-from baselines.agent import DeployAgent
+from baselines.interface import DeployAgent
 
 class First(DeployAgent):
     '''The first M_max LLMs that are there, in turn.'''

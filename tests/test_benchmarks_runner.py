@@ -470,7 +470,7 @@ def test_reading_the_action_is_on_the_clock(monkeypatch):
 
 SCRIBBLER = """
 import copy
-from baselines.agent import make_agent
+from baselines.registry import make_agent
 
 class Scribbler:
     \"\"\"Plays an agent on copies and overwrites all it has in hand, as soon as it has it.\"\"\"

@@ -263,7 +263,7 @@ def test_any_document_is_read_or_refused_with_a_suite_error(key, task_key, value
 
 @pytest.mark.parametrize("name", sorted(built_in_suites()))
 def test_built_in_suites_are_valid_and_name_known_agents(name):
-    from baselines.agent import agent_spec
+    from baselines.registry import agent_spec
 
     suite = load_suite(name)
     for task in suite.tasks:

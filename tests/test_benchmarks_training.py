@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("sb3_contrib")
 
-from baselines.agent import agent_spec, registered_agents
 from baselines.models import read_card
+from baselines.registry import agent_spec, registered_agents
 from benchmarks.commands import INTERRUPTED
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, load_suite, parse_suite

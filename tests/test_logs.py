@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from baselines.agent import Agent
+from baselines.interface import Agent
 from benchmarks.commands.logs import evaluate, judge_policy, prepare
 from llmqueue_gym.workloads import fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE

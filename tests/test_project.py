@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import baselines.agent
+import baselines.interface
+import baselines.registry
+
 ROOT = Path(__file__).resolve().parents[1]
 BELOW = {
     "llmqueue_gym": (),
@@ -72,6 +76,12 @@ def test_baselines_have_no_import_cycle():
     assert graph["baselines.models"] == {"baselines.interface"}
     assert graph["baselines.registry"] == {"baselines.interface", "baselines.models"}
     graphlib.TopologicalSorter(graph).prepare()  # a cycle is an error that names it
+
+
+def test_the_earlier_path_of_agents_keeps_working():
+    assert baselines.agent.Agent is baselines.interface.Agent
+    assert baselines.agent.check_setting is baselines.interface.check_setting
+    assert baselines.agent.make_agent is baselines.registry.make_agent
 
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]

@@ -43,7 +43,7 @@ def tasks(incomplete: str) -> list[str]:
 
 def agents(incomplete: str) -> list[str]:
     """Complete a registered agent or reference policy."""
-    from baselines.agent import registered_agents
+    from baselines.registry import registered_agents
 
     return _matching(["oracle", *(spec.name for spec in registered_agents())], incomplete)
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from scipy.special import logit
 
-from baselines.agent import Agent, QueueProblem, agent_spec, make_agent
+from baselines.interface import Agent, QueueProblem
+from baselines.registry import agent_spec, make_agent
 from benchmarks.score.intervals import Floats, Interval, t_interval
 from benchmarks.score.off_policy import (
     FOLDS,

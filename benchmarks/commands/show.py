@@ -325,7 +325,7 @@ def list_agents(as_json: bool = False) -> None:
     """Print the registered agents and where they come from."""
     from rich.table import Table
 
-    from baselines.agent import registered_agents
+    from baselines.registry import registered_agents
     from benchmarks.problems import PROBLEMS
 
     policies = (f"{problem.oracle} ({problem.name})" for problem in PROBLEMS.values())

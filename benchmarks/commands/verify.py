@@ -214,7 +214,7 @@ def _data_defaults(run: Record) -> Mapping[str, Mapping[str, str]]:
 
 def _model(agent: Record, models: Path) -> str | None:
     """Path of the model that a trained agent plays, None for other agents."""
-    from baselines.agent import agent_spec
+    from baselines.registry import agent_spec
 
     if "training" not in agent:
         return None

@@ -16,7 +16,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, make_agent
+from baselines.interface import Action
+from baselines.registry import make_agent
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import load_suite
 from benchmarks.problems import problem_of

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from baselines.agent import Action, Agent, Observation, QueueProblem, make_agent
+from baselines.interface import Action, Agent, Observation, QueueProblem
+from baselines.registry import make_agent
 from benchmarks.problems.queueing.play import public_problem
 from benchmarks.run.engines import ONE_THREAD
 from benchmarks.run.runner import checked_action, provenance

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from baselines.agent import agent_spec
+from baselines.registry import agent_spec
 from llmqueue_gym.workloads.pool import file_sha256
 
 Digests = dict[str, str | None]

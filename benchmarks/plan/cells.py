@@ -35,7 +35,7 @@ from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.interface import Problem
 
 if TYPE_CHECKING:
-    from baselines.agent import AgentSpec
+    from baselines.interface import AgentSpec
 
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
@@ -387,8 +387,8 @@ class _Player:
 
 def _player(entry: AgentEntry) -> _Player:
     """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
-    from baselines.agent import agent_spec
     from baselines.models import class_training, read_card, training_facts
+    from baselines.registry import agent_spec
 
     curve = None
     identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
@@ -515,8 +515,8 @@ def check_agent_code(agent: Mapping[str, Any]) -> None:
     SuiteError
         If the code of an agent from elsewhere, or the file its class names, is another here.
     """
-    from baselines.agent import agent_spec
     from baselines.models import class_training
+    from baselines.registry import agent_spec
 
     if "code" not in agent:
         return

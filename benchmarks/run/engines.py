@@ -23,7 +23,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 
-from baselines.agent import agent_spec
+from baselines.registry import agent_spec
 from benchmarks.plan.agent_files import agent_folder, changed_file, watch_folder
 from benchmarks.plan.cells import Cell, Plan, code_hash
 from benchmarks.plan.suite import canonical

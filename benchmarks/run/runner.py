@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llmqueue_gym
-from baselines.agent import Action, make_agent
+from baselines.interface import Action
+from baselines.registry import make_agent
 from benchmarks.plan.cells import Cell, check_agent_code
 from benchmarks.plan.suite import SuiteError
 from benchmarks.problems import problem_of

@@ -92,7 +92,7 @@ def train_agent(
     ValueError
         If an argument is wrong, or the file holds another training.
     """
-    from baselines.agent import registered_agents
+    from baselines.registry import registered_agents
     from baselines.rl import recipe, train
 
     own = _json_object(kwargs, "kwargs")

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, DeployProblem
+from baselines.interface import Action, DeployProblem
 from benchmarks.problems.luck import Luck, outcome_luck, row_luck
 from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.deployment.lanes import DeploymentDynamics

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.agent import Action, QueueProblem
+from baselines.interface import Action, QueueProblem
 from benchmarks.problems.luck import outcome_luck
 from llmqueue_gym import workloads
 from llmqueue_gym.oracles import MyopicOracle
