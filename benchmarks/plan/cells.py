@@ -6,7 +6,6 @@ A cell is task x agent x seed x protocol; its key is the SHA-256 of all that dec
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import os
 import sys
@@ -17,10 +16,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.plan.players import Player, find_player, trained_player
 from benchmarks.plan.suite import (
-    PROTOCOLS,
     REFERENCES,
     AgentEntry,
     Suite,
@@ -33,9 +32,6 @@ from benchmarks.plan.suite import (
 )
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.interface import Problem
-
-if TYPE_CHECKING:
-    from baselines.interface import AgentSpec
 
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
@@ -154,12 +150,9 @@ def make_plan(
         If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
     """
     chosen = _chosen_tasks(suite, tasks)
-    known_data = {name for task in suite.tasks for name in task.data}
-    for name in data or {}:
-        if name not in known_data:
-            raise SuiteError(f"data={name!r} is not {near(name, known_data or {'(none)'})}")
+    _check_data(suite, data or {})
     added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
-    players: dict[AgentEntry, _Player] = {}
+    players: dict[AgentEntry, Player] = {}
     trainings: dict[str, Training] = {}
     curves: list[Mapping[str, Any]] = []
     played: set[AgentEntry] = set()
@@ -174,26 +167,21 @@ def make_plan(
         if reason is not None:
             skipped[task.name] = reason
             continue
-        problem, identity = problem_of(task.env), task_identity(task)
-        kind = problem.name
-        labels = {entry.label for entry in task.agents}
-        entries = [AgentEntry(name, label) for label, name in problem.references.items()]
-        entries += task.agents
-        entries += [entry for entry in added if entry.label not in {*labels, *REFERENCES}]
-        for entry in entries:
+        kind, identity = problem_of(task.env).name, task_identity(task)
+        for entry in _entries(task, added):
             if missing := _missing_package(entry.requires + (RL if entry.train else ())):
                 skipped[entry.label] = missing
                 continue
-            player: _Player | None
+            player: Player | None
             if entry.train is not None:
                 training = _training(task, entry, kwargs, content)
-                player = _trained_player(entry, training, kind, models)
+                player = trained_player(entry, training, kind, models)
                 if player is None:
                     trainings[training.key] = training
                     continue
             else:
                 if entry not in players:
-                    players[entry] = _player(entry)
+                    players[entry] = find_player(entry)
                 player = players[entry]
             if player.kind not in (None, kind):
                 continue
@@ -201,13 +189,8 @@ def make_plan(
             if player.curve is not None:
                 curves.append({"task": task.name, "agent": entry.label, **player.curve})
             for seed in range(seeds or suite.seeds):
-                cells.append(
-                    Cell(
-                        _spec(identity, player.identity, seed, player.protocol, content),
-                        kwargs,
-                        player.model,
-                    )
-                )
+                spec = _spec(identity, player.identity, seed, player.protocol, content)
+                cells.append(Cell(spec, kwargs, player.model))
     for entry in players.keys() - played:
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
@@ -215,6 +198,24 @@ def make_plan(
     return Plan(
         suite.name, tuple(cells), skipped, tuple(trainings.values()), reading, tuple(curves)
     )
+
+
+def _check_data(suite: Suite, data: Mapping[str, str]) -> None:
+    known = {name for task in suite.tasks for name in task.data}
+    for name in data:
+        if name not in known:
+            raise SuiteError(f"data={name!r} is not {near(name, known or {'(none)'})}")
+
+
+def _entries(task: Task, added: Sequence[AgentEntry]) -> list[AgentEntry]:
+    """Who plays a task: references first, the suite's agents, and those asked for besides."""
+    labels = {entry.label for entry in task.agents} | {*REFERENCES}
+    references = problem_of(task.env).references.items()
+    return [
+        *(AgentEntry(name, label) for label, name in references),
+        *task.agents,
+        *(entry for entry in added if entry.label not in labels),
+    ]
 
 
 def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def spec_here(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, A
         identity = agent
     else:
         entry = AgentEntry(agent["name"], agent["label"], agent["settings"])
-        identity = _player(entry).identity
+        identity = find_player(entry).identity
     return _spec(task, identity, spec["seed"], spec["protocol"], content)
 
 
@@ -371,57 +372,7 @@ def _files_hash(*groups: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-# --- who plays ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Player:
-    """An agent as cells name it, its kind of task (None for any), model file and training curve."""
-
-    identity: Mapping[str, Any]
-    protocol: str
-    kind: str | None
-    model: str | None = None
-    curve: Mapping[str, Any] | None = None
-
-
-def _player(entry: AgentEntry) -> _Player:
-    """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
-    from baselines.models import class_training, read_card, training_facts
-    from baselines.registry import agent_spec
-
-    curve = None
-    identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
-    if entry.name == "oracle":
-        return _Player(identity, PROTOCOLS[0], None)
-    try:
-        spec = agent_spec(entry.name)
-        module = spec.target.partition(":")[0]
-        if module.split(".")[0] != "baselines":
-            identity["code"] = agent_code(module, entry.name)
-        cls = _loaded(spec)
-        model = spec.settings.get("model")
-        brought = model or getattr(cls, "model", None)  # a class may name its own file
-        if isinstance(brought, str):
-            identity["training"] = training_facts(brought)
-            curve = read_card(brought)["curve"]
-        elif cls is not None and (declared := class_training(cls)) is not None:
-            identity["training"] = declared
-        if given := getattr(cls, "trained_on", ""):
-            identity["trained_on"] = given
-    except ValueError as error:
-        raise SuiteError(str(error)) from error
-    own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
-    path = str(Path(model).resolve()) if model else None
-    return _Player(identity, entry.protocol or own, getattr(cls, "kind", None), path, curve)
-
-
-def _loaded(spec: AgentSpec) -> type | None:
-    """Class of an agent, or None if only running it will tell what is wrong with it."""
-    try:
-        return spec.load()
-    except Exception:  # somebody else's module
-        return None
+# --- trainings, data, packages --------------------------------------------------------------------
 
 
 def _training(
@@ -447,92 +398,6 @@ def _training(
         "workload": workload,
     }
     return Training(spec, kwargs, task.name, entry.label)
-
-
-def _trained_player(
-    entry: AgentEntry, training: Training, kind: str, models: Path | None
-) -> _Player | None:
-    """Return the agent that a finished training made, or None."""
-    from baselines.models import read_card, training_facts
-
-    if models is None:
-        return None
-    path = training.path(models)
-    try:
-        facts = training_facts(path)
-    except ValueError:  # none yet, or a damaged one: it is trained again
-        return None
-    if facts["steps"] < training.spec["steps"]:
-        return None
-    identity = {
-        "name": entry.name,
-        "label": entry.label,
-        "settings": dict(entry.settings),
-        "training": {"key": training.key, **facts},
-    }
-    return _Player(identity, "pretrained", kind, str(path.resolve()), read_card(path)["curve"])
-
-
-def agent_code(module: str, agent: str) -> str:
-    """SHA-256 of an agent's code: its module, and all Python files of the package it lies in.
-
-    A module outside packages is hashed alone, without what it imports from beside it.
-
-    Raises
-    ------
-    SuiteError
-        If there is no such module.
-    """
-    try:
-        top = importlib.util.find_spec(module.partition(".")[0])
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        top = found = None
-    if top is None or found is None or found.origin is None or not Path(found.origin).is_file():
-        raise SuiteError(
-            f"agent={agent!r}: there is no module {module!r}; "
-            "install it or run from the folder that holds it"
-        )
-    digest = hashlib.sha256(Path(found.origin).read_bytes())
-    for folder in map(Path, top.submodule_search_locations or ()):
-        for path in sorted(folder.rglob("*.py")):
-            content = path.read_bytes()
-            name = path.relative_to(folder).as_posix()
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
-def check_agent_code(agent: Mapping[str, Any]) -> None:
-    """Insist on the code, and a class's own model file, that a cell was planned with.
-
-    Parameters
-    ----------
-    agent : Mapping[str, Any]
-        The ``agent`` of a cell's identity.
-
-    Raises
-    ------
-    SuiteError
-        If the code of an agent from elsewhere, or the file its class names, is another here.
-    """
-    from baselines.models import class_training
-    from baselines.registry import agent_spec
-
-    if "code" not in agent:
-        return
-    name, changed = agent["name"], ""
-    spec = agent_spec(name)
-    if agent_code(spec.target.partition(":")[0], name) != agent["code"]:
-        changed = "code"
-    elif "training" in agent:
-        found = class_training(spec.load())
-        if found is None or found.get("sha256") != agent["training"].get("sha256"):
-            changed = "model file"
-    if changed:
-        raise SuiteError(
-            f"agent={name!r}: its {changed} here is not that of the plan: it was changed since, or "
-            "is another on this machine; the same command plans its cells anew"
-        )
 
 
 def _data_paths(

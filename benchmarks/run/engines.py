@@ -5,7 +5,6 @@ Every cell runs in a process of its own, so whatever an agent does costs that ce
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
@@ -13,8 +12,6 @@ import shutil
 import signal
 import site
 import sys
-import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,19 +21,17 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 
 from baselines.registry import agent_spec
-from benchmarks.plan.agent_files import agent_folder, changed_file, watch_folder
+from benchmarks.plan.agent_files import changed_file
 from benchmarks.plan.cells import Cell, Plan, code_hash
-from benchmarks.plan.suite import canonical
 from benchmarks.problems import problem_of
 from benchmarks.run.runner import check_tasks
 from benchmarks.run.store import CorruptResultError, Store
+from benchmarks.run.worker import SAFE_PATH, work
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KERNEL_FOLDERS = 8  # versions of the code whose compiled kernels are kept
 _OUTPUT_TAIL = 4000  # bytes of an agent's output kept with its error
-_SAFE_PATH = "PYTHONSAFEPATH"  # no current folder before the installed packages
-_SPARE_MEMORY = 64  # MB on top of a limit, to say that it was reached
 
 
 @dataclass(frozen=True)
@@ -242,7 +237,7 @@ class LocalEngine:
             output, printer = self._context.Pipe(duplex=False)
             os.set_blocking(output.fileno(), False)
         process = self._context.Process(
-            target=_work,
+            target=work,
             args=(cell, dict(os.environ), sender, printer, self.memory),
         )
         _start(process)
@@ -359,7 +354,7 @@ def _worker_environment() -> Iterator[None]:
     root = str(Path(__file__).resolve().parents[2])
     roots = [] if root in site.getsitepackages() else [root]  # an installed one is found anyway
     path = os.pathsep.join(filter(None, [*roots, os.environ.get("PYTHONPATH", "")]))
-    wanted = {**dict.fromkeys(ONE_THREAD, "1"), "PYTHONPATH": path, _SAFE_PATH: "1"}
+    wanted = {**dict.fromkeys(ONE_THREAD, "1"), "PYTHONPATH": path, SAFE_PATH: "1"}
     wanted["NUMBA_CACHE_DIR"] = str(_kernel_folder())
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -404,106 +399,3 @@ def _preloaded(cells: Sequence[Cell]) -> list[str]:
         *sorted(played),
     ]
     return [*shared, *own]
-
-
-# --- inside a worker ------------------------------------------------------------------------------
-
-
-def _work(
-    cell: Cell,
-    environment: dict[str, str],
-    sender: Connection,
-    printer: Connection | None,
-    memory: float | None,
-) -> None:
-    """Run one cell, send its result as JSON, and leave at once."""
-    own = os.getpid()
-    os.environ.clear()  # the fork server's is that of the first run of its parent
-    os.environ.update(environment)
-    os.environ.pop(_SAFE_PATH, None)  # an agent's subprocesses are its own affair
-    _detach(printer)
-    if memory is not None:
-        _limit_memory(memory, memory + _SPARE_MEMORY)
-    try:
-        from benchmarks.run.runner import run_cell
-
-        folder = agent_folder(cell.spec["agent"])
-        reads = watch_folder(folder) if folder else dict
-        payload = run_cell(cell.spec, cell.kwargs, cell.model)
-        payload |= {"reads": found} if (found := reads()) else {}
-        text = canonical({"failed": False, "payload": payload})
-    except BaseException as error:  # whatever an agent raises, SystemExit included
-        if memory is not None:
-            _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
-        summary = _summary(error, memory) + _place(error, cell)
-        payload = {"error": summary, "traceback": traceback.format_exc()}
-        text = canonical({"failed": True, "payload": payload})
-    if os.getpid() == own:  # else a child that the agent forked and let go on
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # the agent may have closed or replaced it
-                stream.flush()
-        with suppress(OSError):
-            sender.send_bytes(text.encode())
-    os._exit(0)
-
-
-def _summary(error: BaseException, memory: float | None) -> str:
-    summary = f"{type(error).__name__}: {error}"
-    starved = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    if starved or "can't allocate memory" in str(error):  # the last is torch's RuntimeError
-        limit = "" if memory is None else f" within the limit of {memory:g} MB"
-        return f"out of memory{limit} ({summary})"
-    return summary
-
-
-def _place(error: BaseException, cell: Cell) -> str:
-    """Return the last line of the agent's own file that an error came through, in brackets."""
-    with suppress(Exception):  # an agent that cannot be found is the error itself
-        module = sys.modules[agent_spec(cell.spec["agent"]["name"]).target.partition(":")[0]]
-        frames = traceback.extract_tb(error.__traceback__)
-        *_, last = (frame for frame in frames if frame.filename == module.__file__)
-        return f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
-    return ""
-
-
-def _limit_memory(soft: float, hard: float) -> None:
-    """Limit the data of this process, in megabytes."""
-    import resource
-
-    limits = int(soft * 2**20), int(hard * 2**20)
-    resource.setrlimit(resource.RLIMIT_DATA, limits)
-
-
-def _detach(printer: Connection | None) -> None:
-    """Own process group, output to the pipe if there is one, and no life without the parent."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the parent alone; children of the agent can be ended
-    target = os.open(os.devnull, os.O_WRONLY) if printer is None else printer.fileno()
-    for handle in (1, 2):
-        os.dup2(target, handle)
-    if printer is not None:
-        printer.close()
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """Have this process group killed when the parent is gone, however it went."""
-    parent: Any = multiprocessing.parent_process()
-    if sys.platform == "linux":  # where the kernel does it, even to what is stopped or busy in C
-        import fcntl
-
-        handle = parent.sentinel
-        with suppress(OSError):
-            fcntl.fcntl(handle, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_ASYNC)
-            if parent.is_alive():
-                return
-
-    def follow() -> None:
-        parent.join()
-        if hasattr(os, "killpg"):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 import llmqueue_gym
 from baselines.interface import Action
 from baselines.registry import make_agent
-from benchmarks.plan.cells import Cell, check_agent_code
+from benchmarks.plan.cells import Cell
+from benchmarks.plan.players import check_agent_code
 from benchmarks.plan.suite import SuiteError
 from benchmarks.problems import problem_of
 from benchmarks.problems.interface import Recorder

@@ -95,16 +95,8 @@ def train_agent(
     from baselines.registry import registered_agents
     from baselines.rl import recipe, train
 
-    own = _json_object(kwargs, "kwargs")
-    name = task.removeprefix("llmqueue_gym:")
-    if name in gym.registry:
-        env_id, arguments, length = name, own, horizon
-    else:
-        found = find_task(task)
-        if horizon is not None:
-            raise SuiteError(f"horizon={horizon}: the task {task!r} has its own, {found.horizon}")
-        env_id, length, name = found.env, found.horizon, found.name
-        arguments = {**task_arguments(found, data or {}), **own}
+    name, env_id, arguments, length = _what(task, horizon, data or {})
+    arguments |= _json_object(kwargs, "kwargs")
     used = recipe(agent, env_id)
     path = out or models_folder() / f"{agent}-{name}.zip"
     taken = {spec.name for spec in registered_agents() if spec.settings.get("model") != str(path)}
@@ -138,19 +130,33 @@ def train_agent(
                 settings=_json_object(settings, "settings"),
             )
         except KeyboardInterrupt:
-            kept = read_card(path)["steps"] if path.exists() else 0
-            say(
-                f"interrupted: {path} keeps {kept:,} steps; the same command goes on from there"
-                if kept
-                else "interrupted before the first checkpoint: nothing is kept",
-                bars.console,
-            )
+            say(_kept(path), bars.console)
             raise
         bars.update(bar, completed=steps)
     say(f"wrote {path}: {card['steps']:,} steps in {card['seconds']:,.0f} s", console)
     where = path.stem if path.parent == models_folder() else str(path)
     say(f"play it: llmqueue-bench run SUITE --agent {where} ({OWN_FILES})", console)
     return path
+
+
+def _what(
+    task: str, horizon: int | None, data: Mapping[str, str]
+) -> tuple[str, str, dict[str, Any], int | None]:
+    """Name, environment id, arguments and horizon of what is trained on."""
+    name = task.removeprefix("llmqueue_gym:")
+    if name in gym.registry:
+        return name, name, {}, horizon
+    found = find_task(task)
+    if horizon is not None:
+        raise SuiteError(f"horizon={horizon}: the task {task!r} has its own, {found.horizon}")
+    return found.name, found.env, task_arguments(found, data), found.horizon
+
+
+def _kept(path: Path) -> str:
+    """Say what an interrupted training leaves."""
+    if kept := read_card(path)["steps"] if path.exists() else 0:
+        return f"interrupted: {path} keeps {kept:,} steps; the same command goes on from there"
+    return "interrupted before the first checkpoint: nothing is kept"
 
 
 def train_plan(

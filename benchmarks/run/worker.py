@@ -1,0 +1,125 @@
+"""Inside a worker: one cell is run, its result sent as JSON, and the process left at once."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from baselines.registry import agent_spec
+from benchmarks.plan.agent_files import agent_folder, watch_folder
+from benchmarks.plan.cells import Cell
+from benchmarks.plan.suite import canonical
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Variable that keeps the current folder from coming before the installed packages."""
+
+_SPARE_MEMORY = 64  # MB on top of a limit, to say that it was reached
+
+
+def work(
+    cell: Cell,
+    environment: dict[str, str],
+    sender: Connection,
+    printer: Connection | None,
+    memory: float | None,
+) -> None:
+    """Run one cell, send its result as JSON, and leave at once."""
+    own = os.getpid()
+    os.environ.clear()  # the fork server's is that of the first run of its parent
+    os.environ.update(environment)
+    os.environ.pop(SAFE_PATH, None)  # an agent's subprocesses are its own affair
+    _detach(printer)
+    if memory is not None:
+        _limit_memory(memory, memory + _SPARE_MEMORY)
+    try:
+        from benchmarks.run.runner import run_cell
+
+        folder = agent_folder(cell.spec["agent"])
+        reads = watch_folder(folder) if folder else dict
+        payload = run_cell(cell.spec, cell.kwargs, cell.model)
+        payload |= {"reads": found} if (found := reads()) else {}
+        text = canonical({"failed": False, "payload": payload})
+    except BaseException as error:  # whatever an agent raises, SystemExit included
+        if memory is not None:
+            _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
+        summary = _summary(error, memory) + _place(error, cell)
+        payload = {"error": summary, "traceback": traceback.format_exc()}
+        text = canonical({"failed": True, "payload": payload})
+    if os.getpid() == own:  # else a child that the agent forked and let go on
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # the agent may have closed or replaced it
+                stream.flush()
+        with suppress(OSError):
+            sender.send_bytes(text.encode())
+    os._exit(0)
+
+
+def _summary(error: BaseException, memory: float | None) -> str:
+    summary = f"{type(error).__name__}: {error}"
+    starved = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if starved or "can't allocate memory" in str(error):  # the last is torch's RuntimeError
+        limit = "" if memory is None else f" within the limit of {memory:g} MB"
+        return f"out of memory{limit} ({summary})"
+    return summary
+
+
+def _place(error: BaseException, cell: Cell) -> str:
+    """Return the last line of the agent's own file that an error came through, in brackets."""
+    with suppress(Exception):  # an agent that cannot be found is the error itself
+        module = sys.modules[agent_spec(cell.spec["agent"]["name"]).target.partition(":")[0]]
+        frames = traceback.extract_tb(error.__traceback__)
+        *_, last = (frame for frame in frames if frame.filename == module.__file__)
+        return f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+    return ""
+
+
+def _limit_memory(soft: float, hard: float) -> None:
+    """Limit the data of this process, in megabytes."""
+    import resource
+
+    limits = int(soft * 2**20), int(hard * 2**20)
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def _detach(printer: Connection | None) -> None:
+    """Own process group, output to the pipe if there is one, and no life without the parent."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the parent alone; children of the agent can be ended
+    target = os.open(os.devnull, os.O_WRONLY) if printer is None else printer.fileno()
+    for handle in (1, 2):
+        os.dup2(target, handle)
+    if printer is not None:
+        printer.close()
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Have this process group killed when the parent is gone, however it went."""
+    parent: Any = multiprocessing.parent_process()
+    if sys.platform == "linux":  # where the kernel does it, even to what is stopped or busy in C
+        import fcntl
+
+        handle = parent.sentinel
+        with suppress(OSError):
+            fcntl.fcntl(handle, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_ASYNC)
+            if parent.is_alive():
+                return
+
+    def follow() -> None:
+        parent.join()
+        if hasattr(os, "killpg"):
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
