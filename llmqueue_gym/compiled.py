@@ -8,6 +8,7 @@ knows when that file changes, and not when a function called from another one do
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numba
@@ -19,10 +20,25 @@ def compiled(function: Function) -> Function:
     """Compile ``function`` at its first call for the types it is given; later starts load it.
 
     Arithmetic is IEEE's, in the order that is written (no ``fastmath``); a division by zero gives
-    what NumPy gives. Where no folder can be written, nothing is kept and each start compiles.
+    what NumPy gives. Where no folder can be written, or the disk is full, nothing is kept and each
+    start compiles.
     """
     try:
         kernel = numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # numba's word for: no folder to keep compiled code in
         kernel = numba.njit(function, nogil=True, error_model="numpy")
+    else:
+        if not numba.config.DISABLE_JIT:
+            _keep_if_possible(kernel._cache)
     return cast(Function, kernel)
+
+
+def _keep_if_possible(cache: Any) -> None:
+    """Let a cache that cannot be written, for want of space, cost time and no result."""
+    save = cache.save_overload
+
+    def save_or_not(signature: Any, data: Any) -> None:
+        with suppress(OSError):
+            save(signature, data)
+
+    cache.save_overload = save_or_not

@@ -1,9 +1,12 @@
 """What is compiled says what the same code says in plain Python."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from llmqueue_gym.compiled import compiled
 
@@ -40,3 +43,17 @@ def test_without_a_folder_to_write_in_it_compiles_all_the_same():
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("42\n", "")
+
+
+def test_a_disk_that_is_full_costs_time_and_no_result(tmp_path):
+    resource = pytest.importorskip("resource")
+    code = "from test_compiled import harmonic; print(harmonic((1.0, 2.0)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16)),
+    )
+    assert (done.stdout, done.stderr) == ("1.5\n", "")

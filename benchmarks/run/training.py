@@ -144,7 +144,7 @@ def _what(
 ) -> tuple[str, str, dict[str, Any], int | None]:
     """Name, environment id, arguments and horizon of what is trained on."""
     name = task.removeprefix("llmqueue_gym:")
-    if name in gym.registry:
+    if name != task or name in gym.registry:
         return name, name, {}, horizon
     found = find_task(task)
     if horizon is not None:

@@ -1,4 +1,4 @@
-"""What both problems share: choices of users, coupled streams of draws, the routing programme.
+"""What both problems share: choices of users and coupled streams of draws; old import paths.
 
 The dynamics stand in `llmqueue_gym.queueing` and `llmqueue_gym.deployment`.
 """
