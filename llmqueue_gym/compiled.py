@@ -28,8 +28,8 @@ def compiled(function: Function) -> Function:
     except RuntimeError:  # numba's word for: no folder to keep compiled code in
         kernel = numba.njit(function, nogil=True, error_model="numpy")
     else:
-        if not numba.config.DISABLE_JIT:
-            _keep_if_possible(kernel._cache)
+        if cache := getattr(kernel, "_cache", None):  # a plain function has none
+            _keep_if_possible(cache)
     return cast(Function, kernel)
 
 
