@@ -18,6 +18,7 @@ from scipy.special import logit
 
 from baselines.interface import Agent, QueueProblem
 from baselines.registry import agent_spec, make_agent
+from benchmarks.commands.options import read_pairs
 from benchmarks.score.intervals import Floats, Interval, t_interval
 from benchmarks.score.off_policy import (
     FOLDS,
@@ -535,10 +536,4 @@ def _shown(interval: Interval) -> str:
 
 
 def _columns(items: Sequence[str]) -> dict[str, str]:
-    columns = {}
-    for item in items:
-        field, mark, name = item.partition("=")
-        if not (field and mark and name):
-            raise ValueError(f"--column {item!r} must read FIELD=NAME, for example query=prompt")
-        columns[field] = name
-    return columns
+    return read_pairs("--column", "FIELD=NAME, for example query=prompt", items)

@@ -45,13 +45,18 @@ SHARE, PART = within("(0, 1]"), within("(0, 1)")
 
 def read_data(items: list[str]) -> dict[str, str]:
     """Read ``NAME=PATH`` pairs."""
-    paths = {}
+    return read_pairs("--data", "NAME=PATH", items)
+
+
+def read_pairs(option: str, form: str, items: Sequence[str]) -> dict[str, str]:
+    """Read what a repeated option says, each of the ``form`` LEFT=RIGHT."""
+    pairs = {}
     for item in items:
-        name, mark, path = item.partition("=")
-        if not (name and mark and path):
-            raise SuiteError(f"--data {item!r} must read NAME=PATH")
-        paths[name] = path
-    return paths
+        left, mark, right = item.partition("=")
+        if not (left and mark and right):
+            raise SuiteError(f"{option} {item!r} must read {form}")
+        pairs[left] = right
+    return pairs
 
 
 def verdict(board: Board) -> int:

@@ -343,6 +343,10 @@ class DeploymentDynamics:
             show(self._terms, self._stream, self._state, spend, self._shown, self._masks)
         return self._shown, self._masks
 
+    def observe_first(self) -> dict[str, Any]:
+        """Return what the provider of the first lane sees; see `observe`."""
+        return {name: values[0] for name, values in self.observe().items()}
+
     def observe(self) -> dict[str, NDArray[Any]]:
         """Return what the provider sees now, freshly allocated; leading axis B.
 

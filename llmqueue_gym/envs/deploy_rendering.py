@@ -194,7 +194,7 @@ class DeployRenderer:
             f"spent ${_three_digits(spend)} of ${_three_digits(self._budget)}: {spent} "
             f"in {elapsed}{state}",
         ]
-        seen = {name: values[0] for name, values in self._dynamics.observe().items()}
+        seen = self._dynamics.observe_first()
         width = max(len(self._edges) - 1, len("stages"))
         lines.append(
             f"{'':{_NAME_LETTERS}}  {'stages':{width}}  {'traffic':>7} {'reward':>6} {'$/1k':>9}"
@@ -276,7 +276,7 @@ class DeployRenderer:
         # The rows keep their places when LLMs are released.
         rows = min(len(self._llms), MAX_ROWS)
         pitch = min(_LARGEST_ROW, _ROWS_HEIGHT / rows)
-        seen = {name: values[0] for name, values in self._dynamics.observe().items()}
+        seen = self._dynamics.observe_first()
         for row, llm in enumerate(shown):
             y = _ROWS_TOP + (row + 0.5) * pitch - 8
             colour = _INK if self._dynamics.deployed[0, llm] else _MUTED

@@ -598,7 +598,7 @@ class LLMDeployEnv(_DeployEnv):
         return self._result(self._outcome_info(self.dynamics.step(wanted, llms)))
 
     def _observe(self) -> Observation:
-        return {name: values[0] for name, values in self.dynamics.observe().items()}
+        return self.dynamics.observe_first()
 
     def _state_info(self) -> dict[str, Any]:
         return super()._state_info() | {"action_mask": self.dynamics.action_masks()[0]}
@@ -732,7 +732,7 @@ class LLMDeployStageEnv(_DeployEnv):
         )
 
     def _observe(self) -> Observation:
-        observation = {name: values[0] for name, values in self.dynamics.observe().items()}
+        observation = self.dynamics.observe_first()
         for key in ("deploy_now", "stage_progress", "context"):
             observation.pop(key, None)
         return observation
