@@ -96,13 +96,14 @@ def without_template(texts: Sequence[str]) -> list[str]:
     """
     distinct = set(texts)
     bare = _bare(distinct, _innermost)
-    outer = _bare(distinct, _outermost)
+    outer: dict[str, str] = {}
     left = distinct
     while True:
         seen = Counter(bare.values())
         same = {text for text in left if seen[bare[text]] > 1}
         if not same:
             return [bare[text] for text in texts]
+        outer = outer or _bare(distinct, _outermost)
         bare |= {text: outer[text] for text in same}
         left = left - same
 
