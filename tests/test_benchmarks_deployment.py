@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
@@ -18,6 +20,7 @@ from benchmarks.problems.deployment.play import served_per_stage
 from benchmarks.problems.kind import Traffic, is_stuck
 from benchmarks.problems.luck import LUCK_LIMIT
 from benchmarks.report import board_markdown, board_summary, draw_figure
+from benchmarks.report.figure import _legend
 from benchmarks.report.page import board_page
 from benchmarks.report.series import heat_map
 from benchmarks.report.tables import sweep_title
@@ -572,3 +575,18 @@ def test_a_suite_of_both_kinds_has_a_board_and_pictures_of_each(
     assert "| ledger / query |" in page
     for line in re.findall(r"^\|.*StageRoute.*$", readme, re.MULTILINE):
         assert "queue" not in line
+
+
+@pytest.mark.parametrize("letters", [3, 30, 60])
+def test_a_legend_stays_within_the_picture(letters):
+    picture = Figure(figsize=(12.5, 4), layout="constrained")
+    axis = picture.subplots()
+    names = [f"{i}{'W' * letters}" for i in range(6)]
+    for name in names:
+        axis.plot([0, 1], label=name)
+    _legend(picture, {name: {} for name in names})
+    FigureCanvasAgg(picture).draw()
+    [legend] = picture.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= picture.bbox.width

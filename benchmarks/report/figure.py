@@ -288,14 +288,18 @@ def _legend(figure: Figure, styles: dict[str, Style]) -> None:
     order = [label for label, style in styles.items() if label in lines and style is not _REST]
     if not order:
         return
-    columns = -(-len(order) // -(-len(order) // 6))  # full rows of at most six
-    figure.legend(
-        [lines[label] for label in order],
-        [_name(label) for label in order],
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
+    names = [_name(label) for label in order]
+    for rows in range(-(-len(order) // 6), len(order) + 1):  # of at most six, until they fit
+        legend = figure.legend(
+            [lines[label] for label in order],
+            names,
+            loc="outside lower center",
+            ncols=-(-len(order) // rows),
+            frameon=False,
+        )
+        if rows == len(order) or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _styles(board: Board, section: Section) -> dict[str, Style]:
