@@ -9,12 +9,12 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import OfflineData
 
 Observation = Mapping[str, NDArray[Any]]
@@ -198,34 +198,14 @@ class AgentSpec:
         except ModuleNotFoundError as error:
             if error.name != module_name.split(".")[0] and error.name != module_name:
                 raise
-            raise ValueError(
+            raise UsageError(
                 f"agent={self.target!r}: there is no module {module_name!r}; "
                 "install it or run from the folder that holds it"
             ) from error
         cls = getattr(module, attribute, None)
         if not callable(cls) or not hasattr(cls, "act") or not hasattr(cls, "update"):
-            raise ValueError(
+            raise UsageError(
                 f"agent={self.target!r}: {attribute!r} in {module_name!r} is not a class "
                 "with act(observation) and update(...)"
             )
         return cls  # type: ignore[no-any-return]
-
-
-def check_setting(name: str, value: object, allowed: str) -> None:
-    """Check a numeric setting against an interval such as ``"[0, 1)"``; infinity is never in one.
-
-    Whole numbers: `llmqueue_gym.workloads.pool.check_count`.
-
-    Raises
-    ------
-    ValueError
-        If it is no number of the interval; the message names the setting, the value and what is
-        allowed.
-    """
-    low, high = (float(end) for end in allowed[1:-1].split(","))
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    number: Any = value if real else np.nan
-    above = number > low or (number == low and allowed[0] == "[")
-    below = number < high or (number == high and allowed[-1] == "]")
-    if not (above and below):
-        raise ValueError(f"{name}={value!r} is out of range; use a number in {allowed}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.interface import AgentSpec
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import file_sha256
 
 CARD = "llmqueue_gym.json"
@@ -72,17 +73,17 @@ def read_card(path: str | Path) -> dict[str, Any]:
             check_sizes(archive)
             card: dict[str, Any] = json.loads(archive.read(CARD))
     except FileNotFoundError:
-        raise ValueError(f"model={str(path)!r}: there is no such file") from None
+        raise UsageError(f"model={str(path)!r}: there is no such file") from None
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
-        raise ValueError(
+        raise UsageError(
             f"model={str(path)!r} is not a model written by baselines.rl.train ({error})"
         ) from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ValueError(f"model={str(path)!r} has another format; train it again")
+        raise UsageError(f"model={str(path)!r} has another format; train it again")
     _check_types(path, card, _FIELDS)
     if card["env_id"] not in _AGENTS:
         known = ", ".join(_AGENTS)
-        raise ValueError(
+        raise UsageError(
             f"model={str(path)!r}: env_id={card['env_id']!r} in its card is none of {known}"
         )
     _check_types(path, card["problem"], _SHAPES[card["env_id"]], "problem.")
@@ -101,7 +102,7 @@ def check_sizes(archive: zipfile.ZipFile) -> None:
     """
     sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     if sum(sizes.values()) > MAX_UNPACKED or sizes.get(CARD, 0) > MAX_CARD:
-        raise ValueError(
+        raise UsageError(
             f"it unpacks to {sum(sizes.values()):,} bytes, its card to {sizes.get(CARD, 0):,}; "
             f"at most {MAX_UNPACKED:,} and {MAX_CARD:,} are read"
         )
@@ -114,7 +115,7 @@ def _check_types(
         value = entries.get(key, _ABSENT)
         if isinstance(value, bool) or not isinstance(value, expected):
             found = "is missing in" if value is _ABSENT else f"is {value!r} in"
-            raise ValueError(
+            raise UsageError(
                 f"model={str(path)!r}: {place}{key} {found} its card, "
                 f"not {getattr(expected, '__name__', expected)}; train it again"
             )
@@ -155,20 +156,20 @@ def class_training(cls: type) -> dict[str, Any] | None:
         return None
     place = f"training={declared!r} of {cls.__name__}"
     if not isinstance(declared, Mapping) or not {"steps", "seconds"} <= set(declared) <= _DECLARED:
-        raise ValueError(
+        raise UsageError(
             f"{place} must be a dict with 'steps', 'seconds' and, if there is one, 'file'"
         )
     if getattr(cls, "protocol", None) != "pretrained":
-        raise ValueError(f"{place}: only agents with protocol = 'pretrained' are trained before")
+        raise UsageError(f"{place}: only agents with protocol = 'pretrained' are trained before")
     for name in ("steps", "seconds"):
         value = declared[name]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
-            raise ValueError(f"{place}: {name}={value!r} must be a positive number")
+            raise UsageError(f"{place}: {name}={value!r} must be a positive number")
     facts = {name: declared[name] for name in ("steps", "seconds")}
     if (file := declared.get("file")) is not None:
         if not isinstance(file, str):
-            raise ValueError(f"{place}: file={file!r} must be a path from the folder of its module")
+            raise UsageError(f"{place}: file={file!r} must be a path from the folder of its module")
         facts["sha256"] = file_sha256(Path(inspect.getfile(cls)).parent / file)
     return facts
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from baselines.interface import Agent, AgentSpec, DeployProblem, QueueProblem
 from baselines.models import model_spec, saved_model, saved_model_names, saved_models
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 ENTRY_POINT_GROUP = "llmqueue_gym.agents"
 
@@ -59,7 +60,7 @@ def register(name: str, target: str, source: str = "", **settings: Any) -> None:
     """
     spec = AgentSpec(name, target, settings, source)
     if _REGISTRY.setdefault(name, spec) != spec:
-        raise ValueError(
+        raise UsageError(
             f"agent name {name!r} is taken by {_REGISTRY[name].target}; choose another"
         )
 
@@ -120,8 +121,8 @@ def agent_spec(name: str) -> AgentSpec:
     if (path := saved_model(name)) is not None:
         return model_spec(path)
     known = [*_named(), *(spec.name for spec in _installed()), *saved_model_names()]
-    raise ValueError(
-        f"{unknown_name('agent', name, known)}; 'module:Class' takes your own, "
+    raise UsageError(
+        f"{checks.unknown_name('agent', name, known)}; 'module:Class' takes your own, "
         "`llmqueue-bench train` makes RL agents"
     )
 
@@ -141,11 +142,11 @@ def make_agent(
     cls: Any = spec.load()
     kind = problem.kind
     if getattr(cls, "kind", kind) != kind:
-        raise ValueError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
+        raise UsageError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
     arguments = {**spec.settings, **settings}
     try:
         inspect.signature(cls).bind(problem, seed, **arguments)
     except TypeError as error:
-        raise ValueError(f"agent={name!r}: {error}") from error
+        raise UsageError(f"agent={name!r}: {error}") from error
     agent: Agent = cls(problem, seed, **arguments)
     return agent

@@ -4,17 +4,15 @@ Typer and rich come with the ``bench`` extra; they are imported when the command
 """
 
 import errno
-import json
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from benchmarks.commands import EXIT_CODES, FAILED, USAGE
 from benchmarks.run.store import CorruptResultError, StoreBusyError, StoreWriteError
 from benchmarks.terminal import say, tolerate_encodings
+from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     import typer
@@ -44,26 +42,9 @@ def main() -> None:
     except CorruptResultError as error:
         say(f"llmqueue-bench: {error}", stderr=True)
         raise SystemExit(FAILED) from None
-    except (ValueError, OSError, ImportError, StoreBusyError) as error:
-        if isinstance(error, ModuleNotFoundError) or not _is_of_the_user(error):
-            raise  # a fault of an installation or of ours
+    except (UsageError, OSError, StoreBusyError) as error:  # any other is a fault of ours
         say(f"llmqueue-bench: {error}", stderr=True)
         raise SystemExit(FAILED if _is_of_the_disk(error) else USAGE) from None
-
-
-def _is_of_the_user(error: Exception) -> bool:
-    """Whether an error says what a user did wrong, and is not a fault that we ran into.
-
-    So are files that cannot be read, and what this project raises by a statement of its own, as
-    all checks of arguments do. NumPy's or Polars' errors come from other files, or from no
-    statement.
-    """
-    if isinstance(error, (OSError, UnicodeError, json.JSONDecodeError)):
-        return True
-    *_, last = extract_tb(error.__traceback__)
-    own = [Path(__file__).parents[1] / name for name in ("benchmarks", "baselines", "llmqueue_gym")]
-    raised = (last.line or "").startswith("raise ")
-    return raised and any(Path(last.filename).is_relative_to(folder) for folder in own)
 
 
 def _is_of_the_disk(error: Exception) -> bool:

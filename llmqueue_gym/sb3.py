@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from numpy.typing import NDArray
 
 import llmqueue_gym  # noqa: F401 - registers the environments
+from llmqueue_gym.errors import MissingPackageError, UsageError
 from llmqueue_gym.wrappers import (
     DiscreteActions,
     DiscreteActionsVector,
@@ -29,7 +30,7 @@ from llmqueue_gym.wrappers import (
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         'llmqueue_gym.sb3 needs Stable-Baselines3: pip install "llmqueue_gym[rl]"'
     ) from error
 
@@ -105,7 +106,7 @@ def make_vec_env(
         importlib.import_module(module)
     given: Any = wrapper_class
     if isinstance(given, type) and issubclass(given, VectorWrapper):
-        raise ValueError(
+        raise UsageError(
             f"wrapper_class={given.__name__} wraps all lanes; wrapper_class wraps each "
             "environment: give it as wrapper"
         )
@@ -172,7 +173,7 @@ class GymnasiumVecEnv(VecEnv):
     def __init__(self, venv: VectorEnv[Any, Any, Any]) -> None:
         mode = venv.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(
+            raise UsageError(
                 f"autoreset_mode={mode}: SB3 needs the lanes reset in the step that ends them; "
                 "make the environment with autoreset_mode=AutoresetMode.SAME_STEP"
             )
@@ -186,7 +187,7 @@ class GymnasiumVecEnv(VecEnv):
         seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
         options = self._options[0] or None
         if any(other != self._options[0] for other in self._options):
-            raise ValueError("options: all lanes are reset with the same ones; set_options(dict)")
+            raise UsageError("options: all lanes are reset with the same ones; set_options(dict)")
         observation, info = self.venv.reset(seed=seeds, options=options)
         self.reset_infos = _lane_infos(info, self.num_envs)
         self._reset_seeds()
@@ -235,7 +236,7 @@ class GymnasiumVecEnv(VecEnv):
             If only some lanes are meant: they are one object.
         """
         if indices is not None and len(list(self._get_indices(indices))) != self.num_envs:
-            raise ValueError(
+            raise UsageError(
                 f"indices={indices!r}: the lanes are one object; set {attr_name!r} for all of them"
             )
         if isinstance(self.venv.unwrapped, SyncVectorEnv):

@@ -29,6 +29,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from llmqueue_gym.envs.flat import FlatLayout
+from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     AnyVectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
@@ -52,25 +53,25 @@ class _Decisions:
     def __init__(self, space: gym.Space[Any], observed: gym.Space[Any]) -> None:
         nvec = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.zeros(0)
         if nvec.ndim != 1 or len(nvec) < 2 or len(set(nvec[1:].tolist())) != 1:
-            raise ValueError(
+            raise UsageError(
                 f"env has the action space {space}; this wrapper takes LLMQueue-v0's, "
                 "MultiDiscrete([W] + [N] * K)"
             )
         # The numbers alone do not tell: LLMDeploy-v0 with two LLMs has MultiDiscrete([2, 2, 2]).
         shown = set(observed.spaces) if isinstance(observed, spaces.Dict) else set()
         if not {"contexts", "waiting"} <= shown:
-            raise ValueError(
+            raise UsageError(
                 f"env has the observation space {observed} without 'contexts' and 'waiting'; this "
                 "wrapper takes LLMQueue-v0"
             )
         self.window, num_llms, size = int(nvec[0]), int(nvec[1]), len(nvec) - 1
         if size > num_llms:
-            raise ValueError(
+            raise UsageError(
                 f"assortment_size={size} exceeds the {num_llms} LLMs: no set of distinct ones"
             )
         count = self.window * comb(num_llms, size)
         if count > MAX_ACTIONS:
-            raise ValueError(
+            raise UsageError(
                 f"window={self.window} and {comb(num_llms, size)} sets of {size} of {num_llms} "
                 f"LLMs make {count} actions, above {MAX_ACTIONS}; lower window or "
                 "assortment_size, or use an algorithm that takes MultiDiscrete actions"
@@ -82,7 +83,7 @@ class _Decisions:
         """Return ``[slot, llm_1, ..., llm_K]`` of the actions, one more axis of length 1 + K."""
         values = np.asarray(actions)
         if values.dtype.kind not in "iu" or (values < 0).any() or (values >= self.space.n).any():
-            raise ValueError(f"action={actions!r} must be whole numbers in [0, {self.space.n})")
+            raise UsageError(f"action={actions!r} must be whole numbers in [0, {self.space.n})")
         slot, which = np.divmod(values.astype(np.int64), len(self.sets))
         return np.concatenate([slot[..., None], self.sets[which]], axis=-1)
 
@@ -438,7 +439,7 @@ def _with_previous(observed: gym.Space[Any], played: gym.Space[Any]) -> spaces.D
     """Observation space with the two keys of `PreviousDecision`."""
     queue = isinstance(observed, spaces.Dict) and "contexts" in observed.spaces
     if not queue or not isinstance(played, spaces.MultiDiscrete):
-        raise ValueError(
+        raise UsageError(
             f"env has the spaces {observed} and {played}; this wrapper takes LLMQueue-v0's, "
             "inside DiscreteActions and FlatObservation"
         )

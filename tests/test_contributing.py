@@ -81,7 +81,7 @@ def test_a_suite_made_by_contributing_alone(tmp_path):
         "NUMBA_DISABLE_JIT": "1",  # a copy would compile everything anew
     }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FOLLOW],
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", FOLLOW],
         cwd=tmp_path,
         env=variables,
         capture_output=True,

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from baselines.deployment.base import StageAgent, features
 from baselines.deployment.stageroute import SOURCE
-from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.interface import DeployProblem, Observation
 from baselines.registry import agent
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.routing import deploy_opt
+from llmqueue_gym.errors import UsageError
 
 Floats = NDArray[np.float64]
 
@@ -60,12 +62,12 @@ class ContextualStageRoute(StageAgent):
     ) -> None:
         super().__init__(problem, seed)
         if problem.context_dim < 1:
-            raise ValueError(
+            raise UsageError(
                 f"context_dim={problem.context_dim}: contextual-StageRoute needs queries with "
                 "contexts (a table instance); use StageRoute or price-aware"
             )
-        check_setting("width", width, "[0, inf)")
-        check_setting("step", step, "[0, inf)")
+        checks.number("width", width, "[0, inf)")
+        checks.number("step", step, "[0, inf)")
         self.width, self.step = width, step
         size, dim = problem.num_llms, problem.context_dim + 1
         self._inverse = np.tile(np.eye(dim), (size, 1, 1))  # A_m^-1

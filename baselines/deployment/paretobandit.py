@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.deployment.base import StageAgent, features
-from baselines.interface import Action, DeployProblem, Observation, check_setting
+from baselines.interface import Action, DeployProblem, Observation
 from baselines.registry import agent
-from llmqueue_gym.workloads.pool import check_count
+from llmqueue_gym import checks
+from llmqueue_gym.errors import MissingPackageError
 
 Floats = NDArray[np.float64]
 
@@ -68,9 +69,9 @@ class ParetoBandit(StageAgent):
         forced_pulls: int = 20,
     ) -> None:
         super().__init__(problem, seed)
-        check_setting("exploration", exploration, "[0, inf)")
-        check_setting("forgetting", forgetting, "(0, 1]")
-        check_count("forced_pulls", forced_pulls, 0)
+        checks.number("exploration", exploration, "[0, inf)")
+        checks.number("forgetting", forgetting, "(0, 1]")
+        checks.count("forced_pulls", forced_pulls, 0)
         self.exploration, self.forgetting = exploration, forgetting
         self.forced_pulls = forced_pulls
         size, dim = problem.num_llms, problem.context_dim + 1
@@ -154,7 +155,7 @@ class ParetoBanditPackage(StageAgent):
             from pareto_bandit import BanditRouter, FeatureService
             from pareto_bandit.budget_pacer import BudgetPacer
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 'agent "paretobandit-router" needs the paretobandit package: '
                 'pip install "llmqueue_gym[data]"'
             ) from error

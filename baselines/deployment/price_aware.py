@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.deployment.stageroute import SOURCE, StageRoute
-from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.interface import DeployProblem, Observation
 from baselines.registry import agent
+from llmqueue_gym import checks
 
 Floats = NDArray[np.float64]
 
@@ -64,8 +65,8 @@ class PriceAware(StageRoute):
         paced: bool = False,
     ) -> None:
         super().__init__(problem, seed, paced=paced)
-        check_setting("optimism", optimism, "[0, inf)")
-        check_setting("prior_plays", prior_plays, "(0, inf)")
+        checks.number("optimism", optimism, "[0, inf)")
+        checks.number("prior_plays", prior_plays, "(0, inf)")
         self.shrink = 0.0
         self.optimism = optimism
         self.prior_plays = prior_plays

@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 
 from baselines.deployment.base import LPAgent, StageAgent
-from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.interface import DeployProblem, Observation
 from baselines.registry import agent
+from llmqueue_gym import checks
 
 
 @agent("uniform", source="lower bound of every table")
@@ -82,7 +83,7 @@ class EpsilonFirst(Static):
 
     def __init__(self, problem: DeployProblem, seed: int, epsilon: float = 0.1) -> None:
         super().__init__(problem, seed)
-        check_setting("epsilon", epsilon, "(0, 1]")
+        checks.number("epsilon", epsilon, "(0, 1]")
         self.probes = math.ceil(epsilon * problem.horizon / problem.num_llms)
 
     def estimates(self, llm: int) -> tuple[float, float]:

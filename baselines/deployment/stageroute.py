@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 
 from baselines.deployment.base import LPAgent
-from baselines.interface import DeployProblem, Observation, check_setting
+from baselines.interface import DeployProblem, Observation
 from baselines.registry import agent
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
 
 SOURCE = "Li, Li: ICLR 2026, arXiv 2506.17254"
 GAMMA = 0.1
@@ -79,9 +79,9 @@ class StageRoute(LPAgent):
     ) -> None:
         super().__init__(problem, seed)
         if gamma is not None:
-            check_setting("gamma", gamma, "[0, inf)")
+            checks.number("gamma", gamma, "[0, inf)")
         if counts not in ("all", "stage"):
-            raise unknown_name("counts", counts, ("all", "stage"))
+            raise checks.unknown_name("counts", counts, ("all", "stage"))
         self.gamma = theory_gamma(problem) if gamma is None else gamma
         self.paced = paced
         total = problem.budget * problem.horizon

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
 
-from baselines.interface import check_setting
+from llmqueue_gym import checks
 
 Array = NDArray[np.floating[Any]]
 
@@ -57,7 +57,7 @@ class ConfidenceFactors:
     """
 
     def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
-        check_setting("ridge", ridge, "(0, inf)")
+        checks.number("ridge", ridge, "(0, inf)")
         self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # A_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
         # A_j is C-ordered and BLAS reads it as A_j^T in Fortran order, so ger works in place.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
 from scipy.linalg.lapack import dpotrf, dpotri
 
-from baselines.interface import check_setting
+from llmqueue_gym import checks
 
 Array = NDArray[np.floating[Any]]
 
@@ -111,8 +111,8 @@ class RidgeMNL:
         tolerance: float = 1e-3,
         dtype: str = "float64",
     ) -> None:
-        check_setting("ridge", ridge, "(0, inf)")
-        check_setting("tolerance", tolerance, "[0, inf)")
+        checks.number("ridge", ridge, "(0, inf)")
+        checks.number("tolerance", tolerance, "[0, inf)")
         self.ridge = ridge
         self.tolerance = tolerance
         self._dtype = np.dtype(dtype)

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from baselines.estimators import ConfidenceFactors, OnlineMirrorDescentMNL, RidgeMNL
 from baselines.estimators.confidence import DIRECT_DIM
-from baselines.interface import Action, Observation, QueueProblem, check_setting
+from baselines.interface import Action, Observation, QueueProblem
 from baselines.queueing.base import (
     AssortmentCycle,
     Pairing,
@@ -26,7 +26,7 @@ from baselines.queueing.base import (
     newest,
 )
 from baselines.registry import agent
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
 
 SOURCE = "Bae, Son, Lee: arXiv 2602.02061"
 
@@ -207,9 +207,9 @@ def check_acqb_settings(
 ) -> None:
     """Raise the ValueError of a setting of `ACQB` that is out of range or unknown."""
     if estimator not in ("mle", "omd"):
-        raise unknown_name("estimator", estimator, ("mle", "omd"))
-    check_setting("alpha_coef", alpha_coef, "[0, inf)")
-    check_setting("exploration_rate", exploration_rate, "[0, 1]")
+        raise checks.unknown_name("estimator", estimator, ("mle", "omd"))
+    checks.number("alpha_coef", alpha_coef, "[0, inf)")
+    checks.number("exploration_rate", exploration_rate, "[0, 1]")
     if c1 is not None:
-        check_setting("c1", c1, "[0, inf)")
-    check_setting("ridge", ridge, "(0, inf)")
+        checks.number("c1", c1, "[0, inf)")
+    checks.number("ridge", ridge, "(0, inf)")

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from baselines.interface import Action, Agent, Observation, QueueProblem
 from baselines.queueing.base import read_answer, top_llms
+from llmqueue_gym.errors import UsageError
 
 Context = NDArray[np.float32]
 
@@ -63,7 +64,7 @@ class BanditLibraryAgent(Agent):
         scores = np.asarray(self.scores(observation["contexts"][:waiting]), dtype=np.float64)
         expected = (waiting, self.problem.num_llms)
         if scores.shape != expected or not np.isfinite(scores).all():
-            raise ValueError(
+            raise UsageError(
                 f"scores() of {type(self).__name__} returned shape {scores.shape} with "
                 f"{np.count_nonzero(~np.isfinite(scores))} numbers that are not finite; return "
                 f"finite numbers of shape {expected}, (queries, LLMs)"

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.acqb import ACQB, SOURCE, check_acqb_settings
 from baselines.queueing.base import Pairing, Remembered, Served
 from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
 from baselines.registry import agent
-from llmqueue_gym.workloads.pool import OfflineData, check_count
+from llmqueue_gym import checks
+from llmqueue_gym.errors import MissingPackageError
+from llmqueue_gym.workloads.pool import OfflineData
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -154,13 +156,15 @@ def train_projection(
         ("epochs", epochs, 0),
         ("batch_size", batch_size, 1),
     ):
-        check_count(name, value, least)
-    check_setting("share", share, "(0, 1]")
-    check_setting("held_out", held_out, "[0, 1)")
+        checks.count(name, value, least)
+    checks.number("share", share, "(0, 1]")
+    checks.number("held_out", held_out, "[0, 1)")
     try:
         import torch
     except ImportError as error:
-        raise ImportError('agent "ACQB-CL" needs torch: pip install "llmqueue_gym[rl]"') from error
+        raise MissingPackageError(
+            'agent "ACQB-CL" needs torch: pip install "llmqueue_gym[rl]"'
+        ) from error
     rng = np.random.default_rng(seed)
     rows = training_rows(data.utilities, share, min_per_llm, rng)
     targets = profiles(data.utilities[rows]).astype(np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
 from baselines.registry import agent
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
 
 Rule = TypeVar("Rule")
 
@@ -102,5 +102,5 @@ class Scheduled(QueueAgent):
 
 def _pick(argument: str, name: str, rules: dict[str, Rule]) -> Rule:
     if name not in rules:
-        raise unknown_name(argument, name, rules)
+        raise checks.unknown_name(argument, name, rules)
     return rules[name]

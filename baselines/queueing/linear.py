@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.estimators import RidgeRegression
-from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, top_llms
 from baselines.registry import agent
+from llmqueue_gym import checks
 
 
 class _LinearAgent(QueueAgent):
@@ -72,7 +73,7 @@ class LinUCB(_LinearAgent):
         self, problem: QueueProblem, seed: int, alpha: float = 0.5, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge)
-        check_setting("alpha", alpha, "[0, inf)")
+        checks.number("alpha", alpha, "[0, inf)")
         self.alpha = alpha
 
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
@@ -105,7 +106,7 @@ class LinTS(_LinearAgent):
         self, problem: QueueProblem, seed: int, scale: float = 0.5, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge)
-        check_setting("scale", scale, "[0, inf)")
+        checks.number("scale", scale, "[0, inf)")
         self.scale = scale
 
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from baselines.estimators import ConfidenceFactors, RidgeMNL
-from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.acqb import confidence_radius
 from baselines.queueing.base import (
     AssortmentCycle,
@@ -24,6 +24,7 @@ from baselines.queueing.base import (
     newest,
 )
 from baselines.registry import agent
+from llmqueue_gym import checks
 
 _CQB = "Bae, Kang, Lee: ICLR 2026, arXiv 2601.19300"
 
@@ -55,7 +56,7 @@ class GreedyMLE(QueueAgent):
         self, problem: QueueProblem, seed: int, epsilon: float = 0.0, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed)
-        check_setting("epsilon", epsilon, "[0, 1]")
+        checks.number("epsilon", epsilon, "[0, 1]")
         self.epsilon = epsilon
         size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
         self.estimator = RidgeMNL(size, dim, shown, ridge, dtype="float32")
@@ -111,7 +112,7 @@ class CQBOpt(GreedyMLE):
         self, problem: QueueProblem, seed: int, beta_coef: float = 0.03, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge=ridge)
-        check_setting("beta_coef", beta_coef, "[0, inf)")
+        checks.number("beta_coef", beta_coef, "[0, inf)")
         self.beta_coef = beta_coef
         self.confidence = ConfidenceFactors(problem.num_llms, problem.context_dim, ridge)
 
@@ -187,8 +188,8 @@ class CQBEta2(CQBOpt):
         ridge: float = 1.0,
     ) -> None:
         super().__init__(problem, seed, beta_coef, ridge)
-        check_setting("slack", slack, "(0, 1]")
-        check_setting("cutoff", cutoff, "[0, inf)")
+        checks.number("slack", slack, "(0, 1]")
+        checks.number("cutoff", cutoff, "[0, inf)")
         horizon = problem.horizon
         self.slack = slack
         self._first = math.ceil(math.sqrt(horizon))  # tau_1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import (
     Contexts,
     Pairing,
@@ -22,7 +22,9 @@ from baselines.queueing.base import (
     best_pairing,
 )
 from baselines.registry import agent
-from llmqueue_gym.workloads.pool import OfflineData, check_count, unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.workloads.pool import OfflineData
 
 _SOURCE = "trained on the workload's offline split, then frozen"
 
@@ -49,7 +51,7 @@ def offline_data(problem: QueueProblem, agent: str) -> OfflineData:
         If there is none.
     """
     if problem.offline is None:
-        raise ValueError(
+        raise UsageError(
             f"agent {agent!r} trains on queries that never arrive, and this task has none: use a "
             "workload made of texts (part of them is kept back), and the protocol 'pretrained'"
         )
@@ -129,10 +131,10 @@ class OfflineRouter(QueueAgent):
             "boosting": lambda x, r: fit_boosting(x, r, trees),
         }
         if predictor not in fits:
-            raise unknown_name("predictor", predictor, fits)
-        check_count("neighbours", neighbours)
-        check_count("trees", trees)
-        check_setting("inverse_ridge", inverse_ridge, "(0, inf)")
+            raise checks.unknown_name("predictor", predictor, fits)
+        checks.count("neighbours", neighbours)
+        checks.count("trees", trees)
+        checks.number("inverse_ridge", inverse_ridge, "(0, inf)")
         data = offline_data(problem, f"offline-{predictor}")
         contexts, rates = data.contexts.astype(np.float64), expit(data.utilities)
         try:
@@ -141,7 +143,7 @@ class OfflineRouter(QueueAgent):
                 prior_strength(contexts, rates, fits[predictor]) if heed_retrials else np.inf
             )
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 f'agent "offline-{predictor}" needs scikit-learn: pip install "llmqueue_gym[data]"'
             ) from error
         self._rates = Remembered(

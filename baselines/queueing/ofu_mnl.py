@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 from baselines.estimators import OnlineMirrorDescentMNL
-from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import Pairing, QueueAgent, Served, best_pairing
 from baselines.registry import agent
+from llmqueue_gym import checks
 
 
 @agent("OFU-MNL+", source="Lee, Oh: NeurIPS 2024")
@@ -42,7 +43,7 @@ class OFUMNLPlus(QueueAgent):
         self, problem: QueueProblem, seed: int, beta_coef: float = 0.05, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed)
-        check_setting("beta_coef", beta_coef, "[0, inf)")
+        checks.number("beta_coef", beta_coef, "[0, inf)")
         size, dim, shown = problem.num_llms, problem.context_dim, problem.assortment_size
         self.estimator = OnlineMirrorDescentMNL(size, dim, shown, ridge)
         self._scale = beta_coef * math.sqrt(dim) * math.log(shown + 1)

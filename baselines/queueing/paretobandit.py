@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.interface import Observation, QueueProblem, check_setting
+from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import Pairing, QueueAgent, Served
 from baselines.registry import agent
+from llmqueue_gym import checks
+from llmqueue_gym.errors import MissingPackageError, UsageError
 
 
 @agent("paretobandit", source="package paretobandit")
@@ -53,15 +55,15 @@ class ParetoBanditRouter(QueueAgent):
         try:
             from pareto_bandit import BanditRouter, FeatureService
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 'agent "paretobandit" needs the paretobandit package: '
                 'pip install "llmqueue_gym[data]"'
             ) from error
         prices = [1.0] * problem.num_llms if prices is None else list(prices)
         if len(prices) != problem.num_llms:
-            raise ValueError(f"prices={prices!r} must hold one price per LLM, {problem.num_llms}")
+            raise UsageError(f"prices={prices!r} must hold one price per LLM, {problem.num_llms}")
         for llm, price in enumerate(prices):
-            check_setting(f"prices[{llm}]", price, "(0, inf)")
+            checks.number(f"prices[{llm}]", price, "(0, inf)")
         logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
         self._names = [f"llm-{j}" for j in range(problem.num_llms)]
         self._router: Any = BanditRouter.create(

@@ -13,11 +13,13 @@ On the command line the file is an agent like any other: ``--agent mine.zip``, o
 ``--agent mine``, where it lies in the folder ``models``. ``llmqueue-bench train`` writes it there.
 """
 
+from llmqueue_gym.errors import MissingPackageError
+
 try:
     import sb3_contrib  # noqa: F401
     import stable_baselines3  # noqa: F401
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         'baselines.rl needs Stable-Baselines3 and sb3-contrib: pip install "llmqueue_gym[rl]"'
     ) from error
 

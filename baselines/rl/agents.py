@@ -23,6 +23,7 @@ from baselines.models import OWN_FILES, read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
 from llmqueue_gym.deployment.rules import DeploymentRules, stage_plan, stage_schedule
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.wrappers import assortments, previous_decision
 
 _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
@@ -244,7 +245,7 @@ def stage_spaces(problem: DeployProblem) -> tuple[spaces.Dict, spaces.Box]:
 def _model_path(agent: Any, model: str | None) -> str:
     path = model or agent.model
     if path is None:
-        raise ValueError("model=None: name the file that baselines.rl.train wrote")
+        raise UsageError("model=None: name the file that baselines.rl.train wrote")
     return str(path)
 
 
@@ -258,14 +259,14 @@ def _load_policy(
     """Rebuild the network of a model file and read its weights."""
     card = read_card(path)
     if card["env_id"] != env_id:
-        raise ValueError(f"model={path!r} was trained on {card['env_id']}, this is {env_id}")
+        raise UsageError(f"model={path!r} was trained on {card['env_id']}, this is {env_id}")
     other = {key: card["problem"][key] for key in shape if card["problem"][key] != shape[key]}
     if other:
         here = {key: shape[key] for key in other}
-        raise ValueError(f"model={path!r} was trained for {other}, the task has {here}")
+        raise UsageError(f"model={path!r} was trained for {other}, the task has {here}")
     content = Path(path).read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"model={path!r} is not the file with sha256={sha256!r}; it was changed")
+        raise UsageError(f"model={path!r} is not the file with sha256={sha256!r}; it was changed")
     warnings.warn(
         f"loading the model file {path}: {OWN_FILES}",
         UserWarning,

@@ -18,11 +18,12 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.utils import configure_logger, obs_as_tensor
 
-from baselines.interface import Action, Agent, Observation, QueueProblem, check_setting
+from baselines.interface import Action, Agent, Observation, QueueProblem
 from baselines.queueing.base import FIRST_KEPT
 from baselines.rl.agents import legal_decisions, queue_spaces
 from baselines.rl.networks import MaskableSetPolicy, SetQPolicy
-from llmqueue_gym.workloads.pool import check_count
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.wrappers import assortments
 
 
@@ -149,12 +150,12 @@ class OnlineDQN(_OnlineAgent):
         exploration_final_eps: float = 0.01,
     ) -> None:
         super().__init__(problem, seed)
-        check_setting("gamma", gamma, "[0, 1]")
-        check_setting("learning_rate", learning_rate, "(0, inf)")
-        check_count("batch_size", batch_size)
-        check_count("train_freq", train_freq)
-        check_setting("exploration_fraction", exploration_fraction, "(0, 1]")
-        check_setting("exploration_final_eps", exploration_final_eps, "[0, 1]")
+        checks.number("gamma", gamma, "[0, 1]")
+        checks.number("learning_rate", learning_rate, "(0, inf)")
+        checks.count("batch_size", batch_size)
+        checks.count("train_freq", train_freq)
+        checks.number("exploration_fraction", exploration_fraction, "(0, 1]")
+        checks.number("exploration_final_eps", exploration_final_eps, "[0, 1]")
         with self._generators:
             self._model = DQN(
                 SetQPolicy,
@@ -232,17 +233,17 @@ class OnlinePPO(_OnlineAgent):
         learning_rate: float = 3e-3,
     ) -> None:
         super().__init__(problem, seed)
-        check_count("n_steps", n_steps, 2)
-        check_count("batch_size", batch_size, 2)
+        checks.count("n_steps", n_steps, 2)
+        checks.count("batch_size", batch_size, 2)
         if n_steps % batch_size == 1:  # advantages are scaled by their standard deviation
-            raise ValueError(
+            raise UsageError(
                 f"batch_size={batch_size!r} leaves one transition of n_steps={n_steps!r} alone; "
                 "use one that divides it"
             )
-        check_count("n_epochs", n_epochs)
-        check_setting("gamma", gamma, "[0, 1]")
-        check_setting("gae_lambda", gae_lambda, "[0, 1]")
-        check_setting("learning_rate", learning_rate, "(0, inf)")
+        checks.count("n_epochs", n_epochs)
+        checks.number("gamma", gamma, "[0, 1]")
+        checks.number("gae_lambda", gae_lambda, "[0, 1]")
+        checks.number("learning_rate", learning_rate, "(0, inf)")
         with self._generators:
             self._model = MaskablePPO(
                 MaskableSetPolicy,

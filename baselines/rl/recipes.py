@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 QUEUE_ENV, STAGE_ENV = "LLMQueue-v0", "LLMDeployStage-v0"
 _NETWORKS = "baselines.rl.networks"
@@ -209,7 +210,7 @@ def recipe(agent: str, env_id: str) -> Recipe:
     names = [name for name, env in RECIPES if env == where]
     if not names:
         known = ", ".join(sorted({env for _, env in RECIPES}))
-        raise ValueError(f"env_id={env_id!r} has no recipes; those that have: {known}")
+        raise UsageError(f"env_id={env_id!r} has no recipes; those that have: {known}")
     if agent not in names:
-        raise unknown_name(f"recipe for {env_id}", agent, names)
+        raise checks.unknown_name(f"recipe for {env_id}", agent, names)
     return RECIPES[agent, where]

@@ -30,8 +30,9 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from baselines.models import CARD, FORMAT, read_card
 from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
+from llmqueue_gym import checks
+from llmqueue_gym.errors import MissingPackageError, UsageError
 from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
-from llmqueue_gym.workloads.pool import check_count, unknown_name
 from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecisionVector
 
 _CURVE_POINTS = 100
@@ -139,7 +140,7 @@ def train(
     if before is not None:
         card = before
     if tensorboard is not None and find_spec("tensorboard") is None:
-        raise ImportError("tensorboard=... needs TensorBoard: pip install tensorboard")
+        raise MissingPackageError("tensorboard=... needs TensorBoard: pip install tensorboard")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     env = _environment(used, card)
@@ -215,10 +216,10 @@ def _curves(env_id: str) -> tuple[str, ...]:
 
 def _check(path: Path, **counts: int | None) -> None:
     if path.suffix != ".zip":
-        raise ValueError(f"out={str(path)!r} must end in .zip")
+        raise UsageError(f"out={str(path)!r} must end in .zip")
     for name, value in counts.items():
         if value is not None:
-            check_count(name, value)
+            checks.count(name, value)
 
 
 def _earlier(path: Path, card: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -226,12 +227,12 @@ def _earlier(path: Path, card: dict[str, Any], resume: bool) -> dict[str, Any] |
     if not path.exists():
         return None
     if not resume:
-        raise ValueError(f"out={str(path)!r} exists; resume it or choose another name")
+        raise UsageError(f"out={str(path)!r} exists; resume it or choose another name")
     found = read_card(path)
     for key in ("agent", "env_id", "kwargs", "horizon", "seed", "num_envs", "settings"):
         expected = json.loads(json.dumps(card[key]))
         if found[key] != expected:
-            raise ValueError(
+            raise UsageError(
                 f"out={str(path)!r} holds another training: {key}={found[key]!r} there, "
                 f"{expected!r} now; choose another name"
             )
@@ -312,12 +313,12 @@ def _algorithm(
     known = inspect.signature(made).parameters.keys() - own.keys()
     for name in settings:
         if name not in known:
-            raise unknown_name(f"setting of {made.__name__}", name, sorted(known))
+            raise checks.unknown_name(f"setting of {made.__name__}", name, sorted(known))
     try:
         algorithm: BaseAlgorithm = made(**own, **settings)
     except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
         given = card["settings"]
-        raise ValueError(f"settings={given!r} are refused by {made.__name__}: {error}") from error
+        raise UsageError(f"settings={given!r} are refused by {made.__name__}: {error}") from error
     return algorithm
 
 

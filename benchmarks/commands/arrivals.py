@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.terminal import print_json, say, show_table
-from llmqueue_gym.envs.base import check_float
+from llmqueue_gym import checks
 from llmqueue_gym.workloads.arrivals import (
     WINDOWS,
     burstiness,
@@ -33,7 +33,7 @@ def describe_trace(
     rate : float
         Mean arrivals a slot, in (0, 1].
     """
-    check_float("rate", rate, 1e-6, 1.0, " (arrivals per slot)")
+    checks.number("rate", rate, "[1e-6, 1]", " (arrivals per slot)")
     trace = read_times(path, column, unit)
     times = trace.seconds
     mapped = map_to_slots(times, rate)

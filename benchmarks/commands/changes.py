@@ -21,6 +21,7 @@ from benchmarks.score.export import ExportedRun, open_results, rounded
 from benchmarks.score.intervals import Interval
 from benchmarks.score.scoring import tidy
 from benchmarks.terminal import print_json, say, show_table
+from llmqueue_gym.errors import UsageError
 
 Record = Mapping[str, Any]
 
@@ -150,13 +151,13 @@ def _side(name: str, records: Iterator[Record], exported: bool) -> Side:
         spec = record["spec"]
         match = Match(spec["task"]["name"], spec["agent"]["label"], spec["protocol"], spec["seed"])
         if match in cells:
-            raise ValueError(
+            raise UsageError(
                 f"{name} holds two results of {match}: name one by a code hash or commit, as in "
                 f"FOLDER@{spec['code'][:8]}"
             )
         cells[match] = record
     if not cells:
-        raise ValueError(f"there is no result in {name}")
+        raise UsageError(f"there is no result in {name}")
     return Side(name, cells, exported)
 
 

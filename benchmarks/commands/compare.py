@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plan.suite import SuiteError, spec_key
+from benchmarks.plan.suite import spec_key
 from benchmarks.problems import problem_of
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.score.export import ExportedRun, open_results
 from benchmarks.score.intervals import Interval, t_interval
 from benchmarks.terminal import print_json, say, show_table
+from llmqueue_gym.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def compare(
     known = sorted({label for agents in cells.values() for label in agents})
     for label in (first, second):
         if label not in known:
-            raise SuiteError(f"agent={label!r} has no result here; there are {', '.join(known)}")
+            raise UsageError(f"agent={label!r} has no result here; there are {', '.join(known)}")
     found = {}
     for task, agents in cells.items():
         seeds = sorted(agents.get(first, {}).keys() & agents.get(second, {}).keys())
@@ -78,7 +79,7 @@ def compare(
             one, other = ([agents[label][seed] for seed in seeds] for label in (first, second))
             found[task] = seeds, _differences(one, other, compared[task])
     if not found:
-        raise SuiteError(f"no task has results of both {first!r} and {second!r} on a common seed")
+        raise UsageError(f"no task has results of both {first!r} and {second!r} on a common seed")
     return found
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan.suite import SuiteError, built_in_suites, load_suite
+from benchmarks.plan.suite import built_in_suites, load_suite
+from llmqueue_gym.errors import UsageError
 
 
 def suites(incomplete: str) -> list[str]:
@@ -25,7 +26,7 @@ def tasks_of_suite(ctx: Any, incomplete: str) -> list[str]:
     for suite in filter(None, named):
         try:
             return _matching(_tasks(suite), incomplete)
-        except SuiteError:
+        except UsageError:
             continue
     return []
 
@@ -37,7 +38,7 @@ def tasks(incomplete: str) -> list[str]:
         return _matching((task for name in built_in_suites() for task in _tasks(name)), incomplete)
     try:
         return _matching((f"{suite}:{task}" for task in _tasks(suite)), incomplete)
-    except SuiteError:
+    except UsageError:
         return []
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads.datasets import (
     SOURCES,
@@ -87,7 +88,7 @@ def build_data_app() -> "typer.Typer":
                 return
             given = [option for option in columns if option != "prices"]
             if given:
-                raise ValueError(f"`{given[0]}` is an option of a table, not of {source!r}")
+                raise UsageError(f"`{given[0]}` is an option of a table, not of {source!r}")
             run_import(source, path, name, prices)
 
     @app.command("download")
@@ -134,7 +135,7 @@ def build_data_app() -> "typer.Typer":
                 return
             if columns:
                 option, endings = next(iter(columns)), ", ".join(SUFFIXES)
-                raise ValueError(
+                raise UsageError(
                     f"`{option}` is an option of a file; {name!r} does not end in one of {endings}"
                 )
             show(name, as_json)
@@ -200,7 +201,7 @@ def run_download(
     """Download the official files of a source into the hub's own cache and import them."""
     entry = get_source(source)
     if not entry.repository:
-        raise ValueError(
+        raise UsageError(
             f"source={source!r} is on no hub; get its files yourself and run: "
             f"llmqueue-bench data import {source} PATH"
         )
@@ -215,7 +216,7 @@ def _snapshot_download() -> Callable[..., str]:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             'downloading needs huggingface_hub: pip install "llmqueue_gym[hub]"; or download the '
             "file yourself and run: llmqueue-bench data import SOURCE PATH"
         ) from error

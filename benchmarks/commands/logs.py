@@ -32,8 +32,10 @@ from benchmarks.score.off_policy import (
     within,
 )
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import read_contexts
-from llmqueue_gym.workloads.pool import OfflineData, check_cost_weight, check_count, printable
+from llmqueue_gym.workloads.pool import OfflineData, printable
 from llmqueue_gym.workloads.sources.logs import (
     Log,
     describe_log,
@@ -134,19 +136,19 @@ def prepare(
         If an argument is out of range or a part is too small.
     """
     if not 0.0 < train_share < 1.0:
-        raise ValueError(f"train_share={train_share!r} must lie between 0 and 1")
-    if check_cost_weight(cost_weight) and log.cost is None:
-        raise ValueError(f"cost_weight={cost_weight!r} needs costs, and {log.path} has none")
+        raise UsageError(f"train_share={train_share!r} must lie between 0 and 1")
+    if checks.number("cost_weight", cost_weight, "[0, inf)") and log.cost is None:
+        raise UsageError(f"cost_weight={cost_weight!r} needs costs, and {log.path} has none")
     cut = round(train_share * len(log))
     train, judge = np.arange(cut), np.arange(cut, len(log))
     if min(len(train), len(judge)) < 10:
-        raise ValueError(
+        raise UsageError(
             f"{log.path}: {len(train)} requests to train on and {len(judge)} to judge by are too "
             "few; give a longer log"
         )
     if np.ptp(log.reward[train]) == 0.0 and log.reward[0] in (0.0, 1.0):
         what = "kept" if log.reward[0] else "not kept"
-        raise ValueError(
+        raise UsageError(
             f"{log.path}: all answers of the first {len(train)} requests are {what}, so nothing "
             f"can be learned from them. {' '.join(f'({note})' for note in log.notes)}".rstrip()
         )
@@ -189,7 +191,7 @@ def _support(
             notes.append(f"{name} answers first in the judged part: agents have not seen it before")
     if supported.sum() < 2 or counts[supported].sum() < 2 * MIN_SUPPORT:
         told = ", ".join(f"{log.llms[j]} {counts[j]}" for j in np.flatnonzero(counts))
-        raise ValueError(
+        raise UsageError(
             f"{log.path}: only requests answered by different LLMs tell what another choice is "
             f"worth, and of the judged ones these answer: {told}; give a log in which the LLMs "
             "answer side by side, or another train_share"
@@ -229,7 +231,7 @@ def evaluate(
     advance : callable
         Called after every request of the log.
     """
-    check_count("draws", draws)
+    checks.count("draws", draws)
     spec = agent_spec(name)
     log, contexts = data.log, data.contexts
     offline = None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from benchmarks.commands import FAILED, OK
-from benchmarks.plan.suite import SuiteError
 from benchmarks.terminal import say
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from benchmarks.score.scoring import Board
@@ -26,14 +27,10 @@ TRAIN_TIMEOUT = 86_400.0
 
 def within(allowed: str) -> Callable[[float | None], float | None]:
     """Return the check of a numeric option against an interval; typer's ``min`` lets nan pass."""
-    low, high = (float(end) for end in allowed[1:-1].split(","))
 
     def check(value: float | None) -> float | None:
-        if value is not None:
-            above = value > low or (value == low and allowed[0] == "[")
-            below = value < high or (value == high and allowed[-1] == "]")
-            if not (above and below):
-                raise typer.BadParameter(f"{value} is not in {allowed}")
+        if value is not None and not checks.within(value, allowed):
+            raise typer.BadParameter(f"{value} is not in {allowed}")
         return value
 
     return check
@@ -54,7 +51,7 @@ def read_pairs(option: str, form: str, items: Sequence[str]) -> dict[str, str]:
     for item in items:
         left, mark, right = item.partition("=")
         if not (left and mark and right):
-            raise SuiteError(f"{option} {item!r} must read {form}")
+            raise UsageError(f"{option} {item!r} must read {form}")
         pairs[left] = right
     return pairs
 

@@ -28,6 +28,7 @@ from benchmarks.plan.cells import Plan, make_plan
 from benchmarks.plan.suite import REFERENCES, Suite, load_suite
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.terminal import make_console, print_json, say
+from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -352,10 +353,10 @@ def _engine(
 
     if name == "local":
         if address is not None:
-            raise ValueError(f"--address {address} belongs to --engine ray")
+            raise UsageError(f"--address {address} belongs to --engine ray")
         return LocalEngine(workers or cores(), timeout, memory)
     if name != "ray":
-        raise ValueError(f"--engine {name!r} is not one of local, ray")
+        raise UsageError(f"--engine {name!r} is not one of local, ray")
     from benchmarks.run.ray_engine import RayEngine
 
     return RayEngine(address, workers, timeout, memory)

@@ -22,6 +22,7 @@ from benchmarks.commands.options import (
 )
 from benchmarks.plan.suite import REFERENCES, built_in_suites, load_suite
 from benchmarks.terminal import add_row, print_json, show_table
+from llmqueue_gym.errors import UsageError
 
 LogFile = Annotated[Path, typer.Argument(help="CSV, TSV, JSON(L), Parquet: a row a request.")]
 Renamed = Annotated[
@@ -75,7 +76,7 @@ def report_command(
         write_figure(found, figure, out, agents=chosen, labels=names, task=task, form=form)
         raise typer.Exit(OK)
     if agents or labels or task:
-        raise ValueError("--agents, --labels and --task belong to --figure NAME")
+        raise UsageError("--agents, --labels and --task belong to --figure NAME")
     if as_json:
         raise typer.Exit(_print_board(found))
     if not check:
@@ -84,7 +85,7 @@ def report_command(
             serve(out, port)
         raise typer.Exit(code)
     if readme is None:
-        raise ValueError("--check needs --readme PATH: the page to compare")
+        raise UsageError("--check needs --readme PATH: the page to compare")
     raise typer.Exit(OK if check_readme(found, readme) else FAILED)
 
 
@@ -136,7 +137,7 @@ def compare_command(
         show_changes(first, second, as_json)
     elif results is None and there:
         [other] = {first, second} - set(there)
-        raise ValueError(f"{there[0]} is a folder of results, and there is no {other}")
+        raise UsageError(f"{there[0]} is a folder of results, and there is no {other}")
     else:
         show_comparison(results or last_results(), first, second, as_json)
 

@@ -11,6 +11,7 @@ import typer
 
 from benchmarks.commands.data import pool_summary, print_summary
 from benchmarks.terminal import add_row, print_json, say, show_table
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import show as shorten
 from llmqueue_gym.workloads.datasets import TABLE, import_table
 from llmqueue_gym.workloads.prices import load_prices
@@ -57,7 +58,7 @@ def as_options() -> Iterator[None]:
         text = re.sub(rf"`({words})`", r"--\1", text)
         if text == str(error):
             raise
-        raise ValueError(text) from error
+        raise UsageError(text) from error
 
 
 def table_options(
@@ -102,7 +103,7 @@ def _column_or_number(value: str) -> str | float:
 def _with_prices(columns: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a table with the prices that their file holds."""
     if "quality" not in columns:
-        raise ValueError("say with `quality` which columns hold the scores")
+        raise UsageError("say with `quality` which columns hold the scores")
     if "prices" not in columns:
         return columns
     return columns | {"prices": load_prices(columns["prices"])}

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.plan.cells import Cell, kwargs_here, spec_here
-from benchmarks.plan.suite import SuiteError, load_suite, spec_key
+from benchmarks.plan.suite import load_suite, spec_key
 from benchmarks.run.engines import LocalEngine, Outcome
 from benchmarks.run.runner import platform_here
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.score.export import ExportedRun, as_exported, open_results
 from benchmarks.terminal import make_console, print_json, say
+from llmqueue_gym.errors import UsageError
 
 Record = Mapping[str, Any]
 
@@ -136,7 +137,7 @@ def verify(
         Told of the number of cells chosen and of each one checked.
     """
     if sample < 1:
-        raise ValueError(f"sample={sample} must be at least 1")
+        raise UsageError(f"sample={sample} must be at least 1")
     run = store.load_run()
     if models is None:
         beside = store.root if isinstance(store, Store) else None
@@ -187,7 +188,7 @@ def _cells_here(
         if task not in arguments and task not in skipped:
             try:
                 arguments[task] = kwargs_here(spec["task"], defaults.get(task, {}), data)
-            except SuiteError as error:
+            except UsageError as error:
                 skipped[task] = str(error)
         name = f"{task} / {agent}"
         if task in skipped or name in skipped:
@@ -208,7 +209,7 @@ def _data_defaults(run: Record) -> Mapping[str, Mapping[str, str]]:
         return noted
     try:
         return {task.name: task.data for task in load_suite(run["suite"]).tasks}
-    except SuiteError:  # somebody's own file; --data names the paths
+    except UsageError:  # somebody's own file; --data names the paths
         return {}
 
 
@@ -223,7 +224,7 @@ def _model(agent: Record, models: Path) -> str | None:
         return None if found is None else str(Path(found).resolve())
     path = models / f"{key}.zip"
     if not path.is_file():
-        raise ValueError(f"its model {path} is not here; --models names another folder")
+        raise UsageError(f"its model {path} is not here; --models names another folder")
     return str(path.resolve())
 
 
@@ -237,7 +238,7 @@ def _with_code_here(cell: Cell) -> Cell:
         return cell
     try:
         code = spec_here(cell.spec, cell.kwargs)["agent"].get("code")
-    except SuiteError:  # nor will it run: computing it says why
+    except UsageError:  # nor will it run: computing it says why
         return cell
     return replace(cell, spec={**cell.spec, "agent": {**agent, "code": code}})
 
@@ -247,7 +248,7 @@ def _changes(cell: Cell, provenance: Record) -> list[str]:
     notes = []
     try:
         here = spec_here(cell.spec, cell.kwargs)
-    except SuiteError as error:
+    except UsageError as error:
         notes.append(f"it cannot be planned here: {error}")
     else:
         for name, words in _DECIDES.items():

@@ -17,10 +17,11 @@ from rich.text import Text
 
 from baselines.interface import Action
 from benchmarks.plan.cells import Cell, make_plan
-from benchmarks.plan.suite import Suite, SuiteError, find_task
+from benchmarks.plan.suite import Suite, find_task
 from benchmarks.problems.interface import Recorder
 from benchmarks.run.runner import play_cell, set_up
 from benchmarks.terminal import make_console
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import printable
 
 FRAMES_A_SECOND = 12
@@ -46,7 +47,7 @@ def watched_cell(task: str, agent: str, seed: int, data: Mapping[str, str]) -> C
 
     Raises
     ------
-    SuiteError
+    UsageError
         If there is no such task or agent, the agent plays other tasks, or data are missing.
     """
     found = find_task(task)
@@ -57,7 +58,7 @@ def watched_cell(task: str, agent: str, seed: int, data: Mapping[str, str]) -> C
         if agent in (cell.spec["agent"]["label"], cell.spec["agent"]["name"]):
             return replace(cell, spec={**cell.spec, "seed": seed})
     reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.skipped.items())
-    raise SuiteError(f"{agent!r} cannot play {found.name!r}: {reasons or 'it has to be trained'}")
+    raise UsageError(f"{agent!r} cannot play {found.name!r}: {reasons or 'it has to be trained'}")
 
 
 def watch(
@@ -82,7 +83,7 @@ def watch(
         If the user ends it; the last frame stays.
     """
     if not speed > 0:
-        raise ValueError(f"speed={speed} must be a positive number of steps a second")
+        raise UsageError(f"speed={speed} must be a positive number of steps a second")
     console = console or make_console()
     kwargs = {**cell.kwargs, "render_mode": "ansi"}
     env, policy, observation, recorder = set_up(cell.spec, kwargs, cell.model)

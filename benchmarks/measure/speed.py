@@ -34,6 +34,7 @@ from benchmarks.run.engines import ONE_THREAD
 from benchmarks.run.runner import checked_action, provenance
 from benchmarks.run.store import write_text
 from benchmarks.score.task_board import INSTALLED
+from llmqueue_gym.errors import UsageError
 
 Floats = NDArray[np.float64]
 
@@ -406,9 +407,9 @@ def read_baseline(path: Path) -> dict[str, float]:
         ratios = json.loads(path.read_text(encoding="utf-8"))["ratios"]
         baseline = {str(name): float(ratio) for name, ratio in ratios.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no speed baseline ({error!r}); {fix}") from error
+        raise UsageError(f"{path} is no speed baseline ({error!r}); {fix}") from error
     if not baseline or not all(0 < ratio < np.inf for ratio in baseline.values()):
-        raise ValueError(f"{path} holds no positive ratios; {fix}")
+        raise UsageError(f"{path} holds no positive ratios; {fix}")
     return baseline
 
 
@@ -421,7 +422,7 @@ def slowdowns(baseline: Mapping[str, float], measured: Mapping[str, float]) -> l
         If the two do not name the same ratios.
     """
     if baseline.keys() != measured.keys():
-        raise ValueError(
+        raise UsageError(
             f"the baseline holds {sorted(baseline)} and the bench measures {sorted(measured)}; "
             "write the baseline anew with --write-baseline"
         )

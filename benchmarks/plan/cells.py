@@ -23,7 +23,6 @@ from benchmarks.plan.suite import (
     REFERENCES,
     AgentEntry,
     Suite,
-    SuiteError,
     Task,
     agent_entry,
     fill,
@@ -32,6 +31,7 @@ from benchmarks.plan.suite import (
 )
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.interface import Problem
+from llmqueue_gym.errors import UsageError
 
 DATA_VARIABLE = "LLMQUEUE_GYM_DATA"
 """Environment variable naming the folder in which a task's data files are looked for."""
@@ -146,7 +146,7 @@ def make_plan(
 
     Raises
     ------
-    SuiteError
+    UsageError
         If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
     """
     chosen = _chosen_tasks(suite, tasks)
@@ -204,7 +204,7 @@ def _check_data(suite: Suite, data: Mapping[str, str]) -> None:
     known = {name for task in suite.tasks for name in task.data}
     for name in data:
         if name not in known:
-            raise SuiteError(f"data={name!r} is not {near(name, known or {'(none)'})}")
+            raise UsageError(f"data={name!r} is not {near(name, known or {'(none)'})}")
 
 
 def _entries(task: Task, added: Sequence[AgentEntry]) -> list[AgentEntry]:
@@ -223,11 +223,11 @@ def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If a package or data file it needs is not here.
     """
     if reason := _missing_package(task.requires):
-        raise SuiteError(f"task {task.name!r}: {reason}")
+        raise UsageError(f"task {task.name!r}: {reason}")
     return kwargs_here(task_identity(task), task.data, data)
 
 
@@ -235,7 +235,7 @@ def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
     names = [task.name for task in suite.tasks]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise SuiteError(f"task={pattern!r} matches no task: {near(pattern, names)}")
+            raise UsageError(f"task={pattern!r} matches no task: {near(pattern, names)}")
     keep = patterns or ["*"]
     return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
 
@@ -254,13 +254,13 @@ def spec_here(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, A
 
     Raises
     ------
-    SuiteError
+    UsageError
         If the agent or the workload is not to be had here.
     """
     task, agent = spec["task"], spec["agent"]
     content, reason = _fingerprint(task["env"], task["name"], kwargs)
     if reason is not None:
-        raise SuiteError(f"task {task['name']!r}: {reason}")
+        raise UsageError(f"task {task['name']!r}: {reason}")
     if "training" in agent:  # whoever plays the model insists on the file with this digest
         identity = agent
     else:
@@ -283,12 +283,12 @@ def kwargs_here(
 
     Raises
     ------
-    SuiteError
+    UsageError
         If a file is missing.
     """
     paths, reason = _data_paths(defaults, data)
     if reason is not None:
-        raise SuiteError(f"task {task['name']!r}: {reason}")
+        raise UsageError(f"task {task['name']!r}: {reason}")
     filled: dict[str, Any] = fill(dict(task["kwargs"]), paths, (), f"task {task['name']!r}")
     return filled
 
@@ -385,7 +385,7 @@ def _training(
     try:
         recipe(entry.name, task.env)
     except ValueError as error:
-        raise SuiteError(f"task {task.name!r}: {error}") from error
+        raise UsageError(f"task {task.name!r}: {error}") from error
     assert entry.train is not None
     spec = {
         "agent": entry.name,
@@ -409,7 +409,7 @@ def _data_paths(
     for name, default in defaults.items():
         if name in given:
             if not Path(given[name]).exists():
-                raise SuiteError(f"data {name}={given[name]!r}: there is no such file")
+                raise UsageError(f"data {name}={given[name]!r}: there is no such file")
             paths[name] = str(Path(given[name]).resolve())
         elif folder and (Path(folder) / default).exists():
             paths[name] = str((Path(folder) / default).resolve())
@@ -441,4 +441,4 @@ def _fingerprint(env: str, task: str, kwargs: Mapping[str, Any]) -> tuple[str | 
     except (ImportError, OSError) as error:
         return None, str(error)
     except ValueError as error:
-        raise SuiteError(f"task {task!r}: {error}") from error
+        raise UsageError(f"task {task!r}: {error}") from error

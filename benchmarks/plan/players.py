@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.plan.suite import PROTOCOLS, AgentEntry, SuiteError
+from benchmarks.plan.suite import PROTOCOLS, AgentEntry
+from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from baselines.interface import AgentSpec
@@ -52,7 +53,7 @@ def find_player(entry: AgentEntry) -> Player:
         if given := getattr(cls, "trained_on", ""):
             identity["trained_on"] = given
     except ValueError as error:
-        raise SuiteError(str(error)) from error
+        raise UsageError(str(error)) from error
     own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
     path = str(Path(model).resolve()) if model else None
     return Player(identity, entry.protocol or own, getattr(cls, "kind", None), path, curve)
@@ -97,7 +98,7 @@ def agent_code(module: str, agent: str) -> str:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If there is no such module.
     """
     try:
@@ -106,7 +107,7 @@ def agent_code(module: str, agent: str) -> str:
     except ModuleNotFoundError:
         top = found = None
     if top is None or found is None or found.origin is None or not Path(found.origin).is_file():
-        raise SuiteError(
+        raise UsageError(
             f"agent={agent!r}: there is no module {module!r}; "
             "install it or run from the folder that holds it"
         )
@@ -129,7 +130,7 @@ def check_agent_code(agent: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If the code of an agent from elsewhere, or the file its class names, is another here.
     """
     from baselines.models import class_training
@@ -146,7 +147,7 @@ def check_agent_code(agent: Mapping[str, Any]) -> None:
         if found is None or found.get("sha256") != agent["training"].get("sha256"):
             changed = "model file"
     if changed:
-        raise SuiteError(
+        raise UsageError(
             f"agent={name!r}: its {changed} here is not that of the plan: it was changed since, or "
             "is another on this machine; the same command plans its cells anew"
         )

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.problems import problem_of
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 REFERENCES = ("oracle", "random")
 """Policies every task runs besides its agents: the two ends of the score."""
@@ -40,8 +42,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-class SuiteError(ValueError):
-    """A suite file, or a choice made from it, that cannot be run; the message says why."""
+SuiteError = UsageError
+"""The earlier name; it keeps working."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def load_suite(name: str) -> Suite:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If there is no such suite or the file is not a valid one; the message names the place.
     """
     known = built_in_suites()
@@ -166,11 +168,11 @@ def load_suite(name: str) -> Suite:
     elif Path(name).is_file():
         text, origin = Path(name).read_text(encoding="utf-8"), Path(name).stem
     else:
-        raise SuiteError(f"suite={name!r} is neither a file nor {near(name, known)}")
+        raise UsageError(f"suite={name!r} is neither a file nor {near(name, known)}")
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SuiteError(f"suite {name!r} is not valid TOML: {error}") from error
+        raise UsageError(f"suite {name!r} is not valid TOML: {error}") from error
     return parse_suite(origin, document)
 
 
@@ -181,7 +183,7 @@ def find_task(name: str) -> Task:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If there is no such task, or suites define different ones under the name.
     """
     suite, mark, own = name.rpartition(":")
@@ -192,13 +194,13 @@ def find_task(name: str) -> Task:
         known = {task.name for own_tasks in tasks.values() for task in own_tasks}
         near = difflib.get_close_matches(own, known, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise SuiteError(
+        raise UsageError(
             f"task={name!r} is in no suite; `llmqueue-bench list` names all of them{hint}"
         )
     plays = {canonical([task.env, dict(task.kwargs), task.horizon]) for task in found.values()}
     if len(plays) > 1:
         choices = " or ".join(f"{origin}:{own}" for origin in found)
-        raise SuiteError(f"task={name!r} differs between suites: say {choices}")
+        raise UsageError(f"task={name!r} differs between suites: say {choices}")
     return next(iter(found.values()))
 
 
@@ -207,16 +209,16 @@ def parse_suite(name: str, document: Mapping[str, Any]) -> Suite:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If a key is unknown, missing or of the wrong type; the message names it and the fix.
     """
     where = f"suite {name!r}"
     _only(document, where, "description", "seeds", "agents", "task")
-    seeds = _positive(document, "seeds", where)
+    seeds = checks.count(f"{where}: seeds", document.get("seeds"))
     agents = _agents(document.get("agents"), f"{where}: agents")
     tables = document.get("task")
     if not isinstance(tables, list) or not tables:
-        raise SuiteError(f"{where}: needs at least one [[task]] table")
+        raise UsageError(f"{where}: needs at least one [[task]] table")
     tasks = tuple(
         task
         for number, table in enumerate(tables, 1)
@@ -253,21 +255,21 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
     _unique((a.label for a in agents + extra), f"{where}: two agents are called")
     headline = table.get("headline", True)
     if not isinstance(headline, bool):
-        raise SuiteError(f"{where}: headline={headline!r} must be true or false")
+        raise UsageError(f"{where}: headline={headline!r} must be true or false")
     axes = _table(table.get("matrix", {}), f"{where}: matrix")
     rules = _tag_rules(table.get(TAGS_WHEN, {}), axes, f"{where}: {TAGS_WHEN}")
     for point in _matrix(axes, where):
         if clash := set(point) & set(data):
-            raise SuiteError(f"{where}: {sorted(clash)} is both a matrix axis and a data name")
+            raise UsageError(f"{where}: {sorted(clash)} is both a matrix axis and a data name")
         task_name = str(fill(name, point, (), f"{where}: name"))
         if not _NAME.fullmatch(task_name):
-            raise SuiteError(f"{where}: name={task_name!r} may hold letters, digits and ._+- only")
+            raise UsageError(f"{where}: name={task_name!r} may hold letters, digits and ._+- only")
         kwargs = _table(table.get("kwargs", {}), f"{where}: kwargs")
         task = Task(
             name=task_name,
             env=_text(table, "env", where),
             kwargs=fill(_plain(kwargs, f"{where}: kwargs"), point, data, f"{where}: kwargs"),
-            horizon=_positive(table, "horizon", where),
+            horizon=checks.count(f"{where}: horizon", table.get("horizon")),
             tags=tuple(
                 [fill(tag, point, (), where) for tag in _texts(table, "tags", where)]
                 + [tag for tag, rule in rules.items() if _holds(rule, point)]
@@ -289,9 +291,9 @@ def _tag_rules(value: object, axes: Mapping[str, Any], where: str) -> dict[str, 
     for tag, rule in rules.items():
         for axis, values in rule.items():
             if axis not in axes:
-                raise SuiteError(f"{where}.{tag}: {axis!r} is not {near(axis, axes or {'(none)'})}")
+                raise UsageError(f"{where}.{tag}: {axis!r} is not {near(axis, axes or {'(none)'})}")
             if not isinstance(values, list) or any(v not in axes[axis] for v in values):
-                raise SuiteError(
+                raise UsageError(
                     f"{where}.{tag}: {axis}={values!r} must be a list of values of matrix.{axis}"
                 )
     return rules
@@ -306,13 +308,13 @@ def _shuffled(task: Task, agents: tuple[AgentEntry, ...], where: str) -> Task:
     played = {entry.label: entry for entry in task.agents}
     for entry in agents:
         if entry.label not in played:
-            raise SuiteError(
+            raise UsageError(
                 f"{where}: {CONTROL} names {entry.label!r}, which does not play the task; "
                 f"it must be {near(entry.label, played or {'(none)'})}"
             )
     kwargs = problem_of(task.env).shuffled(task.kwargs)
     if kwargs is None:
-        raise SuiteError(
+        raise UsageError(
             f"{where}: {CONTROL} needs a task with contexts of its own: a kwargs.workload table, "
             'for example { source = "paretobandit" }'
         )
@@ -339,7 +341,7 @@ def _published(value: object, where: str) -> dict[str, Any]:
     for label, figure in figures.items():
         parts = figure if isinstance(figure, list) and len(figure) == 2 else [figure]
         if not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
-            raise SuiteError(
+            raise UsageError(
                 f"{where}: {PUBLISHED_FIGURE}.{label}={figure!r} must be a number or [mean, sd]"
             )
     return table
@@ -351,7 +353,7 @@ def _matrix(table: object, where: str) -> Iterable[dict[str, Any]]:
     for axis, values in axes.items():
         plain = isinstance(values, list) and all(isinstance(v, str | int | float) for v in values)
         if not plain or not values:
-            raise SuiteError(f"{where}: matrix.{axis}={values!r} must be a list of plain values")
+            raise UsageError(f"{where}: matrix.{axis}={values!r} must be a list of plain values")
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
@@ -369,7 +371,7 @@ def fill(value: Any, point: Mapping[str, Any], later: Iterable[str], where: str)
         return value
     for name in _PLACEHOLDER.findall(value):
         if name not in point and name not in later:
-            raise SuiteError(f"{where}: {{{name}}} in {value!r} is no matrix axis and no data name")
+            raise UsageError(f"{where}: {{{name}}} in {value!r} is no matrix axis and no data name")
     if (whole := _PLACEHOLDER.fullmatch(value)) and whole[1] in point:
         return point[whole[1]]
     return _PLACEHOLDER.sub(lambda m: str(point[m[1]]) if m[1] in point else m[0], value)
@@ -378,7 +380,7 @@ def fill(value: Any, point: Mapping[str, Any], later: Iterable[str], where: str)
 def _agents(value: object, where: str) -> tuple[AgentEntry, ...]:
     """Read a list of agent names or tables."""
     if not isinstance(value, list):
-        raise SuiteError(f"{where} must be a list of names or {{name = ..., settings = {{...}}}}")
+        raise UsageError(f"{where} must be a list of names or {{name = ..., settings = {{...}}}}")
     entries = [agent_entry(item, where) for item in value]
     _unique((entry.label for entry in entries), f"{where}: two agents are called")
     return tuple(entry for entry in entries if entry.label not in REFERENCES)
@@ -394,14 +396,14 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
     label = _text(table, "label", where, name)
     if label in REFERENCES and (name != label or settings):
-        raise SuiteError(f"{where}: label={label!r} is kept for the reference policy")
+        raise UsageError(f"{where}: label={label!r} is kept for the reference policy")
     protocol = table.get("protocol")
     if protocol is not None and protocol not in PROTOCOLS:
-        raise SuiteError(f"{where}: protocol={protocol!r} is not {near(str(protocol), PROTOCOLS)}")
+        raise UsageError(f"{where}: protocol={protocol!r} is not {near(str(protocol), PROTOCOLS)}")
     train = None
     if "train" in table:
         if protocol == "online":
-            raise SuiteError(f"{where}: protocol='online' agents are not trained before they play")
+            raise UsageError(f"{where}: protocol='online' agents are not trained before they play")
         train = _train_entry(table["train"], f"{where}: train")
     return AgentEntry(name, label, settings, _texts(table, "requires", where), protocol, train)
 
@@ -412,9 +414,13 @@ def _train_entry(value: object, where: str) -> dict[str, Any]:
     _only(table, where, "steps", "seed", "settings")
     seed = table.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise SuiteError(f"{where}: seed={seed!r} must be a whole number of at least 0")
+        raise UsageError(f"{where}: seed={seed!r} must be a whole number of at least 0")
     settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
-    return {"steps": _positive(table, "steps", where), "seed": seed, "settings": settings}
+    return {
+        "steps": checks.count(f"{where}: steps", table.get("steps")),
+        "seed": seed,
+        "settings": settings,
+    }
 
 
 # --- small checks ---------------------------------------------------------------------------------
@@ -431,41 +437,34 @@ def near(name: str, known: Iterable[str]) -> str:
 def _only(table: Mapping[str, Any], where: str, *keys: str) -> None:
     for key in table:
         if key not in keys:
-            raise SuiteError(f"{where}: {key!r} is not {near(str(key), keys)}")
+            raise UsageError(f"{where}: {key!r} is not {near(str(key), keys)}")
 
 
 def _table(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise SuiteError(f"{where} must be a table, not {value!r}")
+        raise UsageError(f"{where} must be a table, not {value!r}")
     return dict(value)
 
 
 def _text(table: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
     value = table.get(key, default)
     if not isinstance(value, str) or (not value and default is None):
-        raise SuiteError(f"{where}: {key}={value!r} must be a non-empty string")
+        raise UsageError(f"{where}: {key}={value!r} must be a non-empty string")
     return value
 
 
 def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise SuiteError(f"{where}: {key}={value!r} must be a list of strings")
+        raise UsageError(f"{where}: {key}={value!r} must be a list of strings")
     return tuple(value)
-
-
-def _positive(table: Mapping[str, Any], key: str, where: str) -> int:
-    value = table.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SuiteError(f"{where}: {key}={value!r} must be a whole number of at least 1")
-    return value
 
 
 def _plain(table: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         canonical(table)
     except (TypeError, ValueError) as error:
-        raise SuiteError(f"{where} must be JSON-plain (no dates, no nan): {error}") from error
+        raise UsageError(f"{where} must be JSON-plain (no dates, no nan): {error}") from error
     return table
 
 
@@ -473,5 +472,5 @@ def _unique(names: Iterable[str], message: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise SuiteError(f"{message} {name!r}; give one of them another name")
+            raise UsageError(f"{message} {name!r}; give one of them another name")
         seen.add(name)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from benchmarks.problems.deployment import DEPLOYMENT
 from benchmarks.problems.interface import Problem
 from benchmarks.problems.queueing import QUEUEING
+from llmqueue_gym.errors import UsageError
 
 PROBLEMS: dict[str, Problem] = {}
 """Every problem by its name."""
 
 
-class UnknownProblemError(ValueError):
+class UnknownProblemError(UsageError):
     """No problem is played on this environment id."""
 
 

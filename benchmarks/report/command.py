@@ -27,6 +27,7 @@ from benchmarks.run.store import write_text
 from benchmarks.score.export import export_run, open_results
 from benchmarks.score.scoring import Board, load_board
 from benchmarks.terminal import make_console, say, show_table
+from llmqueue_gym.errors import UsageError
 
 
 def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
@@ -71,7 +72,7 @@ def figure(
 ) -> None:
     """Write one figure for a paper; see `benchmarks.report.paper.write_figure`."""
     if form not in ("pdf", "svg"):
-        raise ValueError(f"--format {form!r} must be pdf or svg")
+        raise UsageError(f"--format {form!r} must be pdf or svg")
     board = load_board(open_results(results))
     paths = write_figure(
         board, name, out, agents=agents, labels=labels, task=task, form=cast("Format", form)
@@ -133,7 +134,7 @@ def _with_tables(text: str, board: Board, images: Path) -> str:
         If there is nothing to show, or no markers.
     """
     if not board.cells:
-        raise ValueError(f"no cell of {board.suite} has a result: a page would show empty tables")
+        raise UsageError(f"no cell of {board.suite} has a result: a page would show empty tables")
     shown = list(_readme_pictures(board, images).values())
     return insert_between_markers(text, f"leaderboard {board.suite}", board_summary(board, shown))
 

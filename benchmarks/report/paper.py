@@ -31,7 +31,8 @@ from benchmarks.report.series import heat_map, panels, training_panels
 from benchmarks.score.scoring import Board
 from benchmarks.score.standing import OverallRow, Standing
 from benchmarks.score.task_board import Section, TaskBoard
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 Format = Literal["pdf", "svg"]
 Names = Mapping[str, str]
@@ -77,11 +78,11 @@ def write_figure(
     """
     if figure not in FIGURES:
         listed = "; ".join(f"{name}: {what}" for name, (what, _) in FIGURES.items())
-        raise ValueError(f"--figure {figure!r} is none of {listed}")
+        raise UsageError(f"--figure {figure!r} is none of {listed}")
     if figure in _OF_A_TASK and task is None:
-        raise ValueError(f"--figure {figure} needs --task NAME: {_task_names(board)}")
+        raise UsageError(f"--figure {figure} needs --task NAME: {_task_names(board)}")
     if task is not None and task not in {board.task["name"] for board in board.tasks}:
-        raise ValueError(f"--task {task!r}: {_task_names(board)}")
+        raise UsageError(f"--task {task!r}: {_task_names(board)}")
     named = _named(board, agents, labels)
 
     def names(section: Section) -> Names:
@@ -89,7 +90,7 @@ def write_figure(
 
     drawn = list(FIGURES[figure][1](board, task or "", names))
     if not drawn:
-        raise ValueError(f"--figure {figure}: these results hold nothing of it for these agents")
+        raise UsageError(f"--figure {figure}: these results hold nothing of it for these agents")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for part, picture in drawn:
@@ -115,15 +116,15 @@ def _named(board: Board, agents: Sequence[str], labels: Sequence[str]) -> Names:
     known = list(dict.fromkeys(row.agent for row in board.overall))
     for agent in agents:
         if agent not in known:
-            raise unknown_name("agents", agent, known)
+            raise checks.unknown_name("agents", agent, known)
     if labels and len(labels) != len(agents):
-        raise ValueError(
+        raise UsageError(
             f"--labels has {len(labels)} names for {len(agents)} --agents; give one each"
         )
     if len(set(labels)) < len(labels) or len(set(agents)) < len(agents):
-        raise ValueError("--agents and --labels must name each agent once, each by another name")
+        raise UsageError("--agents and --labels must name each agent once, each by another name")
     if len(set(agents) - {*REFERENCES}) > len(COLOURS):
-        raise ValueError(
+        raise UsageError(
             f"--agents names {len(agents)} agents; more than {len(COLOURS)} besides "
             f"{' and '.join(REFERENCES)} cannot be told apart: leave some out"
         )

@@ -22,6 +22,7 @@ from benchmarks.score.intervals import Interval, t_interval
 from benchmarks.score.scoring import Board, Sweep
 from benchmarks.score.standing import OverallRow
 from benchmarks.score.task_board import INSTALLED, Section, TaskBoard, TaskRow
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import printable
 
 _ORIGIN = (
@@ -173,7 +174,7 @@ def insert_between_markers(text: str, name: str, content: str) -> str:
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed or begin in after or end in after:
-        raise ValueError(f"the page needs the lines {begin} and {end}, once each, in this order")
+        raise UsageError(f"the page needs the lines {begin} and {end}, once each, in this order")
     return f"{before}{begin}\n{content}{end}{after}"
 
 

@@ -27,6 +27,7 @@ from benchmarks.problems import problem_of
 from benchmarks.run.runner import check_tasks
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.run.worker import SAFE_PATH, work
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -102,7 +103,7 @@ def execute(
     ------
     StoreBusyError
         If another runner is at work on the store.
-    SuiteError
+    UsageError
         If a task cannot be set up; no cell was run.
     StoreWriteError
         If a result cannot be stored; those stored before it are kept.
@@ -194,13 +195,13 @@ class LocalEngine:
         self, workers: int, timeout: float | None = None, memory: float | None = None
     ) -> None:
         if workers < 1:
-            raise ValueError(f"workers={workers} must be at least 1")
+            raise UsageError(f"workers={workers} must be at least 1")
         if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout={timeout} must be a positive number of seconds")
+            raise UsageError(f"timeout={timeout} must be a positive number of seconds")
         if memory is not None and not 0 < memory < float("inf"):
-            raise ValueError(f"memory={memory} must be a positive number of megabytes")
+            raise UsageError(f"memory={memory} must be a positive number of megabytes")
         if memory is not None and sys.platform != "linux":
-            raise ValueError(f"memory={memory}: only Linux limits the memory of a process")
+            raise UsageError(f"memory={memory}: only Linux limits the memory of a process")
         self.workers = workers
         self.timeout = float("inf") if timeout is None else timeout
         self.memory = memory

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.plan.cells import Cell
 from benchmarks.plan.suite import canonical
 from benchmarks.run.engines import LocalEngine, Outcome
+from llmqueue_gym.errors import MissingPackageError
 
 RETRIES = 3
 """Times a cell is started again after its node, or Ray's process on it, died."""
@@ -115,7 +116,9 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError('the ray engine needs Ray: pip install "llmqueue_gym[ray]"') from error
+        raise MissingPackageError(
+            'the ray engine needs Ray: pip install "llmqueue_gym[ray]"'
+        ) from error
     return ray
 
 
@@ -153,7 +156,7 @@ def _run(
 def _complaint(cell: Cell) -> str | None:
     """Say what would make this node's result another one; None if nothing does."""
     from benchmarks.plan.cells import spec_here
-    from benchmarks.plan.suite import SuiteError
+    from llmqueue_gym.errors import UsageError
 
     spec = cell.spec
     known = canonical([{**spec, "seed": None}, dict(cell.kwargs)])
@@ -162,7 +165,7 @@ def _complaint(cell: Cell) -> str | None:
     node = f"node {os.uname().nodename}" if hasattr(os, "uname") else "a node"
     try:
         here = spec_here(spec, cell.kwargs)
-    except SuiteError as error:
+    except UsageError as error:
         return f"{node} cannot run it: {error}"
     if different := [name for name in spec if spec[name] != here[name]]:
         return f"{node} has another {', '.join(different)} than the machine that planned the run"

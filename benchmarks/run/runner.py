@@ -27,9 +27,9 @@ from baselines.interface import Action
 from baselines.registry import make_agent
 from benchmarks.plan.cells import Cell
 from benchmarks.plan.players import check_agent_code
-from benchmarks.plan.suite import SuiteError
 from benchmarks.problems import problem_of
 from benchmarks.problems.interface import Recorder
+from llmqueue_gym.errors import UsageError
 
 CURVE_POINTS = 200
 """Log-spaced steps at which the learning curve is stored."""
@@ -66,7 +66,7 @@ def run_cell(
     ------
     InvalidActionError
         If the agent leaves the action space.
-    SuiteError
+    UsageError
         If the agent's code is not the one that the cell was planned with.
     """
     started = perf_counter()
@@ -151,7 +151,7 @@ def check_tasks(cells: Iterable[Cell], on_note: Callable[[str], None]) -> None:
 
     Raises
     ------
-    SuiteError
+    UsageError
         If a task cannot be: a column is missing, an argument is out of range, ...
     """
     first = {str(cell.spec["task"]["name"]): cell for cell in reversed(list(cells))}
@@ -165,7 +165,7 @@ def check_tasks(cells: Iterable[Cell], on_note: Callable[[str], None]) -> None:
                     for text in problem.play.assumptions(env, cell.kwargs):
                         on_note(f"task {name}: {text}")
         except (ValueError, TypeError, OSError, ImportError) as error:
-            raise SuiteError(f"task {name!r} cannot be set up: {error}") from error
+            raise UsageError(f"task {name!r} cannot be set up: {error}") from error
 
 
 def play_cell(

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from benchmarks.plan.suite import canonical, spec_key
+from llmqueue_gym.errors import MissingPackageError, UsageError
 
 Record = dict[str, Any]
 
@@ -212,7 +213,7 @@ def _path_of(url: str) -> Path:
     """Return the folder that a ``file://`` URL names."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise ValueError(
+        raise UsageError(
             f"results={url!r} names the host {parts.netloc!r}: a folder of this machine is "
             f"file:///PATH with three slashes, or simply {parts.netloc}{parts.path}"
         )
@@ -399,7 +400,7 @@ class _Remote:
         try:
             import fsspec
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 f"results at {url} need fsspec and the package of its protocol: "
                 'pip install "llmqueue_gym[ray]" (and s3fs, gcsfs, adlfs, ...)'
             ) from error
@@ -407,9 +408,9 @@ class _Remote:
         try:
             self._fs, self._base = fsspec.core.url_to_fs(self.url)
         except ValueError as error:
-            raise ValueError(f"results={url!r}: {error}") from error
+            raise UsageError(f"results={url!r}: {error}") from error
         except ImportError as error:  # the protocol's package
-            raise ImportError(f"results={url!r}: {error}") from error
+            raise MissingPackageError(f"results={url!r}: {error}") from error
 
     def __str__(self) -> str:
         return self.url

@@ -28,10 +28,11 @@ from rich.progress import Progress as Bars
 
 from baselines.models import OWN_FILES, models_folder, read_card
 from benchmarks.plan.cells import Plan, Training, task_arguments
-from benchmarks.plan.suite import SuiteError, find_task
+from benchmarks.plan.suite import find_task
 from benchmarks.problems import PROBLEMS
 from benchmarks.run.engines import _worker_environment, within_a_day
 from benchmarks.terminal import say
+from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from baselines.rl import Progress
@@ -101,7 +102,7 @@ def train_agent(
     path = out or models_folder() / f"{agent}-{name}.zip"
     taken = {spec.name for spec in registered_agents() if spec.settings.get("model") != str(path)}
     if path.stem in taken:
-        raise SuiteError(
+        raise UsageError(
             f"out={str(path)!r}: {path.stem!r} is another agent's name; choose another"
         )
     before = read_card(path)["steps"] if path.exists() else 0
@@ -148,7 +149,7 @@ def _what(
         return name, name, {}, horizon
     found = find_task(task)
     if horizon is not None:
-        raise SuiteError(f"horizon={horizon}: the task {task!r} has its own, {found.horizon}")
+        raise UsageError(f"horizon={horizon}: the task {task!r} has its own, {found.horizon}")
     return found.name, found.env, task_arguments(found, data), found.horizon
 
 
@@ -201,7 +202,7 @@ def train_all(
 ) -> dict[str, str]:
     """Run trainings in processes; see `train_plan`."""
     if not timeout > 0:
-        raise SuiteError(f"train-timeout={timeout} must be a positive number of seconds")
+        raise UsageError(f"train-timeout={timeout} must be a positive number of seconds")
     context = multiprocessing.get_context("spawn")
     for litter in folder.glob(".*.tmp"):  # of a training that was killed while writing
         litter.unlink(missing_ok=True)
@@ -338,7 +339,7 @@ def _json_object(text: str | None, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise SuiteError(f"{name}={text!r} is not JSON: {error}") from error
+        raise UsageError(f"{name}={text!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise SuiteError(f'{name}={text!r} must be a JSON object such as {{"load": 0.9}}')
+        raise UsageError(f'{name}={text!r} must be a JSON object such as {{"load": 0.9}}')
     return value

@@ -20,6 +20,7 @@ import llmqueue_gym
 from benchmarks.plan.suite import canonical, spec_key
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.score.intervals import fitted_points
+from llmqueue_gym.errors import UsageError
 
 Record = dict[str, Any]
 
@@ -128,7 +129,7 @@ def _check_schema(path: Path, document: Mapping[str, Any]) -> None:
     """Refuse what this version cannot read."""
     schema = 1 if document["format"] == _FORMAT_1 else document["schema"]
     if document["format"] not in (FORMAT, _FORMAT_1) or type(schema) is not int or schema < 1:
-        raise ValueError(f"format {document['format']!r}, schema {schema!r}")
+        raise UsageError(f"format {document['format']!r}, schema {schema!r}")
     if schema > SCHEMA:
         raise CorruptResultError(
             f"{path} has the schema {schema}, and llmqueue_gym {llmqueue_gym.__version__} reads "

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from benchmarks.score.intervals import LEVEL, Floats, Interval, t_interval
+from llmqueue_gym.errors import UsageError
 
 SMALLEST_PROPENSITY = 1e-3
 """Estimated propensities are kept above; logged ones are taken as they are."""
@@ -90,9 +91,9 @@ def importance_weights(target: Floats, propensity: Floats) -> Floats:
         If a probability is out of range.
     """
     if not ((target >= 0) & (target <= 1)).all():
-        raise ValueError("target: probabilities must lie in [0, 1]")
+        raise UsageError("target: probabilities must lie in [0, 1]")
     if not ((propensity > 0) & (propensity <= 1)).all():
-        raise ValueError("propensity: probabilities must lie in (0, 1]")
+        raise UsageError("propensity: probabilities must lie in (0, 1]")
     return np.asarray(target / propensity)
 
 

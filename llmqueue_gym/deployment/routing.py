@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmqueue_gym.errors import UsageError
+
 _T = TypeVar("_T")
 Status = Literal["optimal", "over_budget", "under_capacity"]
 
@@ -364,7 +366,7 @@ def deploy_opt(
     mus, costs, alphas, budget = _validated(mu, cost, alpha, budget)
     size = len(mus)
     if not isinstance(max_deployed, (int, np.integer)) or max_deployed < 1:
-        raise ValueError(f"max_deployed={max_deployed!r} must be an integer >= 1")
+        raise UsageError(f"max_deployed={max_deployed!r} must be an integer >= 1")
     slots = min(int(max_deployed), size)
     counts = _tie_column("samples", samples, size)
     keep = _tie_column("incumbent", incumbent, size)
@@ -492,9 +494,9 @@ def _tie_column(name: str, values: ArrayLike | None, size: int) -> list[float]:
         return [0.0] * size
     column = np.asarray(values, dtype=np.float64)
     if column.shape != (size,):
-        raise ValueError(f"{name} has shape {column.shape}; give one entry an LLM, ({size},)")
+        raise UsageError(f"{name} has shape {column.shape}; give one entry an LLM, ({size},)")
     if not np.isfinite(column).all():
-        raise ValueError(f"{name}={column.tolist()} must be finite")
+        raise UsageError(f"{name}={column.tolist()} must be finite")
     numbers: list[float] = column.tolist()
     return numbers
 
@@ -505,19 +507,19 @@ def _validated(
     """Check a problem and return it as plain Python numbers."""
     rewards = np.asarray(mu, dtype=np.float64)
     if rewards.ndim != 1 or rewards.size == 0:
-        raise ValueError(f"mu has shape {rewards.shape}; give one reward an LLM, at least one LLM")
+        raise UsageError(f"mu has shape {rewards.shape}; give one reward an LLM, at least one LLM")
     costs = np.asarray(cost, dtype=np.float64)
     if costs.shape != rewards.shape:
-        raise ValueError(f"cost has shape {costs.shape}; give one cost an LLM, {rewards.shape}")
+        raise UsageError(f"cost has shape {costs.shape}; give one cost an LLM, {rewards.shape}")
     caps = np.asarray(alpha, dtype=np.float64)
     if caps.ndim and caps.shape != rewards.shape:
-        raise ValueError(f"alpha has shape {caps.shape}; give one for all or {rewards.shape}")
+        raise UsageError(f"alpha has shape {caps.shape}; give one for all or {rewards.shape}")
     caps = np.broadcast_to(caps, rewards.shape)
     _require("mu", rewards, np.isfinite(rewards), "be finite")
     _require("cost", costs, np.isfinite(costs) & (costs >= 0.0), "be finite and >= 0")
     _require("alpha", caps, (caps > 0.0) & (caps <= 1.0), "lie in (0, 1]; 1 means no cap")
     if not (math.isfinite(budget) and budget >= 0.0):
-        raise ValueError(f"budget={budget!r} must be finite and >= 0; clip a spent one at 0")
+        raise UsageError(f"budget={budget!r} must be finite and >= 0; clip a spent one at 0")
     return rewards.tolist(), costs.tolist(), caps.tolist(), float(budget)
 
 
@@ -525,4 +527,4 @@ def _require(name: str, values: NDArray[np.float64], good: NDArray[np.bool_], ru
     """Raise a ValueError that names the first bad entry."""
     bad: Sequence[int] = np.flatnonzero(~good).tolist()
     if bad:
-        raise ValueError(f"{name}[{bad[0]}]={values[bad[0]]} must {rule}")
+        raise UsageError(f"{name}[{bad[0]}]={values[bad[0]]} must {rule}")

@@ -16,8 +16,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.envs.flat import FlatLayout
-from llmqueue_gym.workloads.pool import check_count
+from llmqueue_gym.errors import UsageError
 
 Observation = dict[str, Any]
 Bools = NDArray[np.bool_]
@@ -27,14 +28,6 @@ INSTANCE_TAG = 0x1A57
 NOBODY = ("kept_llm", "llm", "rated_llm")
 """Entries of ``info`` that name an LLM, -1 where there is none."""
 VectorStep = tuple[Any, NDArray[np.float64], Bools, Bools, dict[str, Any]]
-
-
-def check_float(name: str, value: Any, low: float, high: float, hint: str = "") -> float:
-    """Return the value as a float in [low, high], or raise a ValueError naming it."""
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    if isinstance(value, bool) or not number or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a number in [{low:g}, {high:g}]{hint}")
-    return float(value)
 
 
 class Rendered:
@@ -50,7 +43,7 @@ class Rendered:
     def _set_render_mode(self, render_mode: str | None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             modes = ", ".join([*self.metadata["render_modes"], "None"])
-            raise ValueError(f"render_mode={render_mode!r} is not supported; choose one of {modes}")
+            raise UsageError(f"render_mode={render_mode!r} is not supported; choose one of {modes}")
         self.render_mode = render_mode
 
     @abstractmethod
@@ -92,7 +85,7 @@ class SuiteEnv(Rendered, gym.Env[Any, Any]):
 
     def _set_observation_space(self, space: spaces.Dict, flat_observation: bool) -> None:
         if not isinstance(flat_observation, bool):
-            raise ValueError(f"flat_observation={flat_observation!r} must be True or False")
+            raise UsageError(f"flat_observation={flat_observation!r} must be True or False")
         self.dict_observation_space = self.observation_space = space
         self.layout = FlatLayout(space) if flat_observation else None
         if self.layout is not None:
@@ -139,7 +132,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
     def __init__(
         self, single: SuiteEnv, num_envs: int, autoreset_mode: AutoresetMode | str
     ) -> None:
-        self.num_envs = check_count("num_envs", num_envs)
+        self.num_envs = checks.count("num_envs", num_envs)
         self.autoreset_mode = _read_autoreset_mode(autoreset_mode)
         self.metadata = {**single.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = single.render_mode
@@ -192,7 +185,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         for other in others:
             if other != problem:
                 names = ", ".join(key for key, value in problem.items() if other[key] != value)
-                raise ValueError(
+                raise UsageError(
                     f"the lanes differ in {names}; get_attr('problem') has one problem a lane"
                 )
         return dict(problem)
@@ -241,11 +234,11 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         """
         if isinstance(values, (list, tuple)):
             if len(values) != self.num_envs:
-                raise ValueError(
+                raise UsageError(
                     f"values has {len(values)} entries for {self.num_envs} lanes; give one a lane"
                 )
             if not all(np.array_equal(value, values[0]) for value in values):
-                raise ValueError(
+                raise UsageError(
                     f"values={values!r} differ, but the lanes are one object; set {name!r} to one "
                     "value"
                 )
@@ -298,7 +291,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         if options is not None and "reset_mask" in options:
             mask = np.asarray(options["reset_mask"])
             if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-                raise ValueError(
+                raise UsageError(
                     f"options['reset_mask']={mask!r} must be a bool array of shape "
                     f"({self.num_envs},) with at least one True"
                 )
@@ -319,7 +312,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
 
     def _seed_lanes(self, seed: int | Sequence[int | None] | None, mask: Bools) -> None:
         if not self._started and not mask.all():
-            raise ValueError("options['reset_mask']: the first reset must name every lane")
+            raise UsageError("options['reset_mask']: the first reset must name every lane")
         if seed is None:
             seeds: list[int | None] = [None] * self.num_envs
         elif isinstance(seed, (int, np.integer)):
@@ -327,7 +320,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         else:
             seeds = list(seed)
         if len(seeds) != self.num_envs:
-            raise ValueError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
+            raise UsageError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
         self._seed_generators()
         for lane in np.flatnonzero(mask):
             if seeds[lane] is not None:
@@ -361,7 +354,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         if np.count_nonzero(wide >= self._upper):  # half the time of any(), like those below
             return None
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
-            raise ValueError(
+            raise UsageError(
                 "lanes have ended and autoreset_mode is DISABLED; "
                 "reset them with reset(options={'reset_mask': mask})"
             )
@@ -417,4 +410,4 @@ def _read_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
         if mode in (known.name, known.value):
             return known
     names = ", ".join(known.name for known in AutoresetMode)
-    raise ValueError(f"autoreset_mode={mode!r} is not known; choose one of {names}")
+    raise UsageError(f"autoreset_mode={mode!r} is not known; choose one of {names}")

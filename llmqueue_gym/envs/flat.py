@@ -8,6 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
+
 Vector = NDArray[np.float32]
 
 
@@ -40,7 +42,7 @@ class FlatLayout:
         entries = observed.spaces if isinstance(observed, spaces.Dict) else {"": observed}
         for key, space in entries.items():
             if not key or not isinstance(space, spaces.Box | spaces.MultiBinary | spaces.Discrete):
-                raise ValueError(
+                raise UsageError(
                     f"env has the observation space {observed}; only a Dict of Box, MultiBinary "
                     "and Discrete entries is flattened"
                 )

@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.dynamics import NUM_STREAMS, QueryOutcome, StageOutcome
 from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
@@ -33,8 +34,8 @@ from llmqueue_gym.envs.base import (
     Observation,
     SuiteEnv,
     VectorStep,
-    check_float,
 )
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.catalog import (
     UNSERVED,
     build_instance,
@@ -44,7 +45,6 @@ from llmqueue_gym.workloads.catalog import (
     read_retirements,
     stage_verdicts,
 )
-from llmqueue_gym.workloads.pool import check_count
 
 MIN_BUDGET = 1e-12
 """Least budget in USD per query: shares of it stay within float32."""
@@ -76,22 +76,22 @@ class _Task:
         self.source = source = make_source(instance)
         self.llms = source.llms
         self.num_llms = len(source.llms)
-        self.hard_budget = _choice("budget", budget, BUDGETS) == "hard"
-        _choice("throughput", throughput, THROUGHPUTS)
+        self.hard_budget = checks.choice("budget", budget, BUDGETS) == "hard"
+        checks.choice("throughput", throughput, THROUGHPUTS)
         if instance_seed is not None:
-            check_count("instance_seed", instance_seed, minimum=0)
+            checks.count("instance_seed", instance_seed, minimum=0)
         usual = source.defaults
         steps = _limited("horizon", usual.horizon if horizon is None else horizon)
         if num_stages is None:
             num_stages = min(usual.num_stages, steps)
-        stages = check_count("num_stages", num_stages)
+        stages = checks.count("num_stages", num_stages)
         if stages > steps:
-            raise ValueError(f"num_stages={stages} is more than the horizon of {steps} queries")
+            raise UsageError(f"num_stages={stages} is more than the horizon of {steps} queries")
         if max_deployed is None:
             max_deployed = min(usual.max_deployed, self.num_llms)
-        slots = check_count("max_deployed", max_deployed)
+        slots = checks.count("max_deployed", max_deployed)
         if slots > self.num_llms:
-            raise ValueError(
+            raise UsageError(
                 f"max_deployed={slots} is more than the instance's {self.num_llms} LLMs; lower it"
             )
         self.rules = DeploymentRules(
@@ -101,10 +101,10 @@ class _Task:
             self._read_alpha(usual.alpha if alpha is None else alpha),
             self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
             throughput,  # type: ignore[arg-type]  # checked above
-            check_float("switching_cost", switching_cost, 0.0, 1e9, " (USD)"),
+            checks.number("switching_cost", switching_cost, "[0, 1e9]", " (USD)"),
             self._read_delay(reward_delay, steps),
         )
-        self._drift = check_float("drift", drift, 0.0, 1.0)
+        self._drift = checks.number("drift", drift, "[0, 1]")
         self._price_changes = read_price_changes(price_changes, source, steps)
         self._retire_query = read_retirements(retirements, source, steps)
         self.cost_low, self.cost_high = cost_range(source, self._price_changes)
@@ -122,21 +122,21 @@ class _Task:
         hint = "; 1 means no limit"
         if isinstance(alpha, (list, tuple, np.ndarray)):
             if len(alpha) != self.num_llms:
-                raise ValueError(
+                raise UsageError(
                     f"alpha has {len(alpha)} entries for {self.num_llms} LLMs; give one each, "
                     "or one number for all"
                 )
-            shares = [check_float(f"alpha[{k}]", a, 0.0, 1.0, hint) for k, a in enumerate(alpha)]
+            shares = [checks.number(f"alpha[{k}]", a, "[0, 1]", hint) for k, a in enumerate(alpha)]
         else:
-            shares = [check_float("alpha", alpha, 0.0, 1.0, hint)] * self.num_llms
+            shares = [checks.number("alpha", alpha, "[0, 1]", hint)] * self.num_llms
         if min(shares) <= 0.0:
-            raise ValueError(f"alpha={alpha!r} must be above 0{hint}")
+            raise UsageError(f"alpha={alpha!r} must be above 0{hint}")
         return tuple(shares)
 
     @staticmethod
     def _read_delay(delay: Any, horizon: int) -> int:
         if _limited("reward_delay", delay, minimum=0) >= horizon:
-            raise ValueError(
+            raise UsageError(
                 f"reward_delay={delay!r} within a horizon of {horizon} queries shows no reward at "
                 "all; lower it, or raise horizon"
             )
@@ -144,14 +144,14 @@ class _Task:
 
     @staticmethod
     def _read_budget(budget: Any) -> float:
-        return check_float("budget_per_query", budget, MIN_BUDGET, 1e9, " (USD)")
+        return checks.number("budget_per_query", budget, f"[{MIN_BUDGET:g}, 1e9]", " (USD)")
 
     def _check_instance(self, instance: DeploymentInstance) -> None:
         """Refuse what no policy can serve; warn where the budget cannot hold in single stages."""
         early = np.flatnonzero(self._retire_query <= instance.arrival_query)
         if early.size:
             name, arrival = self.llms[early[0]], instance.arrival_query[early[0]]
-            raise ValueError(
+            raise UsageError(
                 f"retirements: {name!r} retires at query {self._retire_query[early[0]]}, "
                 f"before it arrives at {arrival}; dates are out of order"
             )
@@ -161,7 +161,7 @@ class _Task:
             raise error
         dear = verdicts.count("over_budget")
         if dear == len(verdicts):
-            raise ValueError(
+            raise UsageError(
                 f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of every "
                 "stage; raise it, alpha or max_deployed"
             )
@@ -194,7 +194,7 @@ class _Task:
                 stacklevel=4,
             )
 
-    def _unserved(self, instance: DeploymentInstance, verdicts: Sequence[str]) -> ValueError | None:
+    def _unserved(self, instance: DeploymentInstance, verdicts: Sequence[str]) -> UsageError | None:
         """Return the error for the first stage in which no policy can serve all traffic."""
         stage = next((k for k, verdict in enumerate(verdicts) if verdict in UNSERVED), None)
         if stage is None:
@@ -203,14 +203,14 @@ class _Task:
             start, arrival = int(self.rules.stage_starts[stage]), instance.arrival_query
             where = f"no LLM is there at query {start}, where stage {stage} begins"
             if (arrival <= start).any():
-                return ValueError(
+                return UsageError(
                     f"retirements: {where}: all that had arrived have retired; retire one of them "
                     "later, or not at all"
                 )
-            return ValueError(
+            return UsageError(
                 f"arrivals: {where}: the first comes at query {arrival.min()}; let one arrive at 0"
             )
-        return ValueError(
+        return UsageError(
             f"alpha: in stage {stage} the {self.rules.max_deployed} LLMs of largest alpha that can "
             "be deployed carry less than all traffic (their alpha sum to less than 1); raise alpha "
             "or max_deployed"
@@ -276,9 +276,9 @@ class _Task:
             space["context"] = box(-largest, largest, self.source.context_dim)
         return spaces.Dict(space)
 
-    def invalid_action(self, action: Any) -> ValueError:
+    def invalid_action(self, action: Any) -> UsageError:
         n = self.num_llms
-        return ValueError(
+        return UsageError(
             f"action={action!r} is not in the action space: it takes integers [{n} deployment "
             f"bits, 1 LLM] with bits 0 or 1 and the LLM in [0, {n})"
         )
@@ -286,17 +286,10 @@ class _Task:
 
 def _limited(name: str, value: Any, minimum: int = 1) -> int:
     """Check a number of queries, which counts in observations must be able to show."""
-    count = check_count(name, value, minimum)
+    count = checks.count(name, value, minimum)
     if count > MAX_COUNT:
-        raise ValueError(f"{name}={value!r} is more than {int(MAX_COUNT)} queries (2^24); lower it")
+        raise UsageError(f"{name}={value!r} is more than {int(MAX_COUNT)} queries (2^24); lower it")
     return count
-
-
-def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
-    if value not in known:
-        hint = "; the USD per query are budget_per_query" if name == "budget" else ""
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(known)}{hint}")
-    return str(value)
 
 
 def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
@@ -431,7 +424,7 @@ class _DeployEnv(SuiteEnv):
     def _check_running(self) -> None:
         self._check_ready("step")
         if self._ended:
-            raise ValueError(
+            raise UsageError(
                 f"the episode has ended after {self._task.rules.horizon} queries; call reset()"
             )
 
@@ -724,9 +717,9 @@ class LLMDeployStageEnv(_DeployEnv):
         self._check_ready("plan")
         return stage_plan(action, self.dynamics.available[0], self._task.rules)
 
-    def _invalid_stage_action(self, action: Any) -> ValueError:
+    def _invalid_stage_action(self, action: Any) -> UsageError:
         n = self._task.num_llms
-        return ValueError(
+        return UsageError(
             f"action={action!r} is not in the action space: it takes {2 * n} numbers in [0, 1], "
             f"{n} deployment scores and {n} routing weights"
         )
@@ -768,7 +761,7 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
         self._task = task = single._task
         self._last = task.rules.horizon
         if max_episode_steps is not None and max_episode_steps != -1:
-            self._last = min(self._last, check_count("max_episode_steps", max_episode_steps))
+            self._last = min(self._last, checks.count("max_episode_steps", max_episode_steps))
         self.dynamics = task.dynamics(num_envs)
         self._spec: EnvSpec | None = None
 

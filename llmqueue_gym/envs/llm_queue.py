@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.envs.base import (
     INSTANCE_TAG,
@@ -21,9 +22,9 @@ from llmqueue_gym.envs.base import (
     Observation,
     SuiteEnv,
     VectorStep,
-    check_float,
     forget,
 )
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import (
     FIRST_LLM,
     MAX_SLOTS,
@@ -35,7 +36,7 @@ from llmqueue_gym.queueing.dynamics import (
 from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
-from llmqueue_gym.workloads.pool import OfflineData, check_count
+from llmqueue_gym.workloads.pool import OfflineData
 
 REWARDS = ("queue_length", "departures")
 MAX_COUNT = float(MAX_SLOTS)
@@ -60,12 +61,12 @@ class _Task:
         instance_seed: int | None,
         arrivals: str | Mapping[str, Any] = "bernoulli",
     ) -> None:
-        self.assortment_size = check_count("assortment_size", assortment_size)
-        self.window = check_count("window", window)
+        self.assortment_size = checks.count("assortment_size", assortment_size)
+        self.window = checks.count("window", window)
         if instance_seed is not None:
-            check_count("instance_seed", instance_seed, minimum=0)
+            checks.count("instance_seed", instance_seed, minimum=0)
         if reward not in REWARDS:
-            raise ValueError(f"reward={reward!r} is not known; choose one of {', '.join(REWARDS)}")
+            raise UsageError(f"reward={reward!r} is not known; choose one of {', '.join(REWARDS)}")
         self.reward = reward
         self.arrival_rate, self.load, self.slack = self._check_rates(arrival_rate, load, slack)
         self.workload = make_workload(
@@ -89,17 +90,17 @@ class _Task:
         arrival_rate: float | None, load: float | None, slack: float | None
     ) -> tuple[float | None, float | None, float | None]:
         if arrival_rate is not None and load is not None:
-            raise ValueError(
+            raise UsageError(
                 f"arrival_rate={arrival_rate!r} and load={load!r} both set the arrivals; "
                 "give only one of them"
             )
         if load is not None:
             if slack is not None:
-                raise ValueError(
+                raise UsageError(
                     f"slack={slack!r} is measured from arrival_rate; give arrival_rate, not load"
                 )
-            if check_float("load", load, 0.0, np.inf) >= 1.0:
-                raise ValueError(
+            if checks.number("load", load, "[0, inf]") >= 1.0:
+                raise UsageError(
                     f"load={load!r} must be below 1, else no policy is stable; to overload the "
                     "queue on purpose set arrival_rate instead, which is not limited by capacity"
                 )
@@ -107,11 +108,11 @@ class _Task:
         if arrival_rate is None and slack is None:
             return DEFAULT_ARRIVAL_RATE, None, DEFAULT_SLACK
         rate = DEFAULT_ARRIVAL_RATE if arrival_rate is None else arrival_rate
-        rate = check_float("arrival_rate", rate, 0.0, 1.0, " (queries per slot)")
+        rate = checks.number("arrival_rate", rate, "[0, 1]", " (queries per slot)")
         if slack is not None:
-            slack = check_float("slack", slack, 0.0, 1.0)
+            slack = checks.number("slack", slack, "[0, 1]")
             if rate + slack >= 1.0:
-                raise ValueError(
+                raise UsageError(
                     f"slack={slack!r} with arrival_rate={rate!r} asks for departure rates of at "
                     f"least {rate + slack:g}; their sum must be below 1"
                 )
@@ -185,8 +186,8 @@ class _Task:
         table[0, 0] = True  # an empty queue keeps one legal action: slot 0, which does nothing
         return table
 
-    def invalid_action(self, action: Any) -> ValueError:
-        return ValueError(
+    def invalid_action(self, action: Any) -> UsageError:
+        return UsageError(
             f"action={action!r} is not in the action space: it takes integers [slot, "
             f"{self.assortment_size} LLMs] with slot in [0, {self.window}) and LLMs in "
             f"[0, {self.num_llms})"
@@ -546,7 +547,7 @@ def read_episode_steps(max_episode_steps: int | None) -> int:
         return QUEUE_EPISODE_STEPS
     if max_episode_steps == -1:
         return MAX_SLOTS + 1
-    steps = check_count("max_episode_steps", max_episode_steps)
+    steps = checks.count("max_episode_steps", max_episode_steps)
     if steps > MAX_SLOTS:
-        raise ValueError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
+        raise UsageError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
     return steps

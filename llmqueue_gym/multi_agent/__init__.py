@@ -3,10 +3,12 @@
 Each module has PettingZoo's functions ``env`` and ``raw_env``, the parallel ones ``parallel_env``.
 """
 
+from llmqueue_gym.errors import MissingPackageError
+
 try:
     import pettingzoo  # type: ignore[import-untyped]  # noqa: F401 - a clear error if absent
 except ModuleNotFoundError as error:
-    raise ImportError(
+    raise MissingPackageError(
         'llmqueue_gym.multi_agent needs PettingZoo: pip install "llmqueue_gym[marl]"'
     ) from error
 

@@ -16,13 +16,14 @@ from gymnasium.wrappers import HumanRendering
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
 from llmqueue_gym.envs.llm_queue import LLMQueueEnv
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import QueueDynamics
-from llmqueue_gym.workloads.pool import check_count
 
 Mask = NDArray[np.int8]
 Spaces = Mapping[str, spaces.Space[Any]]
@@ -78,7 +79,7 @@ class Game:
         public: Spaces | None = None,
     ) -> None:
         if not isinstance(flat_observation, bool):
-            raise ValueError(f"flat_observation={flat_observation!r} must be True or False")
+            raise UsageError(f"flat_observation={flat_observation!r} must be True or False")
         self._single = single
         self._played: gym.Env[Any, Any] = single
         if render_mode == "human":
@@ -157,7 +158,7 @@ class Game:
         values = np.asarray(action)
         space = self._action_spaces[agent]
         if values.dtype.kind not in "iu" or not space.contains(values):
-            raise ValueError(
+            raise UsageError(
                 f"action={action!r} of {agent!r} is not in its action space {space}; "
                 f"env.action_space({agent!r}).sample() shows one that is"
             )
@@ -204,9 +205,9 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
     ) -> None:
         super().__init__(single, observations, actions, render_mode, flat_observation, public)
         if max_cycles is None:
-            self._num_slots = check_count("max_episode_steps", max_episode_steps)
+            self._num_slots = checks.count("max_episode_steps", max_episode_steps)
         else:
-            self._num_slots = check_count("max_cycles", max_cycles)
+            self._num_slots = checks.count("max_cycles", max_cycles)
 
     @abstractmethod
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
@@ -254,7 +255,7 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
         """
         self._check_running()
         if set(actions) != set(self.agents):
-            raise ValueError(
+            raise UsageError(
                 f"actions have the keys {sorted(actions)}; give one action to each of {self.agents}"
             )
         checked = {agent: self._checked(agent, actions[agent]) for agent in self.agents}

@@ -12,11 +12,11 @@ from gymnasium import spaces
 from pettingzoo import AECEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[import-untyped]
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
 from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, Game, Mask, drawn
-from llmqueue_gym.workloads.pool import check_count
 
 
 class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no types
@@ -125,7 +125,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
         horizon = single.problem["horizon"]
         self._last = horizon
         if max_cycles is not None:
-            self._last = min(horizon, check_count("max_cycles", max_cycles))
+            self._last = min(horizon, checks.count("max_cycles", max_cycles))
         num_llms = len(single.llms)
         actions = {
             "deployer": FlatMaskMultiDiscrete([2] * num_llms),

@@ -5,7 +5,6 @@ A decentralised platform: no router, but servers that know what an answer is wor
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +16,11 @@ from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec_wrapper,
 )
 
+from llmqueue_gym import checks
 from llmqueue_gym.envs.base import Ints, Observation
 from llmqueue_gym.envs.llm_queue import MAX_COUNT, LLMQueueEnv
 from llmqueue_gym.multi_agent.base import QueueGame, Views, drawn
 from llmqueue_gym.queueing.dynamics import FIRST_LLM
-from llmqueue_gym.workloads.pool import check_count
 
 REWARDS = ("self_interested", "shared")
 
@@ -168,9 +167,9 @@ class LLMServersParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # Pe
         flat_observation: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._is_shared = _choice("reward", reward, REWARDS) == "shared"
-        self._schedule = SCHEDULES[_choice("schedule", schedule, tuple(SCHEDULES))]
-        self._top_level = check_count("bid_levels", bid_levels, minimum=2) - 1
+        self._is_shared = checks.choice("reward", reward, REWARDS) == "shared"
+        self._schedule = SCHEDULES[checks.choice("schedule", schedule, tuple(SCHEDULES))]
+        self._top_level = checks.count("bid_levels", bid_levels, minimum=2) - 1
         single = LLMQueueEnv(render_mode=drawn(render_mode), **kwargs)
         num_llms = len(single.llms)
         actions = {f"server_{j}": spaces.Discrete(bid_levels) for j in range(num_llms)}
@@ -263,13 +262,6 @@ def _observation_space(single: LLMQueueEnv) -> spaces.Dict:
             "price": spaces.Box(0.0, 1.0, (1,), np.float32),
         }
     )
-
-
-def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}; use {near!r}?")
-    return value
 
 
 def parallel_env(**kwargs: Any) -> LLMServersParallelEnv:

@@ -20,6 +20,7 @@ from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.deployment.routing import deploy_opt, route_opt
 from llmqueue_gym.deployment.rules import DeploymentRules, stage_schedule
+from llmqueue_gym.errors import UsageError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -350,7 +351,7 @@ class _StagePlanner(ABC):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         dynamics = getattr(env.unwrapped, "dynamics", None)
         if not isinstance(dynamics, DeploymentDynamics):
-            raise ValueError(f"env={env}: the deployment oracles need LLMDeploy-v0")
+            raise UsageError(f"env={env}: the deployment oracles need LLMDeploy-v0")
         self._dynamics = dynamics
         self._bits = np.zeros(dynamics.num_llms + 1, dtype=np.int64)
         self._schedule: list[int] = []
@@ -441,7 +442,7 @@ class PerQueryOracle(LedgerOracle):
         instance, rules = self.instance, self._dynamics.rules
         start = int(rules.stage_starts[stage])
         if instance.table is None:
-            raise ValueError("PerQueryOracle needs an instance with a table; use LedgerOracle")
+            raise UsageError("PerQueryOracle needs an instance with a table; use LedgerOracle")
         plan = _spread_budget(instance, rules, _table_fill, stage, float(self._dynamics.spend))
         quality, cost = _row_means(instance, start)
         self._worth = quality - plan.price * cost

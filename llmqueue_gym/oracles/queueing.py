@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmqueue_gym.core.choice import best_assortment
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import QueueDynamics
 
 MAX_STATES = 20_000_000
@@ -62,7 +63,7 @@ def capacity(utilities: ArrayLike, assortment_size: int) -> float:
 def _queue_dynamics(env: gym.Env[Any, Any]) -> QueueDynamics:
     dynamics = getattr(env.unwrapped, "dynamics", None)
     if not isinstance(dynamics, QueueDynamics):
-        raise ValueError(f"env={env}: the queueing oracles need LLMQueue-v0")
+        raise UsageError(f"env={env}: the queueing oracles need LLMQueue-v0")
     return dynamics
 
 
@@ -128,16 +129,16 @@ def _checked_types(
     p = np.asarray(rates, dtype=np.float64)
     shares = np.asarray(probabilities, dtype=np.float64)
     if p.shape != shares.shape or p.ndim != 1 or p.size == 0:
-        raise ValueError(
+        raise UsageError(
             f"rates {p.shape} and probabilities {shares.shape} must be vectors of one length"
         )
     if not (np.all(p > 0) and np.all(p <= 1)):
-        raise ValueError(f"rates={p} must lie in (0, 1]")
+        raise UsageError(f"rates={p} must lie in (0, 1]")
     if np.any(shares < 0) or abs(shares.sum() - 1) > 1e-9:
-        raise ValueError(f"probabilities={shares} must be shares that sum to 1")
+        raise UsageError(f"probabilities={shares} must be shares that sum to 1")
     load = arrival_rate * float(np.sum(shares / p))
     if not 0 <= load < 1:
-        raise ValueError(f"arrival_rate={arrival_rate} gives load {load:.3f}; it must be below 1")
+        raise UsageError(f"arrival_rate={arrival_rate} gives load {load:.3f}; it must be below 1")
     return p, shares
 
 
@@ -198,9 +199,9 @@ class ExactOptimum:
     def _check(self) -> None:
         n = self.rates.size
         if self.max_queue < 1:
-            raise ValueError(f"max_queue={self.max_queue} must be at least 1")
+            raise UsageError(f"max_queue={self.max_queue} must be at least 1")
         if n * np.log(self.max_queue + 1.0) > np.log(MAX_STATES):
-            raise ValueError(
+            raise UsageError(
                 f"max_queue={self.max_queue} with {n} query types has ({self.max_queue} + 1)^{n} "
                 f"states, more than {MAX_STATES}; lower it or take fewer types"
             )
@@ -249,7 +250,7 @@ class ExactOptimum:
             values = np.where(self._legal, improved - improved[origin], 0.0)
             if change.max() - change.min() < self._tolerance:
                 return float((change.max() + change.min()) / 2), values
-        raise ValueError(
+        raise UsageError(
             f"tolerance={self._tolerance} was not reached; raise it or lower max_queue"
         )
 
@@ -293,7 +294,7 @@ class OptimalPolicy:
         shares = np.bincount(self._type_of_row) / population_rates.size
         self.optimum = ExactOptimum(rates, shares, float(dynamics.arrival_rate[0]), max_queue)
         if self.optimum.cap_share > MAX_CAP_SHARE:
-            raise ValueError(
+            raise UsageError(
                 f"max_queue={max_queue}: the queue is at this cap in {self.optimum.cap_share:.2%} "
                 f"of the slots, more than {MAX_CAP_SHARE:.2%}, so its optimum is not that of the "
                 "environment, which has no cap; raise max_queue, or take MyopicOracle, which is "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from llmqueue_gym.compiled import compiled
 from llmqueue_gym.core.choice import best_assortment
 from llmqueue_gym.core.streams import Draws, UniformStreams
+from llmqueue_gym.errors import UsageError
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -66,7 +67,7 @@ class Population:
 
     def __post_init__(self) -> None:
         if not np.all(np.abs(self.utilities) <= MAX_UTILITY):  # also false for NaN
-            raise ValueError(
+            raise UsageError(
                 f"utilities must be finite and within +-{MAX_UTILITY:g}, or their odds overflow"
             )
 

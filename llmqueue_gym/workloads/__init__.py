@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.datasets import dataset_workloads
 from llmqueue_gym.workloads.pool import (
     Accept,
@@ -18,7 +20,6 @@ from llmqueue_gym.workloads.pool import (
     PoolWorkload,
     QueryPool,
     ShuffledContexts,
-    check_count,
     read_spec,
 )
 from llmqueue_gym.workloads.sources.synthetic import Synthetic
@@ -116,26 +117,26 @@ def make_workload(
     source, options = read_spec("workload", "source", spec, _FACTORIES, _COMMON)
     shuffle = options.pop(_SHUFFLE, False)
     if not isinstance(shuffle, bool):
-        raise ValueError(f"{_SHUFFLE}={shuffle!r} must be true or false")
+        raise UsageError(f"{_SHUFFLE}={shuffle!r} must be true or false")
     sizes = {"num_llms": num_llms, "context_dim": context_dim}
     for name in _SIZES:
         inside = options.pop(name, None)
         if inside is not None and sizes[name] not in (None, inside):
-            raise ValueError(f"{name}={sizes[name]!r}, but the workload says {inside!r}; drop one")
+            raise UsageError(f"{name}={sizes[name]!r}, but the workload says {inside!r}; drop one")
         given = inside if sizes[name] is None else sizes[name]
-        sizes[name] = None if given is None else check_count(name, given)
+        sizes[name] = None if given is None else checks.count(name, given)
     factory = _FACTORIES[source]
     taken = inspect.signature(factory).parameters
     options |= {name: value for name, value in sizes.items() if name in taken and value is not None}
     workload = factory(**options)
     count = len(workload.llms)
     if sizes["num_llms"] not in (None, count):
-        raise ValueError(
+        raise UsageError(
             f"num_llms={sizes['num_llms']}, but workload {source!r} has {count} LLMs "
             f"({', '.join(workload.llms)}); leave num_llms out"
         )
-    if check_count("assortment_size", assortment_size) > count:
-        raise ValueError(f"assortment_size={assortment_size} exceeds the {count} LLMs; lower it")
+    if checks.count("assortment_size", assortment_size) > count:
+        raise UsageError(f"assortment_size={assortment_size} exceeds the {count} LLMs; lower it")
     return ShuffledContexts(workload) if shuffle else workload
 
 

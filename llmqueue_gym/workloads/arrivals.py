@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.core.streams import Draws
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, is_date, seconds_of, time_of, unit_of
-from llmqueue_gym.workloads.pool import file_sha256, read_spec, unknown_name
+from llmqueue_gym.workloads.pool import file_sha256, read_spec
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources.wildchat import arrival_times, conversations_header
 
@@ -78,12 +80,12 @@ class MarkovModulated:
         self._rates = _numbers("rates", rates, 0.0)
         self._sojourns = _numbers("sojourns", sojourns, 1.0)
         if len(self._rates) < 2 or len(self._rates) != len(self._sojourns):
-            raise ValueError(
+            raise UsageError(
                 f"arrivals: rates={rates!r} and sojourns={sojourns!r} must have one entry per "
                 "state, for two states or more"
             )
         if not self._rates.any():
-            raise ValueError(f"arrivals: rates={rates!r} are all 0; give one state a positive rate")
+            raise UsageError(f"arrivals: rates={rates!r} are all 0; give one state a positive rate")
         # Every state is visited equally often, since the next is uniform over the others.
         self._shares = self._sojourns / self._sojourns.sum()
         self._rates /= self._rates @ self._shares
@@ -92,7 +94,7 @@ class MarkovModulated:
         """Raise a ValueError if some state would have more than one arrival a slot."""
         peak = rate * float(self._rates.max())
         if peak > 1.0 + 1e-12:
-            raise ValueError(
+            raise UsageError(
                 f"arrivals: at a mean rate of {rate:.4g} the busiest state has {peak:.4g} arrivals "
                 "a slot, more than 1; lower the rate or load, or bring `rates` closer together"
             )
@@ -204,7 +206,7 @@ class Trace:
         dataset: str | None = None,
     ) -> None:
         if (path is None) == (dataset is None):
-            raise ValueError(
+            raise UsageError(
                 f"arrivals 'trace': path={path!r}, dataset={dataset!r}; give exactly one of "
                 "'path' and 'dataset'"
             )
@@ -302,7 +304,7 @@ def arrivals_fingerprint(spec: str | Mapping[str, Any]) -> str:
 def _read_spec(spec: object) -> tuple[str, dict[str, Any]]:
     name, options = read_spec("arrivals", "process", spec, _PROCESSES)
     if name == "trace" and not {"path", "dataset"} & options.keys():
-        raise ValueError("arrivals 'trace' needs the option 'path' or 'dataset'")
+        raise UsageError("arrivals 'trace' needs the option 'path' or 'dataset'")
     return name, options
 
 
@@ -311,7 +313,7 @@ def _numbers(option: str, values: object, low: float) -> Floats:
     for value in listed:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not low <= value < math.inf:
-            raise ValueError(
+            raise UsageError(
                 f"arrivals: {option}={values!r} must be a list of numbers of at least {low:g}"
             )
     return np.array(listed, dtype=np.float64)
@@ -331,7 +333,7 @@ def read_times(path: str, column: str | None = None, unit: str | None = None) ->
     """Read the times of a trace in seconds since its first request, increasing; see `Trace`."""
     source = find_file(path)
     if unit is not None and (not isinstance(unit, str) or unit not in UNITS):
-        raise unknown_name("arrivals: unit", unit, UNITS)
+        raise checks.unknown_name("arrivals: unit", unit, UNITS)
     stat = source.stat()
     key = (str(source), stat.st_mtime_ns, stat.st_size, column, unit)
     return _Times(key, *_load_times(*key))
@@ -347,7 +349,7 @@ def _logged_times(name: str) -> _Times:
 def _load_logged_times(name: str, _sha256: str) -> Floats:
     times = arrival_times(name)
     if len(times) < 2 or times[0] == times[-1]:
-        raise ValueError(f"data set {name!r} needs at least two different times")
+        raise UsageError(f"data set {name!r} needs at least two different times")
     times -= times[0]
     times.flags.writeable = False
     return times
@@ -365,7 +367,7 @@ def _load_times(
             name = _column(path, list(row), column)
             hashed, chats = _HASHED in row, _CHAT in row
         if name not in row:
-            raise ValueError(f"{place}: there is no {name!r}")
+            raise UsageError(f"{place}: there is no {name!r}")
         cells.append(row[name])
         places.append(place)
     numbers = np.array([time_of(cell) for cell in cells if not is_date(cell)], dtype=np.float64)
@@ -374,7 +376,7 @@ def _load_times(
         unit = _hashed_unit(numbers, chats) if hashed else unit_of(numbers)
     times = np.sort(seconds_of(cells, places, name, unit))
     if len(times) < 2 or times[0] == times[-1]:
-        raise ValueError(
+        raise UsageError(
             f"{path}: {f'column {name!r}' if name else 'the file'} needs at least two different "
             "times"
         )
@@ -403,12 +405,12 @@ def _hashed_unit(times: Floats, chats: bool) -> str:
 def _column(path: str, names: Sequence[str], column: str | None) -> str:
     if column is not None:
         if column not in names:
-            raise unknown_name(f"{path}: column", column, names)
+            raise checks.unknown_name(f"{path}: column", column, names)
         return column
     for name in _COLUMNS:
         if name in names:
             return name
-    raise ValueError(
+    raise UsageError(
         f"{path}: none of the columns {', '.join(map(str, names))} is {' or '.join(_COLUMNS)}; "
         "name the column of the times with `column` (--column)"
     )

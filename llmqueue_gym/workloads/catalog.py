@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.instance import (
     NEVER,
     Z_LIMIT,
@@ -27,15 +28,14 @@ from llmqueue_gym.deployment.instance import (
 )
 from llmqueue_gym.deployment.routing import deploy_opt
 from llmqueue_gym.deployment.rules import DeploymentRules
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.datasets import load_pool, pool_header
 from llmqueue_gym.workloads.order import Arrivals, arrival_words, query_of, read_arrivals
 from llmqueue_gym.workloads.pool import (
     QueryPool,
-    check_count,
     file_sha256,
     read_spec,
     takes_options_of,
-    unknown_name,
 )
 from llmqueue_gym.workloads.sources import paretobandit, table
 
@@ -107,12 +107,12 @@ class _Undated:
     """A source without a calendar."""
 
     def query_of(self, day: str, horizon: int) -> int:
-        raise ValueError(
+        raise UsageError(
             f"date={day!r}: only the instance 'catalog' has a calendar; give a 'query' instead"
         )
 
     def recorded_price_changes(self, horizon: int) -> list[PriceChange]:
-        raise ValueError(
+        raise UsageError(
             "price_changes='recorded': only the instance 'catalog' records price changes; "
             "list your own as {'llm': ..., 'query': ..., 'factor': ...}"
         )
@@ -133,19 +133,12 @@ def log_sd_of(cv: Any) -> Floats:
     return np.asarray(np.sqrt(np.log1p(np.square(np.asarray(cv, dtype=np.float64)))))
 
 
-def _positive(name: str, value: Any, zero: bool = False) -> float:
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    low_ok = number and (value >= 0 if zero else value > 0)
-    if not low_ok or not math.isfinite(value):
-        rule = "at least 0" if zero else "above 0"
-        raise ValueError(f"{name}={value!r} must be a finite number {rule}")
-    return float(value)
-
-
 def _pair(name: str, value: Any, zero: bool = False) -> tuple[float, float]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise ValueError(f"{name}={value!r} must be two numbers, [input, output]")
-    return _positive(f"{name}[0]", value[0], zero), _positive(f"{name}[1]", value[1], zero)
+        raise UsageError(f"{name}={value!r} must be two numbers, [input, output]")
+    allowed = "[0, inf)" if zero else "(0, inf)"
+    first, second = (checks.number(f"{name}[{k}]", price, allowed) for k, price in enumerate(value))
+    return first, second
 
 
 # ------------------------------------------------------------------- catalog
@@ -198,11 +191,11 @@ class ModelCatalog:
             text = resources.files(_FACTS).joinpath("catalog_facts.json").read_text("utf-8")
             return cls.from_json(json.loads(text), "catalog")
         if not isinstance(path, str) or not Path(path).expanduser().is_file():
-            raise ValueError(f"path={path!r}: there is no such file")
+            raise UsageError(f"path={path!r}: there is no such file")
         try:
             content = json.loads(Path(path).expanduser().read_text("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"path={path!r} is not JSON ({error}); is it cut off?") from error
+            raise UsageError(f"path={path!r} is not JSON ({error}); is it cut off?") from error
         return cls.from_json(content, path)
 
     @classmethod
@@ -210,21 +203,21 @@ class ModelCatalog:
         """Build and check a catalog from the content of a file; ``place`` names it in errors."""
         models = content.get("models") if isinstance(content, Mapping) else None
         if not isinstance(models, list) or not models:
-            raise ValueError(f"{place}: expected an object with a non-empty list 'models'")
+            raise UsageError(f"{place}: expected an object with a non-empty list 'models'")
         rows = [_read_model(model, f"{place}, model {i + 1}") for i, model in enumerate(models)]
         llms = tuple(row[0] for row in rows)
         repeated = sorted({name for name in llms if llms.count(name) > 1})
         if repeated:
-            raise ValueError(f"{place}: id {repeated[0]!r} appears more than once; ids must differ")
+            raise UsageError(f"{place}: id {repeated[0]!r} appears more than once; ids must differ")
         for before, after in pairwise(rows):
             if after[1] < before[1]:
-                raise ValueError(
+                raise UsageError(
                     f"{place}: {after[0]!r} (release_date {after[1]}) stands after {before[0]!r} "
                     f"({before[1]}); dates are out of order, sort the models by release_date"
                 )
         changes = content.get("price_changes", [])
         if not isinstance(changes, list):
-            raise ValueError(f"{place}: price_changes={changes!r} must be a list")
+            raise UsageError(f"{place}: price_changes={changes!r} must be a list")
         catalog = cls(
             llms,
             tuple(row[1] for row in rows),
@@ -244,7 +237,7 @@ class ModelCatalog:
         chained = []
         for llm, day, before, after in read:
             if running[llm] != before:
-                raise ValueError(
+                raise UsageError(
                     f"{place}: the price change of {self.llms[llm]!r} from {list(before)} to "
                     f"{list(after)}: on {day} the model's prices are {list(running[llm])}; "
                     "correct `before`"
@@ -258,32 +251,32 @@ class ModelCatalog:
     ) -> tuple[int, date, tuple[float, float], tuple[float, float]]:
         where = f"{place}: price change {change!r}"
         if not isinstance(change, Mapping) or not {"id", "date", "before", "after"} <= set(change):
-            raise ValueError(f"{where} must have the keys id, date, before and after")
+            raise UsageError(f"{where} must have the keys id, date, before and after")
         if change["id"] not in self.llms:
-            raise unknown_name(f"{place}: price change of LLM", change["id"], self.llms)
+            raise checks.unknown_name(f"{place}: price change of LLM", change["id"], self.llms)
         llm = self.llms.index(change["id"])
         day = _read_date("date", change["date"], where)
         before, after = (_pair(f"{where}: {key}", change[key]) for key in ("before", "after"))
         if day < self.released[llm]:
-            raise ValueError(f"{where} is dated before the release ({self.released[llm]})")
+            raise UsageError(f"{where} is dated before the release ({self.released[llm]})")
         return llm, day, before, after
 
 
 def _read_model(model: Any, place: str) -> tuple[str, date, tuple[float, float], float]:
     if not isinstance(model, Mapping):
-        raise ValueError(f"{place}: expected an object, not {model!r}")
+        raise UsageError(f"{place}: expected an object, not {model!r}")
     name = model.get("id")
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{place}: id={name!r} must be a non-empty name")
+        raise UsageError(f"{place}: id={name!r} must be a non-empty name")
     where = f"{place} ({name})"
     prices = []
     for key in ("input_usd_per_mtok", "output_usd_per_mtok"):
         if model.get(key) is None:
-            raise ValueError(f"{where}: the price {key} is missing; add it or drop the model")
-        prices.append(_positive(f"{where}: {key}", model[key]))
-    quality = _positive(f"{where}: quality", model.get("quality"), zero=True)
+            raise UsageError(f"{where}: the price {key} is missing; add it or drop the model")
+        prices.append(checks.number(f"{where}: {key}", model[key], "(0, inf)"))
+    quality = checks.number(f"{where}: quality", model.get("quality"), "[0, inf)")
     if quality > 1.0:
-        raise ValueError(f"{where}: quality={quality} must be in [0, 1]")
+        raise UsageError(f"{where}: quality={quality} must be in [0, 1]")
     day = _read_date("release_date", model.get("release_date"), where)
     return name, day, (prices[0], prices[1]), quality
 
@@ -292,7 +285,7 @@ def _read_date(name: str, value: Any, where: str) -> date:
     try:
         return date.fromisoformat(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {name}={value!r} must be a date like 2025-06-10") from error
+        raise UsageError(f"{where}: {name}={value!r} must be a date like 2025-06-10") from error
 
 
 class CatalogStream:
@@ -331,10 +324,10 @@ class CatalogStream:
         self.catalog = catalog = ModelCatalog.load(path)
         self.llms = catalog.llms
         first, last = catalog.released[0].toordinal(), catalog.released[-1].toordinal()
-        self._start = first + check_count("start_day", start_day, 0)
+        self._start = first + checks.count("start_day", start_day, 0)
         self._days = last + 1 - self._start
         if self._days < 1:
-            raise ValueError(
+            raise UsageError(
                 f"start_day={start_day!r} is after the last release, day {last - first}; lower it"
             )
         usd = catalog.prices * np.array(_pair("token_means", token_means)) / 1e6
@@ -465,16 +458,16 @@ class SyntheticStream(_Undated):
         gap: float | None = None,
     ) -> None:
         if kind not in _SYNTHETIC_KINDS:
-            raise unknown_name("kind of 'synthetic'", kind, _SYNTHETIC_KINDS)
+            raise checks.unknown_name("kind of 'synthetic'", kind, _SYNTHETIC_KINDS)
         self._kind = kind
         self._random = kind == "random"
         self.fixed_costs = kind == "late_arrival"
-        size = check_count("num_llms", num_llms, 1 if self._random else 2)
-        self._initial = (size + 1) // 2 if initial is None else check_count("initial", initial)
+        size = checks.count("num_llms", num_llms, 1 if self._random else 2)
+        self._initial = (size + 1) // 2 if initial is None else checks.count("initial", initial)
         if self._initial > size - (not self._random):
-            raise ValueError(f"initial={initial!r} leaves none of {size} LLMs to arrive; lower it")
-        if gap is not None and (self._random or _positive("gap", gap) > 0.5):
-            raise ValueError(
+            raise UsageError(f"initial={initial!r} leaves none of {size} LLMs to arrive; lower it")
+        if gap is not None and (self._random or checks.number("gap", gap, "(0, inf)") > 0.5):
+            raise UsageError(
                 f"gap={gap!r} is for kind='late_arrival' or 'fixed_gap' and lies in (0, 0.5]"
             )
         self._gap = 0.1 if gap is None and kind == "fixed_gap" else gap
@@ -501,7 +494,7 @@ class SyntheticStream(_Undated):
         size, early = len(self.llms), self._initial
         least, most = self._range
         if rules.budget < least and not self.fixed_costs:
-            raise ValueError(
+            raise UsageError(
                 f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of LLMs with "
                 f"mean costs in [{least:g}, {most:g}]; raise it to {least:g} or more"
             )
@@ -565,7 +558,7 @@ class TableStream(_Undated):
         arrivals: Arrivals | None = None,
     ) -> None:
         if pool.cost is None:
-            raise ValueError(
+            raise UsageError(
                 "the table has no costs; name its cost columns with `cost`, or give `prices`"
             )
         rows = np.arange(len(pool.contexts)) if online is None else online
@@ -578,7 +571,7 @@ class TableStream(_Undated):
         self._arrivals = read_arrivals(arrivals, self.llms)
         budget = float(np.median(self._table.cost.mean(axis=0)))
         if budget <= 0.0:
-            raise ValueError("the table's costs are all zero for half of the LLMs; check them")
+            raise UsageError("the table's costs are all zero for half of the LLMs; check them")
         half = (len(self.llms) + 1) // 2
         self.defaults = Defaults(10_000, 20, half, 1.0, budget)
 
@@ -598,7 +591,7 @@ class TableStream(_Undated):
         arrival = np.array([query_of(at, horizon) for at in self._arrivals], dtype=np.int64)
         if arrival.max() >= horizon:
             late = int(arrival.argmax())
-            raise ValueError(
+            raise UsageError(
                 f"arrivals[{self.llms[late]!r}]={arrival[late]} is outside the run of "
                 f"{horizon} queries: the LLM would never come; lower it, or raise horizon"
             )
@@ -644,7 +637,7 @@ def dataset_stream(
     """Stream of the queries of a data set with costs that was imported under this name."""
     pool, online = load_pool(name, context_dim)
     if pool.cost is None:
-        raise ValueError(f"data set {name!r} records no costs, and deploying LLMs needs them")
+        raise UsageError(f"data set {name!r} records no costs, and deploying LLMs needs them")
     return TableStream(pool, online, arrivals)
 
 
@@ -710,11 +703,13 @@ def read_price_changes(value: Any, source: StreamSource, horizon: int) -> list[P
         return source.recorded_price_changes(horizon)
     changes = []
     for entry, llm, query in _dated("price_changes", value, source, horizon, {"factor"}):
-        factor = _positive(f"price_changes: factor of {entry['llm']!r}", entry["factor"])
+        factor = checks.number(
+            f"price_changes: factor of {entry['llm']!r}", entry["factor"], "(0, inf)"
+        )
         changes.append(PriceChange(llm, query, factor, factor))
     for earlier, later in pairwise(changes):
         if later.query < earlier.query:
-            raise ValueError(
+            raise UsageError(
                 f"price_changes: query {later.query} stands after query {earlier.query}; "
                 "dates are out of order, sort the list"
             )
@@ -730,7 +725,7 @@ def read_retirements(value: Any, source: StreamSource, horizon: int) -> Ints:
         "retirements", [] if value is None else value, source, horizon, set()
     ):
         if retire[llm] != NEVER:
-            raise ValueError(f"retirements: {entry['llm']!r} is named more than once")
+            raise UsageError(f"retirements: {entry['llm']!r} is named more than once")
         retire[llm] = query
     return retire
 
@@ -741,20 +736,20 @@ def _dated(
     """Read a list of dated events of LLMs: (entry, LLM, query)."""
     keys = " and ".join(["llm", "query (or date)", *more])
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{name}={value!r} must be a list of mappings with {keys}")
+        raise UsageError(f"{name}={value!r} must be a list of mappings with {keys}")
     events = []
     for entry in value:
         given = set(entry) if isinstance(entry, Mapping) else set()
         if given - {"query", "date"} != {"llm"} | more or len(given & {"query", "date"}) != 1:
-            raise ValueError(f"{name}: {entry!r} must be a mapping with {keys}")
+            raise UsageError(f"{name}: {entry!r} must be a mapping with {keys}")
         if entry["llm"] not in source.llms:
-            raise unknown_name(f"{name}: LLM", entry["llm"], source.llms)
+            raise checks.unknown_name(f"{name}: LLM", entry["llm"], source.llms)
         if "date" in entry:
             query = source.query_of(entry["date"], horizon)
         else:
-            query = check_count(f"{name}: query of {entry['llm']!r}", entry["query"], 0)
+            query = checks.count(f"{name}: query of {entry['llm']!r}", entry["query"], 0)
         if not 0 <= query < horizon:
-            raise ValueError(f"{name}: {entry!r} is query {query}, outside the run [0, {horizon})")
+            raise UsageError(f"{name}: {entry!r} is query {query}, outside the run [0, {horizon})")
         events.append((entry, source.llms.index(entry["llm"]), query))
     return events
 

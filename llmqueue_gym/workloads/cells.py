@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.pool import unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 Row = dict[str, Any]
 
@@ -49,9 +50,9 @@ def show(value: object) -> str:
 def cell_of(row: Row, column: str, place: str) -> Any:
     """Value of a column, which must be there and filled."""
     if column not in row:
-        raise unknown_name(f"{place}: column", column, row)
+        raise checks.unknown_name(f"{place}: column", column, row)
     if row[column] is None:
-        raise ValueError(f"{place}: column {column!r} is empty")
+        raise UsageError(f"{place}: column {column!r} is empty")
     return row[column]
 
 
@@ -63,14 +64,14 @@ def json_cell(row: Row, column: str, place: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: column {column!r} is not JSON: {show(value)}") from error
+        raise UsageError(f"{place}: column {column!r} is not JSON: {show(value)}") from error
 
 
 def text_cell(row: Row, column: str, place: str) -> str:
     """Text of a cell."""
     value = cell_of(row, column, place)
     if not isinstance(value, str):
-        raise ValueError(f"{place}: column {column!r} must hold text, not {show(value)}")
+        raise UsageError(f"{place}: column {column!r} must hold text, not {show(value)}")
     return value
 
 
@@ -89,7 +90,7 @@ def number_cell(row: Row, column: str, place: str, low: float, high: float) -> f
     if not math.isfinite(number) or not low <= number <= high:
         comma = isinstance(value, str) and not math.isnan(number_of(value.replace(",", ".")))
         hint = "; write decimals with a point" if comma and math.isnan(number) else ""
-        raise ValueError(
+        raise UsageError(
             f"{place}: column {column!r} must be a number in [{low:g}, {high:g}], "
             f"not {show(value)}{hint}"
         )
@@ -105,7 +106,7 @@ def vector_cell(row: Row, column: str, place: str) -> NDArray[np.float32]:
     except (TypeError, ValueError, OverflowError):
         vector = np.empty((0, 0), dtype=np.float32)
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-        raise ValueError(
+        raise UsageError(
             f"{place}: column {column!r} must be a list of finite numbers, not {show(value)}"
         )
     return vector
@@ -185,7 +186,7 @@ def seconds_of(
     wrong = np.flatnonzero(~np.isfinite(times))
     if wrong.size:
         row = int(wrong[0])
-        raise ValueError(
+        raise UsageError(
             f"{places[row]}: column {column!r} must be a number or an ISO 8601 time "
             f"(2026-05-04 09:30:00), not {show(values[row])}"
         )
@@ -193,7 +194,7 @@ def seconds_of(
     times[~dates] *= UNITS[unit or unit_of(times[~dates])]
     if len(times) and float(times.max()) - float(times.min()) > LONGEST:
         low, high = int(np.argmin(times)), int(np.argmax(times))
-        raise ValueError(
+        raise UsageError(
             f"{places[high]}: column {column!r} would lie more than thirty years after "
             f"{places[low].rpartition(', ')[2]} ({show(values[high])} and {show(values[low])}); "
             "give every row a time of the same kind, numbers in one unit or dates"

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, show
-from llmqueue_gym.workloads.pool import unknown_name
 
 Columns = str | tuple[tuple[str, str], ...]
 """Where scores are: the name of one column of {LLM: score} objects, or (LLM, column) pairs."""
@@ -30,13 +31,13 @@ def read_columns(option: str, value: object) -> Columns:
     else:
         pairs = ()
     if not pairs or not all(isinstance(name, str) and name for pair in pairs for name in pair):
-        raise ValueError(
+        raise UsageError(
             f"{option}={value!r} must be a mapping LLM -> column, a list of columns, or one column"
         )
     llms = [llm for llm, _ in pairs]
     repeated = [llm for llm in llms if llms.count(llm) > 1]
     if repeated:
-        raise ValueError(f"{option}={value!r} names {repeated[0]!r} more than once")
+        raise UsageError(f"{option}={value!r} names {repeated[0]!r} more than once")
     return tuple(sorted(pairs)) if isinstance(value, Mapping) else pairs
 
 
@@ -46,7 +47,7 @@ def scores_of(row: Row, columns: Columns, place: str) -> Row:
         return {llm: cell_of(row, column, place) for llm, column in columns}
     found = json_cell(row, columns, place)
     if not isinstance(found, dict) or not found:
-        raise ValueError(
+        raise UsageError(
             f"{place}: column {columns!r} must be an object {{LLM: score}}, not {show(found)}"
         )
     return found
@@ -62,7 +63,7 @@ def numbers_of(found: Row, llms: tuple[str, ...], columns: Columns, place: str) 
     """Scores of one row in the order of ``llms``, each a finite number."""
     extra = found.keys() - llms
     if extra:
-        raise unknown_name(f"{place}: LLM", min(extra), llms)
+        raise checks.unknown_name(f"{place}: LLM", min(extra), llms)
     numbers = []
     for llm in llms:
         number = _score(found.get(llm))

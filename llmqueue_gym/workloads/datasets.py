@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, unknown_name
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
 from llmqueue_gym.workloads.sources import Source, sources
 from llmqueue_gym.workloads.sources.table import Parsed, parse, read_layout
 from llmqueue_gym.workloads.stored import (
@@ -48,7 +50,7 @@ TABLE = "table"
 def get_source(name: str) -> Source:
     """Return a source by name, or raise a ValueError with the nearest known name."""
     if name not in SOURCES:
-        raise unknown_name("source", name, SOURCES)
+        raise checks.unknown_name("source", name, SOURCES)
     return SOURCES[name]
 
 
@@ -168,12 +170,12 @@ def _official_files(source: Source, path: Path, patterns: Sequence[str] = ()) ->
                 break
         if not found:
             expected = " or ".join(patterns or source.suffixes)
-            raise ValueError(f"path={str(path)!r}: no {expected} file in it")
+            raise UsageError(f"path={str(path)!r}: no {expected} file in it")
         return found
     if not path.is_file():
-        raise ValueError(f"path={str(path)!r}: there is no such file")
+        raise UsageError(f"path={str(path)!r}: there is no such file")
     if path.suffix.lower() not in source.suffixes:
-        raise ValueError(f"path={str(path)!r}: expected a {' or '.join(source.suffixes)} file")
+        raise UsageError(f"path={str(path)!r}: expected a {' or '.join(source.suffixes)} file")
     return [path]
 
 
@@ -185,7 +187,7 @@ def stored_header(source: str, name: str | None) -> Header:
     header = read_header(source if name is None else name, source)
     if header.source != source:
         workload = header.source if header.source in SOURCES else "dataset"
-        raise ValueError(
+        raise UsageError(
             f"name={name!r} was imported from {header.source!r}, not from {source!r}; "
             f"use workload {workload!r}"
         )
@@ -204,7 +206,7 @@ def pool_header(name: str) -> Header:
     """
     header = read_header(name, name if name in SOURCES else None)
     if header.facts.kind != POOL:
-        raise ValueError(f"data set {name!r} holds {header.facts.kind}, not scores of every LLM")
+        raise UsageError(f"data set {name!r} holds {header.facts.kind}, not scores of every LLM")
     return header
 
 
@@ -244,7 +246,7 @@ def _load_pool(
     if VECTOR in table.columns:
         vectors = np.array(table[VECTOR].to_list(), dtype=np.float32)
         if context_dim not in (None, vectors.shape[1]) or how not in (None, ContextMethod()):
-            raise ValueError(
+            raise UsageError(
                 f"data set {name!r} brings context vectors of length {vectors.shape[1]}; leave "
                 "context_dim and contexts out"
             )

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.workloads.pool import QueryPool, check_count, unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.workloads.pool import QueryPool
 
 DEFAULT_CONTEXT_DIM = 64
 CACHE_VARIABLE = "LLMQUEUE_GYM_CACHE"
@@ -92,23 +94,23 @@ def read_contexts(spec: str | Mapping[str, Any] | ContextMethod | None) -> Conte
         return spec
     options = {} if spec is None else {"method": spec} if isinstance(spec, str) else spec
     if not isinstance(options, Mapping):
-        raise ValueError(
+        raise UsageError(
             f"contexts={spec!r} must be the name of a method or a mapping with the key 'method'"
         )
     for name in options:
         if name not in ContextMethod.__dataclass_fields__:
-            raise unknown_name("contexts: option", name, ContextMethod.__dataclass_fields__)
+            raise checks.unknown_name("contexts: option", name, ContextMethod.__dataclass_fields__)
     method = options.get("method", TFIDF)
     if not isinstance(method, str) or method not in _MODELS:
-        raise unknown_name("contexts: method", method, _MODELS)
+        raise checks.unknown_name("contexts: method", method, _MODELS)
     model, reduce = options.get("model"), options.get("reduce")
     constant = options.get("constant", True)
     if not isinstance(constant, bool):
-        raise ValueError(f"contexts: constant={constant!r} must be true or false")
+        raise UsageError(f"contexts: constant={constant!r} must be true or false")
     if model is not None and (method == TFIDF or not isinstance(model, str)):
-        raise ValueError(f"contexts: model={model!r} is no model of the method {method!r}")
+        raise UsageError(f"contexts: model={model!r} is no model of the method {method!r}")
     if reduce is not None and reduce not in _REDUCTIONS[method]:
-        raise unknown_name(f"contexts: reduce of {method!r}", reduce, _REDUCTIONS[method])
+        raise checks.unknown_name(f"contexts: reduce of {method!r}", reduce, _REDUCTIONS[method])
     return ContextMethod(method, model, reduce, constant)
 
 
@@ -184,7 +186,7 @@ def embed_texts(
     what = f"the vectors of {how.method!r}" + (" and a constant" if how.constant else "")
     if how.reduce == "none" or (how.reduce is None and context_dim in (None, largest)):
         if context_dim not in (None, largest):
-            raise ValueError(
+            raise UsageError(
                 f"context_dim={context_dim}, but {what} have length {largest}; leave it out, or "
                 'set reduce to "pca" or "whiten"'
             )
@@ -192,16 +194,16 @@ def embed_texts(
     dim = largest if context_dim is None else context_dim
     _check_dim(dim, offline)
     if dim > largest:
-        raise ValueError(
+        raise UsageError(
             f"context_dim={dim} is more than {what} have coordinates ({largest}); lower it"
         )
     return _contexts(_reduce(raw, offline, dim - how.constant, whiten=how.reduce == "whiten"), how)
 
 
 def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:
-    check_count("context_dim", context_dim, 2)
+    checks.count("context_dim", context_dim, 2)
     if offline.sum() < context_dim:
-        raise ValueError(
+        raise UsageError(
             f"context_dim={context_dim} needs at least as many texts in the offline split, which "
             f"holds {offline.sum()} of the {len(offline)} texts; pass a smaller context_dim, give "
             "more queries, or bring your own vectors with `embedding`"
@@ -236,7 +238,7 @@ def _reduce(
         from sklearn.decomposition import PCA
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise ImportError(_NEEDS_DATA.format("scikit-learn")) from error
+        raise MissingPackageError(_NEEDS_DATA.format("scikit-learn")) from error
     wide = vectors.astype(np.float64)
     with threadpool_limits(1):  # the bits do not depend on the machine's load
         pca = PCA(dim, whiten=whiten, svd_solver="full").fit(wide[offline])
@@ -256,7 +258,7 @@ def _tfidf(
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise ImportError(_NEEDS_DATA.format("scikit-learn")) from error
+        raise MissingPackageError(_NEEDS_DATA.format("scikit-learn")) from error
     seed = _PIPELINE["random_state"]
     counts = HashingVectorizer(
         analyzer="char",
@@ -316,7 +318,7 @@ def _embed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError as error:
-        raise ImportError(_NEEDS_EMBED.format(package, package)) from error
+        raise MissingPackageError(_NEEDS_EMBED.format(package, package)) from error
 
 
 def _wordllama(model: str) -> _Encoder:
@@ -324,12 +326,12 @@ def _wordllama(model: str) -> _Encoder:
         try:
             import wordllama
         except ImportError as error:
-            raise ImportError(_NEEDS_EMBED.format(WORDLLAMA, WORDLLAMA)) from error
+            raise MissingPackageError(_NEEDS_EMBED.format(WORDLLAMA, WORDLLAMA)) from error
         folder = Path(str(wordllama.__file__)).parent  # the package brings its weights
         try:
             loaded = wordllama.WordLlama.load(model, cache_dir=folder, disable_download=True)
         except (AttributeError, ValueError, OSError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"contexts: model={model!r} of wordllama cannot be loaded ({error}); the package "
                 f"brings {_MODELS[WORDLLAMA]!r}"
             ) from error
@@ -349,11 +351,11 @@ def _sentence_transformer(model: str) -> _Encoder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise ImportError(_NEEDS_EMBED.format(TRANSFORMER, TRANSFORMER)) from error
+            raise MissingPackageError(_NEEDS_EMBED.format(TRANSFORMER, TRANSFORMER)) from error
         try:
             loaded = SentenceTransformer(str(folder) if local else model, device="cpu")
         except (ValueError, OSError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"contexts: model={model!r} cannot be loaded ({error}); give the path of a model's "
                 "folder, or a name on the hub and a network"
             ) from error
@@ -403,7 +405,7 @@ def _cache_dir() -> Path:
     try:
         from platformdirs import user_cache_dir
     except ImportError as error:
-        raise ImportError(_NEEDS_DATA.format("platformdirs")) from error
+        raise MissingPackageError(_NEEDS_DATA.format("platformdirs")) from error
     return Path(user_cache_dir("llmqueue_gym"))
 
 
@@ -411,7 +413,7 @@ def _cache_key(texts: Sequence[str], context_dim: int) -> str:
     try:
         sklearn = version("scikit-learn")  # read from the metadata: importing it takes a second
     except PackageNotFoundError as error:
-        raise ImportError(_NEEDS_DATA.format("scikit-learn")) from error
+        raise MissingPackageError(_NEEDS_DATA.format("scikit-learn")) from error
     return _digest([_PIPELINE, sklearn, context_dim], texts)
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from llmqueue_gym.workloads.pool import check_count, unknown_name
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 Arrivals = Mapping[str, int | float] | Sequence[str]
 """When LLMs arrive: LLM -> query or share of the horizon, or the LLMs in order."""
@@ -33,23 +34,23 @@ def read_arrivals(arrivals: Arrivals | None, llms: tuple[str, ...]) -> list[int 
         }
         return [shares[llm] for llm in llms]
     if not isinstance(arrivals, Mapping):
-        raise ValueError(
+        raise UsageError(
             f"arrivals={arrivals!r} must be a mapping LLM -> query or share of the horizon, or a "
             "list of the LLMs in order"
         )
     times: dict[str, int | Fraction] = dict.fromkeys(llms, 0)
     for llm, value in arrivals.items():
         if llm not in times:
-            raise unknown_name("arrivals: LLM", llm, llms)
+            raise checks.unknown_name("arrivals: LLM", llm, llms)
         if isinstance(value, float):
             if not 0.0 <= value < 1.0:
-                raise ValueError(
+                raise UsageError(
                     f"arrivals[{llm!r}]={value!r} must be a query (an integer) or a share of the "
                     "horizon, in [0, 1)"
                 )
             times[llm] = Fraction(value)
         else:
-            times[llm] = check_count(f"arrivals[{llm!r}]", value, 0)
+            times[llm] = checks.count(f"arrivals[{llm!r}]", value, 0)
     return [times[llm] for llm in llms]
 
 
@@ -57,12 +58,12 @@ def _order(option: str, value: Sequence[str], llms: tuple[str, ...]) -> tuple[st
     """Check that a list names every LLM once."""
     for llm in value:
         if llm not in llms:
-            raise unknown_name(f"{option}: LLM", llm, llms)
+            raise checks.unknown_name(f"{option}: LLM", llm, llms)
         if list(value).count(llm) > 1:
-            raise ValueError(f"{option}={list(value)!r} names {llm!r} more than once")
+            raise UsageError(f"{option}={list(value)!r} names {llm!r} more than once")
     absent = [llm for llm in llms if llm not in value]
     if absent:
-        raise ValueError(f"{option}={list(value)!r} does not name {absent[0]!r}; list all LLMs")
+        raise UsageError(f"{option}={list(value)!r} does not name {absent[0]!r}; list all LLMs")
     return tuple(value)
 
 

@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from llmqueue_gym.errors import UsageError
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -78,7 +80,7 @@ def _length(column: pl.Expr, kind: Any) -> pl.Expr | None:
 def _check(path: Path, what: str, size: int) -> None:
     limit = max(SMALL, MAX_RATIO * path.stat().st_size)
     if size > limit:
-        raise ValueError(
+        raise UsageError(
             f"{path}: {what} unpack to {size / 2**20:,.0f} MB, more than {limit / 2**20:,.0f} MB "
             f"and {MAX_RATIO} times the file's size; take fewer rows or columns"
         )
@@ -103,9 +105,9 @@ def read_footer(path: Path) -> Unpacked:
         values = sum(chunk[_NUM_VALUES] for chunk in chunks)
         found = Unpacked(meta[_NUM_ROWS], values, sum(chunk[_UNCOMPRESSED] for chunk in chunks))
         if min(found) < 0:
-            raise ValueError("a negative number")
+            raise UsageError("a negative number")
     except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError) as error:
-        raise ValueError(
+        raise UsageError(
             f"{path}: not a complete Parquet file (its footer cannot be read); is it empty or "
             "cut off?"
         ) from error
@@ -118,7 +120,7 @@ def _footer(file: BinaryIO) -> Iterator[int]:
     tail = file.read()
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > end - _TAIL:
-        raise ValueError("no footer")
+        raise UsageError("no footer")
     file.seek(end - _TAIL - length)
     return iter(file.read(length))
 
@@ -149,7 +151,7 @@ def _value(kind: int, data: Iterator[int]) -> Any:
         return [_value(head & 15, data) for _ in range(size)]
     if kind == 12:
         return _struct(data)
-    raise ValueError(f"a value of kind {kind}")
+    raise UsageError(f"a value of kind {kind}")
 
 
 def _zigzag(data: Iterator[int]) -> int:
@@ -163,5 +165,5 @@ def _varint(data: Iterator[int]) -> int:
         number |= (byte & 127) << shift
         shift += 7
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise UsageError("a number of more than 64 bits")
     return number | byte << shift

@@ -5,10 +5,8 @@ A pool is a table: one row per real query, one column per LLM, with quality and,
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 
 Accept = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 """A predicate on queries: utilities (n, N) -> keep (n,)."""
@@ -33,14 +34,6 @@ def printable(text: str) -> str:
     """Return one line without control characters: names and errors come from other people."""
     line = " ".join(text.split())
     return "".join(character if character.isprintable() else "\ufffd" for character in line)
-
-
-def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
-    """Error for a name that is not known; the message gives the nearest known one."""
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ValueError(f"{what} {name!r} is not known; {hint}known: {', '.join(names)}")
 
 
 def read_spec(
@@ -72,20 +65,20 @@ def read_spec(
     """
     options = {key: spec} if isinstance(spec, str) else spec
     if not isinstance(options, Mapping) or key not in options:
-        raise ValueError(
+        raise UsageError(
             f"{what}={spec!r} must be the name of a {key} or a mapping with the key {key!r}"
         )
     options = dict(options)
     name = options.pop(key)
     if not isinstance(name, str) or name not in factories:
-        raise unknown_name(f"{what} {key}", name, factories)
+        raise checks.unknown_name(f"{what} {key}", name, factories)
     parameters = inspect.signature(factories[name]).parameters
     for option in options:
         if option not in parameters and option not in extra:
-            raise unknown_name(f"option of {what} {name!r}", option, parameters)
+            raise checks.unknown_name(f"option of {what} {name!r}", option, parameters)
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
-            raise ValueError(f"{what} {name!r} needs the option {option!r}")
+            raise UsageError(f"{what} {name!r} needs the option {option!r}")
     return name, options
 
 
@@ -120,25 +113,14 @@ def file_sha256(path: str | Path) -> str:
         with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise ValueError(f"path={str(path)!r}: there is no such file") from None
+        raise UsageError(f"path={str(path)!r}: there is no such file") from None
     except OSError as error:
-        raise ValueError(f"path={str(path)!r}: the file cannot be read ({error})") from error
+        raise UsageError(f"path={str(path)!r}: the file cannot be read ({error})") from error
 
 
-def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` as an int of at least ``minimum``, or raise a ValueError naming it."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = minimum - 1
-    if isinstance(value, bool) or count < minimum:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
-    return count
-
-
-def too_few_accepted(kept: int, seen: int) -> ValueError:
+def too_few_accepted(kept: int, seen: int) -> UsageError:
     """Error for an ``accept`` predicate that (nearly) no query satisfies."""
-    return ValueError(
+    return UsageError(
         f"slack: only {kept} of {seen} queries have an assortment that departs fast enough; "
         "lower slack or the arrival_rate"
     )
@@ -159,7 +141,7 @@ def _check_scores(
     ):
         if wrong.any():
             row, column = _first(wrong)
-            raise ValueError(
+            raise UsageError(
                 f"{name} of row {row}, LLM {llms[column]!r}, is {values[row, column]}: {rule}"
             )
 
@@ -199,19 +181,19 @@ class QueryPool:
     def __post_init__(self) -> None:
         llms = tuple(self.llms)
         if not llms or not all(isinstance(name, str) and name for name in llms):
-            raise ValueError(f"llms={llms!r} must be one or more non-empty names")
+            raise UsageError(f"llms={llms!r} must be one or more non-empty names")
         repeated = sorted({name for name in llms if llms.count(name) > 1})
         if repeated:
-            raise ValueError(f"llms: {repeated[0]!r} appears more than once; names must differ")
+            raise UsageError(f"llms: {repeated[0]!r} appears more than once; names must differ")
         with np.errstate(over="ignore"):  # an overflow becomes inf and is reported below
             contexts = np.array(self.contexts, dtype=np.float32)
         if contexts.ndim != 2 or 0 in contexts.shape:
-            raise ValueError(
+            raise UsageError(
                 f"contexts has shape {contexts.shape}, expected (queries, d), not empty"
             )
         if not np.isfinite(contexts).all():
             row, column = _first(~np.isfinite(contexts))
-            raise ValueError(
+            raise UsageError(
                 f"contexts of row {row}, coordinate {column}, must be a finite float32"
             )
         object.__setattr__(self, "llms", llms)
@@ -222,7 +204,7 @@ class QueryPool:
                 continue
             values = np.array(given, dtype=np.float64)
             if values.shape != (len(contexts), len(llms)):
-                raise ValueError(
+                raise UsageError(
                     f"{name} has shape {values.shape}, expected {(len(contexts), len(llms))}: "
                     "one row per context, one column per LLM"
                 )
@@ -273,28 +255,28 @@ class QueryPool:
             is constant, so that no scale is defined.
         """
         if not 0.0 < r_lo < r_hi < 1.0:
-            raise ValueError(f"r_lo={r_lo!r}, r_hi={r_hi!r} must satisfy 0 < r_lo < r_hi < 1")
+            raise UsageError(f"r_lo={r_lo!r}, r_hi={r_hi!r} must satisfy 0 < r_lo < r_hi < 1")
         if scale not in ("quality", "table"):
-            raise unknown_name("scale", scale, ("quality", "table"))
+            raise checks.unknown_name("scale", scale, ("quality", "table"))
         taken = slice(None) if rows is None else rows
         quality = value = self.quality[taken]
-        if check_cost_weight(cost_weight):
+        if checks.number("cost_weight", cost_weight, "[0, inf)"):
             if self.cost is None:
-                raise ValueError(
+                raise UsageError(
                     f"cost_weight={cost_weight!r} needs costs, and this table has none; "
                     "name its cost columns with `cost` or leave cost_weight at 0"
                 )
             with np.errstate(over="ignore"):
                 value = quality - cost_weight * self.cost[taken]
             if not np.isfinite(value).all():
-                raise ValueError(
+                raise UsageError(
                     f"cost_weight={cost_weight!r} times the costs is not finite; lower it"
                 )
         spans = quality if scale == "quality" else value
         low, high = float(spans.min()), float(spans.max())
         if high == low:
             what = "quality" if spans is quality else "quality - cost_weight * cost"
-            raise ValueError(
+            raise UsageError(
                 f"{what} is {low} for every query and LLM (cost_weight={cost_weight!r}, "
                 f"scale={scale!r}), so LLMs cannot be told apart; check the columns"
             )
@@ -302,14 +284,6 @@ class QueryPool:
             share = (value - low) / (high - low)
         rate = np.clip(r_lo + (r_hi - r_lo) * share, r_lo, r_hi)
         return np.log(rate / (1.0 - rate))
-
-
-def check_cost_weight(cost_weight: Any) -> float:
-    """Return the cost weight if it is a finite number of at least 0, or raise a ValueError."""
-    number = isinstance(cost_weight, int | float | np.number) and not isinstance(cost_weight, bool)
-    if not number or not 0.0 <= cost_weight < np.inf:
-        raise ValueError(f"cost_weight={cost_weight!r} must be a finite number of at least 0")
-    return float(cost_weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,12 +400,12 @@ class PoolWorkload:
     ) -> None:
         self._rows = np.arange(len(pool.contexts)) if online is None else online
         if not len(self._rows):
-            raise ValueError(
+            raise UsageError(
                 f"none of the table's {len(pool.contexts)} texts is in the online split "
                 "(about 75% of the texts); give more queries"
             )
         if scale not in SCALES:
-            raise unknown_name("scale", scale, SCALES)
+            raise checks.unknown_name("scale", scale, SCALES)
         self._pool, self._cost_weight = pool, cost_weight
         self._anew = scale == "pool"
         if utilities is None:
@@ -439,7 +413,7 @@ class PoolWorkload:
         self._utilities = utilities
         self.llms = pool.llms
         self.context_dim: int = pool.contexts.shape[1]
-        self.pool_size = min(check_count("pool_size", pool_size), len(self._rows))
+        self.pool_size = min(checks.count("pool_size", pool_size), len(self._rows))
         rows = np.arange(len(pool.contexts)) if offline is None else offline
         others = np.setdiff1d(rows, self._rows)
         self.offline = (
@@ -468,7 +442,7 @@ class PoolWorkload:
         rows = self._rows
         if accept is not None:
             if self._anew:
-                raise ValueError(
+                raise UsageError(
                     "slack selects queries by their utilities, and with scale='pool' these follow "
                     "from the selection; leave slack out or set scale to 'table'"
                 )

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, number_of, show
 from llmqueue_gym.workloads.columns import Columns, read_columns
-from llmqueue_gym.workloads.pool import unknown_name
 
 Tokens = tuple[float, float]
 """Of an answer, input and output."""
@@ -35,7 +36,7 @@ def price_of(what: str, value: object) -> Price:
     pair = isinstance(value, list | tuple)
     numbers = tuple(map(_amount, value)) if isinstance(value, list | tuple) else (_amount(value),)
     if len(numbers) != (2 if pair else 1) or any(map(math.isnan, numbers)):
-        raise ValueError(f"{what} has {show(value)}, expected {_EXPECTED}")
+        raise UsageError(f"{what} has {show(value)}, expected {_EXPECTED}")
     return numbers
 
 
@@ -70,7 +71,7 @@ def load_prices(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"prices={str(path)!r}: not a JSON file ({error})") from error
+        raise UsageError(f"prices={str(path)!r}: not a JSON file ({error})") from error
 
 
 def token_prices(path: Path) -> dict[str, tuple[float, float]]:
@@ -84,12 +85,12 @@ def token_prices(path: Path) -> dict[str, tuple[float, float]]:
     what = f"prices={str(path)!r}"
     raw = load_prices(path)
     if not isinstance(raw, dict):
-        raise ValueError(f"{what}: expected {{LLM: [input, output]}}")
+        raise UsageError(f"{what}: expected {{LLM: [input, output]}}")
     table = {}
     for llm, pair in raw.items():
         price = price_of(f"{what}: {llm!r}", pair)
         if len(price) != 2:
-            raise ValueError(
+            raise UsageError(
                 f"{what}: {llm!r} has {pair!r}, expected [USD per million input tokens, "
                 "USD per million output tokens]"
             )
@@ -132,7 +133,7 @@ class Tariff:
     def _price(self, llm: str) -> Price:
         price = self._named.get(None) or self._named.get(llm)
         if price is None:
-            raise ValueError(f"prices: there is no price of LLM {llm!r}; add it")
+            raise UsageError(f"prices: there is no price of LLM {llm!r}; add it")
         return price
 
 
@@ -146,30 +147,30 @@ def read_tariff(prices: Any, tokens: Any) -> Tariff | None:
     """Read the options ``prices`` and ``tokens``."""
     if prices is None:
         if tokens is not None:
-            raise ValueError(f"tokens={tokens!r} cost nothing without `prices`; give both")
+            raise UsageError(f"tokens={tokens!r} cost nothing without `prices`; give both")
         return None
     read = read_prices(prices)
     pairs: tuple[tuple[str | None, Price], ...] = ((None, read),) if isinstance(read, tuple) else ()
     if isinstance(read, dict):
         pairs = tuple(sorted(read.items()))
     if not pairs:
-        raise ValueError(f"prices={prices!r} names no LLM")
+        raise UsageError(f"prices={prices!r} names no LLM")
     if tokens is None:
         if any(len(price) == 2 for _, price in pairs):
-            raise ValueError(
+            raise UsageError(
                 f"prices={prices!r} are those of a million tokens; say with `tokens` where they "
                 "are counted: [input, output], each a column, a mapping LLM -> column or a number"
             )
         return Tariff(pairs, ())
     if not isinstance(tokens, list | tuple) or len(tokens) != 2:
-        raise ValueError(f"tokens={tokens!r} must be two, [input, output]")
+        raise UsageError(f"tokens={tokens!r} must be two, [input, output]")
     return Tariff(pairs, tuple(_token_source(value) for value in tokens))
 
 
 def _token_source(value: Any) -> float | Columns:
     if isinstance(value, int | float):
         if math.isnan(_amount(value)):
-            raise ValueError(f"tokens: {value!r} must be a finite number of at least 0")
+            raise UsageError(f"tokens: {value!r} must be a finite number of at least 0")
         return float(value)
     return read_columns("tokens", value)
 
@@ -185,12 +186,12 @@ def _tokens(row: Row, llm: str, where: float | Columns, place: str) -> float:
     else:
         named = dict(where)
         if llm not in named:
-            raise unknown_name("tokens: LLM", llm, named)
+            raise checks.unknown_name("tokens: LLM", llm, named)
         column = named[llm]
         value = cell_of(row, column, place)
     count = number_of(value)
     if not 0 <= count < math.inf:
-        raise ValueError(
+        raise UsageError(
             f"{place}: tokens of LLM {llm!r} in column {column!r} must be a finite number of at "
             f"least 0, not {show(value)}"
         )

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from llmqueue_gym.errors import MissingPackageError, UsageError
 from llmqueue_gym.workloads.cells import Row, show
 from llmqueue_gym.workloads.parquet import check_texts, check_unpacked
 
@@ -63,11 +64,11 @@ def find_file(path: object) -> Path:
     try:
         found = Path(path).expanduser() if isinstance(path, str) else None
         if found is None or not found.is_file():
-            raise ValueError(f"path={path!r}: there is no such file")
+            raise UsageError(f"path={path!r}: there is no such file")
     except (OSError, RuntimeError) as error:  # no home folder, a name that is too long
-        raise ValueError(f"path={path!r}: there is no such file") from error
+        raise UsageError(f"path={path!r}: there is no such file") from error
     if not found.name.lower().endswith(SUFFIXES):
-        raise ValueError(f"path={path!r}: the name must end in one of {', '.join(SUFFIXES)}")
+        raise UsageError(f"path={path!r}: the name must end in one of {', '.join(SUFFIXES)}")
     return found.resolve()
 
 
@@ -104,15 +105,15 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             head = file.read(4)
             for mark, name in _BYTE_ORDER_MARKS.items():
                 if head.startswith(mark):
-                    raise ValueError(_not_utf8(path, f"the file is {name}, which is not UTF-8"))
+                    raise UsageError(_not_utf8(path, f"the file is {name}, which is not UTF-8"))
             if head[1:2] == b"\0" or head[:1] == b"\0":
-                raise ValueError(_not_utf8(path, "the file looks like UTF-16, which is not UTF-8"))
+                raise UsageError(_not_utf8(path, "the file looks like UTF-16, which is not UTF-8"))
             file.seek(0)
             yield cast(BinaryIO, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file; is it cut off?") from error
+        raise UsageError(f"{path}: not a complete gzip file; is it cut off?") from error
     except OSError as error:
-        raise ValueError(f"{path}: the file cannot be read ({error.strerror})") from error
+        raise UsageError(f"{path}: the file cannot be read ({error.strerror})") from error
 
 
 def _check_unpacked(path: Path) -> None:
@@ -122,7 +123,7 @@ def _check_unpacked(path: Path) -> None:
         while block := file.read(_BLOCK):
             size += len(block)
             if size > limit:
-                raise ValueError(
+                raise UsageError(
                     f"{path}: it unpacks to more than {limit / 2**20:,.0f} MB, over {MAX_RATIO} "
                     "times its size; unpack it yourself if you trust it"
                 )
@@ -193,7 +194,7 @@ def _checked_rows(
             header = following
         for name in needed:
             if header.count(name) != 1:
-                raise ValueError(
+                raise UsageError(
                     f"{path}: the header names column {name!r} {header.count(name)} times, "
                     f"expected once; it has: {', '.join(header[:20]) or 'nothing'}"
                 )
@@ -203,13 +204,13 @@ def _checked_rows(
                 continue
             number += 1
             if len(row) != len(header):
-                raise ValueError(
+                raise UsageError(
                     f"{path}, row {number}: {len(row)} cells for {len(header)} columns; "
                     "is the file cut off?"
                 )
             yield row
     except csv.Error as error:
-        raise ValueError(f"{path}, row {number + 1}: {error}; is the file cut off?") from error
+        raise UsageError(f"{path}, row {number + 1}: {error}; is the file cut off?") from error
 
 
 def check_utf8(cell: str, path: Path, row: int, column: str) -> str:
@@ -219,7 +220,7 @@ def check_utf8(cell: str, path: Path, row: int, column: str) -> str:
     except UnicodeEncodeError as error:
         byte = ord(cell[error.start]) - 0xDC00
         place = f"{path}, row {row}, column {column!r}"
-        raise ValueError(_not_utf8(place, f"byte {byte:#04x} is not UTF-8")) from error
+        raise UsageError(_not_utf8(place, f"byte {byte:#04x} is not UTF-8")) from error
     return cell
 
 
@@ -230,7 +231,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
     ]
     repeated = [name for name in header if name and header.count(name) > 1]
     if repeated:
-        raise ValueError(f"{path}: the header names column {repeated[0]!r} more than once")
+        raise UsageError(f"{path}: the header names column {repeated[0]!r} more than once")
     place = f"{path}, row "
     for number, cells in enumerate(rows, start=1):
         if joined := "".join(cells):
@@ -258,7 +259,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 return
             place = f"{path}, line {number}"
             if len(line) > MAX_LINE:
-                raise ValueError(f"{place}: the line is longer than {MAX_LINE >> 20} MB")
+                raise UsageError(f"{place}: the line is longer than {MAX_LINE >> 20} MB")
             if line.strip():
                 yield place, _object(_parsed(line, place, number == 1), place)
 
@@ -268,7 +269,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     with _opened(path) as file:
         content = file.read(MAX_JSON + 1)
     if len(content) > MAX_JSON:
-        raise ValueError(
+        raise UsageError(
             f"{path}: a .json file of more than {MAX_JSON >> 20} MB; write an object a line and "
             "call it .jsonl"
         )
@@ -285,7 +286,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if isinstance(value, dict):
         value = value.get("data", [value])
     if not isinstance(value, list):
-        raise ValueError(f"{path}: expected a list of objects, not {show(value)}")
+        raise UsageError(f"{path}: expected a list of objects, not {show(value)}")
     for number, record in enumerate(value, start=1):
         place = f"{path}, row {number}"
         yield place, _object(record, place)
@@ -296,20 +297,20 @@ def _parsed(content: bytes, place: str, first: bool) -> Any:
         return json.loads(content.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
         byte = content[error.start]
-        raise ValueError(_not_utf8(place, f"byte {byte:#04x} is not UTF-8")) from error
+        raise UsageError(_not_utf8(place, f"byte {byte:#04x} is not UTF-8")) from error
     except RecursionError as error:
-        raise ValueError(f"{place}: the JSON is nested too deeply") from error
+        raise UsageError(f"{place}: the JSON is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UsageError(
             f"{place}: not a JSON object (wrong at character {error.pos + 1}); is the file cut off?"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{place}: a number has too many digits") from error
+        raise UsageError(f"{place}: a number has too many digits") from error
 
 
 def _object(record: Any, place: str) -> Row:
     if not isinstance(record, dict):
-        raise ValueError(f"{place}: expected a JSON object, not {show(record)}")
+        raise UsageError(f"{place}: expected a JSON object, not {show(record)}")
     return record
 
 
@@ -320,7 +321,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         import polars as pl
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
         ) from error
     check_unpacked(path)
@@ -330,8 +331,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         rows = int(scan.select(pl.len()).collect().item())
         frame = scan.head(MAX_ROWS).collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise ValueError(f"{path}: not a complete Parquet file; is it empty or cut off?") from error
+        raise UsageError(f"{path}: not a complete Parquet file; is it empty or cut off?") from error
     if rows > MAX_ROWS:
-        raise ValueError(f"{path}: {rows:,} rows are more than {MAX_ROWS:,}; split the file")
+        raise UsageError(f"{path}: {rows:,} rows are more than {MAX_ROWS:,}; split the file")
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
         yield f"{path}, row {number}", row

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import MissingPackageError, UsageError
 from llmqueue_gym.workloads.embeddings import _cache_dir
 from llmqueue_gym.workloads.parquet import check_unpacked
 from llmqueue_gym.workloads.pool import file_sha256
@@ -114,7 +115,7 @@ def dataset_folder() -> Path:
 def check_name(name: str) -> str:
     """Return the name of a data set if it can be a file's, or raise a ValueError."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"name={name!r} may hold lower-case letters, digits and ._- only")
+        raise UsageError(f"name={name!r} may hold lower-case letters, digits and ._- only")
     return name
 
 
@@ -146,13 +147,13 @@ def read_header(name: str, source: str | None = None) -> Header:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
-            raise ValueError("it has another format")
+            raise UsageError("it has another format")
         facts = raw.pop("facts")
         facts["llms"] = tuple(facts["llms"])
         raw["files"] = tuple(raw["files"])
         header = Header(facts=Facts(**facts), **raw)
         if header.name != name or not isinstance(header.parquet["sha256"], str):
-            raise ValueError("it belongs to another data set")
+            raise UsageError("it belongs to another data set")
     except FileNotFoundError:
         have = ", ".join(stored_names()) or "none"
         alias = "" if name == source else f" --name {name}"
@@ -162,7 +163,7 @@ def read_header(name: str, source: str | None = None) -> Header:
             f"llmqueue-bench data import {source or 'SOURCE'} PATH{alias}"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a header of this version ({error}); import again") from error
+        raise UsageError(f"{path}: not a header of this version ({error}); import again") from error
     return header
 
 
@@ -189,7 +190,7 @@ def read_table(
     """
     polars = _polars()
     if not header.path.is_file() or file_facts(header.path)["sha256"] != header.parquet["sha256"]:
-        raise ValueError(f"{header.path} is missing or was changed; import {header.name!r} again")
+        raise UsageError(f"{header.path} is missing or was changed; import {header.name!r} again")
     scan = polars.scan_parquet(header.path)
     if columns is not None:
         scan = scan.select(columns)
@@ -225,7 +226,7 @@ def reading_parquet(path: Path) -> Iterator[None]:
     try:
         yield
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
-        raise ValueError(f"{path}: not a complete Parquet file; is it cut off?") from error
+        raise UsageError(f"{path}: not a complete Parquet file; is it cut off?") from error
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -273,7 +274,7 @@ def write_pool(
     left_out = [llm for llm, values in quality.items() if np.isnan(values).all()]
     llms = tuple(llm for llm in sorted(quality) if llm not in left_out)
     if not llms:
-        raise ValueError(f"{source}: no LLM has a single score")
+        raise UsageError(f"{source}: no LLM has a single score")
     series = [pl.Series("id", ids), pl.Series("text", texts), pl.Series("group", groups)]
     if vectors is not None:
         kind = pl.List(pl.Float32)
@@ -304,7 +305,7 @@ def _check(values: NDArray[np.float64], high: float, source: Path, column: str) 
     if wrong.size:
         value = values[wrong[0]]
         what = "is missing" if np.isnan(value) else f"is {value}, expected a number in [0, {high}]"
-        raise ValueError(f"{source}, row {wrong[0] + 1}, column {column!r}: the value {what}")
+        raise UsageError(f"{source}, row {wrong[0] + 1}, column {column!r}: the value {what}")
 
 
 def store(
@@ -424,7 +425,7 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
-        raise ImportError(_NEEDS.format("filelock")) from error
+        raise MissingPackageError(_NEEDS.format("filelock")) from error
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -443,5 +444,5 @@ def _polars() -> Any:
     try:
         import polars
     except ImportError as error:
-        raise ImportError(_NEEDS.format("polars")) from error
+        raise MissingPackageError(_NEEDS.format("polars")) from error
     return polars

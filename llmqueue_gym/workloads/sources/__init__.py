@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmqueue_gym.errors import UsageError
+
 if TYPE_CHECKING:
     from llmqueue_gym.workloads.stored import Facts, Tell
 
@@ -66,7 +68,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.reader is None and (self.workload is None or self.fingerprint is None):
-            raise ValueError(
+            raise UsageError(
                 f"source {self.name!r} has no files to import; give it a reader, "
                 "or a workload and its fingerprint"
             )
@@ -85,5 +87,5 @@ def sources() -> Mapping[str, Source]:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         entry = getattr(importlib.import_module(module.name), "SOURCE", None)
         if isinstance(entry, Source) and found.setdefault(entry.name, entry) is not entry:
-            raise ValueError(f"{module.name}: name {entry.name!r} is taken; choose another")
+            raise UsageError(f"{module.name}: name {entry.name!r} is taken; choose another")
     return found

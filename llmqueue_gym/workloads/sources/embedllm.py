@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.rows import check_utf8, read_csv
 from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
@@ -48,12 +49,12 @@ def read_embedllm(
         If a column or cell is not as it should be; the message names file, row and column.
     """
     if prices is not None:
-        raise ValueError(f"prices={str(prices)!r}: EmbedLLM records no tokens that have a price")
+        raise UsageError(f"prices={str(prices)!r}: EmbedLLM records no tokens that have a price")
     table = _Table(tell)
     for path in files:
         table.read(path)
     if not table.texts:
-        raise ValueError(f"{files[0]}: the file has no rows")
+        raise UsageError(f"{files[0]}: the file has no rows")
     labels = table.labels()
     names = list(table.llms)
     return write_pool(
@@ -127,7 +128,7 @@ class _Table:
 
     def _new_question(self, path: Path, row: int, name: str, text: str, group: str) -> int:
         if not name:
-            raise ValueError(f"{path}, row {row}, column 'prompt_id' is empty")
+            raise UsageError(f"{path}, row {row}, column 'prompt_id' is empty")
         self.texts.append(check_utf8(text, path, row, "prompt"))
         self.groups.append(check_utf8(group, path, row, "category"))
         self.rows[check_utf8(name, path, row, "prompt_id")] = len(self.rows)
@@ -135,7 +136,7 @@ class _Table:
 
     def _new_llm(self, path: Path, row: int, name: str) -> int:
         if not name:
-            raise ValueError(f"{path}, row {row}, column 'model_name' is empty")
+            raise UsageError(f"{path}, row {row}, column 'model_name' is empty")
         self.llms[check_utf8(name, path, row, "model_name")] = len(self.llms)
         return len(self.llms) - 1
 
@@ -167,7 +168,7 @@ def _number(cell: str, path: Path, row: int) -> float:
     except ValueError:
         value = -1.0
     if not 0.0 <= value <= 1.0:
-        raise ValueError(
+        raise UsageError(
             f"{path}, row {row}, column 'label': expected a number in [0, 1], not {cell[:60]!r}"
         )
     return value

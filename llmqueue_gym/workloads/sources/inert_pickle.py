@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from llmqueue_gym.errors import UsageError
+
 MAX_SECONDS = 600
 _GIB = 2**30
 
@@ -54,7 +56,7 @@ _OLD_MODULES = {
 ALLOWED = frozenset(f"{module}.{name}" for module, names in _MODULES.items() for name in names)
 
 
-class PickleRefusedError(ValueError):
+class PickleRefusedError(UsageError):
     """The pickle names something that is not allowed, or is not a table as it should be."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, Row, is_date, number_of, time_of, unit_of
 from llmqueue_gym.workloads.sources.retrials import asks_again, without_template
 
@@ -108,7 +109,7 @@ def read_spend_log(path: str, rows: Iterable[tuple[str, Row]]) -> SpendLog:
     turns = _turns(calls, sessions, left_out, notes)
     if not turns:
         causes = "; ".join(f"{count:,} with {cause}" for cause, count in left_out.most_common())
-        raise ValueError(f"{path}: no row is a question to a chat LLM ({causes or 'no rows'})")
+        raise UsageError(f"{path}: no row is a question to a chat LLM ({causes or 'no rows'})")
     kept, repeat = _judge(turns, pause)
     return SpendLog(turns, kept, repeat, dict(left_out.most_common()), tuple(notes))
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import (
     Row,
     cell_of,
@@ -37,11 +39,8 @@ from llmqueue_gym.workloads.embeddings import (
 from llmqueue_gym.workloads.pool import (
     PoolWorkload,
     QueryPool,
-    check_cost_weight,
-    check_count,
     file_sha256,
     printable,
-    unknown_name,
 )
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources import Source
@@ -135,7 +134,7 @@ class Log:
         """
         if self.vectors is not None:
             if context_dim not in (None, self.vectors.shape[1]) or how is not None:
-                raise ValueError(
+                raise UsageError(
                     f"{self.path}: the log brings vectors of length {self.vectors.shape[1]}; leave "
                     "context_dim and contexts out"
                 )
@@ -174,9 +173,9 @@ def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: b
     names = tuple(sorted((columns or {}).items()))
     for field_, name in names:
         if field_ not in FIELDS:
-            raise unknown_name("columns: field", field_, FIELDS)
+            raise checks.unknown_name("columns: field", field_, FIELDS)
         if not isinstance(name, str) or not name:
-            raise ValueError(f"columns: {field_}={name!r} must be the name of a column")
+            raise UsageError(f"columns: {field_}={name!r} must be the name of a column")
     stat = source.stat()
     return _load(str(source), names, clip_scores, (stat.st_mtime_ns, stat.st_size))
 
@@ -204,12 +203,12 @@ def _load(
     rows = iter(read_rows(Path(path)))
     start = next(rows, None)
     if start is None:
-        raise ValueError(f"{path}: the file has no rows")
+        raise UsageError(f"{path}: the file has no rows")
     first, renamed = start[1], dict(names)
     rated = any(renamed.get(field_, field_) in first for field_ in ("kept", "score"))
     if not rated and all(name in first for name in LITELLM):
         if renamed:
-            raise ValueError(
+            raise UsageError(
                 f"columns={renamed!r}: a spend log of LiteLLM is read by its own columns; leave "
                 "columns out, or name one for 'kept' or 'score'"
             )
@@ -232,7 +231,7 @@ def _of_own(
         if not isinstance(requests[0].query, str):
             first, own = requests[0].query, requests[-1].query
             if len(own) != len(first):
-                raise ValueError(
+                raise UsageError(
                     f"{place}: column 'embedding' has a vector of length {len(own)}, but the first "
                     f"row's has {len(first)}"
                 )
@@ -324,12 +323,12 @@ def _reader(
     column = {field_: names.get(field_, field_) for field_ in FIELDS}
     for field_ in names:
         if column[field_] not in first:
-            raise unknown_name(f"{path}: column", column[field_], first)
+            raise checks.unknown_name(f"{path}: column", column[field_], first)
     for options in (("query", "embedding"), ("llm",), ("kept", "score")):
         if not any(column[field_] in first for field_ in options):
             wanted = " or ".join(repr(column[field_]) for field_ in options)
             has = printable(", ".join(map(str, list(first)[:40])))
-            raise ValueError(
+            raise UsageError(
                 f"{path}: there is no column {wanted}; it has {has}. Name a column that is called "
                 "otherwise with `columns` (--column llm=NAME)"
             )
@@ -361,7 +360,7 @@ def _reader(
 def _propensity(row: Row, column: str, place: str) -> float:
     value = number_cell(row, column, place, 0.0, 1.0)
     if value <= 0.0:
-        raise ValueError(
+        raise UsageError(
             f"{place}: column {column!r} is {value}; a logged choice has a positive probability"
         )
     return value
@@ -370,7 +369,7 @@ def _propensity(row: Row, column: str, place: str) -> float:
 def _name(row: Row, column: str, place: str) -> str:
     name = text_cell(row, column, place)
     if not name.strip():
-        raise ValueError(f"{place}: column {column!r} is empty")
+        raise UsageError(f"{place}: column {column!r} is empty")
     return name
 
 
@@ -381,7 +380,7 @@ def _kept(row: Row, column: str, place: str) -> float:
         return 1.0
     if text in _FALSE:
         return 0.0
-    raise ValueError(
+    raise UsageError(
         f"{place}: column {column!r} must be true or false, or 1 or 0, not {show(value)}"
     )
 
@@ -390,13 +389,13 @@ def _score(row: Row, column: str, place: str, clip: bool) -> float:
     value = number_of(cell_of(row, column, place))
     if -SLACK <= value <= 1.0 + SLACK and not 0.0 <= value <= 1.0:
         if not clip:
-            raise ValueError(
+            raise UsageError(
                 f"{place}: column {column!r} is {value:g}, a little outside [0, 1]; ask for scores "
                 "to be clipped (clip_scores, --clip-scores), or scale them"
             )
         return min(1.0, max(0.0, value))
     if math.isfinite(value) and not 0.0 <= value <= 1.0:
-        raise ValueError(
+        raise UsageError(
             f"{place}: column {column!r} is {value:g}, outside [0, 1]; scale the scores, ratings r "
             "of 1 to 5 as (r - 1) / 4, or make a column of kept, true or false"
         )
@@ -542,16 +541,16 @@ def logs_workload(
     how = None if contexts is None else read_contexts(contexts)
     vectors = log.contexts(context_dim, how)
     counts = np.bincount(log.llm, minlength=len(log.llms))
-    enough = counts >= check_count("min_rows", min_rows)
+    enough = counts >= checks.count("min_rows", min_rows)
     if not enough.any():
-        raise ValueError(
+        raise UsageError(
             f"{log.path}: no LLM has min_rows={min_rows} requests (the most has {counts.max()}); "
             "give more rows or lower it"
         )
     if not isinstance(ridge, int | float) or isinstance(ridge, bool) or not 0 < ridge < math.inf:
-        raise ValueError(f"ridge={ridge!r} must be a positive number")
-    if check_cost_weight(cost_weight) and log.cost is None:
-        raise ValueError(f"cost_weight={cost_weight!r} needs costs, and {log.path} has none")
+        raise UsageError(f"ridge={ridge!r} must be a positive number")
+    if checks.number("cost_weight", cost_weight, "[0, inf)") and log.cost is None:
+        raise UsageError(f"cost_weight={cost_weight!r} needs costs, and {log.path} has none")
     rows = np.flatnonzero(enough[log.llm])
     model = fit_outcomes(log, vectors, rows, ridge)
     distinct, online = _distinct(log)

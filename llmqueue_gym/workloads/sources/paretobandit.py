@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import MissingPackageError, UsageError
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
 from llmqueue_gym.workloads.rows import read_jsonl
@@ -66,14 +67,14 @@ def paretobandit_fingerprint() -> str:
 def _paths() -> list[Path]:
     spec = find_spec("pareto_bandit")  # locates the package without running its heavy modules
     if spec is None or spec.origin is None:
-        raise ImportError(
+        raise MissingPackageError(
             'workload "paretobandit" needs the paretobandit package: '
             'pip install "llmqueue_gym[data]"'
         )
     paths = [Path(spec.origin).parent / "data" / "examples" / name for name in _FILES]
     for path in paths:
         if not path.is_file():
-            raise ValueError(
+            raise UsageError(
                 f"paretobandit {version('paretobandit')} has no {path}; "
                 "reinstall it: pip install --force-reinstall paretobandit"
             )
@@ -95,7 +96,7 @@ def _load(
             for key in ("reward", "cost")
         )
     except (IndexError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"the prompts of paretobandit {version('paretobandit')} have an unknown layout "
             f"({error}); install version 0.1.1"
         ) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.rows import check_utf8, read_csv
 from llmqueue_gym.workloads.sources import Source, inert_pickle
 from llmqueue_gym.workloads.stored import Facts, Tell, write_pool
@@ -57,10 +58,10 @@ def read_routerbench(
         file, the row (from 1) and the column.
     """
     if prices is not None:
-        raise ValueError(f"prices={str(prices)!r}: the costs of RouterBench are in its file")
+        raise UsageError(f"prices={str(prices)!r}: the costs of RouterBench are in its file")
     if len(files) != 1:
         names = ", ".join(file.name for file in files)
-        raise ValueError(f"RouterBench is one file, not {len(files)} ({names}): name the one")
+        raise UsageError(f"RouterBench is one file, not {len(files)} ({names}): name the one")
     path = files[0]
     if path.suffix.lower() == ".csv":
         texts, numbers = _read_csv(path)
@@ -107,7 +108,7 @@ def _read_pickle(path: Path) -> tuple[Texts, Numbers, list[str]]:
                 timeout=inert_pickle.MAX_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
-            raise ValueError(
+            raise UsageError(
                 f"{path}: unpickling took more than {inert_pickle.MAX_SECONDS} s; "
                 "a pickled table takes seconds"
             ) from error
@@ -117,7 +118,7 @@ def _read_pickle(path: Path) -> tuple[Texts, Numbers, list[str]]:
             said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             answer = {"error": f"reading it ended with exit code {done.returncode} ({said})"}
         if "error" in answer:
-            raise ValueError(f"{path}: {answer['error']}")
+            raise UsageError(f"{path}: {answer['error']}")
         frame = pl.read_parquet(table)
     texts = {name: frame[name].to_list() for name in TEXT_COLUMNS if name in frame.columns}
     numbers = {
@@ -135,7 +136,7 @@ def _read_csv(path: Path) -> tuple[Texts, Numbers]:
     wanted |= {name.removesuffix(COST_SUFFIX) for name in wanted}
     for name in wanted:
         if header.count(name) > 1:
-            raise ValueError(f"{path}: the header names column {name!r} more than once")
+            raise UsageError(f"{path}: the header names column {name!r} more than once")
     texts: Texts = {name: [] for name in TEXT_COLUMNS}
     numbers = {name: array("d") for name in header if name in wanted}
     places = {name: header.index(name) for name in (*TEXT_COLUMNS, *numbers)}
@@ -153,7 +154,7 @@ def _number(cell: str, path: Path, row: int, column: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise ValueError(
+        raise UsageError(
             f"{path}, row {row}, column {column!r}: expected a number, not {cell[:60]!r}"
         ) from None
 
@@ -164,14 +165,14 @@ def _convert(
     llms = sorted(n.removesuffix(COST_SUFFIX) for n in numbers if n.endswith(COST_SUFFIX))
     for name in ("prompt", "eval_name", "sample_id"):
         if name not in texts:
-            raise ValueError(f"{path}: there is no column {name!r}; is it a RouterBench table?")
+            raise UsageError(f"{path}: there is no column {name!r}; is it a RouterBench table?")
     if not texts["prompt"]:
-        raise ValueError(f"{path}: the file has no rows")
+        raise UsageError(f"{path}: the file has no rows")
     if not llms:
-        raise ValueError(f"{path}: no column ends in {COST_SUFFIX!r}; is it a RouterBench table?")
+        raise UsageError(f"{path}: no column ends in {COST_SUFFIX!r}; is it a RouterBench table?")
     for llm in llms:
         if llm not in numbers:
-            raise ValueError(f"{path}: column {llm + COST_SUFFIX!r} has no score column {llm!r}")
+            raise UsageError(f"{path}: column {llm + COST_SUFFIX!r} has no score column {llm!r}")
     prompts = [
         prompt_text(_required(text, path, row, "prompt"))
         for row, text in enumerate(texts["prompt"], start=1)
@@ -191,7 +192,7 @@ def _convert(
 
 def _required(text: str | None, path: Path, row: int, column: str) -> str:
     if text is None:
-        raise ValueError(f"{path}, row {row}, column {column!r} is empty")
+        raise UsageError(f"{path}, row {row}, column {column!r} is empty")
     return text
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.prices import token_prices
 from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.stored import Facts, Tell, reading_parquet, write_pool
@@ -76,7 +77,7 @@ def read_sprout(
     for path, (_, scores, _) in zip(files, parts, strict=True):
         if sorted(scores) != llms:
             odd = sorted(set(scores) ^ set(llms))
-            raise ValueError(f"{path}: its LLMs are not those of {files[0].name} ({odd[0]!r})")
+            raise UsageError(f"{path}: its LLMs are not those of {files[0].name} ({odd[0]!r})")
     return write_pool(
         out,
         files[0] if len(files) == 1 else files[0].parent,
@@ -104,7 +105,7 @@ def _read(
     scores, costs = {}, {}
     for llm in llms:
         if llm not in table:
-            raise ValueError(
+            raise UsageError(
                 f"{path}: no price for LLM {llm!r}; give a table of all its LLMs with --prices"
                 if prices is None
                 else f"prices={str(prices)!r}: there is no {llm!r}, which {path.name} has"
@@ -115,7 +116,7 @@ def _read(
         for field, tokens in (("num_input_tokens", read), ("num_output_tokens", written)):
             wrong = np.flatnonzero((tokens < 0) | (np.isnan(tokens) & ~np.isnan(score)))
             if wrong.size:
-                raise ValueError(
+                raise UsageError(
                     f"{path}, row {wrong[0] + 1}, column '{llm}.{field}': the value is "
                     f"{tokens[wrong[0]]}, expected a number of tokens"
                 )
@@ -136,13 +137,13 @@ def _select(path: Path) -> tuple[pl.DataFrame, list[str]]:
         llms = [name for name, fields in structs.items() if fields & set(FIELDS)]
         for name in TEXT_COLUMNS:
             if name not in schema:
-                raise ValueError(f"{path}: there is no column {name!r}; is it a SPROUT split?")
+                raise UsageError(f"{path}: there is no column {name!r}; is it a SPROUT split?")
         if not llms:
-            raise ValueError(f"{path}: no column holds structs of {', '.join(FIELDS)}")
+            raise UsageError(f"{path}: no column holds structs of {', '.join(FIELDS)}")
         for llm in llms:
             for field in FIELDS:
                 if field not in structs[llm]:
-                    raise ValueError(f"{path}: column {llm!r} has no field {field!r}")
+                    raise UsageError(f"{path}: column {llm!r} has no field {field!r}")
         fields = [
             pl.col(llm).struct.field(field).alias(f"{llm}.{field}")
             for llm in llms
@@ -150,7 +151,7 @@ def _select(path: Path) -> tuple[pl.DataFrame, list[str]]:
         ]
         frame = pl.scan_parquet(path).select(*TEXT_COLUMNS, *fields).collect(engine="streaming")
     if not len(frame):
-        raise ValueError(f"{path}: the file has no rows")
+        raise UsageError(f"{path}: the file has no rows")
     return frame, llms
 
 
@@ -161,10 +162,10 @@ def _texts(frame: pl.DataFrame, name: str, path: Path) -> list[str]:
     if name != "prompt" and column.dtype.is_integer():
         column = column.cast(pl.String)
     if column.dtype != pl.String:
-        raise ValueError(f"{path}: column {name!r} holds {column.dtype}, expected text")
+        raise UsageError(f"{path}: column {name!r} holds {column.dtype}, expected text")
     if column.null_count():
         row = int(column.is_null().arg_max() or 0) + 1
-        raise ValueError(f"{path}, row {row}, column {name!r} is empty")
+        raise UsageError(f"{path}, row {row}, column {name!r} is empty")
     texts: list[str] = column.to_list()
     return texts
 
@@ -174,7 +175,7 @@ def _numbers(frame: pl.DataFrame, llm: str, field: str, path: Path) -> NDArray[n
 
     column = frame[f"{llm}.{field}"]
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
-        raise ValueError(f"{path}: column '{llm}.{field}' holds {column.dtype}, expected numbers")
+        raise UsageError(f"{path}: column '{llm}.{field}' holds {column.dtype}, expected numbers")
     numbers: Any = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
     return np.asarray(numbers)
 

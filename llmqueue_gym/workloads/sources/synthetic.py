@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.workloads.pool import (
     Accept,
     Instance,
-    check_count,
     too_few_accepted,
-    unknown_name,
 )
 from llmqueue_gym.workloads.sources import Source
 
@@ -152,10 +151,10 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in _KINDS:
-            raise unknown_name("kind", self.kind, _KINDS)
-        check_count("num_llms", self.num_llms)
-        check_count("context_dim", self.context_dim, _MIN_DIM.get(self.kind, 1))
-        check_count("pool_size", self.pool_size)
+            raise checks.unknown_name("kind", self.kind, _KINDS)
+        checks.count("num_llms", self.num_llms)
+        checks.count("context_dim", self.context_dim, _MIN_DIM.get(self.kind, 1))
+        checks.count("pool_size", self.pool_size)
 
     @property
     def llms(self) -> tuple[str, ...]:

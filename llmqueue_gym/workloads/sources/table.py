@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import Row, text_cell, vector_cell
 from llmqueue_gym.workloads.columns import (
     Columns,
@@ -78,22 +79,22 @@ def read_layout(
     """
     source = find_file(path)
     if (text is None) == (embedding is None):
-        raise ValueError(
+        raise UsageError(
             f"text={text!r}, embedding={embedding!r}: name exactly one of the two columns"
         )
     pairs = read_columns("quality", quality)
     costs = None if cost is None else read_columns("cost", cost)
     if isinstance(cost, list | tuple) and costs is not None:
         if not isinstance(quality, list | tuple) or len(quality) != len(cost):
-            raise ValueError(
+            raise UsageError(
                 f"cost={cost!r}: a list needs a list `quality` of the same length; "
                 "give a mapping LLM -> column instead"
             )
         costs = tuple(zip(quality, cost, strict=True))
     if cost is not None and prices is not None:
-        raise ValueError(f"cost={cost!r}, prices={prices!r}: give one of the two")
+        raise UsageError(f"cost={cost!r}, prices={prices!r}: give one of the two")
     if not isinstance(clip, int | float) or isinstance(clip, bool) or not 0 <= clip <= 1:
-        raise ValueError(f"clip={clip!r} must be a number in [0, 1]")
+        raise UsageError(f"clip={clip!r} must be a number in [0, 1]")
     tariff = read_tariff(prices, tokens)
     return Layout(str(source), text, embedding, pairs, costs, tariff, float(clip))
 
@@ -127,7 +128,7 @@ def table_pool(
     """
     layout = read_layout(path, quality, **options)
     if contexts is not None and layout.text is None:
-        raise ValueError(
+        raise UsageError(
             f"contexts={contexts!r} says how texts become contexts, but this table brings vectors"
         )
     stat = Path(layout.path).stat()
@@ -208,7 +209,7 @@ def _load(
         return replace(pool, list_price=price), online
     vectors = np.stack(parsed.vectors)
     if context_dim is not None and context_dim != vectors.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"context_dim={context_dim}, but the vectors in column {layout.embedding!r} of "
             f"{layout.path} have length {vectors.shape[1]}; leave context_dim out"
         )
@@ -226,7 +227,7 @@ def parse(layout: Layout) -> Parsed:
         if layout.embedding is not None:
             vector = vector_cell(row, layout.embedding, place)
             if parsed.vectors and len(vector) != len(parsed.vectors[0]):
-                raise ValueError(
+                raise UsageError(
                     f"{place}: column {layout.embedding!r} has a vector of length {len(vector)}, "
                     f"but the first row's has {len(parsed.vectors[0])}"
                 )
@@ -246,7 +247,7 @@ def parse(layout: Layout) -> Parsed:
             if counted := [own for own in tokens if own is not None]:
                 mean.append(_mean(counted))
     if not parsed.quality:
-        raise ValueError(f"{layout.path}: the file has no rows")
+        raise UsageError(f"{layout.path}: the file has no rows")
     if layout.tariff is not None:
         typical = _mean(mean) if mean else None
         shown = [None if own is None else typical for own in tokens]
@@ -267,7 +268,7 @@ def _in_unit_interval(
         return numbers
     for llm, number in zip(llms, numbers, strict=True):
         if not -layout.clip <= number <= 1.0 + layout.clip:
-            raise ValueError(
+            raise UsageError(
                 f"{label_of(llm, layout.quality, place)} is {number}, expected a number in [0, 1]; "
                 "rescale the column, or let `clip` count what is a little outside as 0 or 1"
             )
@@ -278,7 +279,7 @@ def _costs(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> l
     numbers = numbers_of(found, llms, columns, place)
     for llm, number in zip(llms, numbers, strict=True):
         if number < 0.0:
-            raise ValueError(
+            raise UsageError(
                 f"{label_of(llm, columns, place)} is {number}, expected a number in [0, inf]"
             )
     return numbers

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import embed_texts, offline_rows
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, check_count
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
 from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.sources.retrials import (
     COMPARED,
@@ -89,7 +91,7 @@ def read_wildchat(
     import polars as pl
 
     if prices is not None:
-        raise ValueError(f"prices={str(prices)!r}: WildChat records no tokens that have a price")
+        raise UsageError(f"prices={str(prices)!r}: WildChat records no tokens that have a price")
     parts: list[Path] = []
     conversations, pairs = 0, _PairSample()
     for path in files:
@@ -102,7 +104,7 @@ def read_wildchat(
                 parts.append(out.with_name(f"part-{len(parts):05d}.parquet"))
                 _judge(turns, pairs).write_parquet(parts[-1])
     if not parts:
-        raise ValueError(f"{files[0]}: no conversation has a user turn")
+        raise UsageError(f"{files[0]}: no conversation has a user turn")
     pl.scan_parquet(parts).sink_parquet(out)
     for part in parts:
         part.unlink()
@@ -128,22 +130,22 @@ def _check_schema(schema: Any, path: Path) -> None:
 
     for name in _NEEDED:
         if name not in schema:
-            raise ValueError(f"{path}: there is no column {name!r}; is it WildChat-1M?")
+            raise UsageError(f"{path}: there is no column {name!r}; is it WildChat-1M?")
     for name in ("model", *_OPTIONAL):
         if name in schema and schema[name] not in (pl.String, pl.Null):
-            raise ValueError(f"{path}: column {name!r} holds {schema[name]}, expected text")
+            raise UsageError(f"{path}: column {name!r} holds {schema[name]}, expected text")
     turns = schema["conversation"]
     inner = turns.inner if isinstance(turns, pl.List) else None
     fields = {field.name: field.dtype for field in getattr(inner, "fields", ())}
     for name in ("role", "content"):
         if fields.get(name) != pl.String:
-            raise ValueError(
+            raise UsageError(
                 f"{path}: column 'conversation' must hold lists of {{role, content, ...}}; "
                 f"its field {name!r} is {fields.get(name)}, expected text"
             )
     for where, kind in (("timestamp", schema["timestamp"]), ("turn", fields.get("timestamp"))):
         if kind is not None and not isinstance(kind, pl.Datetime) and kind != pl.Null:
-            raise ValueError(f"{path}: the timestamp ({where}) is {kind}, expected a time")
+            raise UsageError(f"{path}: the timestamp ({where}) is {kind}, expected a time")
 
 
 def _user_turns(batch: pl.DataFrame, path: Path, row: int, number: int) -> pl.DataFrame:
@@ -154,7 +156,7 @@ def _user_turns(batch: pl.DataFrame, path: Path, row: int, number: int) -> pl.Da
         empty = batch[name].is_null()
         if empty.any():
             place = row + (empty.arg_max() or 0) + 1
-            raise ValueError(f"{path}, row {place}, column {name!r} is empty")
+            raise UsageError(f"{path}, row {place}, column {name!r} is empty")
     absent = [pl.lit(None, pl.String).alias(n) for n in _OPTIONAL if n not in batch.columns]
     turns = batch.with_columns(*absent).with_row_index("number", number).explode("conversation")
     message, utc = pl.col("conversation").struct, pl.Datetime("us", "UTC")
@@ -298,7 +300,7 @@ def conversations_header(name: str) -> Header:
     """Header of a stored data set of conversations."""
     header = read_header(name, "wildchat")
     if header.facts.kind != CONVERSATIONS:
-        raise ValueError(f"data set {name!r} holds a {header.facts.kind}, not conversations")
+        raise UsageError(f"data set {name!r} holds a {header.facts.kind}, not conversations")
     return header
 
 
@@ -360,7 +362,7 @@ def fit_outcomes(name: str, sha256: str, context_dim: int, sample: int, ridge: f
     counts = table["llm"].value_counts()
     llms = tuple(sorted(counts.filter(counts["count"] >= MIN_TURNS)["llm"]))
     if not llms:
-        raise ValueError(f"data set {name!r}: no LLM has {MIN_TURNS} turns in a sample of {sample}")
+        raise UsageError(f"data set {name!r}: no LLM has {MIN_TURNS} turns in a sample of {sample}")
     table = table.filter(table["llm"].is_in(llms))
     texts = table["text"].to_list()
     contexts = embed_texts([text[:COMPARED] for text in texts], context_dim)
@@ -408,7 +410,7 @@ def fit_mnl(
 
     share = kept.astype(np.float64)
     if (share == 1.0).all() or (share == 0.0).all():
-        raise ValueError("the logged turns are all kept or all retried: nothing can be fitted")
+        raise UsageError("the logged turns are all kept or all retried: nothing can be fitted")
     x = contexts.astype(np.float64)
     groups = [np.flatnonzero(llm == j) for j in range(num_llms)]
     shape = (num_llms + 1, x.shape[1])  # row 0 is theta_0, row j + 1 is delta_j
@@ -533,10 +535,10 @@ def outcomes_of(
 ) -> Outcomes:
     """Outcome model of a stored data set of conversations; see `wildchat_workload`."""
     sha256 = str(conversations_header(name).parquet["sha256"])
-    dim = 64 if context_dim is None else check_count("context_dim", context_dim, 2)
+    dim = 64 if context_dim is None else checks.count("context_dim", context_dim, 2)
     if not isinstance(ridge, int | float) or not 0.0 < ridge < np.inf:
-        raise ValueError(f"ridge={ridge!r} must be a positive number")
-    return fit_outcomes(name, sha256, dim, check_count("sample", sample), float(ridge))
+        raise UsageError(f"ridge={ridge!r} must be a positive number")
+    return fit_outcomes(name, sha256, dim, checks.count("sample", sample), float(ridge))
 
 
 def wildchat_workload(
