@@ -63,7 +63,7 @@ def test_third_party_agent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_example_has_a_test() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} == {
         "bandit",
-        "bandit_mabwiser",  # tests/test_bandit_libraries.py
+        "bandit_mabwiser",  # tests/baselines/test_bandit_libraries.py
         "ppo_one_file",
         "sb3_ppo",
         "third_party_agent",

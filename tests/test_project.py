@@ -80,7 +80,6 @@ def test_baselines_have_no_import_cycle():
 
 def test_the_earlier_path_of_agents_keeps_working():
     assert baselines.agent.Agent is baselines.interface.Agent
-    assert baselines.agent.check_setting is baselines.interface.check_setting
     assert baselines.agent.make_agent is baselines.registry.make_agent
 
 

@@ -76,7 +76,8 @@ class _Task:
         self.source = source = make_source(instance)
         self.llms = source.llms
         self.num_llms = len(source.llms)
-        self.hard_budget = checks.choice("budget", budget, BUDGETS) == "hard"
+        hint = "; the USD per query are budget_per_query"
+        self.hard_budget = checks.choice("budget", budget, BUDGETS, hint) == "hard"
         checks.choice("throughput", throughput, THROUGHPUTS)
         if instance_seed is not None:
             checks.count("instance_seed", instance_seed, minimum=0)

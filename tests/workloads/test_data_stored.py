@@ -159,7 +159,7 @@ def test_one_import_at_a_time(table: Path, cache: Path) -> None:
 
 def test_killing_the_command_while_it_unpickles_leaves_nothing(cache: Path, tmp_path: Path) -> None:
     """The real command, killed at some moment of a real import, never shows half a data set."""
-    source = Path(__file__).parent / "data" / "routerbench" / "pandas2-protocol4.pkl"
+    source = Path(__file__).parents[1] / "data" / "routerbench" / "pandas2-protocol4.pkl"
     command = [sys.executable, "-m", "benchmarks.cli", "data", "import", "routerbench", str(source)]
     for delay in (0.5, 0.9, 1.3):
         process = subprocess.Popen(command, stdout=-1, stderr=-1)
@@ -355,7 +355,7 @@ def test_download_fetches_from_the_hub_and_checks_like_an_import(
         return str(folder)
 
     monkeypatch.setattr(data, "_snapshot_download", lambda: snapshot_download)
-    source = Path(__file__).parent / "data" / "routerbench" / "pandas2-protocol4.pkl"
+    source = Path(__file__).parents[1] / "data" / "routerbench" / "pandas2-protocol4.pkl"
     shutil.copy(source, folder / "routerbench_0shot.pkl")
     data.run_download("routerbench", None, None)
     assert asked["repo_id"] == "withmartian/routerbench"

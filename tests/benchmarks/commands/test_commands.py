@@ -17,7 +17,7 @@ from benchmarks.plan.suite import built_in_suites, load_suite
 from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 SUITE = """
 description = "tiny"

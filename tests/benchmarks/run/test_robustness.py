@@ -1,6 +1,6 @@
 """Runs that are killed, starved, meddled with or doubled: nothing is lost, repeated or wrong.
 
-What happens to single cells is in test_benchmarks_engines.py; here also whole runners are ended.
+What happens to single cells is in test_engines.py; here also whole runners are ended.
 """
 
 import json
@@ -19,7 +19,7 @@ from benchmarks.plan.suite import parse_suite, spec_key
 from benchmarks.run.engines import LocalEngine, execute
 from benchmarks.run.store import Store, StoreBusyError, StoreWriteError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="ends processes through Linux's /proc"),

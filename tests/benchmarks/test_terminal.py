@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym.workloads.pool import printable
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALIKE = [f"a-long-name-that-differs-at-its-end-{end}" for end in ("one", "two")]
 NASTY = "red\x1b[31m \r\n\x07bell \u202eright-to-left [bold]no markup[/bold] \ud800"
 

@@ -24,7 +24,7 @@ from llmqueue_gym.deployment.routing import RouteOpt, RouteSolution, deploy_opt,
 Floats = NDArray[np.float64]
 Problem = tuple[Floats, Floats, Floats, float]
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def highs_route(mu: Floats, cost: Floats, alpha: Floats, budget: float) -> float | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from baselines import QueueProblem
 from baselines.queueing.bandit_library import BanditLibraryAgent
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recorder(BanditLibraryAgent):

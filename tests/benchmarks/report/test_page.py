@@ -24,7 +24,7 @@ from benchmarks.report.page import board_page, page_data, script_safe
 from benchmarks.report.paper import write_figure
 from benchmarks.score.scoring import make_board
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--headless",

@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.commands.watch import watch, watched_cell
 from benchmarks.run.runner import run_cell
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 SUITE = """
 seeds = 1

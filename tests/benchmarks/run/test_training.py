@@ -29,7 +29,7 @@ from benchmarks.run.training import train_all
 from benchmarks.score.export import export_run, open_results
 from benchmarks.score.scoring import load_board
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
 TASK = {
     "name": "tiny",

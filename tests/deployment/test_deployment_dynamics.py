@@ -621,7 +621,7 @@ GOOD = {
     [
         ({"input_usd_per_mtok": None}, "price input_usd_per_mtok is missing"),
         ({"output_usd_per_mtok": float("nan")}, "output_usd_per_mtok=nan"),
-        ({"output_usd_per_mtok": -1}, "above 0"),
+        ({"output_usd_per_mtok": -1}, r"in \(0, inf\)"),
         ({"quality": 1.5}, r"quality=1.5 must be in \[0, 1\]"),
         ({"quality": None}, "quality=None"),
         ({"release_date": "2024-13-01"}, "release_date='2024-13-01'"),

@@ -32,7 +32,7 @@ from llmqueue_gym.workloads.arrivals import (
     read_times,
 )
 
-AZURE = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "azure_llm_2023"
+AZURE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "azure_llm_2023"
 
 
 def draw(process, rate, slots, seed=0, block=None):

@@ -15,7 +15,7 @@ from benchmarks.report import board_markdown, board_tables, draw_figure
 from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 SUITE = """
 description = "tiny"

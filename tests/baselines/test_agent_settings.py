@@ -11,7 +11,7 @@ import pytest
 
 from baselines import DeployProblem, QueueProblem, make_agent, registered_agents
 from baselines.estimators import ConfidenceFactors, RidgeMNL
-from baselines.interface import check_setting
+from llmqueue_gym import checks
 from llmqueue_gym.workloads.pool import OfflineData
 
 _RNG = np.random.default_rng(0)
@@ -128,10 +128,10 @@ def test_an_interval_holds_what_it_says(
     allowed: str, inside: tuple[Any, ...], outside: tuple[Any, ...]
 ) -> None:
     for value in inside:
-        check_setting("beta", value, allowed)
+        checks.number("beta", value, allowed)
     for value in (*outside, float("nan"), None, "0.5", [0.5], True, 0.5j):
-        with pytest.raises(ValueError, match=r"^beta=.* use a number in [\[(]0, "):
-            check_setting("beta", value, allowed)
+        with pytest.raises(ValueError, match=r"^beta=.* must be a number in [\[(]0, "):
+            checks.number("beta", value, allowed)
 
 
 def test_minibatches_of_one_transition_are_refused() -> None:

@@ -26,7 +26,7 @@ from llmqueue_gym.workloads.rows import read_jsonl
 from llmqueue_gym.workloads.sources import paretobandit, table
 
 LLMROUTER = (
-    Path(__file__).resolve().parents[1].parent / "shared" / "data" / "llmrouter" / "queries.jsonl"
+    Path(__file__).resolve().parents[2].parent / "shared" / "data" / "llmrouter" / "queries.jsonl"
 )
 needs_llmrouter = pytest.mark.skipif(
     not LLMROUTER.is_file(), reason="the optional llmrouter table is not there"

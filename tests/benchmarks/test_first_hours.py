@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.run.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 HEAD = 'description = "t"\nseeds = 2\nagents = ["greedy"]\n'
 QUEUE = '[[task]]\nname = "fine"\nenv = "LLMQueue-v0"\nhorizon = 30\ntags = ["queueing"]\n'

@@ -19,7 +19,7 @@ from benchmarks.score.export import ExportedRun, export_run, open_results
 from benchmarks.score.intervals import decay_exponent, fitted_points, growth_exponent
 from benchmarks.score.scoring import load_board
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 T = np.unique(np.rint(np.geomspace(1, 5000, 200)))
 ORIGIN = {
     "command": "llmqueue-bench run s",

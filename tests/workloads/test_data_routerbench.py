@@ -28,7 +28,7 @@ from llmqueue_gym.workloads.sources import inert_pickle
 from llmqueue_gym.workloads.sources.routerbench import prompt_text
 from llmqueue_gym.workloads.stored import read_table, stored_names
 
-FILES = Path(__file__).parent / "data" / "routerbench"
+FILES = Path(__file__).parents[1] / "data" / "routerbench"
 PICKLES = sorted(path.name for path in FILES.glob("*.pkl"))
 COST = "|total_cost"
 
