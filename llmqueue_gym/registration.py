@@ -7,6 +7,9 @@ import gymnasium as gym
 QUEUE_EPISODE_STEPS = 5000
 """Slots of an episode of LLMQueue-v0 where nobody says otherwise."""
 
+SERVE_EPISODE_STEPS = 5000
+"""Slots of an episode of LLMServe-v0 where nobody says otherwise."""
+
 ENVIRONMENTS: dict[str, dict[str, object]] = {
     "LLMQueue-v0": {
         "entry_point": "llmqueue_gym.envs.llm_queue:LLMQueueEnv",

@@ -278,7 +278,7 @@ class LLMQueueEnv(SuiteEnv):
     | reward | "queue_length" | or "departures" |
     | instance_seed | None | fixes the instance |
     | flat_observation | False | observe one float32 vector: the keys in alphabetical order, row by row, ``feedback`` as N + 2 numbers (`llmqueue_gym.envs.flat.FlatLayout`) |
-    | arrivals | "bernoulli" | or "markov-modulated", or a dict with a "process" and options; see below |
+    | arrivals | "bernoulli" | or "markov-modulated", "daily", or a dict with a "process" and options; see below |
 
     ``arrivals`` shapes when queries arrive, never how many: ``arrival_rate`` or ``load`` stays the
     mean. ``{"process": "markov-modulated", "rates": [0.5, 1.5], "sojourns": [500, 500]}`` switches

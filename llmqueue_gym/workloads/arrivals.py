@@ -1,4 +1,4 @@
-"""When queries arrive: Bernoulli, Markov-modulated, or replayed from a trace of requests.
+"""When queries arrive: Bernoulli, Markov-modulated, by the hour, or replayed from a trace.
 
 A process only decides in which slots a query arrives; the mean rate is set apart from it.
 """
@@ -134,6 +134,59 @@ class _MarkovDraws:
         return out
 
 
+class Daily:
+    """A daily cycle: the rate of slot t = 1, 2, ... is lambda (1 + a sin(2 pi t / day)).
+
+    Parameters
+    ----------
+    day : int
+        Slots of a day.
+    swing : float
+        a, in [0, 1]: how much more than the mean arrives at the peak, as a share of it.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+
+    def __init__(self, day: int = 2000, swing: float = 0.5) -> None:
+        self.day = checks.count("arrivals: day", day, 2)
+        self.swing = checks.number("arrivals: swing", swing, "[0, 1]")
+
+    def check(self, rate: float) -> None:
+        """Raise a ValueError if the peak has more than one arrival a slot."""
+        peak = rate * (1.0 + self.swing)
+        if peak > 1.0 + 1e-12:
+            raise UsageError(
+                f"arrivals: at a mean rate of {rate:.4g} the peak has {peak:.4g} arrivals a slot, "
+                "more than 1; lower the rate or load, or `swing`"
+            )
+
+    def stream(self, rate: float, rng: np.random.Generator) -> Draws:
+        """Return the draws of one episode."""
+        self.check(rate)
+        slots = np.arange(1, self.day + 1)
+        rates = rate * (1.0 + self.swing * np.sin(2.0 * np.pi * slots / self.day))
+        return _DailyDraws(rates, rng)
+
+
+@dataclass
+class _DailyDraws:
+    """State of one episode with a daily cycle."""
+
+    rates: Floats  # of every slot of the day
+    rng: np.random.Generator
+    slot: int = 0
+
+    def random(self, *, out: Floats) -> Floats:
+        """Fill ``out`` for the next slots."""
+        rates = self.rates.take(np.arange(self.slot, self.slot + len(out)), mode="wrap")
+        out[:] = np.where(self.rng.random(len(out)) < rates, ARRIVAL, NO_ARRIVAL)
+        self.slot = (self.slot + len(out)) % len(self.rates)
+        return out
+
+
 class Mapped(NamedTuple):
     """A trace on slots: which have an arrival (L,), and the slots each request waited to enter."""
 
@@ -266,9 +319,10 @@ class _CyclicDraws:
 
 # --- from a spec ----------------------------------------------------------------------------------
 
-_PROCESSES: Mapping[str, type[Bernoulli] | type[MarkovModulated] | type[Trace]] = {
+_PROCESSES: Mapping[str, type[Bernoulli | MarkovModulated | Daily | Trace]] = {
     "bernoulli": Bernoulli,
     "markov-modulated": MarkovModulated,
+    "daily": Daily,
     "trace": Trace,
 }
 
@@ -279,8 +333,9 @@ def make_arrivals(spec: str | Mapping[str, Any]) -> ArrivalProcess:
     Parameters
     ----------
     spec : str or mapping
-        ``"bernoulli"``, ``"markov-modulated"``, or a mapping with the name under ``"process"`` and
-        the options beside it, for example ``{"process": "trace", "path": "requests.csv"}``.
+        ``"bernoulli"``, ``"markov-modulated"``, ``"daily"``, or a mapping with the name under
+        ``"process"`` and the options beside it, for example ``{"process": "trace", "path":
+        "requests.csv"}``.
 
     Raises
     ------

@@ -91,7 +91,7 @@ def test_the_share_of_time_in_a_state_is_its_share_of_the_sojourns():
     assert stream._rates.tolist() == [0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "markov-modulated", "trace"])
+@pytest.mark.parametrize("kind", ["bernoulli", "markov-modulated", "daily", "trace"])
 def test_draws_depend_on_seed_and_slot_only_not_on_the_block(kind, trace):
     spec = {"process": kind} | ({"path": str(trace)} if kind == "trace" else {})
     process = make_arrivals(spec)
@@ -100,8 +100,21 @@ def test_draws_depend_on_seed_and_slot_only_not_on_the_block(kind, trace):
     assert not np.array_equal(whole, draw(process, 0.5, 3000, seed=5))
 
 
+def test_a_daily_cycle_has_its_mean_and_its_swing():
+    stream = make_arrivals({"process": "daily", "day": 100, "swing": 0.8}).stream(
+        0.4, np.random.default_rng(2)
+    )
+    days = np.empty((8000, 100))
+    for day in days:
+        stream.random(out=day)
+    rates = (days < 0.4).mean(axis=0)
+    expected = 0.4 * (1.0 + 0.8 * np.sin(2.0 * np.pi * np.arange(1, 101) / 100))
+    errors = (rates - expected) / np.sqrt(np.maximum(expected * (1.0 - expected), 1e-3) / 8000)
+    assert np.abs(errors).max() < 5.0
+
+
 def test_a_stream_is_copied_with_its_state(trace):
-    for process in (MarkovModulated(), Trace(str(trace))):
+    for process in (MarkovModulated(), make_arrivals("daily"), Trace(str(trace))):
         stream = process.stream(0.5, np.random.default_rng(0))
         stream.random(out=np.empty(100))
         twin, first, second = copy.deepcopy(stream), np.empty(500), np.empty(500)
@@ -332,6 +345,7 @@ def test_bernoulli_by_name_is_the_default():
         ("markov", "did you mean 'markov-modulated'"),
         (3, "name of a process"),
         ({"process": "bernoulli", "rates": [1]}, "option of arrivals 'bernoulli'"),
+        ({"process": "daily", "swing": 1.5}, "swing=1.5"),
         ({"process": "markov-modulated", "rate": [1, 2]}, "did you mean 'rates'"),
         ({"process": "markov-modulated", "rates": [1, -2]}, "rates="),
         ({"process": "markov-modulated", "rates": "12"}, "rates="),

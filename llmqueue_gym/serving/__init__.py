@@ -1,0 +1,1 @@
+"""The serving problem: busy replicas, returning users, deployment windows."""

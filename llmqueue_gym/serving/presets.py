@@ -1,0 +1,468 @@
+"""The named settings of LLMServe-v0, JSON-plain, and how an instance is built from settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.registration import SERVE_EPISODE_STEPS
+from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
+from llmqueue_gym.workloads import make_workload
+from llmqueue_gym.workloads.arrivals import make_arrivals
+from llmqueue_gym.workloads.catalog import CatalogStream
+from llmqueue_gym.workloads.pool import printable
+from llmqueue_gym.workloads.rows import find_file, read_rows
+
+CATALOG, GRADED = "catalog", "graded"
+QUANTILES = 4096  # equally likely lengths that stand for a lognormal law
+
+
+Queries = tuple[NDArray[np.float32], Floats]
+"""Contexts (P, d) and utilities (P, N)."""
+
+
+class Gpu(NamedTuple):
+    """Eight GPUs that run Llama-3-70B: W, H at 8192 tokens, chunk, places, USD a GPU-hour.
+
+    Hand-calibrated constants of fleet-sim, vLLM Semantic Router (Apache-2.0).
+    """
+
+    base_seconds: float
+    each_seconds: float
+    chunk: int
+    places: int
+    usd: float
+
+
+GPUS = {
+    "H100": Gpu(0.0040, 0.00032, 1024, 256, 4.02),
+    "A100": Gpu(0.0080, 0.00065, 512, 128, 2.21),
+    "A10G": Gpu(0.0120, 0.00090, 256, 64, 1.01),
+}
+GPUS_EACH, LENGTH_OF_H = 8, 8192.0
+
+DEFAULTS: dict[str, Any] = {
+    "queries": [{"name": "query", "keep": [1.0]}],
+    "llms": ["llm"],
+    "replicas": [{"hosts": "llm", "finish": 0.5}],
+    "tokens": {"law": "geometric", "mean": 1.0},
+    "arrivals": "bernoulli",
+    "arrival_rate": None,
+    "load": None,
+    "return_rate": 1.0,
+    "give_up": 0.0,
+    "impatience": 0.0,
+    "slot_seconds": 1.0,
+    "update_every": 0,
+    "loading": 60,
+    "dispatches": 1,
+    "window": 32,
+    "rewards": {"holding": 1.0},
+}
+"""Every setting of an instance."""
+
+# The conversations of the Azure LLM inference trace 2023: 211.1 tokens generated of 1154.7 given,
+# with the lognormal's sigma that has the coefficient of variation of the former.
+_AZURE = {"law": "lognormal", "mean": 211.1, "sigma": 0.683, "input": 1154.7}
+_FLEET: dict[str, Any] = {
+    "queries": {"source": GRADED, "pool_size": 256, "context_dim": 8},
+    "llms": [
+        {"name": "small", "size": 0.3, "quality": 0.5},
+        {"name": "medium", "size": 1.0, "quality": 0.65},
+        {"name": "large", "size": 2.5, "quality": 0.8},
+    ],
+    "replicas": [
+        {"gpu": "A10G", "hosts": "small", "places": 4},
+        {"gpu": "A100", "hosts": "medium", "places": 8, "count": 2},
+        {"gpu": "H100", "hosts": "large", "places": 8},
+    ],
+    "tokens": _AZURE,
+    "slot_seconds": 0.05,
+    "load": 0.8,
+    "return_rate": 0.05,
+    "dispatches": 2,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny-pair": {
+        "queries": [
+            {"name": "easy", "share": 10 / 13, "keep": [0.9, 0.95]},
+            {"name": "hard", "share": 3 / 13, "keep": [0.1, 0.9]},
+        ],
+        "llms": ["fast", "strong"],
+        "replicas": [{"hosts": "fast", "finish": 0.5}, {"hosts": "strong", "finish": 0.1}],
+        "arrival_rate": 0.26,
+        "dispatches": 2,
+    },
+    "slow-server": {
+        "replicas": [{"hosts": "llm", "base_seconds": 1.0}, {"hosts": "llm", "base_seconds": 5.0}],
+        "slot_seconds": 0.05,
+        "arrival_rate": 0.04,
+        "dispatches": 2,
+    },
+    # One server that may turn to another user in every slot: an answer takes one slot and is kept
+    # with probability mu slot_seconds; who is not done waits again at once.
+    "impatient": {
+        "queries": [
+            {"name": "patient", "keep": [0.05], "impatience": 0.0025},
+            {"name": "impatient", "keep": [0.06], "impatience": 0.05},
+        ],
+        "replicas": [{"hosts": "llm", "finish": 1.0}],
+        "slot_seconds": 0.05,
+        "arrival_rate": 0.07,
+    },
+    "fleet": _FLEET,
+    "autoscale": _FLEET
+    | {
+        "replicas": [
+            {"gpu": "A10G", "hosts": "small", "places": 4},
+            {"gpu": "A10G", "places": 4, "count": 3},
+        ],
+        "arrivals": {"process": "daily", "day": 2000, "swing": 0.8},
+        "load": 0.5,
+        "update_every": 100,
+        "rewards": {"kept": 1.0, "holding": 0.01, "lost": 1.0, "price": 200.0},
+    },
+    "streaming": _FLEET
+    | {
+        "llms": CATALOG,
+        "replicas": [{"gpu": "A100", "places": 8, "count": 4}],
+        "load": 0.6,
+        "update_every": 150,
+        "rewards": {"kept": 1.0, "holding": 0.01, "lost": 1.0},
+    },
+}
+"""Settings that differ from `DEFAULTS`; every one may be overridden."""
+
+
+def settings_of(preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting: the given ones before the preset's, before the defaults.
+
+    ``arrival_rate`` and ``load`` replace each other.
+    """
+    chosen: Mapping[str, Any] = {}
+    if preset is not None:
+        chosen = PRESETS[checks.choice("preset", preset, PRESETS)]
+    for name in given:
+        if name not in DEFAULTS:
+            raise checks.unknown_name("setting", name, DEFAULTS)
+    rate, load = given.get("arrival_rate"), given.get("load")
+    if rate is not None and load is not None:
+        raise UsageError(
+            f"arrival_rate={rate!r} and load={load!r} both set the arrivals; give only one of them"
+        )
+    settings = DEFAULTS | dict(chosen)
+    if rate is not None or load is not None:
+        settings |= {"arrival_rate": None, "load": None}
+    return settings | {name: value for name, value in given.items() if value is not None}
+
+
+class ServingTask:
+    """Validated settings, and the instances that are drawn from them.
+
+    Parameters
+    ----------
+    preset : str, optional
+        One of `PRESETS`.
+    **given
+        Settings of `DEFAULTS`; None leaves one as it is.
+
+    Attributes
+    ----------
+    drawn : bool
+        Whether instances differ: queries come from a workload, not from a list.
+
+    Raises
+    ------
+    UsageError
+        If a setting is wrong or contradicts another.
+    """
+
+    _draw_queries: Callable[[np.random.Generator], Queries]
+
+    def __init__(self, preset: str | None = None, **given: Any) -> None:
+        settings = settings_of(preset, given)
+        self.arrivals = make_arrivals(settings["arrivals"])
+        self._load, rate = _read_rates(settings)
+        slot_seconds = checks.number("slot_seconds", settings["slot_seconds"], "(0, inf)")
+        update_every = checks.count("update_every", settings["update_every"], 0)
+        loading = checks.count("loading", settings["loading"], 0)
+        if 0 < update_every < loading:
+            raise UsageError(
+                f"update_every={update_every} is shorter than loading={loading}: no LLM would be "
+                "ready at the next update point; raise it, or lower loading"
+            )
+        mean, lengths, inputs = _read_tokens(settings["tokens"])
+        llms = _read_llms(settings["llms"])
+        queries = self._read_queries(settings, llms, mean)
+        fleet = _read_replicas(
+            settings["replicas"], llms, slot_seconds, mean, float(inputs.mean()), update_every > 0
+        )
+        self._plain = ServingInstance(
+            *queries,
+            lengths=lengths,
+            inputs=inputs,
+            return_rate=checks.number("return_rate", settings["return_rate"], "(0, 1]"),
+            give_up=checks.number("give_up", settings["give_up"], "[0, 1]"),
+            arrival_rate=rate,
+            llms=llms.names,
+            llm_arrives=llms.arrives,
+            list_price=llms.list_price,
+            list_speed=llms.list_speed,
+            **fleet,
+            slot_seconds=slot_seconds,
+            update_every=update_every,
+            loading=loading,
+            dispatches=checks.count("dispatches", settings["dispatches"]),
+            window=checks.count("window", settings["window"]),
+            rewards=_read_rewards(settings["rewards"]),
+        )
+        if not self.drawn:
+            self._plain = self._loaded(self._plain)
+
+    def draw(self, rng: np.random.Generator) -> ServingInstance:
+        """Return an instance; always the same one where queries are listed."""
+        if not self.drawn:
+            return self._plain
+        contexts, utilities = self._draw_queries(rng)
+        success = 1.0 / (1.0 + np.exp(-utilities))
+        instance = replace(self._plain, contexts=contexts, success=success)
+        return self._loaded(instance)
+
+    def _loaded(self, instance: ServingInstance) -> ServingInstance:
+        """Set the arrival rate for which the load is the one that was asked for."""
+        if self._load is not None:
+            rate = self._load / replace(instance, arrival_rate=1.0).load
+            instance = replace(instance, arrival_rate=rate)
+            if rate > 1.0:
+                raise UsageError(
+                    f"load={self._load:g} takes {rate:.3g} arrivals a slot, and at most one query "
+                    "arrives in one; lower slot_seconds"
+                )
+        self.arrivals.check(instance.arrival_rate)
+        return instance
+
+    def _read_queries(
+        self, settings: Mapping[str, Any], llms: Llms, mean: float
+    ) -> tuple[NDArray[np.float32], Floats, Floats, Floats, Floats]:
+        """Return contexts, shares, success, mean tokens and impatience of every query."""
+        given, num_llms = settings["queries"], len(llms.names)
+        impatience = checks.number("impatience", settings["impatience"], "[0, 1]")
+        self.drawn = isinstance(given, str | Mapping)
+        if not self.drawn:
+            rows = _entries("queries", given, ("name", "share", "keep", "tokens", "impatience"))
+            keep = np.array([_chances(row.get("keep"), num_llms) for row in rows])
+            share = _column("queries", rows, "share", 1.0, "(0, inf)")
+            tokens = _column("queries", rows, "tokens", mean, "(0, inf)")
+            theta = _column("queries", rows, "impatience", impatience, "[0, 1]")
+            one_each = np.eye(len(rows), dtype=np.float32)
+            return one_each, share / share.sum(), keep, tokens, theta
+        if isinstance(given, Mapping) and given.get("source") == GRADED:
+            (row,) = _entries("queries", [given], ("source", "pool_size", "context_dim"))
+            size = checks.count("queries: pool_size", row.get("pool_size", 256))
+            dim = checks.count("queries: context_dim", row.get("context_dim", 8), 2)
+            self._draw_queries = partial(_draw_graded, size, dim, llms.quality)
+        else:
+            workload = make_workload(given, num_llms=num_llms, context_dim=None, assortment_size=1)
+            self._draw_queries = lambda rng: workload.draw(rng)[:2]
+        contexts, utilities = self._draw_queries(np.random.default_rng(0))
+        count = len(contexts)
+        share, tokens = np.full(count, 1.0 / count), np.full(count, mean)
+        return contexts, share, utilities, tokens, np.full(count, impatience)
+
+
+class Llms(NamedTuple):
+    """The LLMs of a task; arrays of shape (N,)."""
+
+    names: tuple[str, ...]
+    size: Floats  # iterations last as many times as long as those of Llama-3-70B
+    arrives: NDArray[np.int64]
+    list_price: Floats
+    list_speed: Floats
+    quality: Floats  # P(a typical answer is kept)
+
+
+def _read_llms(given: Any) -> Llms:
+    if given == CATALOG:
+        stream = CatalogStream()
+        catalog, price = stream.catalog, stream.catalog.prices[:, 1]
+        released = [stream.query_of(str(day), SERVE_EPISODE_STEPS) for day in catalog.released]
+        # No sizes are published: the price stands in for them (R), Llama-3.1-70B's is the unit.
+        size = np.sqrt(price / price[catalog.llms.index("llama-3.1-70b-instruct")])
+        arrives = np.maximum(np.array(released, dtype=np.int64), 0)
+        unknown = np.zeros(len(price))
+        return Llms(catalog.llms, size.clip(0.2, 4.0), arrives, price, unknown, catalog.quality)
+    if isinstance(given, list | tuple):
+        given = [{"name": llm} if isinstance(llm, str) else llm for llm in given]
+    rows = _entries(
+        "llms", given, ("name", "size", "arrives", "list_price", "list_speed", "quality")
+    )
+    names = tuple(printable(str(row.get("name", f"llm-{m}"))) for m, row in enumerate(rows))
+    if len(set(names)) < len(names):
+        raise UsageError(f"llms={given!r} has a name twice; names must differ")
+    first = [checks.count("llms: arrives", row.get("arrives", 0), 0) for row in rows]
+    return Llms(
+        names,
+        _column("llms", rows, "size", 1.0, "(0, inf)"),
+        np.array(first, dtype=np.int64),
+        _column("llms", rows, "list_price", 0.0, "[0, inf)"),
+        _column("llms", rows, "list_speed", 0.0, "[0, inf)"),
+        _column("llms", rows, "quality", 0.5, "(0, 1)"),
+    )
+
+
+def _draw_graded(size: int, dim: int, quality: Floats, rng: np.random.Generator) -> Queries:
+    """Draw queries that LLMs answer as well as their quality says, on some better than on others.
+
+    u_m(x) = logit(quality_m) + v . theta_m with x = (v, 1), E |v|^2 = 1, theta_m ~ N(0, I): a
+    linear model of the context can learn it (R).
+    """
+    contexts = rng.standard_normal((size, dim), dtype=np.float32)
+    contexts[:, :-1] /= np.sqrt(np.float32(dim - 1))
+    contexts[:, -1] = 1.0
+    theta = rng.standard_normal((len(quality), dim))
+    theta[:, -1] = np.log(quality / (1.0 - quality))
+    return contexts, np.asarray(contexts @ theta.T)
+
+
+def _read_replicas(
+    given: Any, llms: Llms, slot_seconds: float, mean: float, prompt: float, changes: bool
+) -> dict[str, Any]:
+    """Return the arrays of `ServingInstance` that describe the replicas."""
+    speeds = ("gpu", "finish", "base_seconds")
+    known = ("count", "hosts", "places", "price", *speeds, "each_seconds")
+    found: list[tuple[Any, ...]] = []
+    for row in _entries("replicas", given, known):
+        if sum(key in row for key in speeds) != 1:
+            raise UsageError(f"replicas: {row!r} must have exactly one of {', '.join(speeds)}")
+        usd, places, chunk = 0.0, 1, 0
+        if "gpu" in row:
+            gpu = GPUS[checks.choice("replicas: gpu", row["gpu"], GPUS)]
+            usd, places, chunk = GPUS_EACH * gpu.usd, gpu.places, gpu.chunk
+            base, each = gpu.base_seconds, gpu.each_seconds * (mean + prompt) / LENGTH_OF_H
+        elif "finish" in row:
+            chance = checks.number("replicas: finish", row["finish"], "(0, 1]")
+            base = slot_seconds / (-mean * math.log1p(-chance)) if chance < 1.0 else 0.0
+            each = 0.0
+        else:
+            base = checks.number("replicas: base_seconds", row["base_seconds"], "[0, inf)")
+            each = checks.number("replicas: each_seconds", row.get("each_seconds", 0), "[0, inf)")
+        host = -1
+        if row.get("hosts") is not None:
+            host = llms.names.index(checks.choice("replicas: hosts", row["hosts"], llms.names))
+            if llms.arrives[host]:
+                raise UsageError(
+                    f"replicas: hosts={row['hosts']!r} arrives at slot {llms.arrives[host]} only; "
+                    "leave the replica empty until then"
+                )
+        elif not changes:
+            raise UsageError(
+                f"replicas: {row!r} hosts nothing, and with update_every=0 nothing is ever "
+                "loaded; name an LLM under 'hosts', or set update_every"
+            )
+        places = checks.count("replicas: places", row.get("places", places))
+        usd = checks.number("replicas: price", row.get("price", usd), "[0, inf)")
+        values = (places, host, base * llms.size, each * llms.size, chunk, usd)
+        found += [values] * checks.count("replicas: count", row.get("count", 1))
+    columns: list[Any] = [np.array(column) for column in zip(*found, strict=True)]
+    columns[4], columns[5] = columns[4].astype(np.float64), columns[5] * slot_seconds / 3600.0
+    names = ("places", "hosts", "base_seconds", "each_seconds", "chunk", "price")
+    return dict(zip(names, columns, strict=True))
+
+
+def _read_rates(settings: Mapping[str, Any]) -> tuple[float | None, float]:
+    """Return the load, if it is given, and the arrival rate."""
+    rate, load = settings["arrival_rate"], settings["load"]
+    if load is not None:
+        if checks.number("load", load, "[0, inf)") >= 1.0:
+            raise UsageError(
+                f"load={load!r} must be below 1, else no policy is stable; to overload the fleet "
+                "on purpose set arrival_rate, which is not limited by capacity"
+            )
+        return float(load), 1.0
+    if rate is None:
+        raise UsageError("arrival_rate and load are both missing; give one of them")
+    return None, checks.number("arrival_rate", rate, "[0, 1]", " (queries a slot, at most one)")
+
+
+def _read_tokens(given: Any) -> tuple[float, Floats, Floats]:
+    """Return the mean length, equally likely lengths in units of it, and prompts."""
+    known = ("law", "mean", "sigma", "input", "path", "length", "prompt")
+    (row,) = _entries("tokens", [given], known)
+    law = checks.choice("tokens: law", row.get("law"), ("geometric", "lognormal", "trace"))
+    if law == "trace":
+        places = read_rows(find_file(row.get("path")))
+        names = [row.get("length", "GeneratedTokens"), row.get("prompt", "ContextTokens")]
+        cells = [[_tokens(place, cells, name) for name in names] for place, cells in places]
+        if not cells:
+            raise UsageError(f"tokens: path={row['path']!r} has no rows")
+        table = np.array(sorted(cells))
+        mean = float(table[:, 0].mean())
+        return mean, table[:, 0] / mean, np.ascontiguousarray(table[:, 1])
+    mean = checks.number("tokens: mean", row.get("mean"), "(0, inf)")
+    prompt = checks.number("tokens: input", row.get("input", 0.0), "[0, inf)")
+    if law == "geometric":
+        return mean, np.zeros(0), np.array([prompt])
+    from scipy.special import ndtri
+
+    sigma = checks.number("tokens: sigma", row.get("sigma"), "(0, inf)")
+    lengths = np.exp(sigma * ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES))
+    return mean, lengths / lengths.mean(), np.full(QUANTILES, prompt)
+
+
+def _tokens(place: str, cells: Mapping[str, Any], name: str) -> float:
+    try:
+        value = float(cells[name])
+    except (KeyError, TypeError, ValueError):
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise UsageError(f"{place}: {name}={cells.get(name)!r} must be a number above 0")
+    return value
+
+
+def _read_rewards(given: Any) -> Rewards:
+    (row,) = _entries("rewards", [given], Rewards._fields)
+    rewards = Rewards(
+        **{key: checks.number(f"rewards: {key}", row[key], "[0, inf)") for key in row}
+    )
+    if (rewards.late > 0.0) != (rewards.sla < NEVER):
+        raise UsageError(
+            f"rewards={given!r}: 'late' and 'sla' (slots) belong together; give both or neither"
+        )
+    return rewards
+
+
+def _entries(what: str, given: Any, known: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Check that a setting is a list of mappings whose keys are known."""
+    if not isinstance(given, list | tuple) or not given:
+        raise UsageError(f"{what}={given!r} must be a list of mappings, at least one")
+    for row in given:
+        if not isinstance(row, Mapping):
+            raise UsageError(f"{what}: {row!r} must be a mapping with keys {', '.join(known)}")
+        for key in row:
+            checks.choice(f"{what}: key", key, known)
+    return list(given)
+
+
+def _column(
+    what: str, rows: Sequence[Mapping[str, Any]], key: str, default: float, allowed: str
+) -> Floats:
+    return np.array(
+        [checks.number(f"{what}: {key}", row.get(key, default), allowed) for row in rows]
+    )
+
+
+def _chances(given: Any, num_llms: int) -> list[float]:
+    if not isinstance(given, list | tuple) or len(given) != num_llms:
+        raise UsageError(
+            f"queries: keep={given!r} must be a list of a probability for each of {num_llms} LLMs"
+        )
+    return [checks.number("queries: keep", chance, "[0, 1]") for chance in given]
