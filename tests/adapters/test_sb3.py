@@ -302,18 +302,6 @@ def test_sb3s_video_recorder_gets_the_pictures_that_sb3s_own_lanes_give(
     assert make_vec_env(env_id, 2, **kwargs).get_images() == [None, None]
 
 
-def test_the_speed_bench_compares_the_two_and_writes_its_table() -> None:
-    from benchmarks.measure import sb3_speed
-
-    found = sb3_speed.compare(rounds=1, steps=1024)
-    assert len(found) == 3
-    for row in found.values():
-        assert row["ratio"] == pytest.approx(row["native"] / row["DummyVecEnv"])
-    page = sb3_speed.markdown(found, "the command")
-    assert page.count("| PPO, ") == 2
-    assert "`the command`" in page
-
-
 # --- discrete actions -----------------------------------------------------------------------------
 
 

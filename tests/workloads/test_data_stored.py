@@ -383,9 +383,9 @@ def test_a_download_imports_only_what_was_asked_for(
 
 
 def test_a_folder_gives_its_official_files_before_others(tmp_path: Path) -> None:
-    from benchmarks.measure.import_memory import write_long_csv
-
-    write_long_csv(tmp_path / "train.csv", 300)
+    (tmp_path / "train.csv").write_text(
+        "prompt_id,model_id,prompt,label,model_name,category\n7,0,two?,1,maker/a,sums\n"
+    )
     (tmp_path / "model_order.csv").write_text("model_id,model_name\n1,a\n")
     header = import_dataset("embedllm", tmp_path)
     assert [file["name"] for file in header.files] == ["train.csv"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.measure.import_memory import LLMS, measure, write_long_csv
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
@@ -232,6 +233,17 @@ def write_rows(path: Path, rows: Sequence[Sequence[Any]], header: Sequence[str] 
     return path
 
 
+def many_rows(questions: int) -> list[Row]:
+    """Every question to 112 LLMs; every 50th question twice."""
+    return [
+        (question, llm, f"Question {question}, with a comma: ".ljust(60, "x"), *label)
+        for question in range(questions)
+        for _ in range(2 if question % 50 == 0 else 1)
+        for llm in range(112)
+        for label in [((question * llm) % 3 // 2, f"maker/model-{llm}", "mmlu")]
+    ]
+
+
 def long_rows() -> list[Row]:
     """Two questions, two LLMs; one pair twice with different labels, one pair missing."""
     return [
@@ -274,11 +286,10 @@ def test_a_text_that_changes_is_counted_and_the_first_kept(tmp_path: Path) -> No
 
 
 def test_an_environment_of_embedllm_has_no_costs_to_weigh(tmp_path: Path) -> None:
-    write_long_csv(tmp_path / "train.csv", 120 * LLMS)
-    import_dataset("embedllm", tmp_path / "train.csv")
-    sizes = {"num_llms": LLMS, "context_dim": 8, "assortment_size": 2}
+    import_dataset("embedllm", write_rows(tmp_path / "train.csv", many_rows(120)))
+    sizes = {"num_llms": 112, "context_dim": 8, "assortment_size": 2}
     workload = make_workload("embedllm", **sizes)  # type: ignore[arg-type]
-    assert len(workload.llms) == LLMS
+    assert len(workload.llms) == 112
     with pytest.raises(ValueError, match="cost_weight=1 needs costs"):
         make_workload({"source": "embedllm", "cost_weight": 1}, **sizes)  # type: ignore[arg-type]
 
@@ -377,12 +388,32 @@ def test_any_bytes_after_a_header_are_read_or_refused_with_the_files_name(
     assert "train.csv" in message
 
 
-def test_memory_does_not_grow_with_the_rows() -> None:
-    """Ten million rows stay under 1 GB: measured outright if asked to, else by the slope."""
-    if os.environ.get("LLMQUEUE_GYM_SLOW"):
-        assert measure(10_000_000, 60)["peak_mb"] < 1000
-        return
-    few, many = measure(100_000, 60), measure(600_000, 60)
-    slope = (many["peak_mb"] - few["peak_mb"]) / 0.5  # MB per million rows
-    assert few["peak_mb"] + 9.9 * slope < 1000
-    assert many["questions"] > 5000
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from llmqueue_gym.workloads.datasets import import_dataset
+facts = import_dataset("embedllm", sys.argv[1]).facts
+if sys.platform == "linux":  # getrusage counts what the parent held when it started this process
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([facts.rows, peak / 1e6]))
+"""
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Ten million rows of questions to 112 LLMs stay under 1 GB, by the slope."""
+
+    def imported(questions: int) -> tuple[int, float]:
+        path = write_rows(tmp_path / f"{questions}.csv", many_rows(questions))
+        env = os.environ | {CACHE_VARIABLE: str(tmp_path / f"cache{questions}")}
+        command = [sys.executable, "-c", PEAK, str(path)]
+        done = subprocess.run(command, env=env, check=True, capture_output=True)
+        rows, megabytes = json.loads(done.stdout)
+        return rows, megabytes
+
+    (few, small), (many, large) = imported(900), imported(4500)
+    assert (few, many) == (900, 4500)
+    slope = (large - small) / ((4500 - 900) * 112 * 1.02)  # MB a row of the csv
+    assert small + 10e6 * slope < 1000

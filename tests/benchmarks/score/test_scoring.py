@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.measure.report_speed import statistics_seconds
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite
 from benchmarks.problems.queueing.board import KIND as QUEUEING
@@ -625,12 +624,6 @@ def test_an_overall_row_of_a_trained_agent_says_what_its_trainings_cost():
     assert rows["online", "plain"].train_steps is None
     page = board_markdown(board)
     assert re.search(r"\| a \| .* \| 10/10 \| 4,000 \| 6 min 40 s \|", page)
-
-
-def test_the_bench_of_the_statistics_times_every_step():
-    found = statistics_seconds(tasks=3, agents=4, seeds=2)
-    assert len(found) == 6
-    assert min(found.values()) > 0
 
 
 def test_a_row_says_where_its_cells_come_from():
