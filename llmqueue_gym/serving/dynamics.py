@@ -1,0 +1,827 @@
+"""Busy replicas and returning users: one slot of B independent copies, in the order of the model.
+
+`run_slot` is the slot; `ServingDynamics` draws and keeps the arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.compiled import compiled
+from llmqueue_gym.core.streams import Draws, UniformStreams
+from llmqueue_gym.serving.instance import NEVER, Floats, Ints, ServingInstance, Singles
+
+Arrays = tuple[Any, ...]
+Stamps = NDArray[np.int32]
+Masks = NDArray[np.int8]
+
+MAX_SLOTS = 2**24
+"""Slots an episode may last: float32 holds counts of slots exactly up to here."""
+WHEEL = 64  # timers are sorted by their slot modulo this
+
+CLOCK, QUEUED, THINKING = range(3)
+"""Counts of a lane: slots completed since the reset, t, queries that wait, users who think."""
+
+ROW, RETRIALS, ARRIVED, JOINED, PLACE, BEFORE, AFTER, DUE, EARLIER, LATER = range(10)
+"""Fields of a query in the system: its row in the table of queries, how often its user has retried,
+the slots in which it arrived and last joined the tail, where it is, its neighbours in the queue,
+the slot in which its timer goes off, and its neighbours on that timer."""
+FIELDS = 10
+
+WAITS, IS_SERVED, IS_AWAY = range(3)
+"""Where a query is. The timer of a user who waits is patience, of one who is away the return."""
+
+HEAD, TAIL, FREE, UNUSED = range(4)
+"""The ends of the queue, the first record to use again (linked by AFTER), the first never used."""
+
+PHASE, LLM, GOAL, LEFT, ACTIVE = range(5)
+"""Fields of a replica: its phase, the LLM it hosts or loads and the one it is to host (-1: none),
+the slots left to load, and the queries it serves."""
+EMPTY, LOADING, SERVING, DRAINING = range(4)
+PHASES = ("empty", "loading", "serving", "draining")
+
+DONE, NEEDED = range(2)
+"""Iterations a query that is served has been given, and needs."""
+
+ARRIVALS, DISPATCHED, KEPT, NOT_KEPT, ABANDONED, GAVE_UP, LATE, ILLEGAL, SOJOURN = range(9)
+"""What is counted: queries that arrived and were dispatched, answers kept and not kept, users who
+lost patience and who gave up after an answer, first answers after the SLA, choices that were not
+legal, and the slots in the system of all who left."""
+COUNTED = 9
+
+TOKENS, OUTCOME, PATIENCE, RETURN = range(4)
+"""The four draws of a query's attempt."""
+
+
+class State(NamedTuple):
+    """Who is where in every lane."""
+
+    key: Ints  # (B, 2) of the draws
+    counts: Ints  # (B, 3)
+    queries: Stamps  # (B, Q, FIELDS)
+    ends: Stamps  # (B, 4)
+    timers: Stamps  # (B, WHEEL) first query whose timer is on this spoke, -1: none
+    window: Stamps  # (B, W) the first of the queue, -1: none
+    replicas: Stamps  # (B, R, 5)
+    served: Stamps  # (B, R, C) queries that a replica serves; who came first is first
+    progress: Floats  # (B, R, C, 2)
+    totals: Ints  # (B, COUNTED) since the reset
+    answered: Ints  # (B, 2, N) answers of the last slot by LLM, not kept and kept
+
+
+class Truth(NamedTuple):
+    """A `ServingInstance` as the kernels read it; contexts, success and rate may differ by lane."""
+
+    contexts: Singles  # (rows, d)
+    success: Floats  # (rows, N)
+    first_row: Ints  # (B,)
+    arrival_rate: Floats  # (B,)
+    queries: Floats  # (P, 3) cumulative share, mean tokens, impatience
+    lengths: Floats  # (n, 2) length in units of the mean (0: geometric), prompt
+    llms: Floats  # (N, 3) arrival, list price, list speed
+    replicas: Floats  # (R, 3) places, chunk, price
+    seconds: Floats  # (2, R, N) W and H
+    times: Ints  # update_every, loading, dispatches, day
+    rules: Floats  # return_rate, give_up, slot_seconds
+    weights: Floats  # `Rewards`
+
+
+class SlotOutcome(NamedTuple):
+    """What came of one slot in every lane."""
+
+    counts: Ints  # (B, COUNTED)
+    reward: Floats  # (B,)
+    answers: Ints  # (B, R C, 3): slot of arrival, LLM, kept; -1 beyond the last
+
+
+# --- the slot -------------------------------------------------------------------------------------
+
+
+@compiled
+def run_slot(
+    state: Arrays,
+    truth: Arrays,
+    actions: Ints,
+    draws: Floats,
+    position: int,
+    outcome: Arrays,
+    seen: Arrays,
+) -> tuple[int, int]:
+    """Run one slot in every lane, and show its end.
+
+    Parameters
+    ----------
+    state, truth : tuple
+        A `State`, changed in place, and a `Truth`.
+    actions : ndarray of int64, shape (B, 2 A + R)
+        Window slot and replica of every dispatch, then the target of every replica.
+    draws : ndarray, shape (n, 1, B)
+        Uniform draws of several slots: a query arrives where it is below the rate.
+    position : int
+        Which of them is this one.
+    outcome, seen : tuple
+        A `SlotOutcome` and what `show` takes; filled.
+
+    Returns
+    -------
+    most, latest : int
+        The most records in use and the largest number of slots completed.
+    """
+    counts, ends, totals, answered = state[1], state[3], state[9], state[10]
+    counted, reward, answers = outcome
+    counts[:, CLOCK] += 1
+    counted[:], answered[:], answers[:] = totals, 0, -1
+    # 1. Replicas are given targets, and queries are dispatched.
+    act(state, truth, actions)
+    # 2. Queries that are served get on. Users keep an answer, give up, or think and come back.
+    work(state, truth, answers)
+    return_users(state, truth)
+    # 3. Waiting users whose patience is over leave.
+    lose_patience(state)
+    # 4. Queries arrive.
+    arrive(state, truth, draws[position, 0])
+    # 5. The state is read, the reward paid.
+    counted[:] = totals - counted
+    pay(state, truth, counted, reward)
+    show(state, truth, counted, seen)
+    return ends[:, UNUSED].max(), counts[:, CLOCK].max()
+
+
+@compiled
+def act(state: Arrays, truth: Arrays, actions: Ints) -> None:
+    """1. At an update point every replica gets a target; then queries are dispatched."""
+    counts, totals, times = state[1], state[9], truth[9]
+    update_every, dispatches, num_replicas = times[0], times[2], state[6].shape[1]
+    for lane in range(counts.shape[0]):
+        if update_every > 0 and (counts[lane, CLOCK] - 1) % update_every == 0:
+            for r in range(num_replicas):
+                set_target(state, truth, lane, r, actions[lane, 2 * dispatches + r])
+        for i in range(dispatches):
+            slot, r = actions[lane, 2 * i], actions[lane, 2 * i + 1]
+            if slot < state[5].shape[1]:  # else the policy holds back
+                done = dispatch(state, truth, lane, slot, r)
+                totals[lane, DISPATCHED if done else ILLEGAL] += 1
+
+
+@compiled
+def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool:
+    """Let a replica serve a query of the window; return whether that was possible."""
+    key, _, queries, _, _, window, replicas, served, progress, _, _ = state
+    _, _, _, _, table, lengths, _, fleet, _, _, _, _ = truth
+    query, place = window[lane, slot], replicas[lane, r, ACTIVE]
+    room = replicas[lane, r, PHASE] == SERVING and place < fleet[r, 0]
+    if query < 0 or queries[lane, query, PLACE] != WAITS or not room:
+        return False
+    leave_queue(state, lane, query)
+    unset_timer(state, lane, query)
+    record = queries[lane, query]
+    record[PLACE] = IS_SERVED
+    draw = uniform(key, lane, record[ARRIVED], record[RETRIALS], TOKENS)
+    at, mean = int(draw * lengths.shape[0]), table[record[ROW], 1]
+    needed = mean * lengths[at, 0] if lengths[at, 0] > 0.0 else -mean * math.log1p(-draw)
+    if fleet[r, 1] > 0.0:
+        needed += math.ceil(lengths[at, 1] / fleet[r, 1])
+    served[lane, r, place] = query
+    progress[lane, r, place, DONE], progress[lane, r, place, NEEDED] = 0.0, needed
+    replicas[lane, r, ACTIVE] += 1
+    return True
+
+
+@compiled
+def set_target(state: Arrays, truth: Arrays, lane: int, r: int, target: int) -> None:
+    """Let a replica host another LLM: at once if it is idle, else when its last query has left."""
+    replica, totals, llms = state[6][lane, r], state[9], truth[6]
+    if target == llms.shape[0]:
+        target = -1
+    elif llms[target, 0] >= state[1][lane, CLOCK] and target != replica[GOAL]:
+        totals[lane, ILLEGAL] += 1
+        return
+    replica[GOAL] = target
+    if replica[PHASE] == SERVING or replica[PHASE] == DRAINING:
+        replica[PHASE] = SERVING if target == replica[LLM] else DRAINING
+    if target != replica[LLM] and replica[ACTIVE] == 0:
+        switch(replica, truth[9][1])
+
+
+@compiled
+def switch(replica: Stamps, loading: int) -> None:
+    """Empty a replica that serves nobody, and begin to load the LLM it is to host."""
+    replica[LLM], replica[LEFT] = replica[GOAL], 0
+    if replica[GOAL] < 0:
+        replica[PHASE] = EMPTY
+    elif loading == 0:
+        replica[PHASE] = SERVING
+    else:
+        replica[PHASE], replica[LEFT] = LOADING, loading
+
+
+@compiled
+def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
+    """2. Every query that is served is given its iterations; one that has enough is answered."""
+    _, _, queries, _, _, _, replicas, served, progress, _, _ = state
+    seconds, loading, slot_seconds = truth[8], truth[9][1], truth[10][2]
+    for lane in range(replicas.shape[0]):
+        count = 0
+        for r in range(replicas.shape[1]):
+            replica, stay = replicas[lane, r], 0
+            if replica[PHASE] == LOADING:
+                replica[LEFT] -= 1
+                if replica[LEFT] == 0:
+                    replica[PHASE] = SERVING
+                continue
+            llm, active = replica[LLM], replica[ACTIVE]
+            if active == 0:
+                continue
+            lasts = seconds[0, r, llm] + seconds[1, r, llm] * active
+            given = slot_seconds / lasts if lasts > 0.0 else math.inf
+            for place in range(active):
+                query, needed = served[lane, r, place], progress[lane, r, place, NEEDED]
+                done = progress[lane, r, place, DONE] + given
+                if done < needed * (1.0 - 1e-12):  # a sum is rounded
+                    served[lane, r, stay] = query
+                    progress[lane, r, stay, DONE], progress[lane, r, stay, NEEDED] = done, needed
+                    stay += 1
+                    continue
+                answers[lane, count, 0] = queries[lane, query, ARRIVED]
+                answers[lane, count, 1] = llm
+                answers[lane, count, 2] = answer(state, truth, lane, query, llm)
+                count += 1
+            replica[ACTIVE] = stay
+            if replica[PHASE] == DRAINING and stay == 0:
+                switch(replica, loading)
+
+
+@compiled
+def answer(state: Arrays, truth: Arrays, lane: int, query: int, llm: int) -> int:
+    """Let a user keep an answer (1) or not (0), and then give up, or think and come back."""
+    key, counts, queries, _, _, _, _, _, _, totals, answered = state
+    success, first_row, rules, sla = truth[1], truth[2], truth[10], truth[11][5]
+    record, now = queries[lane, query], counts[lane, CLOCK]
+    arrived, attempt = record[ARRIVED], record[RETRIALS]
+    if attempt == 0 and now - arrived > sla:
+        totals[lane, LATE] += 1
+    draw = uniform(key, lane, arrived, attempt, OUTCOME)
+    if draw < success[first_row[lane] + record[ROW], llm]:
+        answered[lane, 1, llm] += 1
+        totals[lane, KEPT] += 1
+        leave(state, lane, query)
+        return 1
+    answered[lane, 0, llm] += 1
+    totals[lane, NOT_KEPT] += 1
+    draw = uniform(key, lane, arrived, attempt, RETURN)
+    if draw < rules[1]:
+        totals[lane, GAVE_UP] += 1
+        leave(state, lane, query)
+        return 0
+    record[RETRIALS] += 1
+    thinks = geometric((draw - rules[1]) / (1.0 - rules[1]), rules[0])
+    if thinks == 1:
+        join(state, truth, lane, query)
+    else:
+        record[PLACE] = IS_AWAY
+        counts[lane, THINKING] += 1
+        set_timer(state, lane, query, now + thinks - 1)
+    return 0
+
+
+@compiled
+def return_users(state: Arrays, truth: Arrays) -> None:
+    """Let the users who have thought long enough join the tail again."""
+    counts, queries, timers = state[1], state[2], state[4]
+    for lane in range(counts.shape[0]):
+        now = counts[lane, CLOCK]
+        query = timers[lane, now % WHEEL]
+        while query >= 0:
+            following = queries[lane, query, LATER]
+            if queries[lane, query, DUE] == now and queries[lane, query, PLACE] == IS_AWAY:
+                unset_timer(state, lane, query)
+                counts[lane, THINKING] -= 1
+                join(state, truth, lane, query)
+            query = following
+
+
+@compiled
+def lose_patience(state: Arrays) -> None:
+    """3. A waiting user whose patience is over leaves for good."""
+    counts, queries, timers, totals = state[1], state[2], state[4], state[9]
+    for lane in range(counts.shape[0]):
+        now = counts[lane, CLOCK]
+        query = timers[lane, now % WHEEL]
+        while query >= 0:
+            following = queries[lane, query, LATER]
+            if queries[lane, query, DUE] == now and queries[lane, query, PLACE] == WAITS:
+                unset_timer(state, lane, query)
+                leave_queue(state, lane, query)
+                totals[lane, ABANDONED] += 1
+                leave(state, lane, query)
+            query = following
+
+
+@compiled
+def arrive(state: Arrays, truth: Arrays, draws: Floats) -> None:
+    """4. A query arrives; its number is the slot, in which no other one arrives."""
+    key, counts, queries, ends, totals = state[0], state[1], state[2], state[3], state[9]
+    arrival_rate, table = truth[3], truth[4]
+    for lane in range(counts.shape[0]):
+        if draws[lane] >= arrival_rate[lane]:
+            continue
+        query = ends[lane, FREE]
+        if query < 0:
+            query = ends[lane, UNUSED]
+            ends[lane, UNUSED] += 1
+        else:
+            ends[lane, FREE] = queries[lane, query, AFTER]
+        draw = uniform(key, lane, counts[lane, CLOCK], -1, 0)
+        row = min(np.searchsorted(table[:, 0], draw, side="right"), table.shape[0] - 1)
+        queries[lane, query, ROW], queries[lane, query, RETRIALS] = row, 0
+        queries[lane, query, ARRIVED] = counts[lane, CLOCK]
+        totals[lane, ARRIVALS] += 1
+        join(state, truth, lane, query)
+
+
+@compiled
+def pay(state: Arrays, truth: Arrays, counted: Ints, reward: Floats) -> None:
+    """5. What the slot is worth."""
+    counts, replicas, fleet, weights = state[1], state[6], truth[7], truth[11]
+    for lane in range(counts.shape[0]):
+        here, price = counts[lane, QUEUED], 0.0
+        for r in range(replicas.shape[1]):
+            here += replicas[lane, r, ACTIVE]
+            if replicas[lane, r, PHASE] != EMPTY:
+                price += fleet[r, 2]
+        lost = counted[lane, ABANDONED] + counted[lane, GAVE_UP]
+        gain = weights[0] * counted[lane, KEPT] - weights[1] * here - weights[2] * lost
+        reward[lane] = gain - weights[3] * counted[lane, LATE] - weights[4] * price
+
+
+# --- the queue, the timers and the draws ----------------------------------------------------------
+
+
+@compiled
+def join(state: Arrays, truth: Arrays, lane: int, query: int) -> None:
+    """Let a query join the tail; its user's patience begins."""
+    key, counts, queries, ends = state[0], state[1], state[2], state[3]
+    record, tail, now = queries[lane, query], ends[lane, TAIL], counts[lane, CLOCK]
+    record[PLACE], record[JOINED], record[BEFORE], record[AFTER] = WAITS, now, tail, -1
+    if tail < 0:
+        ends[lane, HEAD] = query
+    else:
+        queries[lane, tail, AFTER] = query
+    ends[lane, TAIL] = query
+    counts[lane, QUEUED] += 1
+    record[DUE] = NEVER
+    impatience = truth[4][record[ROW], 2]
+    if impatience > 0.0:
+        draw = uniform(key, lane, record[ARRIVED], record[RETRIALS], PATIENCE)
+        set_timer(state, lane, query, now + geometric(draw, impatience))
+
+
+@compiled
+def leave_queue(state: Arrays, lane: int, query: int) -> None:
+    """Take a query out of the queue, wherever it stands."""
+    counts, queries, ends = state[1], state[2], state[3]
+    before, after = queries[lane, query, BEFORE], queries[lane, query, AFTER]
+    if before < 0:
+        ends[lane, HEAD] = after
+    else:
+        queries[lane, before, AFTER] = after
+    if after < 0:
+        ends[lane, TAIL] = before
+    else:
+        queries[lane, after, BEFORE] = before
+    counts[lane, QUEUED] -= 1
+
+
+@compiled
+def leave(state: Arrays, lane: int, query: int) -> None:
+    """Let a query leave the system for good: its record is free."""
+    counts, queries, ends, totals = state[1], state[2], state[3], state[9]
+    totals[lane, SOJOURN] += counts[lane, CLOCK] - queries[lane, query, ARRIVED]
+    queries[lane, query, AFTER] = ends[lane, FREE]
+    ends[lane, FREE] = query
+
+
+@compiled
+def set_timer(state: Arrays, lane: int, query: int, due: int) -> None:
+    """Put a query on the spoke of the wheel that holds the slot in which it is due."""
+    queries, timers = state[2], state[4]
+    queries[lane, query, DUE] = min(due, NEVER)
+    if due >= NEVER:
+        return
+    first = timers[lane, due % WHEEL]
+    queries[lane, query, EARLIER], queries[lane, query, LATER] = -1, first
+    if first >= 0:
+        queries[lane, first, EARLIER] = query
+    timers[lane, due % WHEEL] = query
+
+
+@compiled
+def unset_timer(state: Arrays, lane: int, query: int) -> None:
+    """Take a query off the wheel, if it is on it."""
+    queries, timers = state[2], state[4]
+    due, earlier = queries[lane, query, DUE], queries[lane, query, EARLIER]
+    if due == NEVER:
+        return
+    later = queries[lane, query, LATER]
+    if earlier < 0:
+        timers[lane, due % WHEEL] = later
+    else:
+        queries[lane, earlier, LATER] = later
+    if later >= 0:
+        queries[lane, later, EARLIER] = earlier
+    queries[lane, query, DUE] = NEVER
+
+
+@compiled
+def geometric(draw: float, chance: float) -> int:
+    """Return the first success, 1, 2, ..., of trials with this chance, by inverse CDF."""
+    if chance >= 1.0:
+        return 1
+    return int(min(math.log1p(-draw) / math.log1p(-chance), 1.0 * NEVER)) + 1
+
+
+@compiled
+def uniform(key: Ints, lane: int, number: int, attempt: int, purpose: int) -> float:
+    """Return a draw in (0, 1) of a query's attempt: Philox 4x32-10 (Salmon et al., SC 2011).
+
+    It is a hash: whoever serves whom and when, the same users are met. Numbers are masked to 32
+    bits, in which Python's integers agree with compiled ones, whose products wrap at 64.
+    """
+    low = 0xFFFFFFFF
+    a, b, c, d = int(number) & low, int(attempt) & low, 0, 0
+    k, m = int(key[lane, 0]), int(key[lane, 1])
+    for _ in range(10):
+        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = ((q >> 32) & low) ^ b ^ k, q & low, ((p >> 32) & low) ^ d ^ m, p & low
+        k, m = (k + 0x9E3779B9) & low, (m + 0xBB67AE85) & low
+    word = a if purpose == 0 else b if purpose == 1 else c if purpose == 2 else d
+    return (word + 0.5) / 4294967296.0
+
+
+# --- what a provider sees -------------------------------------------------------------------------
+
+
+@compiled
+def show(state: Arrays, truth: Arrays, counted: Ints, seen: Arrays) -> None:
+    """Write what is seen of every lane, and which actions are legal."""
+    find_window(state)
+    observe(state, truth, counted, seen[0])
+    allow(state, truth, seen[1])
+
+
+@compiled
+def find_window(state: Arrays) -> None:
+    """Find the first W queries of the queue."""
+    queries, ends, window = state[2], state[3], state[5]
+    for lane in range(window.shape[0]):
+        query, place = ends[lane, HEAD], 0
+        while place < window.shape[1] and query >= 0:
+            window[lane, place] = query
+            query, place = queries[lane, query, AFTER], place + 1
+        window[lane, place:] = -1
+
+
+@compiled
+def observe(state: Arrays, truth: Arrays, counted: Ints, observed: Singles) -> None:
+    """Write the observation, key after key in the order of `shapes`; 0 where there is nothing."""
+    _, counts, queries, _, _, window, replicas, served, progress, _, answered = state
+    contexts, _, first_row, _, _, _, llms, _, _, times, _, _ = truth
+    num_replicas, num_llms, size = replicas.shape[1], llms.shape[0], window.shape[1]
+    dim = contexts.shape[1]
+    for lane in range(window.shape[0]):
+        out, at = observed[lane], 0
+        out[:] = 0.0
+        now, row0, shown = counts[lane, CLOCK], first_row[lane], min(counts[lane, QUEUED], size)
+        for r in range(num_replicas):
+            out[at + r] = replicas[lane, r, ACTIVE]
+        at += num_replicas
+        for i in range(shown):
+            out[at + i] = now - queries[lane, window[lane, i], ARRIVED]  # age
+        at += size
+        for m in range(num_llms):
+            out[at + m] = llms[m, 0] <= now  # arrived
+        at += num_llms
+        for i in range(shown):
+            row = row0 + queries[lane, window[lane, i], ROW]
+            for j in range(dim):
+                out[at + j] = contexts[row, j]
+            at += dim
+        at += (size - shown) * dim
+        if times[3] > 0:
+            angle = 2.0 * math.pi * ((now + 1) % times[3]) / times[3]
+            out[at], out[at + 1] = math.sin(angle), math.cos(angle)  # day
+        at += 2
+        for r in range(num_replicas):
+            if replicas[lane, r, LLM] >= 0:
+                out[at + replicas[lane, r, LLM]] = 1.0  # hosts
+            at += num_llms
+        for r in range(num_replicas):
+            for place in range(replicas[lane, r, ACTIVE]):
+                out[at + place] = progress[lane, r, place, DONE]  # iterations
+            at += served.shape[2]
+        for m in range(num_llms):
+            out[at + m] = answered[lane, 1, m]  # kept
+            if llms[m, 0] <= now:
+                out[at + num_llms + m] = llms[m, 1]  # list_price
+                out[at + 2 * num_llms + m] = llms[m, 2]  # list_speed
+        at += 3 * num_llms
+        for r in range(num_replicas):
+            out[at + r] = replicas[lane, r, LEFT]  # loading_left
+        at += num_replicas
+        out[at] = counted[lane, ABANDONED]  # lost
+        for m in range(num_llms):
+            out[at + 1 + m] = answered[lane, 0, m]  # not_kept
+        at += 1 + num_llms
+        for r in range(num_replicas):
+            out[at + replicas[lane, r, PHASE]] = 1.0  # phase
+            at += 4
+        out[at] = counts[lane, QUEUED]  # queue_length
+        for i in range(shown):
+            out[at + 1 + i] = queries[lane, window[lane, i], RETRIALS]
+        at += 1 + size
+        for r in range(num_replicas):
+            active = replicas[lane, r, ACTIVE]
+            for place in range(active):
+                row = row0 + queries[lane, served[lane, r, place], ROW]
+                for j in range(dim):
+                    out[at + j] += contexts[row, j]  # serving: the mean
+            for j in range(dim):
+                out[at + j] /= max(active, 1)
+            at += dim
+        out[at] = 1.0 if times[0] == 0 else (-now % times[0]) / times[0]  # until_update
+        for i in range(shown):
+            out[at + 1 + i] = now - queries[lane, window[lane, i], JOINED]  # wait
+            out[at + 1 + size + i] = 1.0  # waiting
+
+
+@compiled
+def allow(state: Arrays, truth: Arrays, masks: Masks) -> None:
+    """Mark the legal choices with 1, at least one of every dimension."""
+    counts, window, replicas = state[1], state[5], state[6]
+    llms, fleet, times = truth[6], truth[7], truth[9]
+    size, num_llms, num_replicas = window.shape[1], llms.shape[0], replicas.shape[1]
+    for lane in range(window.shape[0]):
+        mask, now, at, room = masks[lane], counts[lane, CLOCK], 0, False
+        mask[:] = 0
+        for r in range(num_replicas):
+            free = replicas[lane, r, PHASE] == SERVING and replicas[lane, r, ACTIVE] < fleet[r, 0]
+            for i in range(times[2]):
+                mask[i * (size + 1 + num_replicas) + size + 1 + r] = free
+            room = room or free
+        for _ in range(times[2]):
+            for slot in range(size):
+                mask[at + slot] = room and slot < counts[lane, QUEUED]
+            mask[at + size] = 1  # to hold back
+            mask[at + size + 1] |= not room
+            at += size + 1 + num_replicas
+        updating = times[0] > 0 and now % times[0] == 0
+        for r in range(num_replicas):
+            for m in range(num_llms):
+                mask[at + m] = updating and llms[m, 0] <= now
+            mask[at + num_llms] = updating
+            goal = replicas[lane, r, GOAL]
+            mask[at + (goal if goal >= 0 else num_llms)] = 1  # to leave it as it is
+            at += num_llms + 1
+
+
+# --- the lanes ------------------------------------------------------------------------------------
+
+
+class ServingDynamics:
+    """B copies of the serving problem; everything but the public parameters may differ.
+
+    A slot costs O(B (W d + R (C d + N) + events)), whatever the queue and the time: the queue and
+    the timers are linked lists, so that anybody leaves from anywhere at constant cost.
+
+    Parameters
+    ----------
+    num_lanes : int
+        Independent copies, B.
+    instance : ServingInstance
+        One whose public parameters all lanes have.
+    day : int
+        Slots of a day, 0: none.
+    shared : bool
+        Whether all lanes have one table of queries.
+
+    Attributes
+    ----------
+    instances : list of ServingInstance
+        The hidden truth of every lane; for oracles and scoring.
+    state : State
+    totals : ndarray of int64, shape (B, COUNTED)
+        What has been counted since the reset, by `ARRIVALS` ... `SOJOURN`.
+    """
+
+    def __init__(
+        self, num_lanes: int, instance: ServingInstance, day: int = 0, shared: bool = True
+    ) -> None:
+        self.num_lanes, self.shared = num_lanes, shared
+        self.instances = [instance] * num_lanes
+        self.ready = False
+        lanes, rows = num_lanes, instance.num_queries
+        fleet, places = instance.num_replicas, int(instance.places.max())
+        self.state = State(
+            np.zeros((lanes, 2), dtype=np.int64),
+            np.zeros((lanes, 3), dtype=np.int64),
+            np.zeros((lanes, 64, FIELDS), dtype=np.int32),
+            np.zeros((lanes, 4), dtype=np.int32),
+            np.zeros((lanes, WHEEL), dtype=np.int32),
+            np.zeros((lanes, instance.window), dtype=np.int32),
+            np.zeros((lanes, fleet, 5), dtype=np.int32),
+            np.zeros((lanes, fleet, places), dtype=np.int32),
+            np.zeros((lanes, fleet, places, 2)),
+            np.zeros((lanes, COUNTED), dtype=np.int64),
+            np.zeros((lanes, 2, instance.num_llms), dtype=np.int64),
+        )
+        self.totals = self.state.totals
+        copies = 1 if shared else lanes
+        geometric = np.column_stack([np.zeros(1), instance.inputs[:1]])
+        self.truth = Truth(
+            np.tile(instance.contexts, (copies, 1)),
+            np.tile(instance.success, (copies, 1)),
+            np.zeros(lanes, dtype=np.int64) if shared else np.arange(lanes) * rows,
+            np.zeros(lanes),
+            np.column_stack([instance.share.cumsum(), instance.mean_tokens, instance.impatience]),
+            geometric
+            if instance.geometric
+            else np.column_stack([instance.lengths, instance.inputs]),
+            np.column_stack([instance.llm_arrives, instance.list_price, instance.list_speed]),
+            np.column_stack([instance.places, instance.chunk, instance.price]),
+            np.stack([instance.base_seconds, instance.each_seconds]),
+            np.array([instance.update_every, instance.loading, instance.dispatches, day]),
+            np.array([instance.return_rate, instance.give_up, instance.slot_seconds]),
+            np.array(instance.rewards),
+        )
+        self._streams = UniformStreams(1, lanes)
+        self._most = 0  # records that a lane may have used
+        shapes = self.shapes()
+        self.width = sum(math.prod(shape) for shape in shapes.values())
+        self.places = {}
+        end = 0
+        for key, shape in shapes.items():
+            self.places[key] = slice(end, end + math.prod(shape)), shape
+            end += math.prod(shape)
+        self.mask_width = instance.dispatches * (instance.window + 1 + fleet)
+        self.mask_width += fleet * (instance.num_llms + 1)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every key of a lane's observation, in alphabetical order."""
+        instance = self.instances[0]
+        window, fleet, llms = instance.window, instance.num_replicas, instance.num_llms
+        dim = instance.contexts.shape[1]
+        return {
+            "active": (fleet,),
+            "age": (window,),
+            "arrived": (llms,),
+            "contexts": (window, dim),
+            "day": (2,),
+            "hosts": (fleet, llms),
+            "iterations": (fleet, int(instance.places.max())),
+            "kept": (llms,),
+            "list_price": (llms,),
+            "list_speed": (llms,),
+            "loading_left": (fleet,),
+            "lost": (1,),
+            "not_kept": (llms,),
+            "phase": (fleet, len(PHASES)),
+            "queue_length": (1,),
+            "retrials": (window,),
+            "serving": (fleet, dim),
+            "until_update": (1,),
+            "wait": (window,),
+            "waiting": (window,),
+        }
+
+    def reset(
+        self,
+        lanes: Sequence[int],
+        instances: Sequence[ServingInstance],
+        arrivals: Sequence[Draws],
+        generators: Sequence[np.random.Generator],
+    ) -> None:
+        """Empty some lanes and give them an instance and fresh draws.
+
+        Parameters
+        ----------
+        lanes : sequence of int
+            Lanes to reset. The first call must name all of them.
+        instances : sequence of ServingInstance
+            One per lane.
+        arrivals : sequence of Draws
+            Per lane: a slot has an arrival iff its draw is below the rate.
+        generators : sequence of numpy.random.Generator
+            Per lane: the key of everything else.
+        """
+        state, truth = self.state, self.truth
+        for lane, instance, draws, generator in zip(
+            lanes, instances, arrivals, generators, strict=True
+        ):
+            self.instances[lane] = instance
+            self._streams.reset(lane, [draws])
+            state.key[lane] = generator.integers(2**32, size=2)
+            truth.arrival_rate[lane] = instance.arrival_rate
+            block = slice(truth.first_row[lane], truth.first_row[lane] + instance.num_queries)
+            truth.contexts[block], truth.success[block] = instance.contexts, instance.success
+            state.replicas[lane, :, [LLM, GOAL]] = instance.hosts
+            state.replicas[lane, :, PHASE] = np.where(instance.hosts >= 0, SERVING, EMPTY)
+        index = np.asarray(lanes)
+        state.replicas[index[:, None], :, [LEFT, ACTIVE]] = 0
+        state.counts[index] = state.totals[index] = 0
+        state.ends[index] = -1
+        state.ends[index, UNUSED] = 0
+        state.timers[index] = state.window[index] = -1
+        state.answered[index] = 0
+        self.ready = True
+
+    def step(self, actions: Ints) -> tuple[SlotOutcome, tuple[Singles, Masks]]:
+        """Run one slot in every lane.
+
+        Parameters
+        ----------
+        actions : ndarray of int64, shape (B, 2 A + R)
+            Not checked.
+
+        Returns
+        -------
+        outcome : SlotOutcome
+        seen : tuple
+            The observations as vectors (B, D) and the masks (B, M); all freshly allocated.
+
+        Raises
+        ------
+        OverflowError
+            If an episode has lasted longer than ``MAX_SLOTS``.
+        """
+        if self._most + 1 >= self.state.queries.shape[1]:
+            more = np.zeros_like(self.state.queries)
+            self.state = self.state._replace(
+                queries=np.concatenate([self.state.queries, more], axis=1)
+            )
+        places = self.state.served.shape[1] * self.state.served.shape[2]
+        outcome = SlotOutcome(
+            np.empty((self.num_lanes, COUNTED), dtype=np.int64),
+            np.empty(self.num_lanes),
+            np.empty((self.num_lanes, places, 3), dtype=np.int64),
+        )
+        seen = self._new_seen()
+        actions = np.array(actions, dtype=np.int64, order="C")  # a type of array: compiled once
+        near, position = self._streams.advance()
+        state, truth = tuple(self.state), tuple(self.truth)
+        self._most, latest = run_slot(state, truth, actions, near, position, tuple(outcome), seen)
+        if latest > MAX_SLOTS:
+            raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
+        return outcome, seen
+
+    def nothing(self) -> SlotOutcome:
+        """Return the outcome of a slot in which nothing was done."""
+        places = self.state.served.shape[1] * self.state.served.shape[2]
+        return SlotOutcome(
+            np.zeros((self.num_lanes, COUNTED), dtype=np.int64),
+            np.zeros(self.num_lanes),
+            np.full((self.num_lanes, places, 3), -1, dtype=np.int64),
+        )
+
+    def _new_seen(self) -> tuple[Singles, Masks]:
+        observed = np.empty((self.num_lanes, self.width), dtype=np.float32)
+        return observed, np.empty((self.num_lanes, self.mask_width), dtype=np.int8)
+
+    def look(self) -> tuple[Singles, Masks]:
+        """Return observations and masks as they are now, where no slot has just run."""
+        seen = self._new_seen()
+        show(tuple(self.state), tuple(self.truth), self.nothing().counts, seen)
+        return seen
+
+    # ------------------------------------------------- the truth, for oracles and scoring
+
+    @property
+    def slot(self) -> Ints:
+        """Slots completed since the reset, t, shape (B,)."""
+        return self.state.counts[:, CLOCK]
+
+    @property
+    def queue_length(self) -> Ints:
+        """Queries that wait, shape (B,)."""
+        return self.state.counts[:, QUEUED]
+
+    @property
+    def thinking(self) -> Ints:
+        """Users who think and will come back, which no provider sees, shape (B,)."""
+        return self.state.counts[:, THINKING]
+
+    @property
+    def in_service(self) -> Ints:
+        """Queries that are served, shape (B,)."""
+        return np.asarray(self.state.replicas[:, :, ACTIVE].sum(axis=1, dtype=np.int64))
+
+    @property
+    def window_queries(self) -> Ints:
+        """Row in the instance of every visible query, -1 where none waits; shape (B, W)."""
+        window = self.state.window
+        rows = np.take_along_axis(self.state.queries[:, :, ROW], np.maximum(window, 0), axis=1)
+        return np.where(window >= 0, rows, -1).astype(np.int64)
