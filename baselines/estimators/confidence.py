@@ -5,13 +5,14 @@ Norms and Thompson noise are read off the factor, which rank-one updates keep ex
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs
 
 from llmqueue_gym import checks
+from llmqueue_gym.compiled import summing
 
 Array = NDArray[np.floating[Any]]
 
@@ -20,6 +21,69 @@ DIRECT_DIM = 64
 
 JITTER = {"float64": 1e-9, "float32": 1e-6}
 """Relative weight added to the diagonal of a covariance before its Cholesky factor is taken."""
+
+
+@summing
+def project(factor: Array, context: Array) -> Array:
+    """Return v = A^T x, shape (d,)."""
+    projected = np.zeros(len(factor), factor.dtype)
+    for a in range(len(factor)):
+        for k in range(len(factor)):
+            projected[k] += context[a] * factor[a, k]
+    return projected
+
+
+@summing
+def shrink(factor: Array, v: Array) -> None:
+    """Set A <- A - b (A v) v^T with b = 1 / (r (r + 1)), r = sqrt(1 + |v|^2)."""
+    square = 1.0
+    for k in range(len(v)):
+        square += v[k] * v[k]
+    root = math.sqrt(square)
+    scale = 1.0 / (root * (root + 1.0))
+    for a in range(len(v)):
+        along = 0.0
+        for k in range(len(v)):
+            along += factor[a, k] * v[k]
+        for k in range(len(v)):
+            factor[a, k] -= scale * along * v[k]
+
+
+@summing
+def _direct_norms(factors: Array, contexts: Array) -> Array:
+    """Return |A_j^T x|, shape (Q, N)."""
+    norms = np.empty((len(contexts), len(factors)))
+    v = np.empty(contexts.shape[1])
+    for j in range(len(factors)):
+        for q in range(len(contexts)):
+            v[:] = 0.0
+            for a in range(len(v)):
+                for k in range(len(v)):
+                    v[k] += contexts[q, a] * factors[j, a, k]
+            square = 0.0
+            for k in range(len(v)):
+                square += v[k] * v[k]
+            norms[q, j] = math.sqrt(square)
+    return norms
+
+
+@summing
+def _direct_noise(factors: Array, contexts: Array, draws: Array) -> Array:
+    """Return x^T A_j g_{j,m}, shape (Q, N, M), for draws of shape (N, d, M)."""
+    num_llms, dim, samples = draws.shape
+    noise = np.zeros((len(contexts), num_llms, samples))
+    offsets = np.empty((dim, samples))
+    for j in range(num_llms):
+        offsets[:] = 0.0
+        for a in range(dim):
+            for k in range(dim):
+                for m in range(samples):
+                    offsets[a, m] += factors[j, a, k] * draws[j, k, m]
+        for q in range(len(contexts)):
+            for a in range(dim):
+                for m in range(samples):
+                    noise[q, j, m] += contexts[q, a] * offsets[a, m]
+    return noise
 
 
 class ConfidenceFactors:
@@ -60,9 +124,6 @@ class ConfidenceFactors:
         checks.number("ridge", ridge, "(0, inf)")
         self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # A_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
-        # A_j is C-ordered and BLAS reads it as A_j^T in Fortran order, so ger works in place.
-        self._transposed = [factor.T for factor in self.factors]
-        self._ger = get_blas_funcs("ger", (self.factors,))
         self._direct = dim <= DIRECT_DIM
         self._rows: dict[bytes, int] = {}  # context bytes -> row of self._kept
         self._kept: Array = np.zeros((num_llms, 0, dim), dtype)  # A_j^T x of the waiting queries
@@ -75,23 +136,23 @@ class ConfidenceFactors:
             if row is not None:
                 kept: Array = self._kept[llm, row].copy()
                 return kept
-        projected: Array = np.matmul(context, self.factors[llm])
-        return projected
+        return project(self.factors[llm], context)
 
     def update(self, llm: int, context: Array, weight: float = 1.0) -> None:
         """Add ``weight`` x x^T to V_j."""
-        self.update_projected(llm, self.project(llm, context), weight)
+        v = self.project(llm, context)
+        if weight != 1.0:
+            v *= weight**0.5
+        shrink(self.factors[llm], v)
+        self.follow(llm, v)
 
-    def update_projected(self, llm: int, projection: Array, weight: float = 1.0) -> None:
-        """Add ``weight`` x x^T to V_j, given v = A_j^T x."""
-        v = projection if weight == 1.0 else projection * weight**0.5
-        square = 1.0 + float(v @ v)
-        root = square**0.5
-        scale = 1.0 / (root * (root + 1.0))
-        direction = self.factors[llm] @ v
-        self._ger(-scale, v, direction, a=self._transposed[llm], overwrite_a=1)
+    def follow(self, llm: int, v: Array) -> None:
+        """Keep what is known of the waiting queries current after `shrink` of A_j by v."""
         if self._rows:
             kept, products = self._kept[llm], self._products[llm]
+            square = 1.0 + float(v @ v)
+            root = square**0.5
+            scale = 1.0 / (root * (root + 1.0))
             along = kept @ v
             kept -= np.multiply.outer(along, scale * v)
             products -= np.multiply.outer(along / square, along)
@@ -99,11 +160,9 @@ class ConfidenceFactors:
     def norms(self, contexts: Array) -> NDArray[np.float64]:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
         if self._direct:
-            projected = contexts @ self.factors  # (N, Q, d)
-            squares: NDArray[np.float64] = np.einsum("nqd,nqd->qn", projected, projected)
-        else:
-            rows = self._waiting(contexts)
-            squares = self._products[:, rows, rows].T.clip(0.0)
+            return _direct_norms(self.factors, contexts)
+        rows = self._waiting(contexts)
+        squares: NDArray[np.float64] = self._products[:, rows, rows].T.clip(0.0)
         return np.asarray(np.sqrt(squares))
 
     def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> NDArray[np.float64]:
@@ -115,9 +174,7 @@ class ConfidenceFactors:
         num_llms, dim, _ = self.factors.shape
         if self._direct:
             draws = rng.standard_normal((num_llms, dim, samples))
-            offsets = (self.factors @ draws).transpose(1, 0, 2).reshape(dim, -1)
-            noise: NDArray[np.float64] = np.matmul(contexts, offsets)
-            return noise.reshape(len(contexts), num_llms, samples)
+            return _direct_noise(self.factors, contexts, draws)
         rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
         draws = rng.standard_normal((num_llms, len(rows), samples))
         try:
@@ -126,7 +183,7 @@ class ConfidenceFactors:
             self._rows = {}
             rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
             roots = self._covariance_roots(rows)
-        noise = np.matmul(roots, draws)[:, queries]
+        noise: Array = np.matmul(roots, draws)[:, queries]
         return noise.transpose(1, 0, 2)
 
     def _covariance_roots(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.estimators.confidence import ConfidenceFactors
+from baselines.estimators.confidence import Array, ConfidenceFactors, project, shrink
+from llmqueue_gym.compiled import summing
 
 
 class RidgeRegression:
@@ -34,9 +35,22 @@ class RidgeRegression:
 
     def update(self, context: NDArray[np.floating[Any]], llm: int, outcome: float) -> None:
         """Learn from one outcome y of LLM ``llm`` on a context x, shape (d,)."""
-        v = self.confidence.project(llm, context)
-        error = outcome - float(context @ self.theta[llm])
-        # V_new^{-1} x = A v / (1 + |v|^2), with the factor A from before the update.
-        gain = self.confidence.factors[llm] @ v / (1.0 + float(v @ v))
-        self.theta[llm] += error * gain
-        self.confidence.update_projected(llm, v)
+        v = _regress(self.theta[llm], self.confidence.factors[llm], context, outcome)
+        self.confidence.follow(llm, v)
+
+
+@summing
+def _regress(theta: Array, factor: Array, context: Array, outcome: float) -> Array:
+    """Learn y of x and return v = A^T x: V_new^{-1} x = A v / (1 + |v|^2), A as it was before."""
+    v = project(factor, context)
+    error, square = outcome, 1.0
+    for k in range(len(v)):
+        error -= context[k] * theta[k]
+        square += v[k] * v[k]
+    for a in range(len(v)):
+        along = 0.0
+        for k in range(len(v)):
+            along += factor[a, k] * v[k]
+        theta[a] += error / square * along
+    shrink(factor, v)
+    return v

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.estimators.confidence import ConfidenceFactors
+from baselines.estimators.confidence import Array, ConfidenceFactors, project, shrink
+from llmqueue_gym.compiled import summing
+
+Ints = NDArray[np.int64]
 
 
 class OnlineMirrorDescentMNL:
@@ -52,23 +55,51 @@ class OnlineMirrorDescentMNL:
 
     def update(self, context: NDArray[np.floating[Any]], shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
-        eta = self.step_size
-        choice = choice_probabilities([float(context @ self.theta[j]) for j in shown])
-        projections = []
-        for llm, probability in zip(shown, choice, strict=True):
-            v = self.confidence.project(llm, context)
-            projections.append(v)
-            curvature = eta * probability * (1.0 - probability) * float(v @ v)
-            step = eta * (probability - (llm == kept)) / (1.0 + curvature)
-            self.theta[llm] -= step * (self.confidence.factors[llm] @ v)
-        choice = choice_probabilities([float(context @ self.theta[j]) for j in shown])
-        for llm, v, probability in zip(shown, projections, choice, strict=True):
-            self.confidence.update_projected(llm, v, probability * (1.0 - probability))
+        llms = np.array(shown, np.int64)
+        factors = self.confidence.factors
+        along = _descend(self.theta, factors, context, llms, kept, self.step_size)
+        for llm, v in zip(shown, along, strict=True):
+            self.confidence.follow(llm, v)
 
 
-def choice_probabilities(utilities: Sequence[float]) -> list[float]:
+@summing
+def choice_probabilities(utilities: Array) -> Array:
     """MNL choice probabilities of the shown LLMs, the outside option having utility 0."""
-    shift = max(0.0, *utilities)
-    odds = [math.exp(u - shift) for u in utilities]
-    total = math.exp(-shift) + sum(odds)
-    return [o / total for o in odds]
+    shift = max(0.0, utilities.max())
+    odds = np.exp(utilities - shift)
+    return odds / (math.exp(-shift) + odds.sum())
+
+
+@summing
+def _choice(theta: Array, context: Array, shown: Ints) -> Array:
+    utilities = np.zeros(len(shown))
+    for place in range(len(shown)):
+        for k in range(len(context)):
+            utilities[place] += context[k] * theta[shown[place], k]
+    return choice_probabilities(utilities)
+
+
+@summing
+def _descend(
+    theta: Array, factors: Array, context: Array, shown: Ints, kept: int, eta: float
+) -> Array:
+    """Take the step, add the new curvature to H, and return what shrank it, (K, d)."""
+    choice = _choice(theta, context, shown)
+    projections = np.empty((len(shown), len(context)))
+    for place in range(len(shown)):
+        llm, probability = shown[place], choice[place]
+        v = project(factors[llm], context)
+        projections[place] = v
+        square = 0.0
+        for k in range(len(v)):
+            square += v[k] * v[k]
+        error = probability - (1.0 if llm == kept else 0.0)
+        step = eta * error / (1.0 + eta * probability * (1.0 - probability) * square)
+        for a in range(len(v)):
+            for k in range(len(v)):
+                theta[llm, a] -= step * factors[llm, a, k] * v[k]
+    choice = _choice(theta, context, shown)
+    for place in range(len(shown)):
+        projections[place] *= math.sqrt(choice[place] * (1.0 - choice[place]))
+        shrink(factors[shown[place]], projections[place])
+    return projections

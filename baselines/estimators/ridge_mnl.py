@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs
 from scipy.linalg.lapack import dpotrf, dpotri
 
 from llmqueue_gym import checks
+from llmqueue_gym.compiled import summing
 
 Array = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
 
 MAX_SHIFT = 2.0
 """Largest change of a past utility in one step: the quadratic model holds only nearby."""
@@ -24,7 +25,7 @@ MAX_SHIFT = 2.0
 MAX_UTILITY = 60.0
 """Bound on a row's utility: its odds then fit in single precision and never get stuck at 0."""
 
-ODDS_BOUNDS = (math.exp(-MAX_UTILITY), math.exp(MAX_UTILITY))
+LEAST_ODDS, MOST_ODDS = math.exp(-MAX_UTILITY), math.exp(MAX_UTILITY)
 
 MAX_SWEEPS = 20
 """Sweeps over the shown LLMs in one refit; what is left is taken up when they next appear."""
@@ -33,32 +34,114 @@ FIRST_RECOMPUTATION = 32
 """Choices of an LLM after which its inverse Hessian is first recomputed from scratch."""
 
 
-class _History:
-    """What one LLM was shown for: growing buffers with room for twice the rows in use."""
+# What has been observed: row s of `contexts` (t, d), of `odds` (t, K), the odds e^{x . theta_j} of
+# the LLMs shown at the current estimate, and of `kept` (t,), the LLM whose answer was kept. LLM j
+# was shown in the rows `rows[j, :sizes[j]]`, at the place `places[j, i]` of each.
 
-    def __init__(self, dim: int, ridge: float, dtype: np.dtype[Any]) -> None:
-        self.size = 0  # n_j
-        self.contexts = np.zeros((16, dim), dtype)
-        self.rounds = np.zeros(16, np.intp)  # which observed choice a row belongs to
-        self.cells = np.zeros(16, np.intp)  # where the row's odds stand in the table of odds
-        self.kept = np.zeros(16, dtype)  # 1 where this LLM's answer was kept
-        self.odds = np.zeros(16, dtype)  # e^{x . theta_j} at the current estimate
-        self.inverse_hessian = np.asfortranarray(np.eye(dim, dtype=dtype) / dtype.type(ridge))
-        self.recompute_at = FIRST_RECOMPUTATION
 
-    def append(self, context: Array, observed: int, cell: int, kept: bool, odds: float) -> None:
-        """Add one row, O(d) amortised."""
-        row = self.size
-        if row == len(self.rounds):
-            for name in ("contexts", "rounds", "cells", "kept", "odds"):
-                old = getattr(self, name)
-                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
-        self.contexts[row] = context
-        self.rounds[row] = observed
-        self.cells[row] = cell
-        self.kept[row] = kept
-        self.odds[row] = odds
-        self.size = row + 1
+@summing
+def _insert(
+    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
+    places: Ints, sizes: Ints, row: int, context: Array, shown: Ints, choice: int,
+) -> None:  # fmt: skip
+    """Note a choice, and add its rows to the inverse Hessians of the LLMs shown, O(K d^2)."""
+    dim = len(context)
+    direction = np.empty(dim)
+    contexts[row] = context
+    kept[row] = choice
+    total = 1.0
+    for place in range(len(shown)):
+        utility = 0.0
+        for k in range(dim):
+            utility += context[k] * theta[shown[place], k]
+        odds[row, place] = math.exp(max(-MAX_UTILITY, min(MAX_UTILITY, utility)))
+        total += odds[row, place]
+    for place in range(len(shown)):
+        llm = shown[place]
+        rows[llm, sizes[llm]] = row
+        places[llm, sizes[llm]] = place
+        sizes[llm] += 1
+        square = 0.0
+        direction[:] = 0.0
+        for a in range(dim):
+            for k in range(dim):
+                direction[k] += context[a] * inverse[llm, a, k]
+        for k in range(dim):
+            square += context[k] * direction[k]
+        probability = odds[row, place] / total
+        curvature = probability * (1.0 - probability)
+        scale = curvature / (1.0 + curvature * square)
+        for a in range(dim):
+            for k in range(dim):
+                inverse[llm, a, k] -= scale * direction[a] * direction[k]
+
+
+@summing
+def _step(
+    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
+    places: Ints, sizes: Ints, shown_size: int, llm: int, ridge: float, tolerance: float,
+) -> float:  # fmt: skip
+    """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
+    dim, size = theta.shape[1], sizes[llm]
+    gradient, direction = np.zeros(dim), np.zeros(dim)
+    probability, slope = np.empty(size), np.empty(size)
+    for i in range(size):
+        row = rows[llm, i]
+        total = 1.0
+        for place in range(shown_size):
+            total += odds[row, place]
+        probability[i] = odds[row, places[llm, i]] / total
+        error = probability[i] - (1.0 if kept[row] == llm else 0.0)
+        for k in range(dim):
+            gradient[k] += error * contexts[row, k]
+    for k in range(dim):
+        gradient[k] += ridge * theta[llm, k]
+    for a in range(dim):
+        for k in range(dim):
+            direction[k] += gradient[a] * inverse[llm, a, k]
+    decrement, straight = 0.0, 0.0
+    for k in range(dim):
+        decrement += gradient[k] * direction[k]
+        straight += direction[k] * direction[k]
+    if decrement <= tolerance:  # also where rounding has cost the inverse its definiteness
+        return decrement
+    curvature, steepest = ridge * straight, 1e-30
+    for i in range(size):
+        change = 0.0
+        for k in range(dim):
+            change += contexts[rows[llm, i], k] * direction[k]
+        slope[i] = change
+        curvature += probability[i] * (1.0 - probability[i]) * change * change
+        steepest = max(steepest, abs(change))
+    length = min(decrement / curvature, MAX_SHIFT / steepest)
+    for k in range(dim):
+        theta[llm, k] -= length * direction[k]
+    for i in range(size):
+        row, place = rows[llm, i], places[llm, i]
+        bounded = max(LEAST_ODDS, min(MOST_ODDS, odds[row, place]))
+        odds[row, place] = bounded * math.exp(-length * slope[i])
+    return decrement
+
+
+@summing
+def _refit(
+    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
+    places: Ints, sizes: Ints, shown_size: int, shown: Ints, ridge: float, tolerance: float,
+) -> int:  # fmt: skip
+    """Sweep over the LLMs shown; return the LLM whose inverse has been spoilt, else -1."""
+    for _ in range(MAX_SWEEPS):
+        largest = 0.0
+        for llm in shown:
+            decrement = _step(
+                theta, inverse, contexts, odds, kept, rows, places, sizes, shown_size, llm, ridge,
+                tolerance,
+            )  # fmt: skip
+            if decrement < 0.0:
+                return llm
+            largest = max(largest, decrement)
+        if largest <= tolerance:
+            break
+    return -1
 
 
 class RidgeMNL:
@@ -115,25 +198,50 @@ class RidgeMNL:
         checks.number("tolerance", tolerance, "[0, inf)")
         self.ridge = ridge
         self.tolerance = tolerance
-        self._dtype = np.dtype(dtype)
-        self.theta: Array = np.zeros((num_llms, dim), self._dtype)
+        self.theta: Array = np.zeros((num_llms, dim), dtype)
+        inverse = np.repeat(np.eye(dim, dtype=dtype)[None] / ridge, num_llms, axis=0)
+        self._inverse: Array = inverse.astype(dtype)
+        self._contexts: Array = np.zeros((64, dim), dtype)
+        self._odds: Array = np.zeros((64, assortment_size), dtype)
+        self._kept = np.zeros(64, np.int64)
+        self._rows, self._places = np.zeros((2, num_llms, 64), np.int64)
+        self._sizes = np.zeros(num_llms, np.int64)  # n_j
         self._observed = 0
-        # Odds of the LLMs shown, a row an observed choice; a table of sums would cancel.
-        self._odds = np.zeros((64, assortment_size), self._dtype)
-        self._ones = np.ones(assortment_size, self._dtype)
-        self._histories = [_History(dim, ridge, self._dtype) for _ in range(num_llms)]
-        self._ger = get_blas_funcs("ger", (self._histories[0].inverse_hessian,))
+        self._recompute_at = [FIRST_RECOMPUTATION] * num_llms
 
     def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
-        context = np.asarray(context, self._dtype)
-        self._insert(context, shown, kept)
+        if self._observed == len(self._kept):
+            self._make_room()
+        row, llms = self._observed, np.array(shown, np.int64)
+        _insert(*self._state, row, np.asarray(context, self.theta.dtype), llms, kept)
+        self._observed += 1
         for llm in shown:
-            if self._histories[llm].size >= self._histories[llm].recompute_at:
+            if self._sizes[llm] >= self._recompute_at[llm]:
                 self._recompute(llm)
+        width = self._odds.shape[1]
         for _ in range(MAX_SWEEPS):
-            if max([self._step(llm, self.tolerance) for llm in shown]) <= self.tolerance:
+            spoilt = _refit(*self._state, width, llms, self.ridge, self.tolerance)
+            if spoilt < 0:
                 break
+            self._recompute(spoilt)
+
+    @property
+    def _state(self) -> tuple[NDArray[Any], ...]:
+        """The arrays of the kernels, in their order."""
+        return (
+            *(self.theta, self._inverse, self._contexts, self._odds, self._kept),
+            *(self._rows, self._places, self._sizes),
+        )
+
+    def _make_room(self) -> None:
+        """Double the room for observed choices."""
+        for name in ("_contexts", "_odds", "_kept"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        for name in ("_rows", "_places"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros_like(old)], axis=1))
 
     def solve(self, tolerance: float = 1e-20, max_sweeps: int = 1000) -> None:
         """Move all LLMs to the joint optimum, recomputing every Hessian: the exact estimate.
@@ -147,79 +255,20 @@ class RidgeMNL:
             decrements = []
             for llm in range(len(self.theta)):
                 self._recompute(llm)
-                decrements.append(self._step(llm, tolerance))
+                width = self._odds.shape[1]
+                decrements.append(_step(*self._state, width, llm, self.ridge, tolerance))
             if max(decrements) <= tolerance:
                 return
         raise RuntimeError(f"solve: squared Newton decrement {max(decrements):.1e} > {tolerance}")
 
-    def _insert(self, context: Array, shown: Sequence[int], kept: int) -> None:
-        """Append the choice to the histories and to the shown LLMs' inverse Hessians."""
-        row = self._observed
-        if row == len(self._odds):
-            self._odds = np.concatenate([self._odds, np.zeros_like(self._odds)])
-        utilities = [float(context @ self.theta[llm]) for llm in shown]
-        odds = [math.exp(max(-MAX_UTILITY, min(MAX_UTILITY, u))) for u in utilities]
-        total = 1.0 + sum(odds)
-        self._odds[row, : len(odds)] = odds
-        self._observed = row + 1
-        first_cell = row * self._odds.shape[1]
-        for cell, (llm, weight) in enumerate(zip(shown, odds, strict=True), first_cell):
-            history = self._histories[llm]
-            history.append(context, row, cell, llm == kept, weight)
-            probability = weight / total
-            direction = history.inverse_hessian @ context
-            curvature = probability * (1.0 - probability)
-            scale = curvature / (1.0 + curvature * float(context @ direction))
-            self._ger(-scale, direction, direction, a=history.inverse_hessian, overwrite_a=1)
-
-    def _step(self, llm: int, tolerance: float) -> float:
-        """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
-        history = self._histories[llm]
-        size = history.size
-        contexts = history.contexts[:size]
-        odds = history.odds[:size]
-        probability = odds / self._totals(history)
-        gradient = (probability - history.kept[:size]) @ contexts + self.ridge * self.theta[llm]
-        direction = history.inverse_hessian @ gradient
-        decrement = float(gradient @ direction)
-        if decrement < 0.0:  # rounding has cost the inverse its definiteness
-            self._recompute(llm)
-            direction = history.inverse_hessian @ gradient
-            decrement = float(gradient @ direction)
-        if decrement <= tolerance:
-            return decrement
-        # OpenBLAS' kernels read past the end of a short single-precision vector, throw away what
-        # they make of it, and leave the flag of an invalid operation behind.
-        with np.errstate(invalid="ignore"):
-            slope = contexts @ direction  # change of the rows' utilities along the step
-        weight = probability * (1.0 - probability)
-        curvature = float((weight * slope) @ slope) + self.ridge * float(direction @ direction)
-        length = min(decrement / curvature, MAX_SHIFT / float(np.abs(slope).max(initial=1e-30)))
-        self.theta[llm] -= self._dtype.type(length) * direction
-        moved = odds.clip(*ODDS_BOUNDS) * np.exp(self._dtype.type(-length) * slope)
-        self._set_odds(history, moved)
-        return decrement
-
-    def _totals(self, history: _History) -> Array:
-        """Return 1 + the odds of the LLMs shown, one entry a row of the history."""
-        shown: Array = self._odds.take(history.rounds[: history.size], axis=0)
-        totals: Array = shown @ self._ones
-        totals += 1
-        return totals
-
-    def _set_odds(self, history: _History, odds: Array) -> None:
-        """Note an LLM's odds at its new estimate, in its history and for the other LLMs."""
-        history.odds[: history.size] = odds
-        self._odds.reshape(-1)[history.cells[: history.size]] = odds
-
     def _recompute(self, llm: int) -> None:
         """Recompute an LLM's odds and inverse Hessian, clearing what rounding has built up."""
-        history = self._histories[llm]
-        size = history.size
-        contexts = history.contexts[:size]
+        size = int(self._sizes[llm])
+        rows, places = self._rows[llm, :size], self._places[llm, :size]
+        contexts = self._contexts[rows]
         odds = np.exp((contexts @ self.theta[llm]).clip(-MAX_UTILITY, MAX_UTILITY))
-        self._set_odds(history, odds)
-        probability = odds / self._totals(history)
+        self._odds[rows, places] = odds
+        probability = odds / (1.0 + self._odds[rows].sum(axis=1))
         weight = probability * (1.0 - probability)
         # In double precision: large collinear contexts lose the ridge in single precision.
         rows = contexts.astype(np.float64)
@@ -229,7 +278,5 @@ class RidgeMNL:
         if failed:
             raise np.linalg.LinAlgError("an LLM's Hessian is not positive definite")
         upper, _ = dpotri(factor, overwrite_c=1)  # the upper triangle of the inverse
-        inverse = np.triu(upper).astype(self._dtype)
-        inverse += np.triu(inverse, 1).T
-        history.inverse_hessian = np.asfortranarray(inverse)
-        history.recompute_at = max(2 * size, FIRST_RECOMPUTATION)
+        self._inverse[llm] = np.triu(upper) + np.triu(upper, 1).T
+        self._recompute_at[llm] = max(2 * size, FIRST_RECOMPUTATION)

@@ -5,6 +5,7 @@ An agent chooses a waiting query (a slot of the visible queue) and K distinct LL
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Action, Agent, Observation, QueueProblem
+from llmqueue_gym.compiled import compiled
 
 Contexts = NDArray[np.floating[Any]]
 
@@ -171,6 +173,37 @@ def best_pairing(utilities: NDArray[np.floating[Any]], count: int) -> Pairing:
     if count == 1:
         slot, llm = divmod(int(utilities.argmax()), utilities.shape[1])
         return Pairing(slot, [llm])
-    best = np.partition(utilities, -count, axis=1)[:, -count:]
-    slot = int(np.exp(best - best.max()).sum(axis=1).argmax())
-    return Pairing(slot, top_llms(utilities[slot], count))
+    slot, llms = _best(utilities, count, True)
+    return Pairing(slot, llms.tolist())
+
+
+def best_sum(indices: NDArray[np.floating[Any]], count: int) -> Pairing:
+    """Return the query whose ``count`` largest indices, of (Q, N), have the largest sum."""
+    slot, llms = _best(indices, count, False)
+    return Pairing(slot, llms.tolist())
+
+
+@compiled
+def _best(
+    values: NDArray[np.floating[Any]], count: int, as_odds: bool
+) -> tuple[int, NDArray[np.int64]]:
+    """Return the query whose ``count`` largest values, or their odds, sum to the most; and those."""
+    highest = values.max()
+    slot, most = 0, -np.inf
+    llms, found = np.arange(count), np.arange(count)
+    for q in range(len(values)):
+        total = 0.0
+        for place in range(count):
+            best = -1
+            for llm in range(values.shape[1]):
+                if best >= 0 and not values[q, llm] > values[q, best]:
+                    continue
+                if llm not in found[:place]:
+                    best = llm
+            found[place] = best
+            value = values[q, best]
+            total += math.exp(value - highest) if as_odds else value
+        if total > most:
+            slot, most = q, total
+            llms[:] = found
+    return slot, llms

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from baselines.estimators import RidgeRegression
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, top_llms
+from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, best_sum
 from baselines.registry import agent
 from llmqueue_gym import checks
 
@@ -31,12 +31,7 @@ class _LinearAgent(QueueAgent):
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Serve the query whose K best indices are largest, with those LLMs."""
         indices = self._indices(observation["contexts"][:waiting])
-        count = self.problem.assortment_size
-        if count == 1:
-            slot = int(indices.max(axis=1).argmax())
-        else:
-            slot = int(np.partition(indices, -count, axis=1)[:, -count:].sum(axis=1).argmax())
-        return Pairing(slot, top_llms(indices[slot], count))
+        return best_sum(indices, self.problem.assortment_size)
 
     def learn(self, served: Served) -> None:
         """Regress every shown LLM's outcome on the context."""

@@ -33,7 +33,7 @@ def draw_choices(
     for _ in range(rounds):
         context = rng.uniform(-1, 1, dim).astype(np.float32)
         shown = rng.permutation(num_llms)[:size].tolist()
-        probabilities = choice_probabilities([float(context @ theta[j]) for j in shown])
+        probabilities = choice_probabilities(np.array([context @ theta[j] for j in shown]))
         draw = rng.random() - np.cumsum(probabilities)
         kept = next((j for j, d in zip(shown, draw, strict=True) if d < 0), -1)
         choices.append((context, shown, kept))
@@ -58,7 +58,7 @@ def scipy_optimum(choices: list[Choice], num_llms: int, dim: int, ridge: float) 
         theta = flat.reshape(num_llms, dim)
         gradient = ridge * theta
         for context, shown, kept in choices:
-            probabilities = choice_probabilities((theta[shown] @ context).tolist())
+            probabilities = choice_probabilities(theta[shown] @ context)
             for llm, probability in zip(shown, probabilities, strict=True):
                 gradient[llm] += (probability - (llm == kept)) * context.astype(np.float64)
         return loss(theta, choices, ridge), gradient.ravel()
@@ -116,7 +116,7 @@ def test_tolerance_bounds_the_newton_decrement_of_the_active_set() -> None:
     gradient = np.zeros((3, 3))
     for context, llms, kept in choices:
         utilities = [float(context @ estimator.theta[j]) for j in llms]
-        for llm, probability in zip(llms, choice_probabilities(utilities), strict=True):
+        for llm, probability in zip(llms, choice_probabilities(np.array(utilities)), strict=True):
             gradient[llm] += (probability - (llm == kept)) * context.astype(np.float64)
     gradient += estimator.theta
     assert np.abs(gradient[shown]).max() < 1e-4
@@ -247,9 +247,9 @@ def test_mirror_descent_step_solves_its_proximal_problem() -> None:
     for context, shown, kept in choices:
         x = context.astype(np.float64)
         before = estimator.theta.copy()
-        choice = choice_probabilities((before[shown] @ x).tolist())
+        choice = choice_probabilities(before[shown] @ x)
         estimator.update(context, shown, kept)
-        after = choice_probabilities((estimator.theta[shown] @ x).tolist())
+        after = choice_probabilities(estimator.theta[shown] @ x)
         for llm, p, q in zip(shown, choice, after, strict=True):
             metric = hessian[llm] + eta * p * (1 - p) * np.outer(x, x)
             step = eta * np.linalg.solve(metric, (p - (llm == kept)) * x)
@@ -267,8 +267,8 @@ def test_mirror_descent_learns(size: int) -> None:
 
 
 def test_choice_probabilities_survive_large_utilities() -> None:
-    assert choice_probabilities([800.0, -800.0]) == pytest.approx([1.0, 0.0])
-    assert choice_probabilities([0.0, 0.0]) == pytest.approx([1 / 3, 1 / 3])
+    assert choice_probabilities(np.array([800.0, -800.0])) == pytest.approx([1.0, 0.0])
+    assert choice_probabilities(np.array([0.0, 0.0])) == pytest.approx([1 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize(
