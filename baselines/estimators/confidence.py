@@ -6,6 +6,7 @@ Norms and Thompson noise are read off the factor, which rank-one updates keep ex
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from llmqueue_gym import checks
 from llmqueue_gym.compiled import summing
 
 Array = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
 
 DIRECT_DIM = 64
 """Up to this many dimensions contexts are projected anew each slot; beyond it once a query."""
@@ -50,6 +52,12 @@ def shrink(factor: Array, v: Array) -> None:
 
 
 @summing
+def _observe(factors: Array, shown: Ints, context: Array) -> None:
+    for llm in shown:
+        shrink(factors[llm], project(factors[llm], context))
+
+
+@summing
 def _direct_norms(factors: Array, contexts: Array) -> Array:
     """Return |A_j^T x|, shape (Q, N)."""
     norms = np.empty((len(contexts), len(factors)))
@@ -69,10 +77,10 @@ def _direct_norms(factors: Array, contexts: Array) -> Array:
 
 @summing
 def _direct_noise(factors: Array, contexts: Array, draws: Array) -> Array:
-    """Return x^T A_j g_{j,m}, shape (Q, N, M), for draws of shape (N, d, M)."""
+    """Return max_m x^T A_j g_{j,m}, shape (Q, N), for draws of shape (N, d, M)."""
     num_llms, dim, samples = draws.shape
-    noise = np.zeros((len(contexts), num_llms, samples))
-    offsets = np.empty((dim, samples))
+    largest = np.empty((len(contexts), num_llms))
+    offsets, noise = np.empty((dim, samples)), np.empty(samples)
     for j in range(num_llms):
         offsets[:] = 0.0
         for a in range(dim):
@@ -80,10 +88,12 @@ def _direct_noise(factors: Array, contexts: Array, draws: Array) -> Array:
                 for m in range(samples):
                     offsets[a, m] += factors[j, a, k] * draws[j, k, m]
         for q in range(len(contexts)):
+            noise[:] = 0.0
             for a in range(dim):
                 for m in range(samples):
-                    noise[q, j, m] += contexts[q, a] * offsets[a, m]
-    return noise
+                    noise[m] += contexts[q, a] * offsets[a, m]
+            largest[q, j] = noise.max()
+    return largest
 
 
 class ConfidenceFactors:
@@ -146,6 +156,14 @@ class ConfidenceFactors:
         shrink(self.factors[llm], v)
         self.follow(llm, v)
 
+    def observe(self, shown: Sequence[int], context: Array) -> None:
+        """Add x x^T to the V_j of the LLMs shown."""
+        if self._direct:
+            _observe(self.factors, np.array(shown, np.int64), context)
+        else:
+            for llm in shown:
+                self.update(llm, context)
+
     def follow(self, llm: int, v: Array) -> None:
         """Keep what is known of the waiting queries current after `shrink` of A_j by v."""
         if self._rows:
@@ -166,7 +184,7 @@ class ConfidenceFactors:
         return np.asarray(np.sqrt(squares))
 
     def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> NDArray[np.float64]:
-        """Draw x^T A_j g_{j,m}, shape (Q, N, M), for contexts of shape (Q, d).
+        """Draw max_m x^T A_j g_{j,m}, shape (Q, N), for contexts of shape (Q, d).
 
         The draws g_{j,m} ~ N(0, I_d), m = 1..M, are shared by all the queries. Above
         ``DIRECT_DIM`` dimensions the same Gaussian is drawn from its Q x Q covariance instead.
@@ -183,8 +201,8 @@ class ConfidenceFactors:
             self._rows = {}
             rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
             roots = self._covariance_roots(rows)
-        noise: Array = np.matmul(roots, draws)[:, queries]
-        return noise.transpose(1, 0, 2)
+        noise: Array = np.matmul(roots, draws).max(axis=2)[:, queries]
+        return noise.T
 
     def _covariance_roots(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Cholesky factors of x^T V_j^{-1} x' over distinct waiting queries, shape (N, Q, Q)."""

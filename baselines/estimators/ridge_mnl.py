@@ -79,11 +79,12 @@ def _insert(
 @summing
 def _step(
     theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
-    places: Ints, sizes: Ints, shown_size: int, llm: int, ridge: float, tolerance: float,
+    places: Ints, sizes: Ints, _: Ints, shown_size: int, llm: int, ridge: float, tolerance: float,
 ) -> float:  # fmt: skip
     """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
     dim, size = theta.shape[1], sizes[llm]
-    gradient, direction = np.zeros(dim), np.zeros(dim)
+    real = theta.dtype.type  # single precision halves the traffic of memory
+    gradient, direction = np.zeros(dim, theta.dtype), np.zeros(dim, theta.dtype)
     probability, slope = np.empty(size), np.empty(size)
     for i in range(size):
         row = rows[llm, i]
@@ -91,7 +92,7 @@ def _step(
         for place in range(shown_size):
             total += odds[row, place]
         probability[i] = odds[row, places[llm, i]] / total
-        error = probability[i] - (1.0 if kept[row] == llm else 0.0)
+        error = real(probability[i] - (1.0 if kept[row] == llm else 0.0))
         for k in range(dim):
             gradient[k] += error * contexts[row, k]
     for k in range(dim):
@@ -107,7 +108,7 @@ def _step(
         return decrement
     curvature, steepest = ridge * straight, 1e-30
     for i in range(size):
-        change = 0.0
+        change = real(0.0)
         for k in range(dim):
             change += contexts[rows[llm, i], k] * direction[k]
         slope[i] = change
@@ -126,15 +127,16 @@ def _step(
 @summing
 def _refit(
     theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
-    places: Ints, sizes: Ints, shown_size: int, shown: Ints, ridge: float, tolerance: float,
+    places: Ints, sizes: Ints, recompute_at: Ints, shown_size: int, shown: Ints, ridge: float,
+    tolerance: float,
 ) -> int:  # fmt: skip
-    """Sweep over the LLMs shown; return the LLM whose inverse has been spoilt, else -1."""
+    """Sweep over the LLMs shown; return one whose inverse rounding has spoilt, else -1."""
     for _ in range(MAX_SWEEPS):
         largest = 0.0
         for llm in shown:
             decrement = _step(
-                theta, inverse, contexts, odds, kept, rows, places, sizes, shown_size, llm, ridge,
-                tolerance,
+                theta, inverse, contexts, odds, kept, rows, places, sizes, recompute_at, shown_size,
+                llm, ridge, tolerance,
             )  # fmt: skip
             if decrement < 0.0:
                 return llm
@@ -142,6 +144,23 @@ def _refit(
         if largest <= tolerance:
             break
     return -1
+
+
+@summing
+def _learn(
+    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
+    places: Ints, sizes: Ints, recompute_at: Ints, row: int, context: Array, choice: int,
+    shown_size: int, shown: Ints, ridge: float, tolerance: float,
+) -> int:  # fmt: skip
+    """Note a choice and refit; return an LLM whose inverse must be recomputed first, else -1."""
+    _insert(theta, inverse, contexts, odds, kept, rows, places, sizes, row, context, shown, choice)
+    for llm in shown:
+        if sizes[llm] >= recompute_at[llm]:
+            return llm
+    return _refit(
+        theta, inverse, contexts, odds, kept, rows, places, sizes, recompute_at, shown_size, shown,
+        ridge, tolerance,
+    )  # fmt: skip
 
 
 class RidgeMNL:
@@ -207,31 +226,31 @@ class RidgeMNL:
         self._rows, self._places = np.zeros((2, num_llms, 64), np.int64)
         self._sizes = np.zeros(num_llms, np.int64)  # n_j
         self._observed = 0
-        self._recompute_at = [FIRST_RECOMPUTATION] * num_llms
+        self._recompute_at = np.full(num_llms, FIRST_RECOMPUTATION)
 
     def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
         if self._observed == len(self._kept):
             self._make_room()
         row, llms = self._observed, np.array(shown, np.int64)
-        _insert(*self._state, row, np.asarray(context, self.theta.dtype), llms, kept)
+        context = np.asarray(context, self.theta.dtype)
+        state, weights = self._state, (self._odds.shape[1], llms, self.ridge, self.tolerance)
         self._observed += 1
-        for llm in shown:
-            if self._sizes[llm] >= self._recompute_at[llm]:
-                self._recompute(llm)
-        width = self._odds.shape[1]
+        stale = _learn(*state, row, context, kept, *weights)
         for _ in range(MAX_SWEEPS):
-            spoilt = _refit(*self._state, width, llms, self.ridge, self.tolerance)
-            if spoilt < 0:
+            if stale < 0:
                 break
-            self._recompute(spoilt)
+            for llm in shown:
+                if llm == stale or self._sizes[llm] >= self._recompute_at[llm]:
+                    self._recompute(llm)
+            stale = _refit(*state, *weights)
 
     @property
     def _state(self) -> tuple[NDArray[Any], ...]:
         """The arrays of the kernels, in their order."""
         return (
             *(self.theta, self._inverse, self._contexts, self._odds, self._kept),
-            *(self._rows, self._places, self._sizes),
+            *(self._rows, self._places, self._sizes, self._recompute_at),
         )
 
     def _make_room(self) -> None:

@@ -146,7 +146,7 @@ class ACQB(QueueAgent):
         if self._explore:
             return Pairing(newest(observation, waiting), self._cycle.next())
         contexts = observation["contexts"][:waiting]
-        noise = self.confidence.noise(contexts, self.rng, self.samples).max(axis=2)
+        noise = self.confidence.noise(contexts, self.rng, self.samples)
         utilities = contexts @ self.estimator.theta.T + self.alpha() * noise
         return best_pairing(utilities, self.problem.assortment_size)
 
@@ -166,8 +166,7 @@ class ACQB(QueueAgent):
     def learn(self, served: Served) -> None:
         """Refit the LLMs shown and shrink their confidence ellipsoids."""
         self.estimator.update(*served)
-        for llm in served.shown:
-            self.confidence.update(llm, served.context)
+        self.confidence.observe(served.shown, served.context)
 
     def exploration_probability(self) -> float:
         """Probability eta_t that the coin of the current slot comes up."""

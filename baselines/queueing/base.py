@@ -187,7 +187,7 @@ def best_sum(indices: NDArray[np.floating[Any]], count: int) -> Pairing:
 def _best(
     values: NDArray[np.floating[Any]], count: int, as_odds: bool
 ) -> tuple[int, NDArray[np.int64]]:
-    """Return the query whose ``count`` largest values, or their odds, sum to the most; and those."""
+    """Return the query whose ``count`` largest values, or odds, sum to the most; and those LLMs."""
     highest = values.max()
     slot, most = 0, -np.inf
     llms, found = np.arange(count), np.arange(count)

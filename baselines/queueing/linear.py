@@ -105,5 +105,5 @@ class LinTS(_LinearAgent):
         self.scale = scale
 
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
-        noise = self.regression.confidence.noise(contexts, self.rng, 1)[:, :, 0]
+        noise = self.regression.confidence.noise(contexts, self.rng, 1)
         return contexts @ self.regression.theta.T + self.scale * noise

@@ -129,8 +129,7 @@ class CQBOpt(GreedyMLE):
     def learn(self, served: Served) -> None:
         """Refit the LLMs shown and shrink their confidence ellipsoids."""
         super().learn(served)
-        for llm in served.shown:
-            self.confidence.update(llm, served.context)
+        self.confidence.observe(served.shown, served.context)
 
 
 @agent("CQB-eps-ucb", source=f"(R) {_CQB}")

@@ -200,7 +200,7 @@ def test_equal_and_nearly_equal_contexts_get_equal_noise(dtype: str) -> None:
     queue = np.stack([context, context, np.nextafter(context, np.float32(9)), -context])
     for _ in range(300):
         confidence.update(int(rng.integers(2)), context + rng.normal(size=dim).astype(np.float32))
-        noise = confidence.noise(queue, rng, 3)
+        noise = confidence.noise(queue, rng, 1)
         np.testing.assert_array_equal(noise[0], noise[1])
         scale = confidence.norms(queue)[0].max()
         assert np.abs(noise[0] - noise[2]).max() < 0.02 * scale
@@ -215,8 +215,7 @@ def test_thompson_noise_has_the_covariance_of_the_ellipsoid(dim: int) -> None:
         confidence.update(0, rng.normal(size=dim))
     contexts = rng.normal(size=(3, dim)) / dim**0.5
     samples = 40_000 if dim < 10 else 8_000
-    noise = confidence.noise(contexts, rng, samples)
-    assert noise.shape == (3, 2, samples)
+    noise = np.stack([confidence.noise(contexts, rng, 1) for _ in range(samples)], axis=2)
     for llm, factor in enumerate(confidence.factors):
         expected = contexts @ factor @ factor.T @ contexts.T
         scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
@@ -225,6 +224,16 @@ def test_thompson_noise_has_the_covariance_of_the_ellipsoid(dim: int) -> None:
     across = noise[0, 0] @ noise[0, 1] / samples
     bound = 6 * np.prod(confidence.norms(contexts)[0]) / samples**0.5
     assert abs(across) < bound  # the LLMs' draws are independent
+
+
+@pytest.mark.parametrize("dim", [3, 70])
+def test_the_largest_of_many_draws_is_shared_by_the_queries(dim: int) -> None:
+    rng = np.random.default_rng(4)
+    confidence = ConfidenceFactors(2, dim, ridge=4.0)
+    contexts = np.eye(dim)[:2]
+    largest = np.stack([confidence.noise(contexts, rng, 5) for _ in range(4_000)])
+    expected = 1.16296 / 2.0  # of 5 standard normals; the norm of each context is 1 / sqrt(4)
+    assert np.abs(largest.mean(axis=0) - expected).max() < 6 * 0.7 / 2.0 / 4_000**0.5
 
 
 def test_ridge_regression_matches_the_normal_equations() -> None:
