@@ -47,6 +47,8 @@ class Problem:
         queries have no contexts that could be.
     new_llms : callable
         Arguments -> whether the LLMs differ from episode to episode.
+    warm : tuple of str
+        Agents with compiled kernels, which a worker loads before its first cell.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Problem:
     action_layout: str
     shuffled: Callable[[Arguments], dict[str, Any] | None] = lambda kwargs: None
     new_llms: Callable[[Arguments], bool] = lambda kwargs: False
+    warm: tuple[str, ...] = ()
 
     @cached_property
     def play(self) -> Play:

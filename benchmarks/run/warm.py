@@ -4,13 +4,26 @@ import gymnasium as gym
 import numpy as np
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from baselines.registry import agent_spec
+from baselines.registry import agent_spec, make_agent
 from benchmarks.problems import PROBLEMS
+
+SLOTS = 20
 
 agent_spec("random")  # a look-up imports the files of all agents
 
-for _name in (name for problem in PROBLEMS.values() for name in problem.env_ids):
-    _env = gym.make(_name, disable_env_checker=True)
-    _env.reset(seed=0)
-    _env.step(np.zeros_like(_env.action_space.sample()))
-    _env.close()
+for _problem in PROBLEMS.values():
+    for _name in _problem.env_ids:
+        _env = gym.make(_name, disable_env_checker=True)
+        _env.reset(seed=0)
+        _env.step(np.zeros_like(_env.action_space.sample()))
+        _env.close()
+    for _name in _problem.warm:
+        _env = gym.make(_problem.env_ids[0], disable_env_checker=True)
+        _seen, _ = _env.reset(seed=0)
+        _agent = make_agent(_name, _problem.play.public_problem(_env, SLOTS), 0)
+        for _ in range(SLOTS):
+            _action = _agent.act(_seen)
+            _next, _reward, _, _, _info = _env.step(_action)
+            _agent.update(_seen, _action, float(_reward), _next, _info)
+            _seen = _next
+        _env.close()
