@@ -16,6 +16,7 @@ from llmqueue_gym import checks
 from llmqueue_gym.compiled import summing
 
 Array = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 DIRECT_DIM = 64
@@ -58,7 +59,7 @@ def _observe(factors: Array, shown: Ints, context: Array) -> None:
 
 
 @summing
-def _direct_norms(factors: Array, contexts: Array) -> Array:
+def _direct_norms(factors: Array, contexts: Array) -> Floats:
     """Return |A_j^T x|, shape (Q, N)."""
     norms = np.empty((len(contexts), len(factors)))
     v = np.empty(contexts.shape[1])
@@ -76,7 +77,7 @@ def _direct_norms(factors: Array, contexts: Array) -> Array:
 
 
 @summing
-def _direct_noise(factors: Array, contexts: Array, draws: Array) -> Array:
+def _direct_noise(factors: Array, contexts: Array, draws: Floats) -> Floats:
     """Return max_m x^T A_j g_{j,m}, shape (Q, N), for draws of shape (N, d, M)."""
     num_llms, dim, samples = draws.shape
     largest = np.empty((len(contexts), num_llms))
@@ -175,7 +176,7 @@ class ConfidenceFactors:
             kept -= np.multiply.outer(along, scale * v)
             products -= np.multiply.outer(along / square, along)
 
-    def norms(self, contexts: Array) -> NDArray[np.float64]:
+    def norms(self, contexts: Array) -> Floats:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
         if self._direct:
             return _direct_norms(self.factors, contexts)
@@ -183,7 +184,7 @@ class ConfidenceFactors:
         squares: NDArray[np.float64] = self._products[:, rows, rows].T.clip(0.0)
         return np.asarray(np.sqrt(squares))
 
-    def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> NDArray[np.float64]:
+    def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> Floats:
         """Draw max_m x^T A_j g_{j,m}, shape (Q, N), for contexts of shape (Q, d).
 
         The draws g_{j,m} ~ N(0, I_d), m = 1..M, are shared by all the queries. Above
@@ -201,10 +202,10 @@ class ConfidenceFactors:
             self._rows = {}
             rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
             roots = self._covariance_roots(rows)
-        noise: Array = np.matmul(roots, draws).max(axis=2)[:, queries]
+        noise: Floats = np.matmul(roots, draws).max(axis=2)[:, queries]
         return noise.T
 
-    def _covariance_roots(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _covariance_roots(self, rows: NDArray[np.intp]) -> Floats:
         """Cholesky factors of x^T V_j^{-1} x' over distinct waiting queries, shape (N, Q, Q)."""
         covariance = self._products[:, rows[:, None], rows]
         # Contexts that are nearly equal make it nearly singular; alpha could not resolve this.

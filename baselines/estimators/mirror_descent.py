@@ -67,7 +67,8 @@ def choice_probabilities(utilities: Array) -> Array:
     """MNL choice probabilities of the shown LLMs, the outside option having utility 0."""
     shift = max(0.0, utilities.max())
     odds = np.exp(utilities - shift)
-    return odds / (math.exp(-shift) + odds.sum())
+    choice: Array = odds / (math.exp(-shift) + odds.sum())
+    return choice
 
 
 @summing

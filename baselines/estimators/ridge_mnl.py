@@ -18,6 +18,7 @@ from llmqueue_gym.compiled import summing
 
 Array = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
+State = tuple[Array, Array, Array, Array, Ints, Ints, Ints, Ints, Ints]
 
 MAX_SHIFT = 2.0
 """Largest change of a past utility in one step: the quadratic model holds only nearby."""
@@ -34,17 +35,16 @@ FIRST_RECOMPUTATION = 32
 """Choices of an LLM after which its inverse Hessian is first recomputed from scratch."""
 
 
-# What has been observed: row s of `contexts` (t, d), of `odds` (t, K), the odds e^{x . theta_j} of
-# the LLMs shown at the current estimate, and of `kept` (t,), the LLM whose answer was kept. LLM j
-# was shown in the rows `rows[j, :sizes[j]]`, at the place `places[j, i]` of each.
+# The state: theta (N, d), its inverse Hessians (N, d, d), and of every observed choice the context
+# (t, d), the odds e^{x . theta_j} of the LLMs shown (t, K), and the LLM kept (t,). LLM j was shown
+# in the choices `rows[j, :sizes[j]]`, at the place `places[j, i]` of each; its inverse Hessian is
+# computed anew at `recompute_at[j]` of them.
 
 
 @summing
-def _insert(
-    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
-    places: Ints, sizes: Ints, row: int, context: Array, shown: Ints, choice: int,
-) -> None:  # fmt: skip
+def _insert(state: State, row: int, context: Array, shown: Ints, choice: int) -> None:
     """Note a choice, and add its rows to the inverse Hessians of the LLMs shown, O(K d^2)."""
+    theta, inverse, contexts, odds, kept, rows, places, sizes, _ = state
     dim = len(context)
     direction = np.empty(dim)
     contexts[row] = context
@@ -77,19 +77,17 @@ def _insert(
 
 
 @summing
-def _step(
-    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
-    places: Ints, sizes: Ints, _: Ints, shown_size: int, llm: int, ridge: float, tolerance: float,
-) -> float:  # fmt: skip
+def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
     """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
-    dim, size = theta.shape[1], sizes[llm]
+    theta, inverse, contexts, odds, kept, rows, places, sizes, _ = state
+    dim, size, most_shown = theta.shape[1], sizes[llm], odds.shape[1]
     real = theta.dtype.type  # single precision halves the traffic of memory
     gradient, direction = np.zeros(dim, theta.dtype), np.zeros(dim, theta.dtype)
     probability, slope = np.empty(size), np.empty(size)
     for i in range(size):
         row = rows[llm, i]
         total = 1.0
-        for place in range(shown_size):
+        for place in range(most_shown):
             total += odds[row, place]
         probability[i] = odds[row, places[llm, i]] / total
         error = real(probability[i] - (1.0 if kept[row] == llm else 0.0))
@@ -113,7 +111,7 @@ def _step(
             change += contexts[rows[llm, i], k] * direction[k]
         slope[i] = change
         curvature += probability[i] * (1.0 - probability[i]) * change * change
-        steepest = max(steepest, abs(change))
+        steepest = max(steepest, float(abs(change)))
     length = min(decrement / curvature, MAX_SHIFT / steepest)
     for k in range(dim):
         theta[llm, k] -= length * direction[k]
@@ -125,21 +123,14 @@ def _step(
 
 
 @summing
-def _refit(
-    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
-    places: Ints, sizes: Ints, recompute_at: Ints, shown_size: int, shown: Ints, ridge: float,
-    tolerance: float,
-) -> int:  # fmt: skip
+def _refit(state: State, shown: Ints, ridge: float, tolerance: float) -> int:
     """Sweep over the LLMs shown; return one whose inverse rounding has spoilt, else -1."""
     for _ in range(MAX_SWEEPS):
         largest = 0.0
         for llm in shown:
-            decrement = _step(
-                theta, inverse, contexts, odds, kept, rows, places, sizes, recompute_at, shown_size,
-                llm, ridge, tolerance,
-            )  # fmt: skip
+            decrement = _step(state, llm, ridge, tolerance)
             if decrement < 0.0:
-                return llm
+                return int(llm)
             largest = max(largest, decrement)
         if largest <= tolerance:
             break
@@ -148,19 +139,15 @@ def _refit(
 
 @summing
 def _learn(
-    theta: Array, inverse: Array, contexts: Array, odds: Array, kept: Ints, rows: Ints,
-    places: Ints, sizes: Ints, recompute_at: Ints, row: int, context: Array, choice: int,
-    shown_size: int, shown: Ints, ridge: float, tolerance: float,
-) -> int:  # fmt: skip
+    state: State, row: int, context: Array, shown: Ints, choice: int, ridge: float, tolerance: float
+) -> int:
     """Note a choice and refit; return an LLM whose inverse must be recomputed first, else -1."""
-    _insert(theta, inverse, contexts, odds, kept, rows, places, sizes, row, context, shown, choice)
+    _insert(state, row, context, shown, choice)
+    sizes, recompute_at = state[7], state[8]
     for llm in shown:
         if sizes[llm] >= recompute_at[llm]:
-            return llm
-    return _refit(
-        theta, inverse, contexts, odds, kept, rows, places, sizes, recompute_at, shown_size, shown,
-        ridge, tolerance,
-    )  # fmt: skip
+            return int(llm)
+    return _refit(state, shown, ridge, tolerance)
 
 
 class RidgeMNL:
@@ -234,19 +221,19 @@ class RidgeMNL:
             self._make_room()
         row, llms = self._observed, np.array(shown, np.int64)
         context = np.asarray(context, self.theta.dtype)
-        state, weights = self._state, (self._odds.shape[1], llms, self.ridge, self.tolerance)
+        state, weights = self._state, (self.ridge, self.tolerance)
         self._observed += 1
-        stale = _learn(*state, row, context, kept, *weights)
+        stale = _learn(state, row, context, llms, kept, *weights)
         for _ in range(MAX_SWEEPS):
             if stale < 0:
                 break
             for llm in shown:
                 if llm == stale or self._sizes[llm] >= self._recompute_at[llm]:
                     self._recompute(llm)
-            stale = _refit(*state, *weights)
+            stale = _refit(state, llms, *weights)
 
     @property
-    def _state(self) -> tuple[NDArray[Any], ...]:
+    def _state(self) -> State:
         """The arrays of the kernels, in their order."""
         return (
             *(self.theta, self._inverse, self._contexts, self._odds, self._kept),
@@ -274,8 +261,7 @@ class RidgeMNL:
             decrements = []
             for llm in range(len(self.theta)):
                 self._recompute(llm)
-                width = self._odds.shape[1]
-                decrements.append(_step(*self._state, width, llm, self.ridge, tolerance))
+                decrements.append(_step(self._state, llm, self.ridge, tolerance))
             if max(decrements) <= tolerance:
                 return
         raise RuntimeError(f"solve: squared Newton decrement {max(decrements):.1e} > {tolerance}")

@@ -19,11 +19,11 @@ for _problem in PROBLEMS.values():
         _env.close()
     for _name in _problem.warm:
         _env = gym.make(_problem.env_ids[0], disable_env_checker=True)
-        _seen, _ = _env.reset(seed=0)
+        _seen, _start = _env.reset(seed=0)
         _agent = make_agent(_name, _problem.play.public_problem(_env, SLOTS), 0)
-        for _ in range(SLOTS):
+        for _slot in range(SLOTS):
             _action = _agent.act(_seen)
-            _next, _reward, _, _, _info = _env.step(_action)
+            _next, _reward, _end, _cut, _info = _env.step(_action)
             _agent.update(_seen, _action, float(_reward), _next, _info)
             _seen = _next
         _env.close()
