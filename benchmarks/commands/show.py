@@ -271,7 +271,7 @@ def logs_evaluate(
 
 def _print_board(results: Path | str) -> int:
     """Print the board of some results as JSON; return the exit code."""
-    from benchmarks.report.as_json import board_json
+    from benchmarks.report.data import board_json
     from benchmarks.score.export import open_results
     from benchmarks.score.scoring import load_board
 

@@ -1,13 +1,14 @@
 """The leaderboard as one HTML file that works from the disk, without a network.
 
-`page_data` is what the browser gets, as plain JSON; the template, style and script lie beside.
+`page_data` is what the browser gets, as plain JSON: the board's data with few digits, and what is
+drawn. The template, style and script lie beside.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -17,45 +18,25 @@ from plotly.offline import get_plotlyjs
 
 from benchmarks.plan.suite import REFERENCES, canonical
 from benchmarks.problems.kind import Panel
-from benchmarks.report.instance import task_data, task_llms, task_warnings
-from benchmarks.report.series import (
-    HeatMap,
-    heat_map,
-    mean_and_error,
-    panels,
-    training_panels,
-)
-from benchmarks.report.tables import (
+from benchmarks.report.data import Json, board_data, sections
+from benchmarks.report.series import heat_map, mean_and_error, panels, training_panels
+from benchmarks.report.words import (
     INTERVALS,
     INVERTED,
-    PROTOCOL_NOTES,
     PUBLISHED_COLUMNS,
     SCORE_NOTE,
     SWEEP_COLUMNS,
     duration,
-    inverted_seeds,
-    nothing_separates,
-    published_lines,
-    published_title,
-    section_sweeps,
-    section_tasks,
     seed_ranges,
-    sweep_lines,
-    sweep_title,
-    task_headers,
-    task_lines,
-    tied_words,
 )
-from benchmarks.score.intervals import Floats, Interval
+from benchmarks.score.intervals import Floats
 from benchmarks.score.scoring import Board, Sweep
-from benchmarks.score.standing import PROFILE_THRESHOLDS, OverallRow, Standing
-from benchmarks.score.task_board import Origin, TaskBoard, TaskRow
+from benchmarks.score.standing import PROFILE_THRESHOLDS, Standing
+from benchmarks.score.task_board import TaskBoard
 
 _POINTS = 40  # of a line on the page
 _DIGITS = 4  # significant digits of what is only drawn
 _HASH = 12  # digits of a cell's hash: enough to find its file
-
-Json = dict[str, Any]
 
 
 def board_page(board: Board) -> str:
@@ -85,22 +66,44 @@ def script_safe(value: Any) -> str:
 
 def page_data(board: Board) -> Json:
     """Return what the page shows, JSON-plain and compact."""
+    data = board_data(board)
     origins = _Origins()
-    return {
-        "suite": board.suite,
-        "sections": [_section(board, standing, origins) for standing in board.standings],
-        "origins": origins.listed,
-        "violations": board.violations,
-        "warnings": board.warnings,
-        "failures": [[name, str(record["error"])] for name, record in board.failures],
-        "missing": board.missing,
-        "skipped": [list(pair) for pair in board.skipped.items()],
-        "command": board.provenance["command"],
-        "cells": len(board.cells),
-        "intervals": INTERVALS,
-        "inverted": INVERTED,
-        "score": SCORE_NOTE,
-    }
+    drawn = zip(board.standings, sections(data), strict=True)
+    page: Json = _compact(
+        {
+            "suite": data["suite"],
+            "sections": [_section(board, own, *parts, origins) for own, parts in drawn],
+            "origins": origins.listed,
+            **{name: data[name] for name in ("violations", "warnings", "missing", "cells")},
+            "failures": [[failure["cell"], str(failure["error"])] for failure in data["failures"]],
+            "skipped": [list(pair) for pair in data["skipped"].items()],
+            "command": data["provenance"]["command"],
+            "intervals": INTERVALS,
+            "inverted": INVERTED,
+            "score": SCORE_NOTE,
+        }
+    )
+    return page
+
+
+def _compact(value: Any) -> Any:
+    """Return plain JSON: few digits, arrays and intervals as lists, None for what is infinite."""
+    if isinstance(value, float):
+        return _digits(value)
+    if isinstance(value, np.ndarray):
+        return _compact(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _compact(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_compact(part) for part in value]
+    return value
+
+
+def _digits(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    short = value if value.is_integer() else float(f"{value:.{_DIGITS}g}")
+    return int(short) if short.is_integer() else short
 
 
 class _Origins:
@@ -110,185 +113,135 @@ class _Origins:
         self.listed: list[Json] = []
         self._place: dict[str, int] = {}
 
-    def __call__(self, origin: Origin) -> int:
-        entry = {
-            "command": origin.commands,
-            "version": origin.versions,
-            "commit": origin.commits,
-            "python": origin.pythons,
-            "numpy": origin.numpys,
-            "machine": origin.machines,
-        }
+    def __call__(self, origin: Json) -> Json:
+        """Return what a row says of its origin."""
+        lists = ("commands", "versions", "commits", "pythons", "numpys", "machines")
+        entry = {name: origin[name] for name in lists}
         place = self._place.setdefault(canonical(entry), len(self.listed))
         if place == len(self.listed):
             self.listed.append(entry)
-        return place
+        return {
+            "origin": place,
+            "seeds": seed_ranges(origin["seeds"]),
+            "wall": duration(origin["wall_seconds"]),
+        }
 
 
 # --- a section ------------------------------------------------------------------------------------
 
 
-def _section(board: Board, standing: Standing, origins: _Origins) -> Json:
-    section = standing.section
-    tasks = section_tasks(board, section)
-    agents = _agents(standing)
-    training = {
-        name: _panel(panel, agents) for name, panel in training_panels(board, section).items()
-    }
-    warned = task_warnings(board)
-    legend = section.kind.legend + "\n" + PROTOCOL_NOTES.get(section.protocol, "")
+def _section(
+    board: Board,
+    standing: Standing,
+    overall: Json,
+    tasks: list[Json],
+    sweeps: list[Json],
+    origins: _Origins,
+) -> Json:
+    text, families = overall["text"], overall["families"]
+    labels = [row["agent"] for row in overall["rows"]]  # in the order of the table
+    references = [label for label in REFERENCES if label in labels]
+    training = training_panels(board, standing.section)
     return {
-        "kind": section.kind.name,
-        "protocol": section.protocol,
-        "agents": agents,
-        "references": [label for label in agents if label in REFERENCES],
-        "legend": legend,
-        "headline": list(standing.tasks),
-        "families": list(standing.families) if len(standing.families) > 1 else [],
-        "nothing": None if standing.tasks else nothing_separates(tasks),
-        "rows": [_overall_row(row, origins) for row in standing.rows if row.planned],
-        "pairs": [
-            [
-                agents.index(p.first),
-                agents.index(p.second),
-                _numbers(p.difference),
-                _numbers(p.improvement),
-            ]
-            for p in standing.comparisons
-        ],
-        "thresholds": [float(f"{x:.3g}") for x in PROFILE_THRESHOLDS],
+        **{name: overall[name] for name in ("kind", "protocol", "comparisons", "tags")},
+        "agents": [label for label in labels if label not in REFERENCES] + references,
+        "references": references,
+        "legend": f"{text['legend']}\n{text['protocol']}",
+        "headline": overall["tasks"],
+        "families": families if len(families) > 1 else [],
+        "nothing": text["nothing"],
+        "rows": [_overall_row(row, origins) for row in overall["rows"] if row["planned"]],
+        "thresholds": PROFILE_THRESHOLDS,
         "profiles": {
             label: [
-                _drawn(part) if np.isfinite(part).all() else None  # one seed: no band
+                part if np.isfinite(part).all() else None  # one seed: no band
                 for part in (profile.share, profile.low, profile.high)
             ]
             for label, profile in standing.profiles.items()
         },
-        "tags": {
-            tag: {label: _numbers(interval) for label, interval in scores.items()}
-            for tag, scores in standing.tags.items()
-        },
         "tasks": [
-            {
-                **_task(task, agents, origins),
-                "training": training.get(task.task["name"]),
-                "warnings": warned.get(task.task["name"], []),
-                "data": task_data(board, task),
-                "llms": _llms(board, task),
-            }
-            for task in tasks
+            {**_task(entry, origins), **_drawings(task, training.get(entry["task"]))}
+            for entry, task in zip(tasks, board.tasks_of(standing.section), strict=True)
         ],
-        "sweeps": [_sweep(sweep) for sweep in section_sweeps(board, section)],
+        "sweeps": [
+            _sweep(entry, sweep)
+            for entry, sweep in zip(sweeps, board.sweeps_of(standing.section), strict=True)
+        ],
     }
 
 
-def _agents(standing: Standing) -> list[str]:
-    """Labels in the order of the overall table, references last."""
-    labels = [row.agent for row in standing.rows]
-    return [a for a in labels if a not in REFERENCES] + [a for a in REFERENCES if a in labels]
-
-
-def _overall_row(row: OverallRow, origins: _Origins) -> Json:
+def _overall_row(row: Json, origins: _Origins) -> Json:
+    seconds = row["train_seconds"]
     return {
-        "agent": row.agent,
-        "rank": row.rank,
-        "score": _numbers(row.score),
-        "families": {name: _numbers(score) for name, score in row.families.items()},
-        "iqm": _numbers(row.iqm),
-        "us": None if row.decision_us is None else _digits(row.decision_us),
-        "cells": row.cells,
-        "expected": row.expected,
-        "steps": row.train_steps,
-        "trained": None if row.train_seconds is None else duration(row.train_seconds),
-        "seconds": row.train_seconds,
-        **_origin(row.origin, origins),
+        **row,
+        "train_time": None if seconds is None else duration(seconds),
+        **origins(row["origin"]),
     }
 
 
-def _origin(origin: Origin, origins: _Origins) -> Json:
+def _task(task: Json, origins: _Origins) -> Json:
+    text = task["text"]
+    words = ("tied", "inverted", "published", "published_lines")
     return {
-        "origin": origins(origin),
-        "seeds": seed_ranges(origin.seeds),
-        "wall": duration(origin.wall_seconds),
-    }
-
-
-def _task(task: TaskBoard, agents: Sequence[str], origins: _Origins) -> Json:
-    headers = task_headers(task, short=False)
-    traffic = heat_map(task) if task.rows else None
-    published = published_lines(task)
-    return {
-        "name": task.task["name"],
-        "about": task.about,
-        "env": task.task["env"],
-        "kwargs": json.dumps(task.task["kwargs"], ensure_ascii=False),
-        "horizon": task.task["horizon"],
-        "tags": list(task.task["tags"]),
-        "seeds": task.seeds,
-        "separates": task.separates,
-        "tied": None if task.separates or task.inverted else tied_words(task),
-        "inverted": inverted_seeds(task) if task.inverted else None,
-        "headline": bool(task.task["headline"]),
-        "headers": list(headers[3:]),
+        **{name: value for name, value in task.items() if name != "text"},
+        **{name: text[name] for name in words},
+        "published_columns": PUBLISHED_COLUMNS,
+        "kwargs": json.dumps(task["kwargs"], ensure_ascii=False),
+        "llms": _llms(task["llms"]),
+        "columns": text["columns"][3:],
         "rows": [
-            _task_row(row, line[3:], origins)
-            for row, line in zip(task.rows, task_lines(task, False), strict=True)
+            {
+                **row,
+                "figures": line[3:],
+                "keys": [key[:_HASH] for key in row["origin"]["keys"]],
+                **origins(row["origin"]),
+            }
+            for row, line in zip(task["rows"], text["lines"], strict=True)
         ],
-        "published": [published_title(task), list(PUBLISHED_COLUMNS), published]
-        if published
-        else None,
-        "panels": [_panel(panel, agents) for panel in panels(task)],
-        "heat": None if traffic is None else _heat(traffic),
     }
 
 
-def _llms(board: Board, task: TaskBoard) -> Json | None:
-    """Table of a task's LLMs."""
-    if (found := task_llms(board, task)) is None:
+def _llms(llms: Json | None) -> Json | None:
+    """Table of a task's LLMs as text."""
+    if llms is None:
         return None
-    whose, columns = found
     lines = [
         [value if isinstance(value, str) else f"{value:,.4g}" for value in row]
-        for row in zip(*columns.values(), strict=True)
+        for row in zip(*llms["columns"].values(), strict=True)
     ]
-    return {"note": whose, "columns": list(columns), "lines": lines}
-
-
-def _task_row(row: TaskRow, figures: Sequence[str], origins: _Origins) -> Json:
-    return {
-        "agent": row.agent,
-        "rank": row.rank,
-        "score": _numbers(row.score),
-        "figures": list(figures),
-        "keys": [key[:_HASH] for key in row.origin.keys],
-        **_origin(row.origin, origins),
-    }
+    return {"note": llms["note"], "columns": list(llms["columns"]), "lines": lines}
 
 
 # --- what is drawn --------------------------------------------------------------------------------
 
 
-def _panel(panel: Panel, agents: Sequence[str]) -> Json:
+def _drawings(task: TaskBoard, training: Panel | None) -> Json:
+    return {
+        "panels": [_panel(panel) for panel in panels(task)],
+        "training": None if training is None else _panel(training),
+        "heat": _heat(task),
+    }
+
+
+def _panel(panel: Panel) -> Json:
     """One x for all lines where they share it, as those of a task do."""
-    lines = {}
-    shared: list[float | int | None] | None = None
+    lines: dict[str, list[Any]] = {}
+    shared: list[float] | None = None
     for label, (x, values) in panel.lines.items():
         kept = _kept(x, panel.x_range)
-        mean, error = mean_and_error(values[:, kept])
-        own = _drawn(x[kept])
+        own = x[kept].tolist()
         shared = own if shared is None else shared
-        line = [_drawn(mean), None if error is None else _drawn(error)]
-        lines[agents.index(label)] = line if own == shared else [*line, own]
+        lines[label] = [*mean_and_error(values[:, kept]), *([] if own == shared else [own])]
     return {
         "across": panel.across,
         "quantity": panel.quantity,
         "xScale": panel.x_scale,
         "yScale": panel.y_scale,
         "xRange": panel.x_range,
-        "yRange": [_digits(y) for y in panel.y_range],
+        "yRange": panel.y_range,
         "x": shared or [],
         "lines": lines,
-        "marks": [[x.tolist(), values[0].tolist()] for x, values in panel.marks],
+        "marks": [[x, values[0]] for x, values in panel.marks],
     }
 
 
@@ -298,57 +251,29 @@ def _kept(x: Floats, limits: tuple[float, float]) -> list[int]:
     return [int(i) for i in inside[:: -max(1, -(-inside.size // _POINTS))][::-1]]
 
 
-def _heat(traffic: HeatMap) -> Json:
+def _heat(task: TaskBoard) -> Json | None:
     """Shares in tenths of a percent; -1 where the LLM is not there yet."""
+    traffic = heat_map(task) if task.rows else None
+    if traffic is None:
+        return None
     return {
-        "names": list(traffic.names),
-        "edges": traffic.edges.tolist(),
+        "names": traffic.names,
+        "edges": traffic.edges,
         "seeds": traffic.seeds,
         "others": traffic.others,
         "shares": {
-            label: np.where(traffic.absent, -1, np.rint(1000 * share)).astype(int).tolist()
+            label: np.where(traffic.absent, -1, np.rint(1000 * share)).astype(int)
             for label, share in traffic.shares.items()
         },
     }
 
 
-def _sweep(sweep: Sweep) -> Json:
+def _sweep(entry: Json, sweep: Sweep) -> Json:
     return {
-        "title": sweep_title(sweep),
-        "note": sweep.note,
+        **entry["text"],
+        "columns": SWEEP_COLUMNS,
         "across": sweep.across,
-        "values": sweep.values.tolist(),
-        **{
-            name: {
-                label: [
-                    _drawn(mean),
-                    None if error is None else _drawn(error),
-                ]
-                for label, values in parts.items()
-                for mean, error in [mean_and_error(values)]
-            }
-            for name, parts in (("ledger", sweep.ledger), ("regret", sweep.regret))
-        },
-        "columns": list(SWEEP_COLUMNS),
-        "lines": sweep_lines(sweep),
+        "values": sweep.values,
+        "ledger": {label: mean_and_error(values) for label, values in sweep.ledger.items()},
+        "regret": {label: mean_and_error(values) for label, values in sweep.regret.items()},
     }
-
-
-# --- numbers --------------------------------------------------------------------------------------
-
-
-def _digits(value: float) -> float | int | None:
-    """Few significant digits; None in place of what JSON does not know."""
-    if not math.isfinite(value):
-        return None
-    short = float(f"{value:.{_DIGITS}g}")
-    return int(short) if short.is_integer() else short
-
-
-def _drawn(values: Iterable[float]) -> list[float | int | None]:
-    return [_digits(float(value)) for value in values]
-
-
-def _numbers(interval: Interval | None) -> list[float | int | None] | None:
-    """Value, low, high; an unbounded end is None."""
-    return None if interval is None else _drawn(interval)

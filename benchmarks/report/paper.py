@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.plan.suite import REFERENCES
 from benchmarks.problems.kind import Panel
-from benchmarks.report.figure import (
+from benchmarks.report.draw import (
     COLOURS,
     Style,
     draw_clock,
@@ -22,11 +22,11 @@ from benchmarks.report.figure import (
     draw_scores,
     draw_sweep,
     draw_traffic,
-    file_name,
     new_figure,
     spread,
     styles_of,
 )
+from benchmarks.report.figure import file_name
 from benchmarks.report.series import heat_map, panels, training_panels
 from benchmarks.score.scoring import Board
 from benchmarks.score.standing import OverallRow, Standing

@@ -1,6 +1,6 @@
 """What the pictures and the page draw: lines over time, traffic by LLM and stage.
 
-Numbers only; `benchmarks.report.figure` draws them with Matplotlib, `benchmarks.report.page` sends
+Numbers only; `benchmarks.report.draw` draws them with Matplotlib, `benchmarks.report.page` sends
 them to the browser.
 """
 
@@ -127,14 +127,14 @@ def training_panels(board: Board, section: Section) -> dict[str, Panel]:
     Means of the policy while it explores: queue lengths, or rewards per query.
     """
     shown: dict[str, Panel] = {}
-    for task in board.tasks:
+    for task in board.tasks_of(section):
         name = task.task["name"]
         runs = [
             run
             for run in board.trainings
             if run["task"] == name and run["steps"] and run["agent"] in task.curves
         ]
-        if task.section != section or not runs:
+        if not runs:
             continue
         quantity, what, may_log = task.kind.training
         lines = {

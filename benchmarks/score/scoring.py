@@ -98,6 +98,14 @@ class Board:
         """Kinds and protocols that have tasks, each once."""
         return list(dict.fromkeys(task.section for task in self.tasks))
 
+    def tasks_of(self, section: Section) -> list[TaskBoard]:
+        """Tasks of a section."""
+        return [task for task in self.tasks if task.section == section]
+
+    def sweeps_of(self, section: Section) -> list[Sweep]:
+        """Sweeps of a section."""
+        return [sweep for sweep in self.sweeps if sweep.section == section]
+
     @property
     def overall(self) -> list[OverallRow]:
         """Rows of all sections."""

@@ -291,8 +291,8 @@
       const bottom = logarithmic ? [Math.log10(floor), Math.log10(panel.yRange[1])] : panel.yRange;
       const ends = [];
       for (const agent of shown(section)) {
-        const line = panel.lines[section.agents.indexOf(agent)];
-        if (!line) continue;
+        const line = panel.lines[agent];
+        if (!Array.isArray(line)) continue;
         const [mean, error, own] = line;
         ends.push([agent, scaled(mean.at(-1))]);
         const x = own || panel.x;
@@ -345,17 +345,17 @@
 
   function clockChart(section) {
     return chart("Score against decision time", "Up and left is better; bars are 95% intervals.", () => {
-      const rows = section.rows.filter((r) => r.score && r.us && !section.references.includes(r.agent) && !hiddenAgents(section).has(r.agent));
-      const places = labelPlaces(rows.map((r) => ({ x: r.us, y: r.score[0], text: shortened(r.agent, 20) })));
+      const rows = section.rows.filter((r) => r.score && r.decision_us && !section.references.includes(r.agent) && !hiddenAgents(section).has(r.agent));
+      const places = labelPlaces(rows.map((r) => ({ x: r.decision_us, y: r.score[0], text: shortened(r.agent, 20) })));
       const data = rows.map((row, i) => ({
-        x: [row.us], y: [row.score[0]], type: "scatter", mode: "markers+text",
+        x: [row.decision_us], y: [row.score[0]], type: "scatter", mode: "markers+text",
         text: [escaped(shortened(row.agent, 20))], textposition: places[i], textfont: { color: colour("--ink"), size: 11.5 },
         cliponaxis: false,
         marker: { color: style(section, row.agent).color, size: 10 },
         error_y: { type: "data", symmetric: false, array: [(row.score[2] ?? row.score[0]) - row.score[0]], arrayminus: [row.score[0] - (row.score[1] ?? row.score[0])], color: alpha(style(section, row.agent).color, 0.5), thickness: 2, width: 0 },
-        hovertemplate: `<b>${escaped(row.agent)}</b><br>${micros(row.us)} µs<br>${fixed(row.score[0])} ${row.score[1] === null ? "" : range(row.score)}<extra></extra>`,
+        hovertemplate: `<b>${escaped(row.agent)}</b><br>${micros(row.decision_us)} µs<br>${fixed(row.score[0])} ${row.score[1] === null ? "" : range(row.score)}<extra></extra>`,
       }));
-      const times = rows.map((r) => r.us);
+      const times = rows.map((r) => r.decision_us);
       const low = Math.min(...times) / 1.8, high = Math.max(...times) * 1.8;
       return { data, layout: { xaxis: axis("µs a decision", rows.length ? { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) } : {}), yaxis: axis("score") } };
     });
@@ -571,11 +571,11 @@
     const origin = DATA.origins[row.origin];
     const dirty = (commit) => (commit.endsWith("+") ? `${commit.slice(0, -1)} with uncommitted changes` : commit);
     const entries = [
-      ["Command", origin.command.map((c) => h("code", {}, c))],
-      ["Version", origin.version.map((v) => `llmqueue_gym ${v}`).join(", ")],
-      ["Git commit", origin.commit.map(dirty).join(", ")],
-      ["Python, NumPy", `${origin.python.join(", ")}; ${origin.numpy.join(", ")}`],
-      ["Machine", origin.machine.join("; ")],
+      ["Command", origin.commands.map((c) => h("code", {}, c))],
+      ["Version", origin.versions.map((v) => `llmqueue_gym ${v}`).join(", ")],
+      ["Git commit", origin.commits.map(dirty).join(", ")],
+      ["Python, NumPy", `${origin.pythons.join(", ")}; ${origin.numpys.join(", ")}`],
+      ["Machine", origin.machines.join("; ")],
       ["Seeds", row.seeds],
       ["Wall time", row.wall],
       ...extra,
@@ -619,13 +619,13 @@
         cell: (r) => (r.families[family] ? [fixed(r.families[family][0]), r.reference ? null : h("span", { class: "range under" }, range(r.families[family]))] : ""),
       })),
       { label: "IQM", title: "Interquartile mean over tasks × seeds", cls: "wide", sort: (r) => r.iqm?.[0] ?? null, cell: (r) => (r.iqm ? fixed(r.iqm[0]) : "") },
-      { label: "µs", title: "Median microseconds a decision", up: true, sort: (r) => r.us, cell: (r) => micros(r.us) },
+      { label: "µs", title: "Median microseconds a decision", up: true, sort: (r) => r.decision_us, cell: (r) => micros(r.decision_us) },
       { label: "Cells", title: "Runs scored of those planned", sort: (r) => r.cells, cell: (r) => (r.cells === r.expected ? String(r.cells) : `${r.cells}/${r.expected}`) },
     ];
     if (section.protocol === "pretrained") {
       columns.push(
-        { label: "Training steps", title: "Environment steps of the trainings for these tasks", sort: (r) => r.steps, cell: (r) => (r.steps === null ? "" : Math.round(r.steps).toLocaleString("en")) },
-        { label: "Training time", up: true, sort: (r) => r.seconds, cell: (r) => r.trained || "" },
+        { label: "Training steps", title: "Environment steps of the trainings for these tasks", sort: (r) => r.train_steps, cell: (r) => (r.train_steps === null ? "" : Math.round(r.train_steps).toLocaleString("en")) },
+        { label: "Training time", up: true, sort: (r) => r.train_seconds, cell: (r) => r.train_time || "" },
       );
     }
     const table = sortable({
@@ -650,8 +650,8 @@
         h("option", { value: "" }, "all headline tasks"), tags.map((t) => h("option", { value: t }, `tasks tagged ${t}`)))) : null,
       total);
     filter();
-    const tied = section.tasks.filter((t) => !t.separates && !t.inverted).map((t) => t.name);
-    const aside = section.tasks.filter((t) => t.separates && !t.headline).map((t) => t.name);
+    const tied = section.tasks.filter((t) => !t.separates && !t.inverted).map((t) => t.task);
+    const aside = section.tasks.filter((t) => t.separates && !t.headline).map((t) => t.task);
     const note = [
       `Mean score over ${section.families.length ? `the families ${section.families.join(" and ")} of ` : ""}${count(section.headline.length, "task")}: 0 is the random policy, 1 the oracle that knows the truth. `,
       "Agents share a rank unless a paired interval separates them from the best of it. ",
@@ -668,7 +668,7 @@
   }
 
   function taskLink(section, task) {
-    return h("a", { href: address(section, "task", task.name), title: task.name }, task.name);
+    return h("a", { href: address(section, "task", task.task), title: task.task }, task.task);
   }
 
   function tasksView(section) {
@@ -682,7 +682,7 @@
       return h("span", { title: `Rank 1: ${first(task).join(", ")}` }, who(section, agent), more);
     };
     const columns = [
-      { label: "Task", cls: "first", up: true, sort: (t) => t.name, cell: (t) => taskLink(section, t) },
+      { label: "Task", cls: "first", up: true, sort: (t) => t.task, cell: (t) => taskLink(section, t) },
       { label: "T", title: "Slots or queries of a run", cls: "wide", sort: (t) => t.horizon, cell: (t) => t.horizon.toLocaleString("en") },
       { label: "Rank 1", title: "The agents that share the first rank, best mean first", cls: "left", up: true, sort: (t) => first(t)[0] ?? null, cell: firsts },
       ...learning.map((agent) => ({
@@ -700,7 +700,7 @@
     const tags = [...new Set(section.tasks.flatMap((t) => t.tags))].sort();
     let needle = "", tag = "";
     function filter() {
-      const kept = section.tasks.filter((t) => t.name.toLowerCase().includes(needle) && (!tag || t.tags.includes(tag)));
+      const kept = section.tasks.filter((t) => t.task.toLowerCase().includes(needle) && (!tag || t.tags.includes(tag)));
       total.textContent = `${kept.length} of ${count(section.tasks.length, "task")}`;
       table.show(kept);
     }
@@ -750,18 +750,18 @@
     const place = section.tasks.indexOf(task);
     const near = (step, word) => {
       const other = section.tasks[place + step];
-      return other ? h("a", { href: address(section, "task", other.name) }, word, " ", other.name) : h("span", {});
+      return other ? h("a", { href: address(section, "task", other.task) }, word, " ", other.task) : h("span", {});
     };
     const rows = task.rows.map((r) => ({ ...r, reference: section.references.includes(r.agent) }));
     const columns = [
       rankColumn, agentColumn(section), scoreColumn, barColumn(section, rows),
-      ...task.headers.map((label, i) => ({ label, sort: (r) => leading(r.figures[i]), cell: (r) => r.figures[i], up: true })),
+      ...task.columns.map((label, i) => ({ label, sort: (r) => leading(r.figures[i]), cell: (r) => r.figures[i], up: true })),
     ];
-    const table = sortable({ name: `Agents on ${task.name}`, columns, rows, order: [2, "descending"], details: (row) => originList(row, [["Cells", hashes(row.keys)]]) });
+    const table = sortable({ name: `Agents on ${task.task}`, columns, rows, order: [2, "descending"], details: (row) => originList(row, [["Cells", hashes(row.keys)]]) });
     const parts = [
       h("div", { class: "crumbs" }, h("a", { href: address(section, "tasks") }, "All tasks"), h("span", {}, near(-1, "←"), " ", near(1, "→"))),
       h("section", {},
-        h("h2", {}, task.name),
+        h("h2", {}, task.task),
         h("p", { class: "lead" }, [task.about, `T = ${task.horizon.toLocaleString("en")}`, count(task.seeds, "seed")].filter(Boolean).join(", "),
           task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
             : task.tied ? `. ${task.tied}` : ""),
@@ -776,7 +776,7 @@
     const both = protocolsPart(section, task);
     if (both) parts.push(both);
     if (task.published) parts.push(publishedPart(task));
-    if (task.llms) parts.push(h("section", {}, h("h3", {}, "LLMs"), h("p", { class: "lead" }, task.llms.note), plainTable(`LLMs of ${task.name}`, task.llms.columns, task.llms.lines)));
+    if (task.llms) parts.push(h("section", {}, h("h3", {}, "LLMs"), h("p", { class: "lead" }, task.llms.note), plainTable(`LLMs of ${task.task}`, task.llms.columns, task.llms.lines)));
     if (task.heat) parts.push(trafficPart(section, task));
     return parts;
   }
@@ -784,7 +784,7 @@
   /** Agents of both protocols on one axis: to look at side by side, each block in its own order. */
   function protocolsPart(section, task) {
     const found = DATA.sections.filter((s) => s.kind === section.kind).flatMap((s) =>
-      s.tasks.filter((t) => t.name === task.name).map((t) => [s, t.rows.filter((r) => r.score && !s.references.includes(r.agent)).map((r) => ({ ...r, protocol: s.protocol }))]));
+      s.tasks.filter((t) => t.task === task.task).map((t) => [s, t.rows.filter((r) => r.score && !s.references.includes(r.agent)).map((r) => ({ ...r, protocol: s.protocol }))]));
     const blocks = found.filter(([, rows]) => rows.length);
     if (blocks.length < 2) return null;
     const domain = scoreDomain(blocks.flatMap(([, rows]) => rows));
@@ -800,9 +800,8 @@
 
   /** Figures of others beside the run's. */
   function publishedPart(task) {
-    const [title, columns, lines] = task.published;
-    return h("section", {}, h("h3", {}, "Published figures"), h("p", { class: "lead" }, title),
-      plainTable(title, columns, lines));
+    return h("section", {}, h("h3", {}, "Published figures"), h("p", { class: "lead" }, task.published),
+      plainTable(task.published, task.published_columns, task.published_lines));
   }
 
   /** Lines of text under their columns, as they come. */
@@ -826,28 +825,24 @@
   }
 
   function pairsView(section) {
-    const labels = section.agents.filter((a) => section.pairs.some(([i, j]) => section.agents[i] === a || section.agents[j] === a));
+    const labels = section.agents.filter((a) => section.comparisons.some((p) => p.first === a || p.second === a));
     if (!labels.length) return [h("section", {}, h("h2", {}, "Pairs"), h("p", { class: "lead" }, section.nothing || "Fewer than two agents are ranked."))];
     const found = new Map();
-    for (const [i, j, difference, chance] of section.pairs) {
-      const [a, b] = [section.agents[i], section.agents[j]];
-      const turned = (v, f) => (v === null ? null : f(v));
-      found.set(`${i},${j}`, { difference, chance });
-      found.set(`${j},${i}`, {
-        difference: [difference[0], difference[2], difference[1]].map((v) => turned(v, (x) => -x)),
-        chance: [chance[0], chance[2], chance[1]].map((v) => turned(v, (x) => 1 - x)),
-        a, b,
-      });
+    const key = (agent, other) => JSON.stringify([agent, other]);
+    const turned = ([value, low, high], f) => [value, high, low].map((v) => (v === null ? null : f(v)));
+    for (const { first, second, difference, improvement } of section.comparisons) {
+      found.set(key(first, second), { difference, improvement });
+      found.set(key(second, first), { difference: turned(difference, (x) => -x), improvement: turned(improvement, (x) => 1 - x) });
     }
     const rows = labels.map((agent) => {
       const cells = labels.map((other) => {
-        const pair = found.get(`${section.agents.indexOf(agent)},${section.agents.indexOf(other)}`);
+        const pair = found.get(key(agent, other));
         if (!pair) return h("td", { class: "cell muted" }, "·");
         const sure = pair.difference[1] > 0 || pair.difference[2] < 0;
-        const p = pair.chance[0];
+        const p = pair.improvement[0];
         const cell = h("td", {
           class: sure ? "cell sure" : "cell",
-          title: `${agent} against ${other}: probability ${fixed(p, 2)} ${range(pair.chance)}; difference ${fixed(pair.difference[0])} ${range(pair.difference)}`,
+          title: `${agent} against ${other}: probability ${fixed(p, 2)} ${range(pair.improvement)}; difference ${fixed(pair.difference[0])} ${range(pair.difference)}`,
         }, `${Math.round(100 * p)}`);
         cell.style.background = tint(p >= 0.5 ? "--heat" : "--warm", 0.9 * Math.abs(p - 0.5));
         return cell;
@@ -856,20 +851,19 @@
     });
     const head = h("tr", {}, h("th", { class: "first", scope: "col" }, "better than →"), labels.map((a) => h("th", { scope: "col", class: "agent", title: a }, h("span", {}, a))));
     const table = h("table", { class: "matrix" }, h("caption", { class: "sr" }, "Probability of improvement"), h("thead", {}, head), h("tbody", {}, rows));
-    const list = section.pairs.map(([i, j, difference, chance]) => ({ a: section.agents[i], b: section.agents[j], difference, chance }));
     const columns = [
-      { label: "Agent", cls: "left", up: true, sort: (r) => r.a, cell: (r) => who(section, r.a) },
-      { label: "against", cls: "left", up: true, sort: (r) => r.b, cell: (r) => who(section, r.b) },
+      { label: "Agent", cls: "left", up: true, sort: (r) => r.first, cell: (r) => who(section, r.first) },
+      { label: "against", cls: "left", up: true, sort: (r) => r.second, cell: (r) => who(section, r.second) },
       { label: "Difference", title: "Of the scores, paired by seed", sort: (r) => r.difference[0], cell: (r) => [fixed(r.difference[0]), h("span", { class: "range" }, range(r.difference))] },
-      { label: "Probability of improvement", sort: (r) => r.chance[0], cell: (r) => [fixed(r.chance[0], 2), h("span", { class: "range" }, range(r.chance))] },
+      { label: "Probability of improvement", sort: (r) => r.improvement[0], cell: (r) => [fixed(r.improvement[0], 2), h("span", { class: "range" }, range(r.improvement))] },
     ];
-    const pairs = sortable({ name: "Paired differences", columns, rows: list, order: [2, "descending"] });
+    const pairs = sortable({ name: "Paired differences", columns, rows: section.comparisons, order: [2, "descending"] });
     return [
       h("section", {}, h("h2", {}, "Probability of improvement"),
         h("p", { class: "lead" }, "How often, in percent, a run of the row's agent scores above one of the column's, averaged over the headline tasks with the weights of the score. Bold: the paired difference of the two scores is separated from 0."),
         scrolling("Probability of improvement", table)),
       h("section", {}, h("h2", {}, "Paired differences"), h("p", { class: "lead" }, "Both with 95% intervals of the same stratified bootstrap: tasks are strata, seeds are resampled together."),
-        h("details", { open: list.length <= 30 }, h("summary", {}, `All ${count(list.length, "pair")}`), pairs.element)),
+        h("details", { open: section.comparisons.length <= 30 }, h("summary", {}, `All ${count(section.comparisons.length, "pair")}`), pairs.element)),
     ];
   }
 
@@ -922,7 +916,7 @@
     const [kind, protocol, view, name] = parts;
     const section = DATA.sections.find((s) => s.kind === kind && s.protocol === protocol)
       || DATA.sections.find((s) => s.kind === kind) || DATA.sections[0];
-    const task = view === "task" && section ? section.tasks.find((t) => t.name === name) : null;
+    const task = view === "task" && section ? section.tasks.find((t) => t.task === name) : null;
     return { section, view: task ? "task" : VIEWS.some(([v]) => v === view) ? view : "overview", task };
   }
 
@@ -936,8 +930,8 @@
     byId("protocols").replaceChildren(...["online", "pretrained"].map((protocol) => {
       const target = DATA.sections.find((s) => s.kind === section.kind && s.protocol === protocol);
       if (!target) return h("span", { "aria-disabled": "true", title: `No agent was run ${protocol} here` }, capital(protocol));
-      const same = task && target.tasks.some((t) => t.name === task.name);
-      const href = same ? address(target, "task", task.name) : address(target, here);
+      const same = task && target.tasks.some((t) => t.task === task.task);
+      const href = same ? address(target, "task", task.task) : address(target, here);
       return h("a", { href, "aria-current": protocol === section.protocol ? "true" : null }, capital(protocol));
     }));
     byId("views").replaceChildren(...VIEWS.map(([name, label]) =>
@@ -963,12 +957,12 @@
       DATA.missing.length && view !== "runs" ? h("p", { class: "muted" }, `${count(DATA.missing.length, "cell")} not run yet.`) : null,
     ].filter(Boolean);
     main.replaceChildren(...alarms, ...build());
-    document.title = `${task ? task.name + " · " : ""}${DATA.suite} · llmqueue_gym leaderboard`;
+    document.title = `${task ? task.task + " · " : ""}${DATA.suite} · llmqueue_gym leaderboard`;
     if (move) window.scrollTo(0, 0);
   }
 
   const agents = new Set(DATA.sections.flatMap((s) => s.agents)).size;
-  const tasks = new Set(DATA.sections.flatMap((s) => s.tasks.map((t) => t.name))).size;
+  const tasks = new Set(DATA.sections.flatMap((s) => s.tasks.map((t) => t.task))).size;
   byId("facts").textContent = [count(tasks, "task"), count(agents, "agent"), count(DATA.cells, "run")].join(" · ");
   byId("command").textContent = DATA.command;
   window.addEventListener("hashchange", () => { render(); byId("main").focus({ preventScroll: true }); });

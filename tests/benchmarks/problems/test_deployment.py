@@ -20,10 +20,10 @@ from benchmarks.problems.deployment.play import served_per_stage
 from benchmarks.problems.kind import Traffic, is_stuck
 from benchmarks.problems.luck import LUCK_LIMIT
 from benchmarks.report import board_markdown, board_summary, draw_figure
-from benchmarks.report.figure import _legend
+from benchmarks.report.draw import draw_legend
 from benchmarks.report.page import board_page
 from benchmarks.report.series import heat_map
-from benchmarks.report.tables import sweep_title
+from benchmarks.report.words import sweep_title
 from benchmarks.run.engines import LocalEngine
 from benchmarks.run.runner import InvalidActionError, run_cell
 from benchmarks.score.fairness import violations
@@ -584,7 +584,7 @@ def test_a_legend_stays_within_the_picture(letters):
     names = [f"{i}{'W' * letters}" for i in range(6)]
     for name in names:
         axis.plot([0, 1], label=name)
-    _legend(picture, {name: {} for name in names})
+    draw_legend(picture, {name: {} for name in names})
     FigureCanvasAgg(picture).draw()
     [legend] = picture.legends
     box = legend.get_window_extent()

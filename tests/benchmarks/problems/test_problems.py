@@ -15,7 +15,7 @@ from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite
 from benchmarks.problems import PROBLEMS, problem_of, register_problem
 from benchmarks.report import board_markdown, board_tables, draw_figure
-from benchmarks.report.as_json import board_json
+from benchmarks.report.data import board_json
 from benchmarks.report.page import board_page, page_data
 from benchmarks.run.engines import Outcome, execute
 from benchmarks.run.runner import provenance, run_cell

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.report import board_markdown, board_tables, draw_figure, figure
+from benchmarks.report import board_markdown, board_tables, draw, draw_figure
 from benchmarks.report.command import make_server
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
@@ -184,7 +184,7 @@ def test_hostile_names_stay_text_in_markdown_terminal_and_pictures(board, tmp_pa
 
 
 def test_letters_that_the_pictures_font_lacks_become_question_marks():
-    assert figure._text("é数ж🎉\u202e$") == "é?ж?\ufffd\\$"
+    assert draw.picture_text("é数ж🎉\u202e$") == "é?ж?\ufffd\\$"
 
 
 @pytest.mark.parametrize("name", ["curves", "scores", "profiles", "decision-time"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.plan.suite import spec_key
 from benchmarks.report import board_markdown
-from benchmarks.report.instance import task_warnings
+from benchmarks.report.data import task_warnings
 from benchmarks.report.page import page_data
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.score import export
@@ -109,7 +109,7 @@ def test_a_report_of_the_export_is_that_of_the_folder(store, tmp_path):
     mine, theirs = load_board(back), load_board(store)
     assert board_markdown(mine) == board_markdown(theirs)
     assert mine.failures[0][1]["error"] == "boom"
-    shown = {t["name"]: t["llms"] for s in page_data(mine)["sections"] for t in s["tasks"]}
+    shown = {t["task"]: t["llms"] for s in page_data(mine)["sections"] for t in s["tasks"]}
     columns = ["LLM", "keep rate, shown alone"]
     note = "Of seed 0; every seed has its own."
     assert shown["queue"] == {"note": note, "columns": columns, "lines": [["a", "0.5"], ["b", "0"]]}

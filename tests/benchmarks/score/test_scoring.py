@@ -14,7 +14,7 @@ from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite
 from benchmarks.problems.queueing.board import KIND as QUEUEING
 from benchmarks.report import board_markdown, board_summary, board_tables, draw_figure
-from benchmarks.report.as_json import board_json
+from benchmarks.report.data import board_json
 from benchmarks.report.figure import main_picture
 from benchmarks.report.page import page_data
 from benchmarks.run.runner import run_cell
