@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 
 from benchmarks.measure import speed
-from benchmarks.measure.speed import (
+from benchmarks.measure.agents import agent_speed, best_pair_by_enumeration, full_refit
+from benchmarks.measure.environments import (
     Runner,
-    agent_speed,
-    best_pair_by_enumeration,
     cartpole_ratios,
-    full_refit,
-    guard,
+    environment_speed,
     median_ratio,
-    read_baseline,
-    slowdowns,
     take_turns,
     vector_table,
-    write_baseline,
 )
+from benchmarks.measure.speed import comparison, guard, read_baseline, slowdowns, write_baseline
+from llmqueue_gym.errors import UsageError
 
 
 def test_the_full_refit_is_the_maximum():
@@ -49,8 +46,28 @@ def test_the_best_pair_is_the_two_best_llms_of_the_best_query():
 
 def test_agents_are_timed():
     figures = agent_speed(100)
-    assert len(figures) == 5
+    assert len(figures) == 6
     assert all(value == pytest.approx(value) and value > 0 for value in figures.values())
+
+
+def test_every_line_says_what_it_was_and_what_is_aimed_at(monkeypatch):
+    now = {name: 1.0 for name in speed.TARGETS} | {"other": 2000.0}
+    header, first, *_, last = comparison(now, {speed.SCALAR: 0.5, "gone": 1.0})
+    assert header[1:] == ["before", "now", "target"]
+    assert first == [speed.SCALAR, "0.50", "1.00", ">= 0.55"]
+    assert last == ["other", "", "2,000.00", ""]
+    monkeypatch.setattr("benchmarks.measure.agents._play_planned", lambda *_: (np.ones(9), 1.0))
+    lanes = {name for name in environment_speed(0.01, lanes=2) if "x2" in name}
+    measured = {name.replace("x2", "x1024") for name in lanes} | {speed.SCALAR}
+    measured |= (
+        agent_speed(100).keys() | speed.cell_speed().keys() | {"ACQB d=384 N=11 K=2 mean us"}
+    )
+    assert speed.TARGETS.keys() <= measured
+
+
+def test_a_commit_that_is_not_there_is_named():
+    with pytest.raises(UsageError, match=r"--before 'nonsense' cannot be measured: .*nonsense"):
+        speed.figures_before("nonsense", 0.01, 100)
 
 
 class FakeClock:

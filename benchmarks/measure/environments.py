@@ -1,0 +1,202 @@
+"""Speed of the environments: steps a second with random actions, and ratios to CartPole-v1.
+
+The loops are those of gymnasium.utils.performance, sampling included, in short rounds that take
+turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+import llmqueue_gym  # noqa: F401 - registers the environments
+
+LANES = 1024
+BATCHES = (1, 16, 64, 256, 1024)
+ROUNDS = 12
+GROWTH_LANES = 256
+GROWTH = {
+    "B (lanes)": [{"num_envs": lanes} for lanes in BATCHES],
+    "W (window)": [{"window": window} for window in (8, 32, 128)],
+    "N (LLMs)": [{"num_llms": llms} for llms in (5, 20, 100)],
+    "d (context)": [{"context_dim": dim} for dim in (5, 64, 384)],
+}
+SCALAR, VECTOR = "LLMQueue-v0 / CartPole-v1", f"LLMQueue-v0 x{LANES} / CartPole-v1 x{LANES}"
+
+
+@dataclass
+class Runner:
+    """An environment stepped with random actions, as Gymnasium's benchmark steps it.
+
+    Attributes
+    ----------
+    env : gymnasium.Env or gymnasium.vector.VectorEnv
+        The environment, reset once.
+    clock : callable
+        Seconds used so far. CPU time of this process does not count what other programs on the
+        machine do; an environment with worker processes needs ``perf_counter``.
+    """
+
+    env: Any
+    clock: Callable[[], float] = process_time
+
+    def __post_init__(self) -> None:
+        self.env.reset(seed=0)
+        self.env.action_space.seed(0)
+        self._vector = isinstance(self.env, gym.vector.VectorEnv)
+        self.run(0.0)  # what is set up by the first step is not measured
+
+    def run(self, seconds: float) -> float:
+        """Return environment steps per second over a round of at least ``seconds``."""
+        clock, step, sample = self.clock, self.env.step, self.env.action_space.sample
+        steps, ended, end = 0, 0, 0.0
+        start = clock()
+        while end - start <= seconds:
+            _, _, terminated, truncated, _ = step(sample())
+            if self._vector:
+                steps += self.env.num_envs - ended  # a lane's reset is no step of it
+                ended = int(np.count_nonzero(terminated | truncated))
+            else:
+                steps += 1
+                if terminated or truncated:
+                    self.env.reset()
+            end = clock()
+        return steps / (end - start)
+
+
+@contextmanager
+def _vectors(makers: Mapping[str, Callable[[], Any]]) -> Iterator[dict[str, Runner]]:
+    """Make the environments, and close them whatever happens; async ones run on wall time."""
+    runners: dict[str, Runner] = {}
+    try:
+        for name, make in makers.items():
+            env = make()
+            wall = isinstance(env, gym.vector.AsyncVectorEnv)
+            runners[name] = Runner(env, perf_counter if wall else process_time)
+        yield runners
+    finally:
+        for runner in runners.values():
+            runner.env.close()
+
+
+def take_turns(
+    runners: Mapping[str, Runner], seconds: float, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Return steps per second of each round; the rounds of all runners alternate.
+
+    What else the machine does drifts slowly, so ratios within a round are far steadier than
+    ratios of long runs one after the other.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            speeds[name].append(runner.run(seconds / rounds))
+    return speeds
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def _vector_env(env_id: str, lanes: int, mode: str, **kwargs: Any) -> Any:
+    return gym.make_vec(env_id, num_envs=lanes, vectorization_mode=mode, **kwargs)
+
+
+def cartpole_ratios(seconds: float, lanes: int = LANES) -> dict[str, float]:
+    """Speeds of LLMQueue-v0 over CartPole-v1's: scalar, and native vector environments.
+
+    Both with default arguments, so that every lane has an instance of its own.
+    """
+    native = "vector_entry_point"
+    makers: dict[str, Callable[[], Any]] = {
+        "queue": lambda: gym.make("LLMQueue-v0"),
+        "cartpole": lambda: gym.make("CartPole-v1"),
+        "queues": lambda: _vector_env("LLMQueue-v0", lanes, native),
+        "cartpoles": lambda: _vector_env("CartPole-v1", lanes, native),
+    }
+    with _vectors(makers) as runners:
+        speeds = take_turns(runners, seconds)
+    return {
+        SCALAR: median_ratio(speeds["queue"], speeds["cartpole"]),
+        VECTOR: median_ratio(speeds["queues"], speeds["cartpoles"]),
+    }
+
+
+def environment_speed(seconds: float, lanes: int = LANES) -> dict[str, float]:
+    """Compare LLMQueue-v0 with CartPole-v1, and its vector form with SyncVectorEnv of itself."""
+    native = "vector_entry_point"
+    makers: dict[str, Callable[[], Any]] = {
+        "CartPole-v1": lambda: gym.make("CartPole-v1"),
+        "LLMQueue-v0": lambda: gym.make("LLMQueue-v0"),
+        f"CartPole-v1 x{lanes}": lambda: _vector_env("CartPole-v1", lanes, native),
+        f"LLMQueue-v0 x{lanes}": lambda: _vector_env("LLMQueue-v0", lanes, native),
+        f"LLMQueue-v0 x{lanes} (one instance)": lambda: _vector_env(
+            "LLMQueue-v0", lanes, native, instance_seed=0
+        ),
+        f"SyncVectorEnv x{lanes} (one instance)": lambda: _vector_env(
+            "LLMQueue-v0", lanes, "sync", instance_seed=0
+        ),
+    }
+    with _vectors(makers) as runners:
+        speeds = take_turns(runners, seconds)
+    scalar_cart, scalar, cart, own, one, sync = speeds
+    ratios = [(scalar, scalar_cart), (own, cart), (one, cart), (one, sync)]
+    return {
+        **{f"{name} steps/s": median(values) for name, values in speeds.items()},
+        **{f"{a} / {b}": median_ratio(speeds[a], speeds[b]) for a, b in ratios},
+    }
+
+
+def vector_table(seconds: float, batches: Sequence[int] = BATCHES) -> list[list[str]]:
+    """Steps/s of the native vector environment, its Sync and Async forms and CartPole's, by B."""
+    kinds = {
+        "native": ("LLMQueue-v0", "vector_entry_point"),
+        "SyncVectorEnv": ("LLMQueue-v0", "sync"),
+        "AsyncVectorEnv": ("LLMQueue-v0", "async"),
+        "CartPole-v1": ("CartPole-v1", "vector_entry_point"),
+    }
+    table = [["B", *kinds, "native / Sync", "native / CartPole-v1"]]
+    for lanes in batches:
+        # A process a lane: more than this says nothing about the environment.
+        chosen = {name: kind for name, kind in kinds.items() if "Async" not in name or lanes <= 16}
+        makers = {
+            name: partial(_vector_env, env_id, lanes, mode)
+            for name, (env_id, mode) in chosen.items()
+        }
+        with _vectors(makers) as runners:
+            speeds = take_turns(runners, seconds, rounds=6)
+        table.append(
+            [
+                f"{lanes}",
+                *(f"{median(speeds[name]):,.0f}" if name in speeds else "" for name in kinds),
+                f"{median_ratio(speeds['native'], speeds['SyncVectorEnv']):.1f}",
+                f"{median_ratio(speeds['native'], speeds['CartPole-v1']):.2f}",
+            ]
+        )
+    return table
+
+
+def growth_table(seconds: float, lanes: int = GROWTH_LANES) -> list[list[str]]:
+    """Microseconds of a native vector step, varying B, W, N and d one at a time."""
+    table = [["varied", "value", "us a step", "us a lane and step"]]
+    for varied, settings in GROWTH.items():
+        for setting in settings:
+            arguments: dict[str, Any] = {"load": 0.9, "instance_seed": 0, **setting}
+            env = _vector_env(
+                "LLMQueue-v0", arguments.pop("num_envs", lanes), "vector_entry_point", **arguments
+            )
+            microseconds = 1e6 / Runner(env).run(seconds) * env.num_envs
+            env.close()
+            value = next(iter(setting.values()))
+            each = microseconds / env.num_envs
+            table.append([varied, f"{value}", f"{microseconds:,.0f}", f"{each:.2f}"])
+    return table
