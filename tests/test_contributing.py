@@ -90,11 +90,11 @@ def test_a_suite_made_by_contributing_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     board = (tmp_path / "leaderboard/leaderboard.md").read_text("utf-8")
-    header = next(line for line in board.splitlines() if "worst queue" in line)
-    column = [cell.strip() for cell in header.split("|")].index("worst queue")
+    header = next(line for line in board.splitlines() if "longest queue" in line)
+    column = [cell.strip() for cell in header.split("|")].index("longest queue")
     row = next(
         line
         for line in board.splitlines()
         if "| last-kept |" in line and line.count("|") == header.count("|")
     )
-    assert float(row.split("|")[column].replace(",", "")) > 0.0
+    assert float(row.split("|")[column].split()[0].replace(",", "")) >= 1.0

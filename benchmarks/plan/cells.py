@@ -342,7 +342,7 @@ def code_hash() -> str:
 
     own = [
         Path(__file__).parents[1] / "run" / "runner.py",
-        *(_play_file(p) for p in PROBLEMS.values()),
+        *(path for problem in PROBLEMS.values() for path in _play_files(problem)),
     ]
     return _files_hash(own, _root(llmqueue_gym).rglob("*.py"), _root(baselines).rglob("*.py"))
 
@@ -357,8 +357,10 @@ def _training_code_hash() -> str:
     return _files_hash(own, _root(llmqueue_gym).rglob("*.py"))
 
 
-def _play_file(problem: Problem) -> Path:
-    return Path(str(sys.modules[problem.play.Recorder.__module__].__file__))
+def _play_files(problem: Problem) -> list[Path]:
+    """Files of a problem that decide what is recorded: ``play.py`` and ``metrics.py``."""
+    play = Path(str(sys.modules[problem.play.Recorder.__module__].__file__))
+    return [path for path in (play, play.with_name("metrics.py")) if path.exists()]
 
 
 def _root(package: ModuleType) -> Path:

@@ -1,16 +1,16 @@
 """What a report shows of a problem: its score's h, its columns and panels, how to read them.
 
-A column is one entry of a table; scoring, terminal and page know no figure by name.
+A column is one entry of a table; scoring, terminal and page know no figure by name. Workers import
+this for their metrics, so it is light: no polars, no statistics of SciPy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks.score.intervals import (
@@ -21,7 +21,11 @@ from benchmarks.score.intervals import (
 )
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from benchmarks.score.task_board import TaskBoard
+
+Run = TypeVar("Run")
 
 Scale = Literal["linear", "log", "symlog"]
 Line = tuple[Floats, Floats]
@@ -103,6 +107,30 @@ class Column:
     digits: int = 2
     oracle: str | None = None
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Metric(Generic[Run]):
+    """A number that is measured when a run is played, and shown by reports.
+
+    Attributes
+    ----------
+    name : str
+        Its name in stored results.
+    measure : callable
+        What was recorded of a run -> the number; None where it cannot be had.
+    columns : tuple of Column
+        What it adds to the tables.
+    """
+
+    name: str
+    measure: Callable[[Run], float | int | None]
+    columns: tuple[Column, ...] = ()
+
+
+def measured(metrics: Iterable[Metric[Run]], run: Run) -> dict[str, float | int | None]:
+    """Measure a run."""
+    return {metric.name: metric.measure(run) for metric in metrics}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def t_interval(values: Sequence[float] | Floats, level: float = LEVEL) -> Interv
 @lru_cache(maxsize=4096)
 def _t_quantile(level: float, freedom: int) -> float:
     """Half width of Student's t interval in standard errors."""
-    return float(stats.t.ppf(0.5 + level / 2, freedom))
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def separated_pair(scores: Sequence[Mapping[int, float]]) -> tuple[bool, int | None]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from benchmarks.problems.deployment.metrics import METRICS
 from benchmarks.problems.kind import (
     CLOCK,
     LUCK,
     Column,
     Evidence,
-    Figure,
     Kind,
     Line,
     Panel,
@@ -21,9 +20,6 @@ from benchmarks.problems.kind import (
     Traffic,
     TrainingCurve,
     first_shown,
-    growth_of,
-    interval_of,
-    mean_of,
 )
 
 if TYPE_CHECKING:
@@ -71,17 +67,6 @@ def _delay(evidence: Evidence) -> float | None:
 def _adopted(evidence: Evidence) -> float | None:
     adopted = [found for _, found in _adoption(evidence)]
     return float(np.mean(adopted)) if adopted else None
-
-
-def _sum(*names: str) -> Callable[[Evidence], Figure]:
-    return lambda evidence: float(
-        sum(float(np.mean(evidence.table[name].to_numpy())) for name in names)
-    )
-
-
-def _share_of_bound(evidence: Evidence) -> float | None:
-    shares = (evidence.table["ledger"] / evidence.table["ledger_bound"]).drop_nulls()
-    return float(shares.to_numpy().mean()) if len(shares) else None
 
 
 def _about_deployment(table: pl.DataFrame) -> str:
@@ -145,22 +130,7 @@ def _spend_panel(task: TaskBoard) -> Panel:
 
 KIND = Kind(
     name="deployment",
-    metrics=(
-        "ledger",
-        "reward",
-        "regret",
-        "spend",
-        "refused",
-        "throttled",
-        "violations",
-        "ledger_bound",
-        "ledger_overshoot",
-        *LUCK,
-        "budget",
-        "num_stages",
-        "max_deployed",
-        "num_llms",
-    ),
+    metrics=(*(metric.name for metric in METRICS), *LUCK),
     h=-pl.col("ledger"),
     h_name="minus the ledger score",
     luck_name="a total reward",
@@ -169,17 +139,7 @@ KIND = Kind(
     reference=(),
     about=_about_deployment,
     columns=(
-        Column("ledger / query", "", interval_of("ledger"), 3),
-        Column("", "ledger", mean_of("ledger"), 3),
-        Column("reward / query", "", mean_of("reward"), 3),
-        Column("share of bound", "", _share_of_bound, 3),
-        Column("spend / b", "spend", mean_of("spend")),
-        Column("regret", "", interval_of("regret")),
-        Column("", "regret", mean_of("regret"), 3),
-        Column("growth", "", growth_of, missing="none"),
-        Column("refused", "", _sum("refused", "throttled"), 0),
-        Column("over cap", "", _sum("violations"), 0),
-        Column("", "lost", _sum("refused", "throttled", "violations"), 0),
+        *(column for metric in METRICS for column in metric.columns),
         Column("adoption delay", "delay", _delay, 0),
         Column("adopted", "", _adopted),
         CLOCK,

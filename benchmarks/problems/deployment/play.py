@@ -1,6 +1,6 @@
 """A deployment cell: how its run is watched with the hidden truth, and what is measured.
 
-See `benchmarks.run.runner` for the loop.
+See `benchmarks.run.runner` for the loop, `benchmarks.problems.deployment.metrics` for the metrics.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Action, DeployProblem
+from benchmarks.problems.deployment.metrics import METRICS, Run
+from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import Luck, outcome_luck, row_luck
 from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
@@ -89,8 +91,8 @@ class Recorder:
     def result(self) -> dict[str, Any]:
         """Return ``metrics``, the cumulative sums of the learning curve, ``traffic`` and ``llms``.
 
-        ``regret``, as published, counts the rewards drawn. ``mean_regret`` and the curve take the
-        true means of the chosen LLMs: the same in expectation, with less noise.
+        The curve of the regret takes the true means of the chosen LLMs: the same in expectation,
+        with less noise.
         """
         dynamics = self._dynamics
         llm, total, ledger, money = np.array(self._rows).T
@@ -100,30 +102,13 @@ class Recorder:
         drawn = np.diff(total, prepend=0.0)
         promised = drawn if instance.table is not None else _promised(instance, answered)
         best = fluid_values(instance, rules)
-        bound = ledger_bound(instance, rules)
-        budget = rules.budget * rules.horizon
+        run = Run(dynamics, best, promised, ledger_bound(instance, rules))
+        luck = self._luck(answered, promised).as_metrics()
         return {
-            "metrics": {
-                "budget": rules.budget,
-                "num_stages": rules.num_stages,
-                "max_deployed": rules.max_deployed,
-                "num_llms": dynamics.num_llms,
-                "ledger": float(dynamics.ledger_score) / rules.horizon,
-                "ledger_bound": bound.value,
-                "ledger_overshoot": bound.overshoot,
-                "reward": float(dynamics.total_reward) / rules.horizon,
-                "regret": float(best.sum() - dynamics.total_reward),
-                "mean_regret": float(np.sum(best - promised)),
-                "spend": float(dynamics.spend) / budget,
-                "ledger_spend": float(dynamics.ledger_spend) / budget,
-                "refused": int(dynamics.refused),
-                "throttled": int(dynamics.throttled),
-                "violations": int(dynamics.violations),
-                **self._luck(answered, promised).as_metrics(),
-            },
+            "metrics": measured(METRICS, run) | luck,
             "curve": {
                 "ledger": ledger,
-                "spend": np.cumsum(money) / budget,
+                "spend": np.cumsum(money) / (rules.budget * rules.horizon),
                 "regret": np.cumsum(best - promised),
             },
             "traffic": {

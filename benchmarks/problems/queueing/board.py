@@ -10,21 +10,14 @@ import polars as pl
 from benchmarks.problems.kind import (
     CLOCK,
     LUCK,
-    Column,
     Curves,
-    Evidence,
     Kind,
     Line,
     Panel,
     TrainingCurve,
-    curve_gaps,
     first_shown,
-    growth_of,
-    interval_of,
-    mean_of,
-    size_of,
 )
-from benchmarks.score.intervals import Interval, decay_exponent
+from benchmarks.problems.queueing.metrics import METRICS
 
 if TYPE_CHECKING:
     from benchmarks.score.task_board import TaskBoard
@@ -34,11 +27,6 @@ _BURSTY = 1.5
 
 _LOG_ABOVE = 30.0  # queue lengths beyond this get a logarithmic axis
 _WINDOWS = 28  # means of the queue length are taken over so many log-spaced windows
-
-
-def _queue_decay(evidence: Evidence) -> Interval | None:
-    gaps = curve_gaps(evidence.curves, evidence.oracle, "queue")
-    return None if gaps is None else decay_exponent(evidence.curves.t, gaps, evidence.task)
 
 
 def _about_queue(table: pl.DataFrame) -> str:
@@ -98,19 +86,7 @@ def windowed_means(curves: Curves) -> Line:
 
 KIND = Kind(
     name="queueing",
-    metrics=(
-        "mean_queue",
-        "tail_queue",
-        "wait_p95",
-        "retrials_per_departed",
-        "usd_per_query",
-        "backlog_share",
-        "routing_regret",
-        *LUCK,
-        "arrival_rate",
-        "arrival_dispersion",
-        "capacity",
-    ),
+    metrics=(*(metric.name for metric in METRICS), *LUCK),
     h=pl.col("mean_queue").log1p(),
     h_name="log(1 + mean queue)",
     luck_name="departures",
@@ -118,22 +94,7 @@ KIND = Kind(
     blind=("oracle", "random"),
     reference=("tail_queue",),
     about=_about_queue,
-    columns=(
-        Column("mean queue", "", size_of("mean_queue")),
-        Column("", "queue", mean_of("mean_queue"), 3),
-        Column("tail queue", "", size_of("tail_queue")),
-        Column("tail gap", "", interval_of("tail_queue", "tail_queue_oracle"), oracle="0"),
-        Column("", "tail gap", interval_of("tail_queue", "tail_queue_oracle"), 3),
-        Column("decay", "", _queue_decay, oracle="", missing="noise"),
-        Column("routing regret", "", size_of("routing_regret")),
-        Column("", "regret", mean_of("routing_regret"), 3),
-        Column("growth", "", growth_of, oracle="", missing="noise"),
-        Column("backlog", "", mean_of("backlog_share"), 3),
-        Column("p95 wait", "", mean_of("wait_p95"), 3),
-        Column("retrials / departed", "", mean_of("retrials_per_departed"), 3),
-        Column("USD / query", "", mean_of("usd_per_query"), 5),
-        CLOCK,
-    ),
+    columns=(*(column for metric in METRICS for column in metric.columns), CLOCK),
     legend="""\
 *score*: (h(random) - h(agent)) / (h(random) - h(oracle)) with
 h = log(1 + mean queue length), paired by seed; 0 is random, 1 the optimum (c mu). *burstiness*:

@@ -1,13 +1,12 @@
 """A queueing cell: how its run is watched with the hidden truth, and what is measured.
 
-See `benchmarks.run.runner` for the loop.
+See `benchmarks.run.runner` for the loop, `benchmarks.problems.queueing.metrics` for the metrics.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
@@ -16,53 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Action, QueueProblem
+from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import outcome_luck
+from benchmarks.problems.queueing.metrics import METRICS, Run, Trace
 from llmqueue_gym import workloads
 from llmqueue_gym.oracles import MyopicOracle
 from llmqueue_gym.queueing.dynamics import QueueDynamics
-from llmqueue_gym.workloads.arrivals import arrivals_fingerprint, dispersion, interarrival_cv
-
-TAIL_SHARE = 0.2
-"""Last share of the horizon that the tail of a metric is taken over."""
-
-BURST_WINDOW = 100
-"""Slots over which arrivals are counted for their index of dispersion."""
-
-
-@dataclass
-class Trace:
-    """What happened in every slot of a run; arrays of shape (T,).
-
-    Attributes
-    ----------
-    queue_length : ndarray
-        Waiting queries at the end of the slot, Q_t.
-    best_rate, departure_rate : ndarray
-        Largest departure rate in the learner's whole queue, beyond the window too, and that of
-        its choice, p(x_t, S_t).
-    departed, retried : ndarray of bool
-        What the served user did.
-    sojourn : ndarray
-        Slots the departed query spent in the system; 0 where none departed.
-    arrived : ndarray of bool
-        Whether a query arrived.
-    """
-
-    queue_length: NDArray[np.int64]
-    best_rate: NDArray[np.float64]
-    departure_rate: NDArray[np.float64]
-    departed: NDArray[np.bool_]
-    retried: NDArray[np.bool_]
-    sojourn: NDArray[np.int64]
-    arrived: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, horizon: int) -> Trace:
-        """Return a trace of ``horizon`` slots to be filled in."""
-        ints = [np.zeros(horizon, dtype=np.int64) for _ in range(2)]
-        floats = [np.zeros(horizon) for _ in range(2)]
-        flags = [np.zeros(horizon, dtype=np.bool_) for _ in range(3)]
-        return cls(ints[0], floats[0], floats[1], flags[0], flags[1], ints[1], flags[2])
+from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
 
 
 def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = False) -> QueueProblem:
@@ -182,15 +141,12 @@ class Recorder:
 
     def truth(self, t: int) -> str:
         """Say what the first t slots would be scored by."""
-        lengths, regret = self.trace.queue_length[:t], _regret(self.trace)[:t]
+        lengths, regret = self.trace.queue_length[:t], self.trace.regret[:t]
         mean = float(lengths.mean()) if t else 0.0
         return f"truth: mean queue {mean:,.2f}, routing regret {float(regret.sum()):,.2f} in all"
 
     def result(self) -> dict[str, Any]:
         """Return ``metrics``, the cumulative sums of the learning curve, and the ``llms``.
-
-        ``usd_per_query`` is the cost of all answers served over the queries that departed, None
-        where no costs are known.
 
         Raises
         ------
@@ -198,14 +154,11 @@ class Recorder:
             If the run breaks a law of every queue; see `check_laws`.
         """
         dynamics, horizon = self._dynamics, self.trace.queue_length.size
-        metrics = {
-            "arrival_rate": float(dynamics.arrival_rate[0]),
-            "capacity": float(dynamics.capacity[0]),
-            **queue_metrics(self.trace, dynamics.window),
-        }
-        departures = int(self.trace.departed.sum())
-        known = self._cost is not None and departures > 0
-        metrics["usd_per_query"] = self._usd / departures if known else None
+        usd = None if self._cost is None else self._usd
+        rates = float(dynamics.arrival_rate[0]), float(dynamics.capacity[0])
+        metrics = measured(METRICS, Run(self.trace, dynamics.window, *rates, usd))
+        promised = self.trace.departure_rate
+        metrics |= outcome_luck(metrics["departures"] or 0, promised).as_metrics()
         curve = queue_sums(self.trace)
         visible = len(self._window)
         rows, ages = dynamics.window_queries[0][:visible], dynamics.observe()["age"][0]
@@ -278,45 +231,6 @@ def check_laws(
             raise BrokenLawError(f"a recorded run breaks {law}: {left} is not {right}")
 
 
-def queue_metrics(trace: Trace, window: int) -> dict[str, float | int | None]:
-    """Summary figures of a run that an agent saw through a window of W slots.
-
-    ``backlog_share`` is the share of slots that ended with queries beyond the window.
-    ``luck`` is that of the departures, given the departure rates p(x_t, S_t) that were chosen.
-    ``arrival_cv`` and ``arrival_dispersion`` (in windows of 100 slots) are the run's burstiness.
-    """
-    queue, rate = trace.queue_length, trace.departure_rate
-    departures, retrials = int(trace.departed.sum()), int(trace.retried.sum())
-    sojourns = trace.sojourn[trace.departed]
-    tail = max(1, round(TAIL_SHARE * queue.size))
-    return {
-        "mean_queue": float(queue.mean()),
-        "tail_queue": float(queue[-tail:].mean()),
-        "backlog_share": float(np.mean(queue > window)),
-        "wait_p95": float(np.percentile(sojourns, 95)) if departures else None,
-        "mean_sojourn": float(sojourns.mean()) if departures else None,
-        "departures": departures,
-        "retrials": retrials,
-        "retrials_per_departed": retrials / departures if departures else None,
-        "routing_regret": float(_regret(trace).sum()),
-        "arrival_cv": _finite(interarrival_cv(np.flatnonzero(trace.arrived))),
-        "arrival_dispersion": _finite(dispersion(np.flatnonzero(trace.arrived), BURST_WINDOW)),
-        **outcome_luck(departures, rate).as_metrics(),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
 def queue_sums(trace: Trace) -> dict[str, NDArray[Any]]:
     """Cumulative queue length and routing regret, shape (T,) each."""
-    return {"queue": np.cumsum(trace.queue_length), "regret": np.cumsum(_regret(trace))}
-
-
-def _regret(trace: Trace) -> NDArray[np.float64]:
-    """Routing regret increments: 0 in slots with an empty queue, where both rates are 0.
-
-    Rounding can leave an optimal choice 1e-16 above its own maximum.
-    """
-    return np.maximum(trace.best_rate - trace.departure_rate, 0.0)
+    return {"queue": np.cumsum(trace.queue_length), "regret": np.cumsum(trace.regret)}

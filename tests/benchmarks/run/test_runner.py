@@ -14,13 +14,13 @@ from scipy import stats
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, parse_suite
+from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import LUCK_LIMIT, outcome_luck
+from benchmarks.problems.queueing.metrics import METRICS, Run, Trace
 from benchmarks.problems.queueing.play import (
     BrokenLawError,
     Recorder,
-    Trace,
     check_laws,
-    queue_metrics,
     queue_sums,
 )
 from benchmarks.run import runner
@@ -61,6 +61,10 @@ def trace(queue, best, rate, departed, retried, sojourn):
     return Trace(*arrays, arrived=np.zeros(len(queue), dtype=bool))
 
 
+def queue_metrics(recorded, window):
+    return measured(METRICS, Run(recorded, window, arrival_rate=0.5, capacity=0.8, usd=None))
+
+
 def test_metrics_in_closed_form():
     metrics = queue_metrics(
         trace(
@@ -80,7 +84,8 @@ def test_metrics_in_closed_form():
     assert metrics["mean_sojourn"] == 2.0
     assert metrics["retrials_per_departed"] == 0.5
     variance = 0.25 + 0.09 + 0.16
-    assert metrics["luck"] == pytest.approx((2 - 2.2) / (variance + 0.2 / 3) ** 0.5)
+    luck = outcome_luck(metrics["departures"], np.array([0.0, 0.5, 0.9, 0.0, 0.8]))
+    assert luck.figure == pytest.approx((2 - 2.2) / (variance + 0.2 / 3) ** 0.5)
 
 
 @pytest.mark.parametrize("horizon", [1, 100, 1000, 100_000])
