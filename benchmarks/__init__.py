@@ -4,6 +4,7 @@
 makes a board of it, ``report`` writes that; ``problems`` holds what differs between problems.
 """
 
-from benchmarks.moved import keep_old_paths
+from benchmarks.moved import MOVED
+from llmqueue_gym.moved import keep_old_paths
 
-keep_old_paths()
+keep_old_paths(__name__, MOVED)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector
 
 TASK: dict[str, Any] = {
     "load": 0.9,

@@ -12,8 +12,8 @@ import torch
 from stable_baselines3 import PPO
 
 from baselines.rl.networks import SetPolicy
-from llmqueue_gym.sb3 import make_vec_env
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.adapters.sb3 import make_vec_env
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector
 
 TASK: dict[str, Any] = {"load": 0.9, "instance_seed": 0}
 

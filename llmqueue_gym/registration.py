@@ -12,24 +12,24 @@ SERVE_EPISODE_STEPS = 5000
 
 ENVIRONMENTS: dict[str, dict[str, object]] = {
     "LLMQueue-v0": {
-        "entry_point": "llmqueue_gym.envs.llm_queue:LLMQueueEnv",
-        "vector_entry_point": "llmqueue_gym.envs.llm_queue:LLMQueueVectorEnv",
+        "entry_point": "llmqueue_gym.queueing.env:LLMQueueEnv",
+        "vector_entry_point": "llmqueue_gym.queueing.env:LLMQueueVectorEnv",
         "max_episode_steps": QUEUE_EPISODE_STEPS,
     },
     # The deployment environments truncate themselves, after T queries or K stages, and say so in
     # the spec of an environment: both are arguments.
     "LLMDeploy-v0": {
-        "entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployEnv",
-        "vector_entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployVectorEnv",
+        "entry_point": "llmqueue_gym.deployment.env:LLMDeployEnv",
+        "vector_entry_point": "llmqueue_gym.deployment.env:LLMDeployVectorEnv",
     },
     "LLMDeployStage-v0": {
-        "entry_point": "llmqueue_gym.envs.llm_deploy:LLMDeployStageEnv",
+        "entry_point": "llmqueue_gym.deployment.env:LLMDeployStageEnv",
     },
 }
 
 VECTOR_REWARDS: dict[str, dict[str, object]] = {
     "LLMDeployMO-v0": {
-        "entry_point": "llmqueue_gym.envs.llm_deploy_mo:LLMDeployMOEnv",
+        "entry_point": "llmqueue_gym.deployment.env_mo:LLMDeployMOEnv",
         "disable_env_checker": True,  # it asks for a number as the reward
     },
 }

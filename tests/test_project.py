@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
+import pickle
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ import pytest
 import baselines.agent
 import baselines.interface
 import baselines.registry
+from llmqueue_gym.moved import MOVED
+from llmqueue_gym.vector import LaneVectorEnv
 
 ROOT = Path(__file__).resolve().parents[1]
 BELOW = {
@@ -76,6 +80,40 @@ def test_baselines_have_no_import_cycle():
     assert graph["baselines.models"] == {"baselines.interface"}
     assert graph["baselines.registry"] == {"baselines.interface", "baselines.models"}
     graphlib.TopologicalSorter(graph).prepare()  # a cycle is an error that names it
+
+
+# What each room of the library may import besides itself and the plain modules beside the rooms;
+# `envs`, `oracles`, `multi_agent` and `core` are doors, which nobody inside uses.
+ROOMS = {
+    "adapters": set(),
+    "workloads": set(),
+    "queueing": {"adapters", "workloads"},
+    "deployment": {"adapters", "workloads"},
+    "serving": {"adapters", "workloads", "queueing", "deployment"},
+}
+GROUND = {"canvas", "checks", "compiled", "errors", "flat", "registration", "streams", "vector"}
+
+
+def test_the_librarys_rooms_import_downwards_and_know_no_other_problem():
+    graph = module_imports("llmqueue_gym")
+    graphlib.TopologicalSorter(graph).prepare()
+    for module, names in graph.items():
+        room = [*module.split("."), ""][1]
+        allowed = ROOMS[room] | {room} if room in ROOMS else set() if room in GROUND else None
+        if allowed is not None:
+            rooms = {[*name.split("."), ""][1] for name in names} - {""}
+            assert rooms <= allowed | GROUND, (module, rooms)
+
+
+def test_earlier_paths_of_the_library_lead_to_the_same_modules():
+    for old, new in MOVED.items():
+        if not {"adapters.sb3", "adapters.pettingzoo"} & {new} and "games" not in new:  # extras
+            module = import_module(f"llmqueue_gym.{new}")
+            assert import_module(f"llmqueue_gym.{old}") is module
+            assert module.__name__ == module.__spec__.name == f"llmqueue_gym.{new}"
+    # A class that was pickled under its earlier path.
+    old = pickle.dumps(LaneVectorEnv, 0).replace(b"llmqueue_gym.vector", b"llmqueue_gym.envs.base")
+    assert pickle.loads(old) is LaneVectorEnv
 
 
 def test_the_earlier_path_of_agents_keeps_working():

@@ -22,9 +22,9 @@ from baselines.interface import Action, Agent, DeployAgent, DeployProblem, Obser
 from baselines.models import OWN_FILES, read_card
 from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
+from llmqueue_gym.adapters.wrappers import assortments, previous_decision
 from llmqueue_gym.deployment.rules import DeploymentRules, stage_plan, stage_schedule
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.wrappers import assortments, previous_decision
 
 _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
 

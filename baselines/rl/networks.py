@@ -31,8 +31,8 @@ class QueueFeatures(BaseFeaturesExtractor):
 
     A slot is its context, log(1 + retrials), log(1 + age), log(1 + wait) and ``waiting``; the
     queue is log(1 + its length) and the feedback, one-hot, and with
-    ``llmqueue_gym.wrappers.PreviousDecision`` the context served before and the LLMs it was shown.
-    Nothing is learned here.
+    ``llmqueue_gym.adapters.wrappers.PreviousDecision`` the context served before and the LLMs it
+    was shown. Nothing is learned here.
 
     Parameters
     ----------
@@ -95,7 +95,8 @@ class SetScorer(nn.Module):
     """A score per decision (slot i, LLMs S): s_i + sum over j in S of l_ij, shape (B, W C(N, K)).
 
     s_i and the l_ij come from the slot's code and the pooled queue; the decisions are in the
-    order of ``llmqueue_gym.wrappers.DiscreteActions``. An empty slot scores as one learned number.
+    order of ``llmqueue_gym.adapters.wrappers.DiscreteActions``. An empty slot scores as one
+    learned number.
 
     Parameters
     ----------
@@ -366,7 +367,7 @@ class _RecallValue(nn.Module):
 class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
     """For RecurrentPPO: learns to learn a new instance from the answers within the episode (RL^2).
 
-    Needs ``llmqueue_gym.wrappers.PreviousDecision``: the recurrent cell, a
+    Needs ``llmqueue_gym.adapters.wrappers.PreviousDecision``: the recurrent cell, a
     `LeastSquaresMemory`, is fed with the context served before, the LLMs shown and the
     answer. The scores of a slot read it; they do not depend on the order of slots or LLMs.
     Parameters as `SetPolicy`.

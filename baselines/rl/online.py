@@ -23,8 +23,8 @@ from baselines.queueing.base import FIRST_KEPT
 from baselines.rl.agents import legal_decisions, queue_spaces
 from baselines.rl.networks import MaskableSetPolicy, SetQPolicy
 from llmqueue_gym import checks
+from llmqueue_gym.adapters.wrappers import assortments
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.wrappers import assortments
 
 
 class _Spaces(gym.Env[Any, Any]):

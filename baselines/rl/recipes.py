@@ -41,7 +41,7 @@ class Recipe:
     anneal : bool
         Whether the learning rate falls linearly to 0 at the last step.
     recalls : bool
-        Whether it sees the decision before (``llmqueue_gym.wrappers.PreviousDecision``).
+        Whether it sees the decision before (``llmqueue_gym.adapters.wrappers.PreviousDecision``).
     """
 
     name: str

@@ -31,9 +31,9 @@ from stable_baselines3.common.vec_env import VecMonitor
 from baselines.models import CARD, FORMAT, read_card
 from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
 from llmqueue_gym import checks
+from llmqueue_gym.adapters.sb3 import GymnasiumVecEnv, make_vec_env
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector, PreviousDecisionVector
 from llmqueue_gym.errors import MissingPackageError, UsageError
-from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
-from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecisionVector
 
 _CURVE_POINTS = 100
 _SECONDS_BETWEEN_REPORTS = 1.0

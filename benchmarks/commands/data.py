@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
+from llmqueue_gym.deployment.streams.order import arrival_words, read_arrivals
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads.datasets import (
@@ -18,7 +19,6 @@ from llmqueue_gym.workloads.datasets import (
     get_source,
     import_dataset,
 )
-from llmqueue_gym.workloads.order import arrival_words, read_arrivals
 from llmqueue_gym.workloads.pool import QueryPool, printable
 from llmqueue_gym.workloads.rows import SUFFIXES
 from llmqueue_gym.workloads.sources import retrials

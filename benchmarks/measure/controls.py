@@ -25,7 +25,7 @@ from benchmarks.problems.queueing import QUEUEING
 from benchmarks.problems.queueing.play import Recorder, make_oracle, public_problem
 from benchmarks.run.runner import agent_seed, play
 from benchmarks.score.intervals import Interval, t_interval
-from llmqueue_gym.core.choice import departure_rate
+from llmqueue_gym.queueing.choice import departure_rate
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from agilerl.algorithms import DQN
 from agilerl.components.replay_buffer import ReplayBuffer
 from agilerl.training.train_off_policy import train_off_policy
 
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector
 
 TASK: dict[str, Any] = {"load": 0.9, "instance_seed": 0, "reward": "departures"}
 

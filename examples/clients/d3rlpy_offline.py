@@ -6,7 +6,7 @@ import d3rlpy
 import gymnasium as gym
 import numpy as np
 
-from llmqueue_gym.wrappers import DiscreteActions, FlatObservation
+from llmqueue_gym.adapters.wrappers import DiscreteActions, FlatObservation
 
 
 def main(steps: int = 100) -> float:

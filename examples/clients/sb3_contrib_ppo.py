@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sb3_contrib import MaskablePPO, RecurrentPPO
 
-from llmqueue_gym.sb3 import make_vec_env
+from llmqueue_gym.adapters.sb3 import make_vec_env
 
 TASK = {"load": 0.9, "instance_seed": 0, "reward": "departures", "max_episode_steps": 50}
 

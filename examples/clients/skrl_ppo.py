@@ -14,7 +14,7 @@ from skrl.trainers.torch import SequentialTrainer
 from skrl.utils import set_seed
 from torch import Tensor, nn
 
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector
 
 TASK: dict[str, Any] = {"load": 0.9, "instance_seed": 0, "reward": "departures"}
 

@@ -16,7 +16,7 @@ from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.net.common import Net
 
-from llmqueue_gym.wrappers import DiscreteActions, FlatObservation
+from llmqueue_gym.adapters.wrappers import DiscreteActions, FlatObservation
 
 TASK: dict[str, Any] = {"load": 0.9, "instance_seed": 0, "reward": "departures"}
 

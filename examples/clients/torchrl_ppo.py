@@ -13,7 +13,7 @@ from torchrl.modules import MaskedCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from llmqueue_gym.wrappers import DiscreteActionsVector
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector
 
 TASK: dict[str, Any] = {"load": 0.9, "instance_seed": 0, "reward": "departures"}
 

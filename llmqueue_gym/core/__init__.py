@@ -1,4 +1,1 @@
-"""What both problems share: choices of users and coupled streams of draws; old import paths.
-
-The dynamics stand in `llmqueue_gym.queueing` and `llmqueue_gym.deployment`.
-"""
+"""Earlier import paths of streams, choices and dynamics; see `llmqueue_gym.moved`."""

@@ -1,8 +1,8 @@
-"""Gymnasium environments over the core dynamics, scalar and vector twin in one file."""
+"""The environments' classes; they stand beside their problems."""
 
-from llmqueue_gym.envs.llm_deploy import LLMDeployEnv, LLMDeployStageEnv, LLMDeployVectorEnv
-from llmqueue_gym.envs.llm_deploy_mo import LLMDeployMOEnv
-from llmqueue_gym.envs.llm_queue import LLMQueueEnv, LLMQueueVectorEnv
+from llmqueue_gym.deployment.env import LLMDeployEnv, LLMDeployStageEnv, LLMDeployVectorEnv
+from llmqueue_gym.deployment.env_mo import LLMDeployMOEnv
+from llmqueue_gym.queueing.env import LLMQueueEnv, LLMQueueVectorEnv
 
 __all__ = [
     "LLMDeployEnv",

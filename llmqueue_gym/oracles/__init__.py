@@ -1,6 +1,9 @@
-"""Policies and bounds that know the truth; agents never see what is used here."""
+"""Policies and bounds that know the truth; agents never see what is used here.
 
-from llmqueue_gym.oracles.deployment import (
+They stand beside their problems.
+"""
+
+from llmqueue_gym.deployment.oracles import (
     LedgerBound,
     LedgerOracle,
     PerQueryOracle,
@@ -10,7 +13,7 @@ from llmqueue_gym.oracles.deployment import (
     staged_value,
     static_value,
 )
-from llmqueue_gym.oracles.queueing import (
+from llmqueue_gym.queueing.oracles import (
     ExactOptimum,
     MyopicOracle,
     OptimalPolicy,

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.compiled import compiled
-from llmqueue_gym.core.choice import best_assortment
-from llmqueue_gym.core.streams import Draws, UniformStreams
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.queueing.choice import best_assortment
+from llmqueue_gym.streams import Draws, UniformStreams
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
+from llmqueue_gym.deployment.streams import CatalogStream
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
-from llmqueue_gym.workloads.catalog import CatalogStream
 from llmqueue_gym.workloads.pool import printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
 

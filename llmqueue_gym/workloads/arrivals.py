@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.core.streams import Draws
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.streams import Draws
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, is_date, seconds_of, time_of, unit_of
 from llmqueue_gym.workloads.pool import file_sha256, read_spec
 from llmqueue_gym.workloads.rows import find_file, read_rows

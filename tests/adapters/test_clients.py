@@ -13,11 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from llmqueue_gym.envs import LLMQueueVectorEnv
-from llmqueue_gym.envs.flat import FlatLayout
-from llmqueue_gym.registration import ENVIRONMENTS, QUEUE_EPISODE_STEPS
-from llmqueue_gym.testing import check_lane_equality
-from llmqueue_gym.wrappers import (
+from llmqueue_gym.adapters.wrappers import (
     DiscreteActions,
     DiscreteActionsVector,
     FlatObservation,
@@ -25,6 +21,10 @@ from llmqueue_gym.wrappers import (
     PreviousDecision,
     PreviousDecisionVector,
 )
+from llmqueue_gym.envs import LLMQueueVectorEnv
+from llmqueue_gym.flat import FlatLayout
+from llmqueue_gym.registration import ENVIRONMENTS, QUEUE_EPISODE_STEPS
+from llmqueue_gym.testing import check_lane_equality
 
 SMALL = {
     "LLMQueue-v0": {"arrival_rate": 0.9, "window": 4},

@@ -1,6 +1,6 @@
 """The SB3 adapter and the discrete wrapper: equal to SB3's own lane-by-lane stepping.
 
-Also that Gymnasium's wrappers named in llmqueue_gym.wrappers work here.
+Also that Gymnasium's wrappers named in llmqueue_gym.adapters.wrappers work here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecVideoRecorder
 from stable_baselines3.common.vec_env.base_vec_env import tile_images
 
-from llmqueue_gym.sb3 import GymnasiumVecEnv, make_vec_env
-from llmqueue_gym.wrappers import (
+from llmqueue_gym.adapters.sb3 import GymnasiumVecEnv, make_vec_env
+from llmqueue_gym.adapters.wrappers import (
     DiscreteActions,
     DiscreteActionsVector,
     FlatObservation,
@@ -249,9 +249,9 @@ def test_refuses_other_autoreset_modes() -> None:
 def test_names_the_extra_without_sb3(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stable_baselines3", "stable_baselines3.common.vec_env"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "llmqueue_gym.sb3")
+    monkeypatch.delitem(sys.modules, "llmqueue_gym.adapters.sb3")
     with pytest.raises(ImportError, match=r"llmqueue_gym\[rl\]"):
-        importlib.import_module("llmqueue_gym.sb3")
+        importlib.import_module("llmqueue_gym.adapters.sb3")
 
 
 @pytest.mark.parametrize(

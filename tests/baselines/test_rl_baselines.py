@@ -37,8 +37,8 @@ from baselines.rl.networks import (
     SetPolicy,
     SetQPolicy,
 )
-from llmqueue_gym.sb3 import make_vec_env
-from llmqueue_gym.wrappers import DiscreteActionsVector, PreviousDecision
+from llmqueue_gym.adapters.sb3 import make_vec_env
+from llmqueue_gym.adapters.wrappers import DiscreteActionsVector, PreviousDecision
 
 PROBLEM = QueueProblem(
     num_llms=3, assortment_size=2, context_dim=5, window=6, arrival_rate=0.5, horizon=60

@@ -20,7 +20,7 @@ from llmqueue_gym.deployment.rules import (
     stage_plan,
     stage_schedule,
 )
-from llmqueue_gym.workloads.catalog import (
+from llmqueue_gym.deployment.streams import (
     ModelCatalog,
     PriceChange,
     build_instance,

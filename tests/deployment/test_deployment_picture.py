@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the ids
+from llmqueue_gym import canvas
+from llmqueue_gym.deployment import picture as drawing
+from llmqueue_gym.deployment.picture import MAX_COLUMNS, MAX_ROWS, DeployRenderer
 from llmqueue_gym.deployment.rules import stage_schedule
-from llmqueue_gym.envs import deploy_rendering as drawing
-from llmqueue_gym.envs import rendering
-from llmqueue_gym.envs.deploy_rendering import MAX_COLUMNS, MAX_ROWS, DeployRenderer
 
 SHORT = {"horizon": 90, "num_stages": 7}
 SYNTHETIC = {"source": "synthetic", "num_llms": 3}
@@ -85,7 +85,7 @@ def test_text_shows_what_was_deployed_and_the_traffic(kwargs, steps):
             if any(deployed[llm] for _, deployed, _ in queries):
                 share = sum(query[2] == llm for query in queries) / len(queries)
                 level = min(int(np.ceil(share / top * 7)), 7)
-                assert bars[stage] == rendering._BARS[level]
+                assert bars[stage] == canvas.BARS[level]
             else:
                 until = min(steps, dynamics.retire_query[llm])
                 there = arrival[llm] < starts[stage + 1] and starts[stage] < until
@@ -249,7 +249,7 @@ def test_the_end_of_the_ledger_is_marked():
     seen = set()
     for _ in range(90):
         *_, info = env.step([1, 0, 1] + [0] * 8 + [2])
-        marked = (env.render().reshape(-1, 3) == rendering._RETRY).all(axis=1).any()
+        marked = (env.render().reshape(-1, 3) == canvas.RETRY).all(axis=1).any()
         assert marked == info["over_budget"]
         seen.add(info["over_budget"])
     assert seen == {False, True}

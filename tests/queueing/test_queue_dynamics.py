@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from llmqueue_gym.core.choice import best_assortment, choice_probabilities, departure_rate
-from llmqueue_gym.core.streams import BLOCK, UniformStreams
+from llmqueue_gym.queueing.choice import best_assortment, choice_probabilities, departure_rate
 from llmqueue_gym.queueing.dynamics import MAX_SLOTS, Population, QueueDynamics
+from llmqueue_gym.streams import BLOCK, UniformStreams
 
 
 def population(num_queries=64, dim=3, num_llms=5, size=2, seed=0):

@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the ids
-from llmqueue_gym.envs import rendering
-from llmqueue_gym.envs.rendering import HEIGHT, WIDTH, QueueRenderer
+from llmqueue_gym import canvas as shapes
+from llmqueue_gym.queueing import picture as drawing
+from llmqueue_gym.queueing.picture import QueueRenderer
 from llmqueue_gym.workloads.pool import printable
 
 LONG = tuple(f"provider-{j}/a-model-with-a-rather-long-name-{j}b-instruct" for j in range(112))
@@ -51,13 +52,13 @@ def test_names_are_shown_without_control_characters(names):
     text = renderer.text()
     assert all(line.isprintable() for line in text.split("\n"))
     assert ", ".join(map(printable, names)) in text
-    assert renderer.picture().shape == (HEIGHT, WIDTH, 3)
+    assert renderer.picture().shape == (shapes.HEIGHT, shapes.WIDTH, 3)
 
 
 @settings(max_examples=50)
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8))
 def test_letters_that_the_font_lacks_are_drawn_as_question_marks(name):
-    canvas, plain = rendering._Canvas(), rendering._Canvas()
+    canvas, plain = shapes.Canvas(), shapes.Canvas()
     lacking = {letter for letter in name if not canvas._has(letter)}
     shown = "".join("?" if letter in lacking else letter for letter in name)
     assert canvas.text(name, 10, 10) == plain.text(shown, 10, 10)
@@ -65,7 +66,7 @@ def test_letters_that_the_font_lacks_are_drawn_as_question_marks(name):
 
 
 def test_the_font_has_latin_and_cyrillic_and_no_chinese():
-    canvas = rendering._Canvas()
+    canvas = shapes.Canvas()
     assert [canvas._has(letter) for letter in "aéя…数🎉\u202e"] == [True] * 4 + [False] * 3
 
 
@@ -163,7 +164,7 @@ def test_nothing_runs_off_the_picture(window, size, length):
         *_, info = env.step(action)
         renderer.record(slot, action[1:], {**info, "queue_length": length or info["queue_length"]})
     picture = renderer.picture()
-    assert picture.shape == (HEIGHT, WIDTH, 3)
+    assert picture.shape == (shapes.HEIGHT, shapes.WIDTH, 3)
     assert picture.dtype == np.uint8
     assert (picture != 255).any()
     picture[4:-4, 4:-4] = 255
@@ -175,14 +176,14 @@ def test_tiles_are_coloured_by_retrials(window):
     pytest.importorskip("pygame")
     env = make("rgb_array", window=window, num_llms=3, arrival_rate=0.9)
     observation, _, info = play(env, 200, seed=2)
-    picture, grid = env.render(), rendering._Grid(window)
+    picture, grid = env.render(), drawing._Grid(window)
     for slot in range(window):
         x, y, size, _ = grid.box(slot)
         colour = tuple(picture[y + 4, x + size // 2])  # inside the frame, above the digit
         retrials = min(int(observation["retrials"][slot]), 3)
         waiting = observation["waiting"][slot]
-        assert colour == (rendering._RETRIALS[retrials] if waiting else rendering._PAPER)
-    assert len(set(rendering._RETRIALS)) == 4
+        assert colour == (shapes.RETRIALS[retrials] if waiting else shapes.PAPER)
+    assert len(set(shapes.RETRIALS)) == 4
     assert info["queue_length"] > 0
 
 
@@ -193,10 +194,10 @@ def test_the_users_choice_has_the_colour_of_the_outcome():
     seen = set()
     for _ in range(60):
         *_, info = env.step([0, 0, 1])
-        top = rendering._CHIPS_TOP
-        chips = env.render()[top : top + rendering._CHIP_HEIGHT].reshape(-1, 3)
-        assert (chips == rendering._KEPT).all(axis=1).any() == info["departed"]
-        assert (chips == rendering._RETRY).all(axis=1).any() == info["retried"]
+        top = drawing._CHIPS_TOP
+        chips = env.render()[top : top + shapes.CHIP_HEIGHT].reshape(-1, 3)
+        assert (chips == shapes.KEPT).all(axis=1).any() == info["departed"]
+        assert (chips == shapes.RETRY).all(axis=1).any() == info["retried"]
         seen.add((info["served"], info["departed"]))
     assert seen == {(False, False), (True, False), (True, True)}
 
@@ -266,7 +267,7 @@ def test_missing_pygame_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("highest", [0, 1, 4, 5, 17, 633, 99_999])
 def test_axis_holds_the_trace_and_halves_evenly(highest):
-    top = rendering._axis_top(highest)
+    top = drawing._axis_top(highest)
     assert top >= highest
     assert top % 2 == 0
     assert top == 4 or top <= 2.5 * highest

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from llmqueue_gym.core.choice import best_assortment
 from llmqueue_gym.oracles import (
     ExactOptimum,
     MyopicOracle,
@@ -17,6 +16,7 @@ from llmqueue_gym.oracles import (
     capacity,
     optimal_queue_length,
 )
+from llmqueue_gym.queueing.choice import best_assortment
 from llmqueue_gym.queueing.dynamics import Population, QueueDynamics
 
 

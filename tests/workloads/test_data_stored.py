@@ -19,9 +19,9 @@ import pytest
 import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks.cli import build_app
 from benchmarks.commands import data
+from llmqueue_gym.deployment.streams import stream_fingerprint
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads import fingerprint, make_workload, sources, stored
-from llmqueue_gym.workloads.catalog import stream_fingerprint
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 

@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks.cli import build_app
 from benchmarks.commands.table_file import as_options
+from llmqueue_gym.deployment.streams import table_stream
+from llmqueue_gym.deployment.streams.order import arrival_words, query_of, read_arrivals
 from llmqueue_gym.envs import LLMDeployEnv
 from llmqueue_gym.workloads import fingerprint, make_workload, parquet
-from llmqueue_gym.workloads.catalog import table_stream
 from llmqueue_gym.workloads.datasets import import_table
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
-from llmqueue_gym.workloads.order import arrival_words, query_of, read_arrivals
 from llmqueue_gym.workloads.parquet import read_footer
 from llmqueue_gym.workloads.prices import read_prices
 from llmqueue_gym.workloads.rows import read_rows

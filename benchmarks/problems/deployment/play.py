@@ -18,9 +18,9 @@ from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import Luck, outcome_luck, row_luck
 from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
+from llmqueue_gym.deployment.streams import stream_fingerprint
+from llmqueue_gym.deployment.streams.order import arrival_words
 from llmqueue_gym.oracles import LedgerOracle, PerQueryOracle, fluid_values, ledger_bound
-from llmqueue_gym.workloads.catalog import stream_fingerprint
-from llmqueue_gym.workloads.order import arrival_words
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

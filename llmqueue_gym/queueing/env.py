@@ -15,15 +15,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.core.streams import Draws
-from llmqueue_gym.envs.base import (
-    INSTANCE_TAG,
-    LaneVectorEnv,
-    Observation,
-    SuiteEnv,
-    VectorStep,
-    forget,
-)
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import (
     FIRST_LLM,
@@ -34,6 +25,15 @@ from llmqueue_gym.queueing.dynamics import (
     SlotOutcome,
 )
 from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
+from llmqueue_gym.streams import Draws
+from llmqueue_gym.vector import (
+    INSTANCE_TAG,
+    LaneVectorEnv,
+    Observation,
+    SuiteEnv,
+    VectorStep,
+    forget,
+)
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
 from llmqueue_gym.workloads.pool import OfflineData
@@ -277,7 +277,7 @@ class LLMQueueEnv(SuiteEnv):
     | window | 32 | visible slots, W |
     | reward | "queue_length" | or "departures" |
     | instance_seed | None | fixes the instance |
-    | flat_observation | False | observe one float32 vector: the keys in alphabetical order, row by row, ``feedback`` as N + 2 numbers (`llmqueue_gym.envs.flat.FlatLayout`) |
+    | flat_observation | False | observe one float32 vector: the keys in alphabetical order, row by row, ``feedback`` as N + 2 numbers (`llmqueue_gym.flat.FlatLayout`) |
     | arrivals | "bernoulli" | or "markov-modulated", "daily", or a dict with a "process" and options; see below |
 
     ``arrivals`` shapes when queries arrive, never how many: ``arrival_rate`` or ``load`` stays the
@@ -338,7 +338,7 @@ class LLMQueueEnv(SuiteEnv):
         self.action_space = task.action_space()
         self._action_shape = self.action_space.shape
         self._llm_indices = frozenset(range(task.num_llms))
-        self.dynamics = task.dynamics(1)
+        self.dynamics: QueueDynamics = task.dynamics(1)
         self._cost: NDArray[np.float64] | None = None
         self._masks = task.mask_table()
         self._info_masks = self._masks.astype(np.int8)
@@ -429,7 +429,7 @@ class LLMQueueEnv(SuiteEnv):
         return np.array(self._masks[visible])
 
     def _make_renderer(self) -> Any:
-        from llmqueue_gym.envs.rendering import QueueRenderer
+        from llmqueue_gym.queueing.picture import QueueRenderer
 
         return QueueRenderer(self.dynamics, self.llms)
 
@@ -479,7 +479,7 @@ class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         return self._task.problem(self.dynamics, lane)
 
     def _make_renderer(self) -> Any:
-        from llmqueue_gym.envs.rendering import QueueRenderer
+        from llmqueue_gym.queueing.picture import QueueRenderer
 
         return QueueRenderer(self.dynamics, self.llms)
 

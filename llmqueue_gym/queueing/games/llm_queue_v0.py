@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec,
     parallel_to_aec_wrapper,
 )
 
-from llmqueue_gym.envs.base import Ints
-from llmqueue_gym.envs.llm_queue import LLMQueueEnv
-from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, QueueGame, Views, drawn
+from llmqueue_gym.adapters.pettingzoo import (
+    AECEnv,
+    FlatMaskMultiDiscrete,
+    ParallelEnv,
+    Views,
+    drawn,
+)
+from llmqueue_gym.queueing.env import LLMQueueEnv
+from llmqueue_gym.queueing.games.parallel import QueueGame
+from llmqueue_gym.vector import Ints
 
 
 class LLMQueueParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types

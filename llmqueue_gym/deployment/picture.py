@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.deployment.lanes import DeploymentDynamics
-from llmqueue_gym.envs.rendering import (
-    _BARS,
-    _FAINT,
-    _INK,
-    _LARGE,
-    _MARGIN,
-    _MEDIUM,
-    _MUTED,
-    _RETRY,
-    _RULE,
-    _TITLE_LINE,
-    _TRACE,
+from llmqueue_gym.canvas import (
+    BARS,
+    FAINT,
+    INK,
+    LARGE,
+    MARGIN,
+    MEDIUM,
+    MUTED,
+    RETRY,
+    RULE,
+    TITLE_LINE,
+    TRACE,
     WIDTH,
+    Canvas,
     Colour,
     Point,
-    _Canvas,
 )
+from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.workloads.pool import printable
 
 MAX_ROWS = 15
@@ -216,14 +216,14 @@ class DeployRenderer:
 
     def _bars(self, llms: list[int]) -> str:
         shares, deployed = self._shares(llms)
-        level = np.ceil(shares / self._top_share * (len(_BARS) - 1)).astype(int)
+        level = np.ceil(shares / self._top_share * (len(BARS) - 1)).astype(int)
         released = self._released[llms].min()
         gone = self._gone[llms]
         until = self._query if (gone < 0).any() else gone.max()
         marks = []
         for column, start in enumerate(self._edges[:-1]):
             if deployed[column]:
-                marks.append(_BARS[min(level[column], len(_BARS) - 1)])
+                marks.append(BARS[min(level[column], len(BARS) - 1)])
             else:
                 there = released < self._edges[column + 1] and start < until
                 marks.append("." if there else " ")
@@ -243,34 +243,34 @@ class DeployRenderer:
         gymnasium.error.DependencyNotInstalled
             If pygame is not installed.
         """
-        canvas = _Canvas()
+        canvas = Canvas()
         clock, totals = self._headline()
-        x = canvas.text("LLMDeploy", _MARGIN, _TITLE_LINE, size=_LARGE)
-        canvas.text(clock, x + 14, _TITLE_LINE + 2, _MUTED)
-        canvas.text(totals, WIDTH - _MARGIN, _TITLE_LINE + 2, _MUTED, align="right")
-        canvas.line((_MARGIN, _RULE), (WIDTH - _MARGIN, _RULE), _FAINT)
+        x = canvas.text("LLMDeploy", MARGIN, TITLE_LINE, size=LARGE)
+        canvas.text(clock, x + 14, TITLE_LINE + 2, MUTED)
+        canvas.text(totals, WIDTH - MARGIN, TITLE_LINE + 2, MUTED, align="right")
+        canvas.line((MARGIN, RULE), (WIDTH - MARGIN, RULE), FAINT)
         self._draw_legend(canvas)
         bottom = self._draw_rows(canvas)
         self._draw_spend(canvas, bottom + 46)
         return canvas.pixels()
 
-    def _draw_legend(self, canvas: _Canvas) -> None:
+    def _draw_legend(self, canvas: Canvas) -> None:
         y = _LEGEND_LINE
-        canvas.text("LLMs", _MARGIN, y, size=_MEDIUM)
+        canvas.text("LLMs", MARGIN, y, size=MEDIUM)
         canvas.line((_LEFT, y), (_LEFT + 20, y), _RELEASED)
         canvas.dot((_LEFT, y), _RELEASED, 2)
-        x = canvas.text("released", _LEFT + 26, y, _MUTED) + 20
+        x = canvas.text("released", _LEFT + 26, y, MUTED) + 20
         canvas.box((x, y - 7, 14, 14), _SHARES[0])
         unit = "stage" if self._group == 1 else f"{self._group:,} stages"
-        x = canvas.text(f"deployed, per {unit}", x + 20, y, _MUTED) + 20
-        x = canvas.text("traffic share", x, y, _MUTED) + 8
+        x = canvas.text(f"deployed, per {unit}", x + 20, y, MUTED) + 20
+        x = canvas.text("traffic share", x, y, MUTED) + 8
         for step in range(41):
             canvas.box((x + step, y - 7, 1, 14), _shade(step / 40))
-        canvas.text(f"{self._top_share:.0%}", x + 47, y, _MUTED)
+        canvas.text(f"{self._top_share:.0%}", x + 47, y, MUTED)
         for right, label in zip(_NUMBERS, ("traffic", "reward", "$ per 1k"), strict=True):
-            canvas.text(label, right, y, _MUTED, align="right")
+            canvas.text(label, right, y, MUTED, align="right")
 
-    def _draw_rows(self, canvas: _Canvas) -> float:
+    def _draw_rows(self, canvas: Canvas) -> float:
         """Draw a row per LLM; return where the rows end."""
         shown, others = self._rows()
         # The rows keep their places when LLMs are released.
@@ -279,23 +279,23 @@ class DeployRenderer:
         seen = self._dynamics.observe_first()
         for row, llm in enumerate(shown):
             y = _ROWS_TOP + (row + 0.5) * pitch - 8
-            colour = _INK if self._dynamics.deployed[0, llm] else _MUTED
-            name = canvas.shorten(self._llms[llm], _LEFT - _MARGIN - 14)
-            canvas.text(name, _MARGIN, y, colour)
+            colour = INK if self._dynamics.deployed[0, llm] else MUTED
+            name = canvas.shorten(self._llms[llm], _LEFT - MARGIN - 14)
+            canvas.text(name, MARGIN, y, colour)
             self._draw_timeline(canvas, [llm], y, pitch)
             for right, number in zip(_NUMBERS, self._numbers(llm, seen), strict=True):
                 canvas.text(number, right, y, colour, align="right")
         if others:
             y = _ROWS_TOP + (rows - 0.5) * pitch - 8
-            canvas.text(f"+{len(others):,} more", _MARGIN, y, _MUTED)
+            canvas.text(f"+{len(others):,} more", MARGIN, y, MUTED)
             self._draw_timeline(canvas, others, y, pitch)
-            canvas.text(self._total_share(others), _NUMBERS[0], y, _MUTED, align="right")
+            canvas.text(self._total_share(others), _NUMBERS[0], y, MUTED, align="right")
         elif len(shown) < rows:
             y = _ROWS_TOP + (len(shown) + 0.5) * pitch - 8
-            canvas.text(self._to_come(), _MARGIN, y, _RELEASED)
+            canvas.text(self._to_come(), MARGIN, y, _RELEASED)
         return _ROWS_TOP + rows * pitch - 8
 
-    def _draw_timeline(self, canvas: _Canvas, llms: list[int], y: float, pitch: float) -> None:
+    def _draw_timeline(self, canvas: Canvas, llms: list[int], y: float, pitch: float) -> None:
         first, gone = int(self._released[llms].min()), self._gone[llms]
         last = self._query if (gone < 0).any() else int(gone.max())
         canvas.line((self._x(first), y), (self._x(last), y), _RELEASED)
@@ -315,36 +315,36 @@ class DeployRenderer:
     def _x(self, query: float) -> float:
         return _LEFT + (_RIGHT - _LEFT) * query / self._dynamics.horizon
 
-    def _draw_spend(self, canvas: _Canvas, top: float) -> None:
+    def _draw_spend(self, canvas: Canvas, top: float) -> None:
         spend, spent, elapsed = self._money()
         bottom, highest = _SPEND_BOTTOM, max(self._budget, spend) * 1.05
 
         def point(query: float, usd: float) -> Point:
             return self._x(query), bottom - usd * (bottom - top) / highest
 
-        canvas.text("Spend", _MARGIN, top - 24, size=_MEDIUM)
+        canvas.text("Spend", MARGIN, top - 24, size=MEDIUM)
         canvas.line((_LEFT, top - 24), (_LEFT + 20, top - 24), _RELEASED)
-        x = canvas.text("the budget, spent evenly", _LEFT + 26, top - 24, _MUTED) + 20
+        x = canvas.text("the budget, spent evenly", _LEFT + 26, top - 24, MUTED) + 20
         if self._ledger_end is not None:
-            canvas.line((x + 2, top - 30), (x + 2, top - 18), _RETRY, 2)
-            canvas.text("ledger exhausted", x + 10, top - 24, _RETRY)
+            canvas.line((x + 2, top - 30), (x + 2, top - 18), RETRY, 2)
+            canvas.text("ledger exhausted", x + 10, top - 24, RETRY)
         horizon = self._dynamics.horizon
         for usd in (0.0, self._budget):
             start, end = point(0, usd), point(horizon, usd)
-            canvas.line(start, end, _FAINT)
+            canvas.line(start, end, FAINT)
             if usd or point(0, self._budget)[1] < bottom - 16:  # else the two would overlap
-                canvas.text(f"${_three_digits(usd)}", _LEFT - 8, start[1], _MUTED, align="right")
+                canvas.text(f"${_three_digits(usd)}", _LEFT - 8, start[1], MUTED, align="right")
         canvas.curve([point(*at) for at in [*self._spend, (self._query, spend)]], bottom)
         canvas.line(point(0, 0.0), point(horizon, self._budget), _RELEASED)
-        canvas.dot(point(self._query, spend), _TRACE)
+        canvas.dot(point(self._query, spend), TRACE)
         for query in (0, horizon // 2, horizon):
-            canvas.text(f"{query:,}", self._x(query), bottom + 15, _MUTED, align="centre")
-        canvas.text("query", WIDTH - _MARGIN, bottom + 15, _MUTED, align="right")
+            canvas.text(f"{query:,}", self._x(query), bottom + 15, MUTED, align="centre")
+        canvas.text("query", WIDTH - MARGIN, bottom + 15, MUTED, align="right")
         if self._ledger_end is not None:
             end_x = self._x(self._ledger_end)
-            canvas.line((end_x, top), (end_x, bottom), _RETRY, 2)
+            canvas.line((end_x, top), (end_x, bottom), RETRY, 2)
         words = (f"${_three_digits(spend)} spent", spent, elapsed)
-        for line, colour in enumerate((_TRACE, _MUTED, _MUTED)):
+        for line, colour in enumerate((TRACE, MUTED, MUTED)):
             canvas.text(words[line], _RIGHT + 24, top + 8 + 18 * line, colour)
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import AECEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[import-untyped]
 
 from llmqueue_gym import checks
+from llmqueue_gym.adapters.pettingzoo import AECEnv, FlatMaskMultiDiscrete, Game, Mask, drawn
+from llmqueue_gym.deployment.env import LLMDeployEnv
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
-from llmqueue_gym.envs.base import Ints, Observation
-from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
-from llmqueue_gym.multi_agent.base import FlatMaskMultiDiscrete, Game, Mask, drawn
+from llmqueue_gym.vector import Ints, Observation
 
 
 class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no types

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
 from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
     parallel_to_aec,
     parallel_to_aec_wrapper,
 )
 
 from llmqueue_gym import checks
-from llmqueue_gym.envs.base import Ints, Observation
-from llmqueue_gym.envs.llm_queue import MAX_COUNT, LLMQueueEnv
-from llmqueue_gym.multi_agent.base import QueueGame, Views, drawn
+from llmqueue_gym.adapters.pettingzoo import AECEnv, ParallelEnv, Views, drawn
 from llmqueue_gym.queueing.dynamics import FIRST_LLM
+from llmqueue_gym.queueing.env import MAX_COUNT, LLMQueueEnv
+from llmqueue_gym.queueing.games.parallel import QueueGame
+from llmqueue_gym.vector import Ints, Observation
 
 REWARDS = ("self_interested", "shared")
 

@@ -1,11 +1,10 @@
-"""What the games share: spaces, masks, action checks, and the parallel games on one queue.
+"""What the PettingZoo games share: spaces, masks, action checks.
 
 A game plays one single-agent environment, so dynamics, streams and rewards are not written twice.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,27 +13,32 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import HumanRendering
 from numpy.typing import NDArray
-from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 
-from llmqueue_gym import checks
-from llmqueue_gym.deployment.lanes import DeploymentDynamics
-from llmqueue_gym.envs.base import Ints, Observation
-from llmqueue_gym.envs.flat import FlatLayout
-from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
-from llmqueue_gym.envs.llm_queue import LLMQueueEnv
-from llmqueue_gym.errors import UsageError
-from llmqueue_gym.queueing.dynamics import QueueDynamics
+from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.flat import FlatLayout
+from llmqueue_gym.vector import Ints, Observation, SuiteEnv
+
+try:
+    from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
+except ModuleNotFoundError as error:
+    raise MissingPackageError(
+        'llmqueue_gym.multi_agent needs PettingZoo: pip install "llmqueue_gym[marl]"'
+    ) from error
+
+__all__ = [
+    "AECEnv",
+    "FlatMaskMultiDiscrete",
+    "Game",
+    "Mask",
+    "ParallelEnv",
+    "Spaces",
+    "Views",
+    "drawn",
+]
 
 Mask = NDArray[np.int8]
 Spaces = Mapping[str, spaces.Space[Any]]
 Views = dict[str, tuple[Observation, Mask]]  # what every agent sees, and its legal actions
-ParallelStep = tuple[
-    dict[str, Observation],
-    dict[str, float],
-    dict[str, bool],
-    dict[str, bool],
-    dict[str, dict[str, Any]],
-]
 
 
 class FlatMaskMultiDiscrete(spaces.MultiDiscrete):
@@ -71,7 +75,7 @@ class Game:
 
     def __init__(
         self,
-        single: LLMQueueEnv | LLMDeployEnv,
+        single: SuiteEnv,
         observations: Spaces,
         actions: Spaces,
         render_mode: str | None,
@@ -85,7 +89,7 @@ class Game:
         if render_mode == "human":
             self._played = HumanRendering(single)
         self.llms = single.llms
-        self.dynamics: QueueDynamics | DeploymentDynamics = single.dynamics
+        self.dynamics = single.dynamics
         self.render_mode = render_mode
         self.possible_agents = list(actions)
         self.agents: list[str] = []
@@ -168,104 +172,3 @@ class Game:
 def drawn(render_mode: str | None) -> str | None:
     """Return the render mode of the environment behind a game; a window shows its pictures."""
     return "rgb_array" if render_mode == "human" else render_mode
-
-
-class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
-    """A parallel game on LLMQueue-v0: everybody acts in every slot.
-
-    Parameters
-    ----------
-    single : LLMQueueEnv
-        The environment to play.
-    observations, actions : mapping of str to Space
-        Spaces of every agent.
-    max_episode_steps : int
-        Slots after which the episode is truncated for all agents.
-    max_cycles : int, optional
-        PettingZoo's name for it; wins.
-    render_mode, flat_observation
-        Arguments of the games.
-    public : mapping of str to Space, optional
-        Entries of the state that LLMQueue-v0 does not have.
-    """
-
-    dynamics: QueueDynamics
-
-    def __init__(
-        self,
-        single: LLMQueueEnv,
-        observations: Spaces,
-        actions: Spaces,
-        *,
-        max_episode_steps: int,
-        max_cycles: int | None,
-        render_mode: str | None,
-        flat_observation: bool,
-        public: Spaces | None = None,
-    ) -> None:
-        super().__init__(single, observations, actions, render_mode, flat_observation, public)
-        if max_cycles is None:
-            self._num_slots = checks.count("max_episode_steps", max_episode_steps)
-        else:
-            self._num_slots = checks.count("max_cycles", max_cycles)
-
-    @abstractmethod
-    def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
-        """Return the action [slot, LLMs] of the single-agent environment."""
-
-    @abstractmethod
-    def _views(self) -> Views:
-        """Return what every agent sees now, and its legal actions."""
-
-    def _rewards(self, reward: float, info: dict[str, Any]) -> dict[str, float]:
-        """Return the reward of every agent after a slot; by default they share it."""
-        return dict.fromkeys(self.agents, reward)
-
-    def _own(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return what every agent is told; by default they are told the same."""
-        return dict.fromkeys(self.possible_agents, info)
-
-    def _told(
-        self, info: dict[str, Any]
-    ) -> tuple[dict[str, Observation], dict[str, dict[str, Any]]]:
-        """Return the observations and the infos of all agents."""
-        del info["action_mask"]  # the joint one
-        views, own = self._views(), self._own(info)
-        observations = {agent: self._view(agent, *view) for agent, view in views.items()}
-        infos = {agent: self._info(own[agent], mask) for agent, (_, mask) in views.items()}
-        return observations, infos
-
-    def reset(
-        self, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Observation], dict[str, dict[str, Any]]]:
-        """Empty the queue and start the streams of the episode, as LLMQueue-v0 does."""
-        self._seen, info = self._played.reset(seed=seed, options=options)
-        self.agents = self.possible_agents.copy()
-        return self._told(info)
-
-    def step(self, actions: Mapping[str, Any]) -> ParallelStep:
-        """Run one slot.
-
-        Raises
-        ------
-        gymnasium.error.ResetNeeded
-            Before the first reset and after the last slot.
-        ValueError
-            If an agent's action is missing or not in its action space.
-        """
-        self._check_running()
-        if set(actions) != set(self.agents):
-            raise UsageError(
-                f"actions have the keys {sorted(actions)}; give one action to each of {self.agents}"
-            )
-        checked = {agent: self._checked(agent, actions[agent]) for agent in self.agents}
-        joint = np.array(self._joint_action(checked))
-        self._seen, reward, _, _, info = self._played.step(joint)
-        rewards = self._rewards(float(reward), info)
-        observations, infos = self._told(info)
-        ended = bool(self.dynamics.slot[0] >= self._num_slots)
-        terminations = dict.fromkeys(observations, False)
-        truncations = dict.fromkeys(observations, ended)
-        if ended:
-            self.agents = []
-        return observations, rewards, terminations, truncations, infos

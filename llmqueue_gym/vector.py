@@ -17,8 +17,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.flat import FlatLayout
 
 Observation = dict[str, Any]
 Bools = NDArray[np.bool_]
@@ -82,6 +82,12 @@ class SuiteEnv(Rendered, gym.Env[Any, Any]):
 
     dict_observation_space: spaces.Dict
     layout: FlatLayout | None
+    dynamics: Any
+
+    @property
+    @abstractmethod
+    def llms(self) -> tuple[str, ...]:
+        """Names of the LLMs, in the order of the action space."""
 
     def _set_observation_space(self, space: spaces.Dict, flat_observation: bool) -> None:
         if not isinstance(flat_observation, bool):

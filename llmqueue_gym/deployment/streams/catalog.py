@@ -28,9 +28,9 @@ from llmqueue_gym.deployment.instance import (
 )
 from llmqueue_gym.deployment.routing import deploy_opt
 from llmqueue_gym.deployment.rules import DeploymentRules
+from llmqueue_gym.deployment.streams.order import Arrivals, arrival_words, query_of, read_arrivals
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.datasets import load_pool, pool_header
-from llmqueue_gym.workloads.order import Arrivals, arrival_words, query_of, read_arrivals
 from llmqueue_gym.workloads.pool import (
     QueryPool,
     file_sha256,

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from llmqueue_gym.envs.llm_deploy import LLMDeployEnv
+from llmqueue_gym.deployment.env import LLMDeployEnv
 
 
 class LLMDeployMOEnv(LLMDeployEnv):

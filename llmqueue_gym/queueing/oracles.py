@@ -34,8 +34,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmqueue_gym.core.choice import best_assortment
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.queueing.choice import best_assortment
 from llmqueue_gym.queueing.dynamics import QueueDynamics
 
 MAX_STATES = 20_000_000

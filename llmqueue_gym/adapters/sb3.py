@@ -17,8 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from numpy.typing import NDArray
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from llmqueue_gym.errors import MissingPackageError, UsageError
-from llmqueue_gym.wrappers import (
+from llmqueue_gym.adapters.wrappers import (
     DiscreteActions,
     DiscreteActionsVector,
     FlatObservation,
@@ -26,12 +25,13 @@ from llmqueue_gym.wrappers import (
     PreviousDecision,
     PreviousDecisionVector,
 )
+from llmqueue_gym.errors import MissingPackageError, UsageError
 
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 except ImportError as error:
     raise MissingPackageError(
-        'llmqueue_gym.sb3 needs Stable-Baselines3: pip install "llmqueue_gym[rl]"'
+        'llmqueue_gym.adapters.sb3 needs Stable-Baselines3: pip install "llmqueue_gym[rl]"'
     ) from error
 
 Indices = int | Iterable[int] | None
@@ -74,12 +74,12 @@ def make_vec_env(
         Lane i is seeded seed + i at the first reset. SB3's algorithms set it from their own seed.
     wrapper : callable, optional
         Takes the Gymnasium vector environment and returns it wrapped, e.g.
-        `llmqueue_gym.wrappers.DiscreteActionsVector` (DQN needs it) or one of
+        `llmqueue_gym.adapters.wrappers.DiscreteActionsVector` (DQN needs it) or one of
         ``gymnasium.wrappers.vector``.
     wrapper_class : callable, optional
         Takes one environment and returns it wrapped, as in SB3. The wrappers of
-        `llmqueue_gym.wrappers` are replaced by their vector forms; with any other the copies are
-        stepped one by one. Applied before ``wrapper``.
+        `llmqueue_gym.adapters.wrappers` are replaced by their vector forms; with any other the
+        copies are stepped one by one. Applied before ``wrapper``.
     wrapper_kwargs : mapping, optional
         Arguments of ``wrapper_class``.
     env_kwargs : mapping, optional

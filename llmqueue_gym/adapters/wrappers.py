@@ -2,7 +2,7 @@
 
 For everything else use Gymnasium's own, which work on every environment here, or SB3's.
 
-| you want | Gymnasium (`gymnasium.wrappers`) | with `llmqueue_gym.sb3` |
+| you want | Gymnasium (`gymnasium.wrappers`) | with `llmqueue_gym.adapters.sb3` |
 |---|---|---|
 | one flat float32 observation | `FlatObservation`, or `flat_observation=True` | `FlatObservationVector`, or `flat_observation=True` |
 | normalised observations | `NormalizeObservation` after flattening | `VecNormalize` with `norm_obs_keys`, or after flattening |
@@ -28,8 +28,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from llmqueue_gym.envs.flat import FlatLayout
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.flat import FlatLayout
 
 if TYPE_CHECKING:
     AnyVectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
@@ -141,7 +141,7 @@ class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     Attributes
     ----------
-    layout : llmqueue_gym.envs.flat.FlatLayout
+    layout : llmqueue_gym.flat.FlatLayout
         Where each key stands: ``layout.slices["waiting"]``.
 
     Raises
@@ -180,7 +180,7 @@ class FlatObservationVector(LaneWrapper, AnyVectorWrapper):
 
     Attributes
     ----------
-    layout : llmqueue_gym.envs.flat.FlatLayout
+    layout : llmqueue_gym.flat.FlatLayout
         Where each key stands.
 
     Raises

@@ -28,15 +28,7 @@ from llmqueue_gym.deployment.rules import (
     stage_plan,
     stage_schedule,
 )
-from llmqueue_gym.envs.base import (
-    INSTANCE_TAG,
-    LaneVectorEnv,
-    Observation,
-    SuiteEnv,
-    VectorStep,
-)
-from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.catalog import (
+from llmqueue_gym.deployment.streams import (
     UNSERVED,
     build_instance,
     cost_range,
@@ -44,6 +36,14 @@ from llmqueue_gym.workloads.catalog import (
     read_price_changes,
     read_retirements,
     stage_verdicts,
+)
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.vector import (
+    INSTANCE_TAG,
+    LaneVectorEnv,
+    Observation,
+    SuiteEnv,
+    VectorStep,
 )
 
 MIN_BUDGET = 1e-12
@@ -355,7 +355,7 @@ class _DeployEnv(SuiteEnv):
             instance_seed=instance_seed,
         )
         self._set_render_mode(render_mode)
-        self.dynamics = task.dynamics(1)
+        self.dynamics: DeploymentDynamics = task.dynamics(1)
         space, self.action_space = self._spaces()
         self._set_observation_space(space, flat_observation)
         self._spec: EnvSpec | None = None
@@ -430,7 +430,7 @@ class _DeployEnv(SuiteEnv):
             )
 
     def _make_renderer(self) -> Any:
-        from llmqueue_gym.envs.deploy_rendering import DeployRenderer
+        from llmqueue_gym.deployment.picture import DeployRenderer
 
         return DeployRenderer(self.dynamics, self.llms)
 
@@ -533,7 +533,7 @@ class LLMDeployEnv(_DeployEnv):
     | reward_delay | 0 | queries until a reward is seen, below T; the last ones are never seen |
     | drift | 0.0 | sd over the horizon of the random walk of every mean reward, a step per stage |
     | instance_seed | None | fixes the instance |
-    | flat_observation | False | observe one float32 vector: the keys in alphabetical order, ``deploy_now`` as two numbers (`llmqueue_gym.envs.flat.FlatLayout`) |
+    | flat_observation | False | observe one float32 vector: the keys in alphabetical order, ``deploy_now`` as two numbers (`llmqueue_gym.flat.FlatLayout`) |
 
     A budget below the cheapest mixture is an error if it is so in every stage, else a warning
     (``catalog`` at b = 3e-4: the first LLMs are too dear); checked where arrivals and costs are the
@@ -784,7 +784,7 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
         return self._task.problem()
 
     def _make_renderer(self) -> Any:
-        from llmqueue_gym.envs.deploy_rendering import DeployRenderer
+        from llmqueue_gym.deployment.picture import DeployRenderer
 
         return DeployRenderer(self.dynamics, self.llms)
 

@@ -1,0 +1,1 @@
+"""What other libraries need: wrappers, Stable-Baselines3, PettingZoo."""
