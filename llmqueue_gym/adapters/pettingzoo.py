@@ -20,6 +20,11 @@ from llmqueue_gym.vector import Ints, Observation, SuiteEnv
 
 try:
     from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
+    from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
+        parallel_to_aec,
+        parallel_to_aec_wrapper,
+    )
+    from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[import-untyped]
 except ModuleNotFoundError as error:
     raise MissingPackageError(
         'llmqueue_gym.multi_agent needs PettingZoo: pip install "llmqueue_gym[marl]"'
@@ -30,11 +35,15 @@ __all__ = [
     "FlatMaskMultiDiscrete",
     "Game",
     "Mask",
+    "OrderEnforcingWrapper",
     "ParallelEnv",
     "Spaces",
     "Views",
     "drawn",
+    "parallel_to_aec",
+    "parallel_to_aec_wrapper",
 ]
+"""Games take PettingZoo's names from here, so that its absence is said once."""
 
 Mask = NDArray[np.int8]
 Spaces = Mapping[str, spaces.Space[Any]]

@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[import-untyped]
 
 from llmqueue_gym import checks
-from llmqueue_gym.adapters.pettingzoo import AECEnv, FlatMaskMultiDiscrete, Game, Mask, drawn
+from llmqueue_gym.adapters.pettingzoo import (
+    AECEnv,
+    FlatMaskMultiDiscrete,
+    Game,
+    Mask,
+    OrderEnforcingWrapper,
+    drawn,
+)
 from llmqueue_gym.deployment.env import LLMDeployEnv
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.vector import Ints, Observation

@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
-    parallel_to_aec,
-    parallel_to_aec_wrapper,
-)
 
 from llmqueue_gym.adapters.pettingzoo import (
     AECEnv,
@@ -20,6 +16,8 @@ from llmqueue_gym.adapters.pettingzoo import (
     ParallelEnv,
     Views,
     drawn,
+    parallel_to_aec,
+    parallel_to_aec_wrapper,
 )
 from llmqueue_gym.queueing.env import LLMQueueEnv
 from llmqueue_gym.queueing.games.parallel import QueueGame

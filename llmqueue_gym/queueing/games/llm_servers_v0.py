@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
+
+from llmqueue_gym import checks
+from llmqueue_gym.adapters.pettingzoo import (
+    AECEnv,
+    ParallelEnv,
+    Views,
+    drawn,
     parallel_to_aec,
     parallel_to_aec_wrapper,
 )
-
-from llmqueue_gym import checks
-from llmqueue_gym.adapters.pettingzoo import AECEnv, ParallelEnv, Views, drawn
 from llmqueue_gym.queueing.dynamics import FIRST_LLM
 from llmqueue_gym.queueing.env import MAX_COUNT, LLMQueueEnv
 from llmqueue_gym.queueing.games.parallel import QueueGame
