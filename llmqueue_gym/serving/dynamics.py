@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.compiled import compiled
-from llmqueue_gym.core.streams import Draws, UniformStreams
 from llmqueue_gym.serving.instance import NEVER, Floats, Ints, ServingInstance, Singles
+from llmqueue_gym.streams import Draws, UniformStreams
 
 Arrays = tuple[Any, ...]
 Stamps = NDArray[np.int32]

@@ -20,8 +20,8 @@ from benchmarks.problems.kind import (
 
 if TYPE_CHECKING:
     from llmqueue_gym.deployment.lanes import DeploymentDynamics
+    from llmqueue_gym.deployment.oracles import LedgerBound
     from llmqueue_gym.deployment.rules import DeploymentRules
-    from llmqueue_gym.oracles.deployment import LedgerBound
 
 Floats = NDArray[np.float64]
 
