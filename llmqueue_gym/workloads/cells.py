@@ -29,6 +29,13 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 EPOCH = 1e9, 4.1e9
 """Seconds since 1970 of the years 2001 to 2099: numbers in there, in some unit, are dates."""
 
+_COMMA = re.compile(r"\s*[+-]?\d+,\d+([eE][+-]?\d+)?\s*")
+_THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
+_DAY_FIRST = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,?\s+(\d{1,2})(:.*))?")
+
+_TRUE = {"true", "wahr", "vrai", "vero", "verdadero", "verdadeiro", "waar"}
+_FALSE = {"false", "falsch", "faux", "falso", "onwaar"}
+
 LONGEST = 30 * 365.25 * 86_400
 """No file of requests lasts thirty years; from 0 to a date since 1970 it is more. In seconds."""
 
@@ -76,7 +83,12 @@ def text_cell(row: Row, column: str, place: str) -> str:
 
 
 def number_of(value: object) -> float:
-    """Turn a number or its text into a float; NaN for anything else, True and False too."""
+    """Turn a number or its text into a float; NaN for anything else, True and False too.
+
+    A decimal comma is read where it can be no mark of thousands: 0,0004 and 12,5, but not 1,234.
+    """
+    if isinstance(value, str) and _COMMA.fullmatch(value) and not _THOUSANDS.fullmatch(value):
+        value = value.replace(",", ".")
     try:
         return math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -88,13 +100,23 @@ def number_cell(row: Row, column: str, place: str, low: float, high: float) -> f
     value = cell_of(row, column, place)
     number = number_of(value)
     if not math.isfinite(number) or not low <= number <= high:
-        comma = isinstance(value, str) and not math.isnan(number_of(value.replace(",", ".")))
-        hint = "; write decimals with a point" if comma and math.isnan(number) else ""
         raise UsageError(
             f"{place}: column {column!r} must be a number in [{low:g}, {high:g}], "
-            f"not {show(value)}{hint}"
+            f"not {show(value)}{comma_hint(value)}"
         )
     return number
+
+
+def comma_hint(value: object) -> str:
+    """Words for the error about a number whose comma cannot be read; else none."""
+    thousands = isinstance(value, str) and _THOUSANDS.fullmatch(value)
+    return ", which may be thousands; write decimals with a point" if thousands else ""
+
+
+def truth_of(text: str) -> bool | None:
+    """Read true or false, in any spelling and as Excel writes them in other languages."""
+    word = text.strip().lower()
+    return True if word in _TRUE else False if word in _FALSE else None
 
 
 def vector_cell(row: Row, column: str, place: str) -> NDArray[np.float32]:
@@ -119,7 +141,7 @@ def time_of(value: object) -> float:
     """Return a number as it is, and the seconds since 1970 of a date; NaN for anything else.
 
     Dates are ISO 8601, with ``T`` or a space, any number of decimals and any offset; without an
-    offset they are UTC.
+    offset they are UTC. With points they begin with the day: 04.05.2026 09:30.
     """
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -139,8 +161,11 @@ def time_of(value: object) -> float:
 
 
 def _plain_time(text: str) -> str:
-    """Spell a time as ISO 8601 does: no name of a zone, no space before an offset."""
+    """Spell a time as ISO 8601 does: year first, no zone's name, no space before an offset."""
     text = re.sub(r"\s*(UTC|GMT)$", "", text.strip().upper())
+    if found := _DAY_FIRST.fullmatch(text):
+        day, month, year, hour, rest = found.groups()
+        text = f"{year}-{month:0>2}-{day:0>2}" + (f" {hour:0>2}{rest}" if hour else "")
     return re.sub(r"\s+(?=[+-]\d\d:?\d\d$|[+-]\d\d$|Z$)", "", text)
 
 
@@ -188,7 +213,7 @@ def seconds_of(
         row = int(wrong[0])
         raise UsageError(
             f"{places[row]}: column {column!r} must be a number or an ISO 8601 time "
-            f"(2026-05-04 09:30:00), not {show(values[row])}"
+            f"(2026-05-04 09:30:00; or 04.05.2026 09:30), not {show(values[row])}"
         )
     dates = np.array([is_date(value) for value in values], dtype=np.bool_)
     times[~dates] *= UNITS[unit or unit_of(times[~dates])]

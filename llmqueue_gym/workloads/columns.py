@@ -11,12 +11,18 @@ from typing import Any
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.cells import Row, cell_of, json_cell, show
+from llmqueue_gym.workloads.cells import (
+    Row,
+    cell_of,
+    comma_hint,
+    json_cell,
+    number_of,
+    show,
+    truth_of,
+)
 
 Columns = str | tuple[tuple[str, str], ...]
 """Where scores are: the name of one column of {LLM: score} objects, or (LLM, column) pairs."""
-
-_TRUTH = {"true": 1.0, "false": 0.0}
 
 
 def read_columns(option: str, value: object) -> Columns:
@@ -53,14 +59,17 @@ def scores_of(row: Row, columns: Columns, place: str) -> Row:
     return found
 
 
-def label_of(llm: str, columns: Columns, place: str) -> str:
-    """Name the score of an LLM, for errors."""
+def label_of(llm: str, columns: Columns, place: str, what: str = "score") -> str:
+    """Name the score, or what else it is, of an LLM, for errors."""
     where = columns if isinstance(columns, str) else dict(columns).get(llm)
-    return f"{place}: score of LLM {llm!r} in column {where!r}"
+    named = "" if where is None else f" in column {where!r}"
+    return f"{place}: {what} of LLM {llm!r}{named}"
 
 
-def numbers_of(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> list[float]:
-    """Scores of one row in the order of ``llms``, each a finite number."""
+def numbers_of(
+    found: Row, llms: tuple[str, ...], columns: Columns, place: str, what: str = "score"
+) -> list[float]:
+    """Scores, or costs, of one row in the order of ``llms``, each a finite number."""
     extra = found.keys() - llms
     if extra:
         raise checks.unknown_name(f"{place}: LLM", min(extra), llms)
@@ -68,7 +77,7 @@ def numbers_of(found: Row, llms: tuple[str, ...], columns: Columns, place: str) 
     for llm in llms:
         number = _score(found.get(llm))
         if number is None or not math.isfinite(number):
-            raise _no_number(found.get(llm), number, label_of(llm, columns, place))
+            raise _no_number(found.get(llm), number, label_of(llm, columns, place, what))
         numbers.append(number)
     return numbers
 
@@ -77,7 +86,7 @@ def _no_number(value: object, number: float | None, label: str) -> ValueError:
     if value is None:
         return ValueError(f"{label} is missing")
     if number is None:
-        return ValueError(f"{label} is not a number: {show(value)}")
+        return ValueError(f"{label} is not a number: {show(value)}{comma_hint(value)}")
     return ValueError(f"{label} is {number}, expected a finite number")
 
 
@@ -86,4 +95,6 @@ def _score(value: object) -> float | None:
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        return _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+        truth = truth_of(value) if isinstance(value, str) else None
+        number = number_of(value) if truth is None else float(truth)
+        return None if math.isnan(number) else number

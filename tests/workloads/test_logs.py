@@ -146,7 +146,7 @@ BAD = [
     ({"kept": "perhaps"}, "'kept' must be true or false"),
     ({"cost": -1}, "'cost' must be a number in"),
     ({"cost": "dear"}, "'cost' must be a number in"),
-    ({"cost": "0,0004"}, "'0,0004'; write decimals with a point"),
+    ({"cost": "1,234"}, "'1,234', which may be thousands; write decimals with a point"),
     ({"propensity": 0}, "positive probability"),
     ({"propensity": 1.5}, "'propensity' must be a number in"),
     ({"timestamp": "noon"}, "'timestamp' must be a number or an ISO"),
@@ -173,6 +173,22 @@ def test_missing_columns_are_named(drop, message, tmp_path):
     rows = [{key: value for key, value in row.items() if key != drop} for row in ROWS]
     with pytest.raises(ValueError, match=message):
         read_log(write(tmp_path / "log.csv", rows))
+
+
+def test_an_export_of_a_german_excel_is_the_same_log(tmp_path):
+    lines = ["Zeit;query;llm;kept;cost"]
+    for row in ROWS:
+        kept, cost = "WAHR" if row["kept"] else "FALSCH", str(row["cost"]).replace(".", ",")
+        day = f"0{row['timestamp']:.0f}.05.2026 08:00"
+        lines.append(f"{day};{row['query']};{row['llm']};{kept};{cost}")
+    text = "\r\n".join([*lines, ";;;;", ""])
+    (tmp_path / "log.csv").write_text(text, encoding="utf-8-sig", newline="")
+    log = read_log(str(tmp_path / "log.csv"), {"timestamp": "Zeit"})
+    same = read_log(write(tmp_path / "log.jsonl", ROWS))
+    assert log.texts == same.texts
+    assert log.reward.tolist() == same.reward.tolist()
+    assert log.cost.tolist() == same.cost.tolist()
+    assert np.diff(log.time).tolist() == [86_400.0, 86_400.0]
 
 
 def test_wrong_column_options_are_named(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmqueue_gym.workloads import rows as module
-from llmqueue_gym.workloads.cells import seconds_of, show, time_of, unit_of
+from llmqueue_gym.workloads.cells import is_date, number_of, seconds_of, show, time_of, unit_of
 from llmqueue_gym.workloads.rows import SUFFIXES, find_file, read_rows
 
 ROWS = [{"a": "1", "b": "x, y"}, {"a": "2", "b": 'é "quoted"\nand broken'}]
@@ -222,12 +222,29 @@ def test_times_of_other_kinds_and_no_times():
         "soon",
         "",
         "2026-13-01",
+        "31.02.2026",
+        "05/04/2026",  # the fourth of May, or the fifth of April
+        "1,234",  # a thousand, or a little more than one
+        "1.234,5",
         [1],
         {},
         b"x",
         10**400,
     ):
         assert not math.isfinite(time_of(wrong)), wrong
+
+
+def test_dates_with_points_begin_with_the_day():
+    for text in ("04.05.2026 09:30:00", "4.5.2026 9:30", "04.05.2026, 09:30:00,000"):
+        assert time_of(text) == time_of("2026-05-04 09:30:00")
+        assert is_date(text)
+    assert time_of("4.5.2026") == time_of("2026-05-04")
+
+
+@given(st.decimals(-(10**6), 10**6, places=6) | st.decimals("-.999", ".999", places=3))
+def test_a_decimal_comma_is_read_where_it_can_be_no_mark_of_thousands(number):
+    text = f"{number:f}"
+    assert number_of(text.replace(".", ",")) == float(number)
 
 
 def test_the_unit_of_dates_is_told_by_their_size():

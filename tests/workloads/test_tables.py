@@ -73,7 +73,7 @@ def pool_of(path: str, quality: Any = ("a", "b"), **options: Any) -> Any:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_true_and_false_are_scores_in_every_spelling(tmp_path: Path, suffix: str) -> None:
-    words: list[Any] = [True, False, "True", "FALSE", " true", 1]
+    words: list[Any] = [True, "FALSCH", "True", "FALSE", " true", 1]
     content = [row | {"a": word} for row, word in zip(rows(), words, strict=True)]
     pool = pool_of(write(tmp_path / f"t{suffix}", content))
     assert pool.quality[:, 0].tolist() == [1, 0, 1, 0, 1, 1]

@@ -27,6 +27,7 @@ from llmqueue_gym.workloads.cells import (
     seconds_of,
     show,
     text_cell,
+    truth_of,
     vector_cell,
 )
 from llmqueue_gym.workloads.embeddings import (
@@ -72,8 +73,8 @@ ONE_SIDED = 0.005
 RATE_BOUNDS = 0.01, 0.99
 """The workload's success rates are kept within."""
 
-_TRUE = ("true", "1", "1.0", "yes", "kept")
-_FALSE = ("false", "0", "0.0", "no", "retried")
+_TRUE = ("1", "1.0", "yes", "kept")
+_FALSE = ("0", "0.0", "no", "retried")
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,9 +377,9 @@ def _name(row: Row, column: str, place: str) -> str:
 def _kept(row: Row, column: str, place: str) -> float:
     value = cell_of(row, column, place)
     text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
-    if text in _TRUE:
+    if text in _TRUE or truth_of(text):
         return 1.0
-    if text in _FALSE:
+    if text in _FALSE or truth_of(text) is False:
         return 0.0
     raise UsageError(
         f"{place}: column {column!r} must be true or false, or 1 or 0, not {show(value)}"

@@ -276,12 +276,11 @@ def _in_unit_interval(
 
 
 def _costs(found: Row, llms: tuple[str, ...], columns: Columns, place: str) -> list[float]:
-    numbers = numbers_of(found, llms, columns, place)
+    numbers = numbers_of(found, llms, columns, place, "cost")
     for llm, number in zip(llms, numbers, strict=True):
         if number < 0.0:
-            raise UsageError(
-                f"{label_of(llm, columns, place)} is {number}, expected a number in [0, inf]"
-            )
+            label = label_of(llm, columns, place, "cost")
+            raise UsageError(f"{label} is {number}, expected a number in [0, inf]")
     return numbers
 
 
