@@ -30,7 +30,7 @@ from benchmarks.measure.environments import (
     growth_table,
     vector_table,
 )
-from benchmarks.run.engines import ONE_THREAD
+from benchmarks.run.pool import ONE_THREAD
 from benchmarks.run.runner import provenance
 from benchmarks.run.store import write_text
 from benchmarks.score.task_board import INSTALLED

@@ -6,14 +6,11 @@ A training is an artefact like a cell: keyed by its content, stored whole, resum
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from rich.console import Console
@@ -30,14 +27,15 @@ from baselines.models import OWN_FILES, models_folder, read_card
 from benchmarks.plan.cells import Plan, Training, task_arguments
 from benchmarks.plan.suite import find_task
 from benchmarks.problems import PROBLEMS
-from benchmarks.run.engines import _worker_environment, within_a_day
+from benchmarks.run.pool import Pool
+from benchmarks.run.worker import FAILED, PROGRESS, train_model
 from benchmarks.terminal import say
 from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from baselines.rl import Progress
 
-_CHECKPOINT_EVERY = 20_000  # steps of a suite's training
+_KEPT = "; its checkpoint is kept"
 
 
 def train_agent(
@@ -63,23 +61,16 @@ def train_agent(
         A recipe: ``PPO``, ``MaskablePPO``, ...
     task : str
         Task of a suite (``NAME`` or ``SUITE:NAME``), or the id of an environment.
-    steps : int
-        Environment steps in all.
+    steps, seed, checkpoint_every, tensorboard
+        See `baselines.rl.train`.
     out : Path, optional
         The file; ``models/AGENT-TASK.zip`` by default, which makes it an agent by that name.
-    seed : int
-        Seed of networks, exploration and environments.
     kwargs, settings : str, optional
-        JSON objects: arguments of the environment, over the task's; hyperparameters, over the
-        recipe's.
+        JSON objects: arguments over the task's, hyperparameters over the recipe's.
     horizon : int, optional
         Length of a run where ``task`` is an environment's id.
     data : Mapping[str, str], optional
         Paths of the task's data.
-    checkpoint_every : int
-        Environment steps between two writings of the file.
-    tensorboard : Path, optional
-        Folder of TensorBoard's logs.
     console : Console
         Where the progress is shown.
 
@@ -90,31 +81,22 @@ def train_agent(
 
     Raises
     ------
-    ValueError
+    UsageError
         If an argument is wrong, or the file holds another training.
     """
-    from baselines.registry import registered_agents
     from baselines.rl import recipe, train
 
     name, env_id, arguments, length = _what(task, horizon, data or {})
     arguments |= _json_object(kwargs, "kwargs")
     used = recipe(agent, env_id)
     path = out or models_folder() / f"{agent}-{name}.zip"
-    taken = {spec.name for spec in registered_agents() if spec.settings.get("model") != str(path)}
-    if path.stem in taken:
-        raise UsageError(
-            f"out={str(path)!r}: {path.stem!r} is another agent's name; choose another"
-        )
-    before = read_card(path)["steps"] if path.exists() else 0
-    title = f"{agent} on {name}" + (f", resumed at {before:,}" if before else "")
+    _check_name(path)
     if not used.recalls and _draws_llms(env_id, arguments):
         say(_NO_INSTANCE, console)
+    before = read_card(path)["steps"] if path.exists() else 0
+    title = f"{agent} on {name}" + (f", resumed at {before:,}" if before else "")
     with progress_bars(console) as bars:
         bar = bars.add_task(title, total=steps, completed=before, **_NO_FIGURES)
-
-        def show(progress: Progress) -> None:
-            _update(bars, bar, progress)
-
         try:
             card = train(
                 agent,
@@ -127,17 +109,21 @@ def train_agent(
                 resume=True,
                 checkpoint_every=checkpoint_every,
                 tensorboard=tensorboard,
-                on_progress=show,
+                on_progress=partial(_update, bars, bar),
                 settings=_json_object(settings, "settings"),
             )
         except KeyboardInterrupt:
-            say(_kept(path), bars.console)
+            say(_kept(path), console)
             raise
         bars.update(bar, completed=steps)
+    _say_done(path, card, console)
+    return path
+
+
+def _say_done(path: Path, card: Mapping[str, Any], console: Console) -> None:
     say(f"wrote {path}: {card['steps']:,} steps in {card['seconds']:,.0f} s", console)
     where = path.stem if path.parent == models_folder() else str(path)
     say(f"play it: llmqueue-bench run SUITE --agent {where} ({OWN_FILES})", console)
-    return path
 
 
 def _what(
@@ -151,6 +137,17 @@ def _what(
     if horizon is not None:
         raise UsageError(f"horizon={horizon}: the task {task!r} has its own, {found.horizon}")
     return found.name, found.env, task_arguments(found, data), found.horizon
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a file whose name is an agent's of which it is not the model."""
+    from baselines.registry import registered_agents
+
+    taken = {spec.name for spec in registered_agents() if spec.settings.get("model") != str(path)}
+    if path.stem in taken:
+        raise UsageError(
+            f"out={str(path)!r}: {path.stem!r} is another agent's name; choose another"
+        )
 
 
 def _kept(path: Path) -> str:
@@ -201,83 +198,23 @@ def train_all(
     timeout: float = float("inf"),
 ) -> dict[str, str]:
     """Run trainings in processes; see `train_plan`."""
-    if not timeout > 0:
-        raise UsageError(f"train-timeout={timeout} must be a positive number of seconds")
-    context = multiprocessing.get_context("spawn")
-    for litter in folder.glob(".*.tmp"):  # of a training that was killed while writing
-        litter.unlink(missing_ok=True)
-    waiting, errors = iter(trainings), dict[str, str]()
-    running: dict[Connection, tuple[Training, Any, float]] = {}
-    with _worker_environment():
-        try:
-            while True:
-                while len(running) < workers and (training := next(waiting, None)) is not None:
-                    _discard_damaged(training.path(folder), on_damage)
-                    results, sender = context.Pipe(duplex=False)
-                    process = context.Process(target=_work, args=(training, folder, sender))
-                    process.start()
-                    sender.close()  # so that the worker's death ends the pipe
-                    running[results] = (training, process, monotonic() + timeout)
-                if not running:
-                    return errors
-                left = min(deadline for *_, deadline in running.values()) - monotonic()
-                for ready in wait(list(running), within_a_day(left)):
-                    results = cast(Connection, ready)
-                    training, process, _ = running[results]
-                    try:
-                        message = results.recv()
-                    except EOFError:
-                        process.join()
-                        del running[results]
-                        if process.exitcode:
-                            errors.setdefault(
-                                str(training), f"the training ended with code {process.exitcode}"
-                            )
-                        continue
-                    if isinstance(message, str):
-                        errors[str(training)] = message
-                    else:
-                        on_progress(training, message)
-                for results, (training, process, deadline) in list(running.items()):
-                    if monotonic() >= deadline:
-                        process.kill()
-                        process.join()
-                        results.close()
-                        del running[results]
-                        errors[str(training)] = (
-                            f"stopped after the timeout of {timeout:g} s "
-                            "(--train-timeout allows more); its checkpoint is kept"
-                        )
-        finally:
-            for _, process, _ in running.values():
-                process.kill()
-                process.join()
+    from baselines.rl import Progress
 
-
-def _work(training: Training, folder: Path, sender: Connection) -> None:
-    """Train in a worker process; what it sends is progress, or why it failed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
-    from baselines.rl import recipe, train
-
-    spec = training.spec
-    try:
-        train(
-            spec["agent"],
-            recipe(spec["agent"], spec["env"]).env_id,
-            training.kwargs,
-            steps=spec["steps"],
-            out=training.path(folder),
-            horizon=spec["horizon"],
-            seed=spec["seed"],
-            settings=spec["settings"],
-            resume=True,
-            checkpoint_every=_CHECKPOINT_EVERY,
-            on_progress=sender.send,
-        )
-    except BrokenPipeError:
-        return  # the parent was ended
-    except Exception as error:  # a failed training costs its own cells only
-        sender.send(f"{type(error).__name__}: {error}")
+    pool = Pool(workers, timeout, option="train-timeout")
+    for leftover in folder.glob(".*.tmp"):  # of a training that was killed while writing
+        leftover.unlink(missing_ok=True)
+    for training in trainings:
+        _discard_damaged(training.path(folder), on_damage)
+    errors = {}
+    work = partial(train_model, folder=folder)
+    with closing(pool.run(trainings, work, ["baselines.rl", "torch._dynamo"])) as reports:
+        for report in reports:
+            if report.state == PROGRESS:
+                on_progress(report.job, Progress(**report.payload))
+            elif report.state == FAILED:
+                kept = report.job.path(folder).exists()
+                errors[str(report.job)] = report.payload["error"] + (_KEPT if kept else "")
+    return errors
 
 
 def _discard_damaged(path: Path, on_damage: Callable[[str], None]) -> None:

@@ -1,22 +1,26 @@
-"""Inside a worker: one cell is run, its result sent as JSON, and the process left at once."""
+"""Inside a worker: one job is done, its result sent as JSON, and the process left at once."""
 
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from baselines.registry import agent_spec
 from benchmarks.plan.agent_files import agent_folder, watch_folder
-from benchmarks.plan.cells import Cell
+from benchmarks.plan.cells import Cell, Training
 from benchmarks.plan.suite import canonical
 
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -25,14 +29,24 @@ SAFE_PATH = "PYTHONSAFEPATH"
 _SPARE_MEMORY = 64  # MB on top of a limit, to say that it was reached
 
 
+DONE, FAILED, PROGRESS = "done", "failed", "progress"
+"""States that a worker reports."""
+
+Tell = Callable[[dict[str, Any]], None]
+"""Reports the progress of a job, JSON-plain."""
+
+_CHECKPOINT_EVERY = 20_000  # steps of a suite's training
+
+
 def work(
-    cell: Cell,
+    task: Callable[[Any, Tell], dict[str, Any]],
+    job: Any,
     environment: dict[str, str],
     sender: Connection,
     printer: Connection | None,
     memory: float | None,
 ) -> None:
-    """Run one cell, send its result as JSON, and leave at once."""
+    """Do one job, send its result as JSON, and leave at once."""
     own = os.getpid()
     os.environ.clear()  # the fork server's is that of the first run of its parent
     os.environ.update(environment)
@@ -40,27 +54,58 @@ def work(
     _detach(printer)
     if memory is not None:
         _limit_memory(memory, memory + _SPARE_MEMORY)
-    try:
-        from benchmarks.run.runner import run_cell
 
-        folder = agent_folder(cell.spec["agent"])
-        reads = watch_folder(folder) if folder else dict
-        payload = run_cell(cell.spec, cell.kwargs, cell.model)
-        payload |= {"reads": found} if (found := reads()) else {}
-        text = canonical({"failed": False, "payload": payload})
+    def send(state: str, payload: dict[str, Any]) -> None:
+        if os.getpid() == own:  # else a child that the agent forked and let go on
+            sender.send_bytes(json.dumps({"state": state, "payload": payload}).encode())
+
+    try:
+        payload, state = task(job, partial(send, PROGRESS)), DONE
+        canonical(payload)  # refuses what is not JSON-plain
     except BaseException as error:  # whatever an agent raises, SystemExit included
         if memory is not None:
             _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
-        summary = _summary(error, memory) + _place(error, cell)
-        payload = {"error": summary, "traceback": traceback.format_exc()}
-        text = canonical({"failed": True, "payload": payload})
-    if os.getpid() == own:  # else a child that the agent forked and let go on
+        place = _place(error, job) if isinstance(job, Cell) else ""
+        payload, state = {"error": _summary(error, memory) + place}, FAILED
+        payload["traceback"] = traceback.format_exc()
+    if os.getpid() == own:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # the agent may have closed or replaced it
                 stream.flush()
-        with suppress(OSError):
-            sender.send_bytes(text.encode())
+    with suppress(OSError):
+        send(state, payload)
     os._exit(0)
+
+
+def play(cell: Cell, tell: Tell) -> dict[str, Any]:
+    """Run a cell."""
+    from benchmarks.run.runner import run_cell
+
+    folder = agent_folder(cell.spec["agent"])
+    reads = watch_folder(folder) if folder else dict
+    payload = run_cell(cell.spec, cell.kwargs, cell.model)
+    return payload | ({"reads": found} if (found := reads()) else {})
+
+
+def train_model(training: Training, tell: Tell, folder: Path) -> dict[str, Any]:
+    """Train what a suite asks for, or go on with it, and write it into a folder."""
+    from baselines.rl import recipe, train
+
+    spec = training.spec
+    card = train(
+        spec["agent"],
+        recipe(spec["agent"], spec["env"]).env_id,
+        training.kwargs,
+        steps=spec["steps"],
+        out=training.path(folder),
+        horizon=spec["horizon"],
+        seed=spec["seed"],
+        settings=spec["settings"],
+        resume=True,
+        checkpoint_every=_CHECKPOINT_EVERY,
+        on_progress=lambda progress: tell(asdict(progress)),
+    )
+    return {"steps": card["steps"]}
 
 
 def _summary(error: BaseException, memory: float | None) -> str:

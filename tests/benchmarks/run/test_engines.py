@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite, spec_key
-from benchmarks.run.engines import LocalEngine, Outcome, _Running, execute
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.pool import Pool, Report, _Running
 from benchmarks.run.store import Store
 
 AGENTS = '''
@@ -136,14 +137,13 @@ def test_a_real_time_signal_and_a_timeout_of_months_end_no_run(agents, tmp_path)
 
 def test_a_worker_that_sends_and_leaves_between_two_looks_has_a_result():
     """It is asked for its result before it has sent it, and whether it lives after it has left."""
-    [cell, *_] = make_plan(parse_suite("s", SUITE)).cells
     results, sender = multiprocessing.Pipe(duplex=False)
 
     class Results:
         def poll(self):
             there = results.poll()
             if not there:
-                sender.send_bytes(b'{"failed": false, "payload": {"metrics": {}}}')
+                sender.send_bytes(b'{"state": "done", "payload": {"metrics": {}}}')
                 process.alive = False
             return there
 
@@ -156,10 +156,10 @@ def test_a_worker_that_sends_and_leaves_between_two_looks_has_a_result():
         def is_alive(self):
             return self.alive
 
-    process, engine = Process(), LocalEngine(1)
-    job = _Running(cell, process, Results(), None, float("inf"))
-    outcomes = [engine._outcome(job), engine._outcome(job)]
-    assert outcomes == [None, Outcome(cell, {"metrics": {}}, failed=False)]
+    process, pool = Process(), Pool(1)
+    at_work = _Running("job", process, Results(), None, float("inf"))
+    reports = [pool._report(at_work), pool._report(at_work)]
+    assert reports == [None, Report("job", "done", {"metrics": {}})]
 
 
 @pytest.mark.parametrize("value", ["first", "second"])  # the fork server outlives a run

@@ -1,0 +1,303 @@
+"""A pool of processes for cells and trainings: started, limited, watched and ended in one way.
+
+Every job runs in a process of its own, so whatever it does costs that job only.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import site
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Generic, TypeVar
+
+from benchmarks.plan.cells import code_hash
+from benchmarks.run.worker import DONE, FAILED, PROGRESS, SAFE_PATH, Tell, work
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
+
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_KERNEL_FOLDERS = 8  # versions of the code whose compiled kernels are kept
+_OUTPUT_TAIL = 4000  # bytes of a job's output kept with its error
+_PRELOADED = ("benchmarks.run.runner", "benchmarks.run.warm")
+
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True)
+class Report(Generic[Job]):
+    """What a job has sent: how far it is, its result, or the error in its place.
+
+    Attributes
+    ----------
+    job : Job
+        The job.
+    state : str
+        ``"progress"``, ``"done"`` or ``"failed"``; the last two end the job.
+    payload : dict
+        What was sent; of a failed job ``error``, ``traceback`` and ``output``.
+    """
+
+    job: Job
+    state: str
+    payload: dict[str, Any]
+
+
+@dataclass
+class _Running(Generic[Job]):
+    job: Job
+    process: Any
+    results: Connection
+    output: Connection | None  # None at its end
+    deadline: float
+    tail: bytes = b""
+
+    def drain(self) -> None:
+        """Read what the worker printed and keep the end of it."""
+        for _ in range(16):  # a worker that prints without end must not keep us here
+            if self.output is None:
+                return
+            try:
+                read = os.read(self.output.fileno(), 1 << 16)
+            except BlockingIOError:
+                return
+            self.tail = (self.tail + read)[-_OUTPUT_TAIL:]
+            if not read:
+                self.output.close()
+                self.output = None
+
+    def failure(self, error: str, traceback: str = "") -> Report[Job]:
+        """Return the error with the end of what the worker printed."""
+        self.drain()
+        output = self.tail.decode(errors="replace")
+        payload = {"error": error, "traceback": traceback, "output": output}
+        return Report(self.job, FAILED, payload)
+
+
+class Pool:
+    """Runs up to ``workers`` jobs at once, each in a fresh process with single-threaded algebra.
+
+    Results therefore do not depend on the number of workers, and a job that crashes, hangs, is
+    killed or changes global state harms no other. Starting a process costs about 20 ms where the
+    fork server exists (Linux, macOS); elsewhere processes are spawned and pay the imports. When a
+    job ends, so do the processes it started, unless they have left its process group.
+
+    Parameters
+    ----------
+    workers : int
+        Jobs run at once.
+    timeout : float, optional
+        Seconds after which a job is stopped and counted as failed.
+    memory : float, optional
+        Megabytes of data a job may hold; beyond them its allocations fail (Linux).
+    option : str
+        What the user calls the timeout.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        timeout: float | None = None,
+        memory: float | None = None,
+        option: str = "timeout",
+    ) -> None:
+        self.workers = checks.count("workers", workers)
+        self.timeout = float("inf") if timeout is None else timeout
+        checks.number(option, self.timeout, "(0, inf]", " (seconds)")
+        if memory is not None:
+            checks.number("memory", memory, "(0, inf)", " (megabytes)")
+            if sys.platform != "linux":
+                raise UsageError(f"memory={memory}: only Linux limits the memory of a process")
+        self.memory, self._option = memory, option
+        server = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if server else "spawn")
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        task: Callable[[Job, Tell], dict[str, Any]],
+        preload: Sequence[str] = (),
+    ) -> Generator[Report[Job]]:
+        """Run the jobs and yield what they report; closing the generator stops those at work.
+
+        Parameters
+        ----------
+        jobs : Iterable
+            What is to be done.
+        task : callable
+            Does a job in its process and returns its result, JSON-plain.
+        preload : Sequence[str]
+            Modules that a fork server imports once for all jobs, besides the runner.
+        """
+        if self._context.get_start_method() == "forkserver":
+            self._context.set_forkserver_preload([*_PRELOADED, *preload])
+        running: list[_Running[Job]] = []
+        waiting = iter(jobs)
+        with _worker_environment():
+            try:
+                while True:
+                    while len(running) < self.workers and (job := next(waiting, None)) is not None:
+                        running.append(self._start(job, task))
+                    if not running:
+                        return
+                    _wait(running)
+                    for at_work in list(running):
+                        report = self._report(at_work)
+                        if report is None:
+                            continue
+                        if report.state != PROGRESS:
+                            running.remove(at_work)
+                            _stop(at_work)
+                        yield report
+            finally:
+                for at_work in running:
+                    _stop(at_work)
+
+    def _start(self, job: Job, task: Callable[[Job, Tell], dict[str, Any]]) -> _Running[Job]:
+        results, sender = self._context.Pipe(duplex=False)
+        output = printer = None
+        if sys.platform != "win32":  # whose pipes cannot stand in for stdout
+            output, printer = self._context.Pipe(duplex=False)
+            os.set_blocking(output.fileno(), False)
+        arguments = (task, job, dict(os.environ), sender, printer, self.memory)
+        process = self._context.Process(target=work, args=arguments)
+        _start(process)
+        sender.close()  # so that the worker's death ends the pipes
+        if printer is not None:
+            printer.close()
+        return _Running(job, process, results, output, monotonic() + self.timeout)
+
+    def _report(self, at_work: _Running[Job]) -> Report[Job] | None:
+        """Return what a job has to say, or None."""
+        ended = not at_work.process.is_alive()  # first: what it has sent by then is in the pipe
+        at_work.drain()
+        if at_work.results.poll():
+            try:
+                message = json.loads(at_work.results.recv_bytes())
+                state, payload = message["state"], message["payload"]
+                if state == FAILED:
+                    return at_work.failure(payload["error"], payload["traceback"])
+                if state in (DONE, PROGRESS):
+                    return Report(at_work.job, state, payload)
+                wrong: object = state
+            except (EOFError, OSError):
+                at_work.process.join(5)
+                return at_work.failure(self._cause_of_death(at_work.process.exitcode))
+            except (ValueError, KeyError, TypeError) as error:  # an agent that found the pipe
+                wrong = error
+            return at_work.failure(f"the worker sent something that is no result ({wrong!r})")
+        if ended:
+            return at_work.failure(self._cause_of_death(at_work.process.exitcode))
+        if monotonic() >= at_work.deadline:
+            allow = f"(--{self._option} allows more)"
+            return at_work.failure(f"stopped after the timeout of {self.timeout:g} s {allow}")
+        return None
+
+    def _cause_of_death(self, code: int | None) -> str:
+        if code is None or code >= 0:
+            return f"the worker left with exit code {code} and no result"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-code}"
+        limit = "" if self.memory is None else f" the limit is {self.memory:g} MB"
+        hint = f" (out of memory?{limit})" if limit or name == "SIGKILL" else ""
+        return f"the worker was killed by {name}{hint}"
+
+
+def _start(process: Any) -> None:
+    """Start a process; the fork server may be gone, and found to be so a moment later."""
+    with _without_main():
+        for pause in (0.01, 0.1, 1.0):
+            try:
+                process.start()
+                return
+            except (ConnectionError, EOFError):
+                sleep(pause)
+        process.start()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep workers from importing the main module, which may cost more than the job."""
+    main: Any = sys.modules["__main__"]
+    own = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    for name in own:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(main, name, value)
+
+
+def _wait(running: Sequence[_Running[Job]]) -> None:
+    """Sleep until a job reports, prints, dies or reaches its deadline, or for a day."""
+    left = min(job.deadline for job in running) - monotonic()
+    handles = [handle for job in running for handle in (job.results, job.process.sentinel)]
+    handles += [job.output for job in running if job.output is not None]
+    wait(handles, min(max(0.0, left), 86_400.0))  # more is too much for some systems' clocks
+
+
+def _stop(job: _Running[Job]) -> None:
+    """End a job and the processes it may have started, and free its handles."""
+    job.results.close()
+    if job.output is not None:
+        job.output.close()
+    job.process.join(0.2)  # a worker that has reported is about to leave by itself
+    if job.process.is_alive():
+        job.process.kill()
+    if hasattr(os, "killpg") and job.process.pid is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(job.process.pid, signal.SIGKILL)
+    job.process.join()
+    job.process.close()
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Let workers inherit one algebra thread each, and this very code, compiled too.
+
+    With one thread sums are the same on every machine load. The fork server would look for modules
+    in the current folder first, and might find some other ``benchmarks`` or ``baselines`` there.
+    numba misses an edit in another file than a kernel's: what it keeps lies in a folder named by
+    the code.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    roots = [] if root in site.getsitepackages() else [root]  # an installed one is found anyway
+    path = os.pathsep.join(filter(None, [*roots, os.environ.get("PYTHONPATH", "")]))
+    wanted = {**dict.fromkeys(ONE_THREAD, "1"), "PYTHONPATH": path, SAFE_PATH: "1"}
+    wanted["NUMBA_CACHE_DIR"] = str(_kernel_folder())
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _kernel_folder() -> Path:
+    """Folder of the kernels that were compiled of this code; those of the oldest code go."""
+    cache = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llmqueue_gym"
+    folder = Path(cache) / "kernels" / code_hash()[:16]
+    with suppress(OSError):  # numba then compiles at every start
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.touch()
+        last_used = sorted(folder.parent.iterdir(), key=lambda path: -path.stat().st_mtime)
+        for old in last_used[_KERNEL_FOLDERS:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
