@@ -129,8 +129,7 @@ def compare_command(
     Cells are paired by task, agent, seed and protocol; FOLDER@X takes the cells of version X
     (or of a code hash or commit that begins with X) from a folder that holds several.
     """
-    from benchmarks.commands.changes import is_results, show_changes
-    from benchmarks.commands.compare import show_comparison
+    from benchmarks.commands.compare import is_results, show_agents, show_changes
 
     there = [name for name in (first, second) if is_results(name)]
     if results is None and len(there) == 2:
@@ -139,7 +138,7 @@ def compare_command(
         [other] = {first, second} - set(there)
         raise UsageError(f"{there[0]} is a folder of results, and there is no {other}")
     else:
-        show_comparison(results or last_results(), first, second, as_json)
+        show_agents(results or last_results(), first, second, as_json)
 
 
 def arrivals_command(

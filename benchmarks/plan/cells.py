@@ -159,11 +159,7 @@ def make_plan(
     skipped: dict[str, str] = {}
     cells: list[Cell] = []
     for task in chosen:
-        paths, reason = _data_paths(task.data, data or {})
-        reason = reason or _missing_package(task.requires)
-        if reason is None:
-            kwargs = fill(dict(task.kwargs), paths, (), f"task {task.name!r}")
-            content, reason = _fingerprint(task.env, task.name, kwargs)
+        kwargs, content, reason = _task_here(task, data or {})
         if reason is not None:
             skipped[task.name] = reason
             continue
@@ -198,6 +194,18 @@ def make_plan(
     return Plan(
         suite.name, tuple(cells), skipped, tuple(trainings.values()), reading, tuple(curves)
     )
+
+
+def _task_here(
+    task: Task, data: Mapping[str, str]
+) -> tuple[dict[str, Any], str | None, str | None]:
+    """Arguments and workload hash of a task on this machine, or the reason why it cannot run."""
+    paths, reason = _data_paths(task.data, data)
+    reason = reason or _missing_package(task.requires)
+    if reason is not None:
+        return {}, None, reason
+    kwargs = fill(dict(task.kwargs), paths, (), f"task {task.name!r}")
+    return kwargs, *_fingerprint(task.env, task.name, kwargs)
 
 
 def _check_data(suite: Suite, data: Mapping[str, str]) -> None:

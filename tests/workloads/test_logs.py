@@ -17,7 +17,7 @@ from scipy.special import expit
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.interface import Agent
-from benchmarks.commands.logs import evaluate, judge_policy, prepare
+from benchmarks.score.logged import evaluate, judge_policy, prepare
 from llmqueue_gym.workloads import fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources.logs import (

@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks.cli import build_app
-from benchmarks.commands.table_file import as_options
+from benchmarks.commands.data import as_options
 from llmqueue_gym.deployment.streams import table_stream
 from llmqueue_gym.deployment.streams.order import arrival_words, query_of, read_arrivals
 from llmqueue_gym.envs import LLMDeployEnv
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads import fingerprint, make_workload, parquet
 from llmqueue_gym.workloads.datasets import import_table
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
@@ -431,7 +432,7 @@ def test_only_names_of_options_are_spelled_as_options() -> None:
         pytest.raises(ValueError, match=r"^/data/text=x.csv: --clip 'text=1', `other`$"),
         as_options(),
     ):
-        raise ValueError("/data/text=x.csv: clip='text=1', `other`")
+        raise UsageError("/data/text=x.csv: clip='text=1', `other`")
 
 
 def test_blank_lines_are_skipped_and_ragged_rows_refused(tmp_path: Path) -> None:
