@@ -35,6 +35,7 @@ from llmqueue_gym.errors import UsageError
 if TYPE_CHECKING:
     from baselines.rl import Progress
 
+_CHECKPOINT_EVERY = 20_000  # steps of a suite's training
 _KEPT = "; its checkpoint is kept"
 
 
@@ -206,7 +207,7 @@ def train_all(
     for training in trainings:
         _discard_damaged(training.path(folder), on_damage)
     errors = {}
-    work = partial(train_model, folder=folder)
+    work = partial(train_model, folder=folder, checkpoint_every=_CHECKPOINT_EVERY)
     with closing(pool.run(trainings, work, ["baselines.rl", "torch._dynamo"])) as reports:
         for report in reports:
             if report.state == PROGRESS:

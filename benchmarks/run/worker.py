@@ -35,8 +35,6 @@ DONE, FAILED, PROGRESS = "done", "failed", "progress"
 Tell = Callable[[dict[str, Any]], None]
 """Reports the progress of a job, JSON-plain."""
 
-_CHECKPOINT_EVERY = 20_000  # steps of a suite's training
-
 
 def work(
     task: Callable[[Any, Tell], dict[str, Any]],
@@ -87,7 +85,9 @@ def play(cell: Cell, tell: Tell) -> dict[str, Any]:
     return payload | ({"reads": found} if (found := reads()) else {})
 
 
-def train_model(training: Training, tell: Tell, folder: Path) -> dict[str, Any]:
+def train_model(
+    training: Training, tell: Tell, folder: Path, checkpoint_every: int
+) -> dict[str, Any]:
     """Train what a suite asks for, or go on with it, and write it into a folder."""
     from baselines.rl import recipe, train
 
@@ -102,7 +102,7 @@ def train_model(training: Training, tell: Tell, folder: Path) -> dict[str, Any]:
         seed=spec["seed"],
         settings=spec["settings"],
         resume=True,
-        checkpoint_every=_CHECKPOINT_EVERY,
+        checkpoint_every=checkpoint_every,
         on_progress=lambda progress: tell(asdict(progress)),
     )
     return {"steps": card["steps"]}

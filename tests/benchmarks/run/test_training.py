@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 
 import pytest
 
@@ -24,12 +25,13 @@ from benchmarks.commands import INTERRUPTED
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
 from benchmarks.report import board_markdown, draw_figure
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.runner import provenance, run_cell
 from benchmarks.run.store import Store
 from benchmarks.run.training import train_all
 from benchmarks.score.export import export_run, open_results
 from benchmarks.score.scoring import load_board
 
-ROOT = Path(__file__).resolve().parents[3]
 TINY = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
 TASK = {
     "name": "tiny",
@@ -40,7 +42,7 @@ TASK = {
 PPO = {"name": "PPO", "train": {"steps": 1024, "settings": TINY}}
 SUITE = {"seeds": 2, "agents": ["greedy", PPO], "task": [TASK]}
 TOML = """
-seeds = 2
+seeds = 1
 agents = [
   "greedy",
   { name = "PPO", train = { steps = 1024, settings = { n_steps = 16, batch_size = 32 } } },
@@ -72,60 +74,70 @@ def train(bench, *arguments):
 # --- a suite's own trainings ----------------------------------------------------------------------
 
 
-def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(here, bench, capsys):
-    assert bench("run", "own.toml") == 0
-    assert "8 cells computed" in " ".join(capsys.readouterr().err.split())
-    [model] = (here / "results" / "own" / "models").glob("*.zip")
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    board = load_board(Store(here / "results" / "own"))
-    played = [c["spec"] for c in board.cells if c["spec"]["agent"]["label"] == "PPO"]
-    assert {spec["protocol"] for spec in played} == {"pretrained"}
-    facts = played[0]["agent"]["training"]
-    assert (facts["key"], facts["sha256"]) == (model.stem, digest)
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """The folder of one run of two tasks, a training each; tests change copies of it."""
+    folder = tmp_path_factory.mktemp("played")
+    other = TOML[TOML.index("[[task]]") :].replace('"tiny"', '"other"').replace("60", "50")
+    (folder / "own.toml").write_text(TOML + other)
+    suite, models = load_suite(str(folder / "own.toml")), folder / "results" / "own" / "models"
+    errors = train_all(make_plan(suite).trainings, models, 2, lambda t, p: None, print)
+    plan, store = make_plan(suite, models=models), Store(folder / "results" / "own")
+    tally = execute(plan, store, LocalEngine(2), provenance("test"))
+    assert (errors, tally.computed, tally.failed) == ({}, 8, 0)
+    return folder
+
+
+@pytest.fixture
+def copied(played, tmp_path, monkeypatch):
+    here = tmp_path / "copy"
+    shutil.copytree(played, here)
+    monkeypatch.chdir(here)
+    return here
+
+
+def test_a_run_trains_once_plays_the_model_and_keeps_the_protocols_apart(copied, bench, capsys):
+    own, models = Store(copied / "results" / "own"), copied / "results" / "own" / "models"
+    plan = make_plan(load_suite("own.toml"), models=models)
+    assert plan.trainings == ()
+    assert {cell.key for cell in plan.cells} == own.keys()
+    board = load_board(own)
+    trained = [c["spec"] for c in board.cells if c["spec"]["agent"]["label"] == "PPO"]
+    assert {spec["protocol"] for spec in trained} == {"pretrained"}
+    facts = next(s["agent"]["training"] for s in trained if s["task"]["name"] == "tiny")
+    model = models / f"{facts['key']}.zip"
+    assert facts["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
     assert facts["steps"] == 1024
     assert facts["seconds"] > 0
     assert [section.protocol for section in board.sections] == ["online", "pretrained"]
     assert "| 1,024 |" in board_markdown(board)
-    [training] = board.trainings
-    card = read_card(model)
-    assert {"task": "tiny", "agent": "PPO", **card["curve"]} == training
-    pictures = [picture.path.name for picture in draw_figure(board, here)]
+    curve = {"task": "tiny", "agent": "PPO", **read_card(model)["curve"]}
+    assert curve in board.trainings
+    pictures = [picture.path.name for picture in draw_figure(board, copied)]
     assert "training-queueing.png" in pictures
-    export_run(Store(here / "results" / "own"), here / "own.json.gz")
-    [exported] = load_board(open_results(here / "own.json.gz")).trainings
-    assert exported["queue"] == pytest.approx(training["queue"], rel=1e-5)
-    plan = make_plan(load_suite("own.toml"), models=model.parent)
-    assert plan.trainings == ()
-    assert sorted(cell.key for cell in plan.cells) == sorted(
-        path.stem for path in (here / "results" / "own" / "cells").iterdir()
-    )
-    model.write_bytes(model.read_bytes()[:1000])  # damaged: trained again, its cells with it
+    export_run(own, copied / "own.json.gz")
+    exported = load_board(open_results(copied / "own.json.gz")).trainings
+    [found] = [training for training in exported if training["task"] == "tiny"]
+    assert found["queue"] == pytest.approx(curve["queue"], rel=1e-5)
+    model.write_bytes(model.read_bytes()[:1000])  # damaged: trained again, its cell with it
     assert bench("run", "own.toml") == 0
     printed = " ".join(capsys.readouterr().err.split())
     assert "training it again" in printed
-    assert "2 cells computed, 6 taken" in printed
+    assert "1 cells computed, 7 taken" in printed
 
 
-def test_trained_cells_of_an_export_are_verified_where_their_models_are(here, bench, capsys):
-    task = TOML[TOML.index("[[task]]") :]
-    (here / "own.toml").write_text(TOML + task.replace('"tiny"', '"other"').replace("60", "50"))
-    assert bench("run", "own.toml", "--seeds", "1") == 0
+def test_trained_cells_of_an_export_are_verified_where_their_models_are(copied, bench, capsys):
     assert bench("export", "results/own", "own.json.gz") == 0
     verify = ("verify", "own.json.gz", "--sample", "100", "--json")
+    (copied / "results/own/models").rename(copied / "kept")
     capsys.readouterr()
-    assert bench(*verify) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["checked"], found["skipped"]) == (8, {})
-    (here / "results/own/models").rename(here / "kept")
     assert bench(*verify) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["checked"] == 6
     assert found["skipped"].keys() == {"tiny / PPO", "other / PPO"}
     assert "--models" in found["skipped"]["tiny / PPO"]
     plan = make_plan(load_suite("own.toml"))
-    [lost] = [
-        training.path(here / "kept") for training in plan.trainings if training.task == "tiny"
-    ]
+    [lost] = [t.path(copied / "kept") for t in plan.trainings if t.task == "tiny"]
     lost.unlink()
     assert bench(*verify, "--models", "kept") == 0
     found = json.loads(capsys.readouterr().out)
@@ -270,8 +282,6 @@ def test_a_trained_agent_is_an_agent_by_name_and_by_path(here, monkeypatch, caps
 
 
 def test_a_model_replaced_after_planning_is_not_played(here, bench):
-    from benchmarks.run.runner import run_cell
-
     assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     plan = make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=["mine.zip"])
     [cell, *_] = [cell for cell in plan.cells if cell.model]
@@ -281,8 +291,6 @@ def test_a_model_replaced_after_planning_is_not_played(here, bench):
 
 
 def test_a_class_with_a_model_file_counts_as_pretrained(here, monkeypatch, bench):
-    from benchmarks.run.runner import run_cell
-
     assert train(bench, "--steps", "1024", "--out", "mine.zip") == 0
     (here / "own_agents.py").write_text(
         "from baselines.rl import TrainedQueueAgent\n"
@@ -315,8 +323,6 @@ def declare(here, monkeypatch, training, protocol="pretrained"):
 
 
 def test_a_class_declares_what_its_training_cost(here, monkeypatch):
-    from benchmarks.run.runner import run_cell
-
     weights = here / "weights.pt"
     weights.write_bytes(b"first")
     suite = declare(here, monkeypatch, DECLARED)
@@ -409,38 +415,43 @@ def test_tensorboard_is_asked_for_by_name(here, monkeypatch, capsys, bench):
     assert "pip install tensorboard" in " ".join(capsys.readouterr().err.split())
 
 
+@contextmanager
+def ctrl_c_once_there_is_a_model(folder):
+    """Interrupt this process when the first checkpoint is written."""
+    ended = threading.Event()
+
+    def watch():
+        while not list(folder.glob("*.zip")):
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_in_a_run_keeps_its_trainings_checkpoint(here):
-    suite = TOML.replace("steps = 1024", "steps = 10_000_000")
-    (here / "own.toml").write_text(suite)
-    command = [sys.executable, "-m", "benchmarks.cli", "run", "own.toml"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    folder, deadline = here / "results" / "own" / "models", time.monotonic() + 90
-    while not list(folder.glob("*.zip")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)  # the pipe ends with the last worker
-    assert process.returncode == INTERRUPTED, printed
-    assert "the same command goes on" in " ".join(printed.split())
-    [model] = folder.iterdir()
+def test_ctrl_c_in_a_run_keeps_its_trainings_checkpoint(here, monkeypatch, bench, capsys):
+    monkeypatch.setattr("benchmarks.run.training._CHECKPOINT_EVERY", 1024)
+    (here / "own.toml").write_text(TOML.replace("steps = 1024", "steps = 10_000_000"))
+    folder = here / "results" / "own" / "models"
+    with ctrl_c_once_there_is_a_model(folder):
+        assert bench("run", "own.toml") == INTERRUPTED
+    assert "the same command goes on" in " ".join(capsys.readouterr().err.split())
+    [model] = folder.glob("*.zip")
     assert 0 < read_card(model)["steps"] < 10_000_000
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_goes_on(here):
-    command = [sys.executable, "-m", "benchmarks.cli", "train", "PPO", "own.toml:tiny"]
-    command += ["--settings", json.dumps(TINY), "--steps", "10000000", "--checkpoint-every", "1024"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    model = here / "models" / "PPO-tiny.zip"
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not model.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)
-    assert process.returncode == INTERRUPTED, printed
-    assert "the same command goes on" in " ".join(printed.split())
-    kept = read_card(model)["steps"]
-    assert kept >= 1024
-    assert [path.name for path in model.parent.iterdir()] == [model.name]
+def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_goes_on(here, bench, capsys):
+    models = here / "models"
+    with ctrl_c_once_there_is_a_model(models):
+        assert train(bench, "--steps", "10000000", "--checkpoint-every", "1024") == INTERRUPTED
+    assert "the same command goes on" in " ".join(capsys.readouterr().err.split())
+    [model] = models.iterdir()
+    assert read_card(model)["steps"] >= 1024
