@@ -62,9 +62,12 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_run_and_report_with_a_third_party_agent(here, bench, capsys):
+def test_run_and_report_with_a_third_party_agent(here, bench, capsys, monkeypatch):
+    served = []
+    monkeypatch.setattr("benchmarks.report.command.serve", lambda *given: served.append(given))
     assert bench("run", "tiny.toml", "--agent", "my_cli_agents:Fine") == 0
-    assert bench("report") == 0
+    assert bench("report", "--serve", "--port", "8000") == 0
+    assert served == [(Path("leaderboard"), 8000)]
     printed = capsys.readouterr()
     assert "10 cells computed, 0 taken" in printed.err
     assert "my_cli_agents:Fine" in printed.out
