@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.plan.cells import make_plan
@@ -595,7 +597,8 @@ def test_comparisons_profiles_and_tags_of_a_board():
     np.testing.assert_allclose(standing.tags["real"]["b"], 1.0)
 
 
-def test_a_readme_shows_the_tasks_of_a_small_section_only(tmp_path):
+def test_a_readme_shows_the_tasks_of_a_small_section_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: path.touch())
     queues = {**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5}
     for count in (4, 5):
         cells = [c for i in range(count) for c in cells_of(queues, task=f"t{i}", tags=())]
@@ -751,11 +754,11 @@ def test_a_policy_as_good_as_the_oracle_is_seldom_accused():
     """With 100 comparisons of policies that tie, a run fails in at most about 5% of the cases."""
     rng = np.random.default_rng(0)
     accused = 0
-    for _ in range(40):
+    for _ in range(20):
         queues = {"oracle": rng.gamma(4.0, 0.5, 5), "random": np.full(5, 50.0)}
         queues |= {f"a{i}": rng.gamma(4.0, 0.5, 5) for i in range(20)}
         accused += bool(violations(tidy(cells_of(queues))))
-    assert accused <= 6
+    assert accused <= 3
 
 
 @pytest.mark.parametrize("luck", [7.5, -7.5])
@@ -804,7 +807,7 @@ SUITE = {
         {
             "name": "cheat",
             "env": "LLMQueue-v0",
-            "horizon": 300,
+            "horizon": 150,
             "kwargs": {
                 "load": 0.9,
                 "assortment_size": 1,
@@ -852,12 +855,13 @@ def test_above_the_oracle_at_95_percent_only_is_a_warning_and_fails_nothing():
     alone = tidy(better)
     assert [len(violations(alone)), fairness.warnings(alone, QUEUEING)] == [1, []]
     others = {f"x{i}": [2.0, 2.2, 1.9, 2.0, 2.1] for i in range(299)}
-    board = board_of(better + cells_of(others))
-    assert board.violations == []
-    [text] = board.warnings
+    many = tidy(better + cells_of(others))
+    assert violations(many) == []
+    [text] = fairness.warnings(many, QUEUEING)
     assert "task t: a (5 seeds) is above the oracle" in text
     assert "(95% interval)" in text
     assert "not at the 99.983%" in text
+    board = replace(board_of(better), warnings=[text])
     assert text in board_markdown(board).replace("\\", "")
     assert board_json(board)["warnings"] == page_data(board)["warnings"] == [text]
 
