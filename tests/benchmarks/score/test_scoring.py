@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
@@ -119,6 +119,7 @@ def board_of(cells, failures=()):
 # --- the score ------------------------------------------------------------------------------------
 
 
+@settings(max_examples=25)
 @given(
     st.floats(0.1, 5.0),
     st.floats(10.0, 5000.0),
