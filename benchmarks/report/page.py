@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
-from benchmarks.plan.suite import REFERENCES, canonical
+from benchmarks.plan.suite import REFERENCES
 from benchmarks.problems.kind import Panel
 from benchmarks.report.data import Json, board_data, sections
 from benchmarks.report.series import heat_map, mean_and_error, panels, training_panels
@@ -29,6 +29,7 @@ from benchmarks.report.words import (
     duration,
     seed_ranges,
 )
+from benchmarks.score.export import Shared
 from benchmarks.score.intervals import Floats
 from benchmarks.score.scoring import Board, Sweep
 from benchmarks.score.standing import PROFILE_THRESHOLDS, Standing
@@ -67,13 +68,13 @@ def script_safe(value: Any) -> str:
 def page_data(board: Board) -> Json:
     """Return what the page shows, JSON-plain and compact."""
     data = board_data(board)
-    origins = _Origins()
+    origins = Shared()
     drawn = zip(board.standings, sections(data), strict=True)
     page: Json = _compact(
         {
             "suite": data["suite"],
             "sections": [_section(board, own, *parts, origins) for own, parts in drawn],
-            "origins": origins.listed,
+            "origins": origins.values,
             **{name: data[name] for name in ("violations", "warnings", "missing", "cells")},
             "failures": [[failure["cell"], str(failure["error"])] for failure in data["failures"]],
             "skipped": [list(pair) for pair in data["skipped"].items()],
@@ -106,25 +107,14 @@ def _digits(value: float) -> float | int | None:
     return int(short) if short.is_integer() else short
 
 
-class _Origins:
-    """Where cells come from, each distinct combination listed once."""
-
-    def __init__(self) -> None:
-        self.listed: list[Json] = []
-        self._place: dict[str, int] = {}
-
-    def __call__(self, origin: Json) -> Json:
-        """Return what a row says of its origin."""
-        lists = ("commands", "versions", "commits", "pythons", "numpys", "machines")
-        entry = {name: origin[name] for name in lists}
-        place = self._place.setdefault(canonical(entry), len(self.listed))
-        if place == len(self.listed):
-            self.listed.append(entry)
-        return {
-            "origin": place,
-            "seeds": seed_ranges(origin["seeds"]),
-            "wall": duration(origin["wall_seconds"]),
-        }
+def _origin(origin: Json, shared: Shared) -> Json:
+    """Return where a row comes from; what many rows have in common by its place."""
+    lists = ("commands", "versions", "commits", "pythons", "numpys", "machines")
+    return {
+        "origin": shared({name: origin[name] for name in lists}),
+        "seeds": seed_ranges(origin["seeds"]),
+        "wall": duration(origin["wall_seconds"]),
+    }
 
 
 # --- a section ------------------------------------------------------------------------------------
@@ -136,7 +126,7 @@ def _section(
     overall: Json,
     tasks: list[Json],
     sweeps: list[Json],
-    origins: _Origins,
+    origins: Shared,
 ) -> Json:
     text, families = overall["text"], overall["families"]
     labels = [row["agent"] for row in overall["rows"]]  # in the order of the table
@@ -170,16 +160,16 @@ def _section(
     }
 
 
-def _overall_row(row: Json, origins: _Origins) -> Json:
+def _overall_row(row: Json, origins: Shared) -> Json:
     seconds = row["train_seconds"]
     return {
         **row,
         "train_time": None if seconds is None else duration(seconds),
-        **origins(row["origin"]),
+        **_origin(row["origin"], origins),
     }
 
 
-def _task(task: Json, origins: _Origins) -> Json:
+def _task(task: Json, origins: Shared) -> Json:
     text = task["text"]
     words = ("tied", "inverted", "published", "published_lines")
     return {
@@ -194,7 +184,7 @@ def _task(task: Json, origins: _Origins) -> Json:
                 **row,
                 "figures": line[3:],
                 "keys": [key[:_HASH] for key in row["origin"]["keys"]],
-                **origins(row["origin"]),
+                **_origin(row["origin"], origins),
             }
             for row, line in zip(task["rows"], text["lines"], strict=True)
         ],

@@ -145,14 +145,15 @@ def _checksum(content: Record) -> str:
 # --- packing --------------------------------------------------------------------------------------
 
 
-class _Shared:
-    """Values that many cells share, each listed once."""
+class Shared:
+    """Values that many cells or rows share, each listed once."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
         self._place: dict[str, int] = {}
 
     def __call__(self, value: Any) -> int:
+        """Return the place of a value in the list."""
         place = self._place.setdefault(canonical(value), len(self.values))
         if place == len(self.values):
             self.values.append(value)
@@ -162,7 +163,7 @@ class _Shared:
 def _pack(store: Store | ExportedRun) -> Record:
     """Group the cells that differ in the seed only; a figure of a group is a list over seeds."""
     run = store.load_run()
-    shared = _Shared()
+    shared = Shared()
     groups: dict[str, list[Record]] = {}
     for spec in run["cells"]:
         own = {name: value for name, value in spec.items() if name != "seed"}
@@ -178,7 +179,7 @@ def _pack(store: Store | ExportedRun) -> Record:
 
 
 def _pack_group(
-    specs: Sequence[Mapping[str, Any]], store: Store | ExportedRun, shared: _Shared
+    specs: Sequence[Mapping[str, Any]], store: Store | ExportedRun, shared: Shared
 ) -> Record:
     spec = {name: shared(value) for name, value in sorted(specs[0].items()) if name != "seed"}
     group: Record = {"spec": spec, "seeds": [s["seed"] for s in specs], "done": [], "failed": []}
@@ -265,7 +266,7 @@ def _pack_curve(values: np.ndarray[Any, Any]) -> list[int]:
     return [exponent, *np.diff(units, prepend=0).tolist()]
 
 
-def _pack_traffic(traffic: Mapping[str, Any], shared: _Shared) -> Record:
+def _pack_traffic(traffic: Mapping[str, Any], shared: Shared) -> Record:
     """Share what cells have in common; of the counts, list those that are not 0 with their gaps."""
     served = np.array(traffic["served"], dtype=np.int64).reshape(-1)
     places = np.flatnonzero(served)
