@@ -192,7 +192,12 @@ def _train(
         with store.lock():
             return train_plan(plan, models, workers, console, timeout)
     except KeyboardInterrupt:
-        say("interrupted: checkpoints are kept, the same command goes on from them", stderr=True)
+        kept = sum(training.path(models).exists() for training in plan.trainings)
+        say(
+            f"interrupted: {kept} of {len(plan.trainings)} trainings have a checkpoint; "
+            "the same command goes on from there",
+            stderr=True,
+        )
         return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.plan.suite import PROTOCOLS, AgentEntry
-from llmqueue_gym.errors import UsageError
+from llmqueue_gym.errors import MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from baselines.interface import AgentSpec
@@ -60,9 +60,13 @@ def find_player(entry: AgentEntry) -> Player:
 
 
 def _loaded(spec: AgentSpec) -> type | None:
-    """Class of an agent, or None if only running it will tell what is wrong with it."""
+    """Class of an agent, or None if only running it will tell what is wrong with its module."""
     try:
         return spec.load()
+    except MissingPackageError:
+        return None
+    except UsageError:  # no such class: not worth the trainings and cells that come before it
+        raise
     except Exception:  # somebody else's module
         return None
 

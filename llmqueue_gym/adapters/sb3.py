@@ -110,7 +110,15 @@ def make_vec_env(
             f"wrapper_class={given.__name__} wraps all lanes; wrapper_class wraps each "
             "environment: give it as wrapper"
         )
+    single: Any = wrapper
+    if isinstance(single, type) and issubclass(single, gym.Wrapper):
+        raise UsageError(
+            f"wrapper={single.__name__} wraps one environment; wrapper wraps all lanes at once: "
+            "give it as wrapper_class"
+        )
     arguments = {**(env_kwargs or {}), **kwargs}
+    if "num_envs" in arguments:
+        raise UsageError(f"num_envs={arguments['num_envs']!r}: here, as in SB3, it is n_envs")
     mode = AutoresetMode.SAME_STEP
     all_lanes = None if wrapper_kwargs else VECTOR_FORMS.get(wrapper_class)
     native = gym.spec(env_id.rpartition(":")[2]).vector_entry_point is not None

@@ -277,11 +277,11 @@ class _Task:
             space["context"] = box(-largest, largest, self.source.context_dim)
         return spaces.Dict(space)
 
-    def invalid_action(self, action: Any) -> UsageError:
+    def invalid_action(self, action: Any, rows: str = "") -> UsageError:
         n = self.num_llms
         return UsageError(
-            f"action={action!r} is not in the action space: it takes integers [{n} deployment "
-            f"bits, 1 LLM] with bits 0 or 1 and the LLM in [0, {n})"
+            f"action={action!r} is not in the action space: it takes {rows}integers [{n} "
+            f"deployment bits, 1 LLM] with bits 0 or 1 and the LLM in [0, {n})"
         )
 
 
@@ -807,7 +807,7 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
         task, dynamics = self._task, self.dynamics
         checked = self._checked_actions(actions)
         if checked is None:
-            raise task.invalid_action(actions)
+            raise task.invalid_action(actions, f"{self.num_envs} rows of ")
         running, truncated = ~self._ended, np.zeros(self.num_envs, dtype=np.bool_)
         if not running.all():
             self._reset_lanes(np.flatnonzero(self._ended))

@@ -186,9 +186,9 @@ class _Task:
         table[0, 0] = True  # an empty queue keeps one legal action: slot 0, which does nothing
         return table
 
-    def invalid_action(self, action: Any) -> UsageError:
+    def invalid_action(self, action: Any, rows: str = "") -> UsageError:
         return UsageError(
-            f"action={action!r} is not in the action space: it takes integers [slot, "
+            f"action={action!r} is not in the action space: it takes {rows}integers [slot, "
             f"{self.assortment_size} LLMs] with slot in [0, {self.window}) and LLMs in "
             f"[0, {self.num_llms})"
         )
@@ -499,7 +499,7 @@ class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         task, dynamics = self._task, self.dynamics
         checked = self._checked_actions(actions)
         if checked is None:
-            raise task.invalid_action(actions)
+            raise task.invalid_action(actions, f"{self.num_envs} rows of ")
         outcome: dict[str, NDArray[Any]] = dynamics.step(checked)._asdict()
         resetting = self._ended.copy() if np.count_nonzero(self._ended) else None
         if self._renderer is not None and not (resetting is not None and resetting[0]):

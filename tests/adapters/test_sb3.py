@@ -43,6 +43,7 @@ from llmqueue_gym.adapters.wrappers import (
     PreviousDecisionVector,
     assortments,
 )
+from llmqueue_gym.errors import UsageError
 
 QUEUE: dict[str, Any] = {"window": 4, "num_llms": 3, "assortment_size": 2, "max_episode_steps": 25}
 DEPLOY: dict[str, Any] = {"horizon": 40, "num_stages": 4}
@@ -222,8 +223,13 @@ def test_a_wrapper_of_our_own_keeps_the_native_environment() -> None:
             "LLMQueue-v0", 2, wrapper_class=wrapper_class, monitor=False, **more, **QUEUE
         )
         assert isinstance(env.venv.unwrapped, SyncVectorEnv) != native
-    with pytest.raises(ValueError, match="give it as wrapper"):
-        make_vec_env("LLMQueue-v0", 2, wrapper_class=DiscreteActionsVector)  # type: ignore[arg-type]
+    for wrong, message in (
+        ({"wrapper_class": DiscreteActionsVector}, "give it as wrapper"),
+        ({"wrapper": DiscreteActions}, "give it as wrapper_class"),
+        ({"num_envs": 2}, "num_envs=2: .* n_envs"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_vec_env("LLMQueue-v0", **wrong)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         make_vec_env("no_such_module:LLMQueue-v0")
 

@@ -490,7 +490,7 @@ def test_bad_actions_are_refused_and_change_nothing(action):
     assert env.dynamics.query[0] == 0
     vector = LLMDeployVectorEnv(2)
     vector.reset(seed=0)
-    with pytest.raises(ValueError, match="action="):
+    with pytest.raises(ValueError, match="2 rows of integers"):
         vector.step([action, action])
     assert vector.dynamics.query[0] == 0
 

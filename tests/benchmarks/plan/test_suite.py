@@ -230,6 +230,8 @@ def test_wrong_choices_are_named(tmp_path):
         make_plan(suite, agents=["gredy"])
     with pytest.raises(SuiteError, match="no module 'no_such_module_here'"):
         make_plan(suite, agents=["no_such_module_here:A"])
+    with pytest.raises(SuiteError, match="'Pat' in 'pathlib' is not a class with act"):
+        make_plan(suite, agents=["pathlib:Pat"])
     broken = tmp_path / "broken.toml"
     broken.write_text("seeds = ")
     with pytest.raises(SuiteError, match="not valid TOML"):

@@ -447,6 +447,15 @@ def test_ctrl_c_in_a_run_keeps_its_trainings_checkpoint(here, monkeypatch, bench
     assert 0 < read_card(model)["steps"] < 10_000_000
 
 
+def test_ctrl_c_before_the_first_checkpoint_promises_none(here, monkeypatch, bench, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.run.training.train_plan", interrupted)
+    assert bench("run", "own.toml") == INTERRUPTED
+    assert "0 of 1 trainings have a checkpoint" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_goes_on(here, bench, capsys):
     models = here / "models"
