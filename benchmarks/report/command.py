@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
 from benchmarks.report.page import board_page
@@ -27,6 +27,7 @@ from benchmarks.run.store import write_text
 from benchmarks.score.export import export_run, open_results
 from benchmarks.score.scoring import Board, load_board
 from benchmarks.terminal import make_console, say, show_table
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 
 
@@ -71,8 +72,7 @@ def figure(
     form: str = "pdf",
 ) -> None:
     """Write one figure for a paper; see `benchmarks.report.paper.write_figure`."""
-    if form not in ("pdf", "svg"):
-        raise UsageError(f"--format {form!r} must be pdf or svg")
+    checks.choice("--format", form, get_args(Format))
     board = load_board(open_results(results))
     paths = write_figure(
         board, name, out, agents=agents, labels=labels, task=task, form=cast("Format", form)

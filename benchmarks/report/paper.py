@@ -79,10 +79,11 @@ def write_figure(
     if figure not in FIGURES:
         listed = "; ".join(f"{name}: {what}" for name, (what, _) in FIGURES.items())
         raise UsageError(f"--figure {figure!r} is none of {listed}")
-    if figure in _OF_A_TASK and task is None:
-        raise UsageError(f"--figure {figure} needs --task NAME: {_task_names(board)}")
-    if task is not None and task not in {board.task["name"] for board in board.tasks}:
-        raise UsageError(f"--task {task!r}: {_task_names(board)}")
+    tasks = list(dict.fromkeys(task.task["name"] for task in board.tasks))
+    if task is not None:
+        checks.choice("--task", task, tasks)
+    elif figure in _OF_A_TASK:
+        raise UsageError(f"--figure {figure} needs --task NAME: one of {', '.join(tasks)}")
     named = _named(board, agents, labels)
 
     def names(section: Section) -> Names:
@@ -107,16 +108,11 @@ def write_figure(
     return paths
 
 
-def _task_names(board: Board) -> str:
-    return "one of " + ", ".join(dict.fromkeys(task.task["name"] for task in board.tasks))
-
-
 def _named(board: Board, agents: Sequence[str], labels: Sequence[str]) -> Names:
     """Return the agents that were asked for, with their names."""
     known = list(dict.fromkeys(row.agent for row in board.overall))
     for agent in agents:
-        if agent not in known:
-            raise checks.unknown_name("agents", agent, known)
+        checks.choice("--agents", agent, known)
     if labels and len(labels) != len(agents):
         raise UsageError(
             f"--labels has {len(labels)} names for {len(agents)} --agents; give one each"

@@ -213,7 +213,7 @@ def test_a_figure_for_a_paper_shows_the_chosen_agents_as_text(board, tmp_path, n
     [
         ({"figure": "pie"}, r"'pie' is none of curves: .*sweeps: "),
         ({"figure": "curves"}, r"--figure curves needs --task NAME: one of q1, q2"),
-        ({"figure": "curves", "task": "q9"}, r"--task 'q9': one of q1"),
+        ({"figure": "curves", "task": "q9"}, r"--task 'q9' is not known; did you mean 'q3'"),
         ({"figure": "scores", "agents": ("goood",)}, r"'goood' is not known; did you mean 'good'"),
         ({"figure": "scores", "agents": ("good",), "labels": ("a", "b")}, r"2 names for 1"),
         ({"figure": "scores", "agents": ("good", "good")}, r"each agent once"),
