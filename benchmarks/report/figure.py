@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -31,6 +30,7 @@ from benchmarks.report.draw import (
     styles_of,
 )
 from benchmarks.report.series import HeatMap, heat_map, panels, training_panels
+from benchmarks.run.store import write_bytes
 from benchmarks.score.scoring import Board
 from benchmarks.score.standing import Standing
 from benchmarks.score.task_board import Section, TaskBoard
@@ -147,9 +147,9 @@ def file_name(name: str) -> str:
 def _save(figure: Figure, folder: Path, name: str, caption: str, section: Section) -> Picture:
     name = file_name(name)
     for suffix in ("svg", "png"):
-        temporary = folder / f".{name}.{suffix}.tmp"
-        figure.savefig(temporary, dpi=160, format=suffix)
-        os.replace(temporary, folder / f"{name}.{suffix}")
+        buffer = BytesIO()
+        figure.savefig(buffer, dpi=160, format=suffix)
+        write_bytes(folder / f"{name}.{suffix}", buffer.getvalue())
     return Picture(folder / f"{name}.png", caption, section)
 
 

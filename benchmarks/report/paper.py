@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from benchmarks.report.draw import (
 )
 from benchmarks.report.figure import file_name
 from benchmarks.report.series import heat_map, panels, training_panels
+from benchmarks.run.store import write_bytes
 from benchmarks.score.scoring import Board
 from benchmarks.score.standing import OverallRow, Standing
 from benchmarks.score.task_board import Section, TaskBoard
@@ -92,18 +93,17 @@ def write_figure(
     drawn = list(FIGURES[figure][1](board, task or "", names))
     if not drawn:
         raise UsageError(f"--figure {figure}: these results hold nothing of it for these agents")
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for part, picture in drawn:
         stem = "-".join([figure, *([task] if task else []), *([part] if len(drawn) > 1 else [])])
         path = folder / f"{file_name(stem)}.{form}"
-        temporary = path.with_name(f".{path.name}.tmp")
+        buffer = BytesIO()
         # Text stays text, and names of parts do not change.
         with rc_context(
             {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "llmqueue_gym"}
         ):
-            picture.savefig(temporary, format=form, metadata=_UNDATED[form])
-        os.replace(temporary, path)
+            picture.savefig(buffer, format=form, metadata=_UNDATED[form])
+        write_bytes(path, buffer.getvalue())
         paths.append(path)
     return paths
 
@@ -181,46 +181,45 @@ def _traffic(board: Board, task: str, choose: Choice) -> Drawn:
         yield _part(shown), draw_traffic(traffic._replace(shares=shares), list(shares))
 
 
-def _rows(standing: Standing, names: Names) -> list[OverallRow]:
-    return [
-        replace(row, agent=names[row.agent])
-        for row in standing.rows
-        if row.agent in names and row.rank is not None
-    ]
+def _standings(board: Board, choose: Choice) -> Iterator[tuple[Standing, Names, list[OverallRow]]]:
+    """Yield what is ranked, the chosen agents, and their rows under their names."""
+    for standing in board.standings:
+        names = choose(standing.section)
+        rows = [
+            replace(row, agent=names[row.agent])
+            for row in standing.rows
+            if row.agent in names and row.rank is not None
+        ]
+        if rows:
+            yield standing, names, rows
 
 
 def _scores(board: Board, task: str, choose: Choice) -> Drawn:
-    for standing in board.standings:
-        names = choose(standing.section)
-        if rows := _rows(standing, names):
-            figure = new_figure(4.5, 0.8 + 0.25 * len(rows))
-            draw_scores(figure.subplots(), rows, _styles(names))
-            yield _part(standing), figure
+    for standing, names, rows in _standings(board, choose):
+        figure = new_figure(4.5, 0.8 + 0.25 * len(rows))
+        draw_scores(figure.subplots(), rows, _styles(names))
+        yield _part(standing), figure
 
 
 def _profiles(board: Board, task: str, choose: Choice) -> Drawn:
-    for standing in board.standings:
-        names = choose(standing.section)
-        if rows := _rows(standing, names):
-            profiles = {
-                name: standing.profiles[a] for a, name in names.items() if a in standing.profiles
-            }
-            figure = new_figure(3.5, 2.8)
-            axis = figure.subplots()
-            styles = {row.agent: _styles(names)[row.agent] for row in rows}
-            draw_profiles(axis, replace(standing, profiles=profiles), styles)
-            axis.legend(frameon=False, fontsize=8)
-            yield _part(standing), figure
+    for standing, names, rows in _standings(board, choose):
+        profiles = {
+            name: standing.profiles[a] for a, name in names.items() if a in standing.profiles
+        }
+        figure = new_figure(3.5, 2.8)
+        axis = figure.subplots()
+        styles = {row.agent: _styles(names)[row.agent] for row in rows}
+        draw_profiles(axis, replace(standing, profiles=profiles), styles)
+        axis.legend(frameon=False, fontsize=8)
+        yield _part(standing), figure
 
 
 def _decision_time(board: Board, task: str, choose: Choice) -> Drawn:
-    for standing in board.standings:
-        names = choose(standing.section)
-        if rows := _rows(standing, names):
-            figure = new_figure(4.5, 3.2)
-            axis = figure.subplots()
-            spread(figure, axis, draw_clock(axis, rows, _styles(names)))
-            yield _part(standing), figure
+    for standing, names, rows in _standings(board, choose):
+        figure = new_figure(4.5, 3.2)
+        axis = figure.subplots()
+        spread(figure, axis, draw_clock(axis, rows, _styles(names)))
+        yield _part(standing), figure
 
 
 def _training(board: Board, task: str, choose: Choice) -> Drawn:

@@ -457,12 +457,17 @@ class _Remote:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8") as stream:  # never a file or link that is there
-            stream.write(text)
+        with temporary.open("xb") as stream:  # never a file or link that is there
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 import llmqueue_gym
 from benchmarks.plan.suite import canonical, spec_key
-from benchmarks.run.store import CorruptResultError, Store
+from benchmarks.run.store import CorruptResultError, Store, write_bytes
 from benchmarks.score.intervals import fitted_points
 from llmqueue_gym.errors import UsageError
 
@@ -114,14 +113,7 @@ def export_run(store: Store | ExportedRun, path: Path) -> int:
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=9) as stream:
         stream.write(canonical(document).encode())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, buffer.getvalue())
     return len(buffer.getvalue())
 
 

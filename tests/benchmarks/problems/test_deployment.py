@@ -516,7 +516,7 @@ def test_stages_of_one_horizon_are_a_sweep_of_their_own():
 
 @pytest.mark.parametrize("stored", [0, 2])
 def test_a_sweep_that_was_interrupted_is_reported_without_it(stored, tmp_path, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: path.touch())
+    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: None)
     cells = [cell("a", 0, 0.5, name=f"x-k{k}", num_stages=k) for k in (5, 33, 11)]
     run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
     board = make_board(run, cells[:stored], [], ["a cell"])

@@ -599,7 +599,7 @@ def test_comparisons_profiles_and_tags_of_a_board():
 
 
 def test_a_readme_shows_the_tasks_of_a_small_section_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: path.touch())
+    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: None)
     queues = {**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5}
     for count in (4, 5):
         cells = [c for i in range(count) for c in cells_of(queues, task=f"t{i}", tags=())]
