@@ -146,7 +146,13 @@ class Store:
         """
         run = self._open("run.json", self._files.read(["run.json"])[0], spec_key(_RUN))
         if run is None:
-            raise FileNotFoundError(f"no results in {self}: `llmqueue-bench run` writes them")
+            named, packed = Path("results", str(self)), Path(f"{self}.json.gz")
+            hint = "`llmqueue-bench run` writes them"
+            if (named / "run.json").is_file():
+                hint = f"did you mean {named}?"  # a suite's name
+            elif packed.is_file():
+                hint = f"did you mean {packed}?"  # an exported run
+            raise FileNotFoundError(f"no results in {self}: {hint}")
         try:
             return {**run, "cells": _unpack(run["cells"])}
         except (KeyError, TypeError, IndexError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -157,6 +158,16 @@ def any_store(request, tmp_path):
     fsspec = pytest.importorskip("fsspec", reason="needs the extra `ray`")
     fsspec.filesystem("memory").rm("/", recursive=True)
     return Store("memory://bucket/results")
+
+
+def test_results_that_were_meant_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Store("results/tiny").save_run({"cells": []})
+    Path("kept").mkdir()
+    Path("kept/rl.json.gz").touch()
+    for typed, meant in (("tiny", Path("results/tiny")), ("kept/rl", Path("kept/rl.json.gz"))):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"did you mean {meant}?")):
+            Store(typed).load_run()
 
 
 def test_a_store_is_the_same_wherever_it_is(any_store):
