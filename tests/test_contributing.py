@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,18 +18,19 @@ PACKAGES = ("llmqueue_gym", "baselines", "benchmarks")
 EXAMPLE = re.compile(r"^`(\S+)`:\n\n```(\w+)\n(.*?)^```", re.DOTALL | re.M)
 
 FOLLOW = """
-import sys
+import contextlib, sys
 from benchmarks.cli import main
 for words in (
     ["data", "import", "sums", "sums.csv"],
     ["run", "sums", "--workers", "1"],
-    ["report", "results/sums"],
+    ["report", "results/sums", "--json"],
 ):
     sys.argv = ["llmqueue-bench", *words]
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, (words, end.code)
+    with open("printed", "w") as printed, contextlib.redirect_stdout(printed):
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, (words, end.code)
 """
 
 
@@ -89,12 +91,6 @@ def test_a_suite_made_by_contributing_alone(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    board = (tmp_path / "leaderboard/leaderboard.md").read_text("utf-8")
-    header = next(line for line in board.splitlines() if "longest queue" in line)
-    column = [cell.strip() for cell in header.split("|")].index("longest queue")
-    row = next(
-        line
-        for line in board.splitlines()
-        if "| last-kept |" in line and line.count("|") == header.count("|")
-    )
-    assert float(row.split("|")[column].split()[0].replace(",", "")) >= 1.0
+    [task] = json.loads((tmp_path / "printed").read_text("utf-8"))["tasks"]
+    [row] = (row for row in task["rows"] if row["agent"] == "last-kept")
+    assert row["figures"]["longest queue"]["value"] >= 1.0

@@ -1,7 +1,7 @@
 """The leaderboard as one HTML file that works from the disk, without a network.
 
 `page_data` is what the browser gets, as plain JSON: the board's data with few digits, and what is
-drawn. The template, style and script lie beside.
+drawn. The template, style and scripts lie beside.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from benchmarks.score.scoring import Board, Sweep
 from benchmarks.score.standing import PROFILE_THRESHOLDS, Standing
 from benchmarks.score.task_board import TaskBoard
 
+_SCRIPTS = ("parts", "charts", "tables", "views", "routes")  # one scope, in this order
 _POINTS = 40  # of a line on the page
 _DIGITS = 4  # significant digits of what is only drawn
 _HASH = 12  # digits of a cell's hash: enough to find its file
@@ -43,15 +44,15 @@ _HASH = 12  # digits of a cell's hash: enough to find its file
 def board_page(board: Board) -> str:
     """Return the page: HTML with style, script, data and plotly.js inside."""
     folder = files("benchmarks.report") / "template"
-    style, script, template = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in ("page.css", "page.js", "index.html.jinja")
-    )
+
+    def text(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8")
+
     environment = Environment(autoescape=True, keep_trailing_newline=True)
-    return environment.from_string(template).render(
+    return environment.from_string(text("index.html.jinja")).render(
         suite=board.suite,
-        style=style,
-        script=script,
+        style=text("page.css"),
+        script="\n".join(text(f"{name}.js") for name in _SCRIPTS),
         data=script_safe(page_data(board)),
         plotly=get_plotlyjs(),
     )

@@ -1,0 +1,272 @@
+// Charts: drawn by Plotly when they come into view.
+
+const charts = new Set();
+const observer = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (entry.isIntersecting) { entry.target.seen = true; draw(entry.target); }
+  }
+}, { rootMargin: "300px" });
+
+function chart(title, note, build, tall = false) {
+  const place = h("div", { class: tall ? "chart tall" : "chart", role: "img", "aria-label": `Chart: ${title}. ${note}` });
+  place.build = build;
+  charts.add(place);
+  observer.observe(place);
+  return h("figure", { class: "card" }, h("figcaption", {}, title, h("span", {}, note)), place);
+}
+
+function draw(place) {
+  if (!window.Plotly || !place.isConnected || !place.seen) return;
+  const { data, layout } = place.build();
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
+  window.Plotly.react(place, data, { ...baseLayout(), ...layout }, config);
+  place.dataset.drawn = "";
+}
+
+function redraw() { charts.forEach(draw); }
+
+function forgetCharts() {
+  for (const place of charts) {
+    observer.unobserve(place);
+    if (window.Plotly && "drawn" in place.dataset) window.Plotly.purge(place);
+  }
+  charts.clear();
+}
+
+function baseLayout() {
+  const ink = colour("--ink");
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("--muted") },
+    margin: { l: 58, r: 14, t: 12, b: 46 },
+    showlegend: false,
+    hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: ink, size: 12.5 }, namelength: 28 },
+    hovermode: "closest",
+    dragmode: window.matchMedia("(pointer: coarse)").matches ? false : "zoom",
+  };
+}
+
+function axis(title, more = {}) {
+  const line = colour("--line");
+  return { title: { text: title, standoff: 8 }, gridcolor: line, linecolor: line, zerolinecolor: line, ticks: "", automargin: true, fixedrange: false, ...more };
+}
+
+function logTicks(low, high) {
+  const all = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) for (const m of [1, 2, 5]) all.push(m * 10 ** e);
+  let ticks = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
+  if (ticks.length > 6) ticks = ticks.filter((v) => /^(1|0\.0*1)0*$/.test(v.toPrecision(1).replace(/e.*/, "")) || String(v).replace(/[0.]/g, "")[0] === "1");
+  const label = (v) => (v >= 1000 ? v.toLocaleString("en") : String(+v.toPrecision(2)));
+  return { tickmode: "array", tickvals: ticks, ticktext: ticks.map(label) };
+}
+
+function alpha(color, share) {
+  const parts = /^#(..)(..)(..)$/.exec(color).slice(1).map((x) => parseInt(x, 16));
+  return `rgba(${parts.join(",")},${share})`;
+}
+
+/** Line and band; the band is a polygon without hover. */
+function lineWithBand(section, agent, x, mean, low, high, hover) {
+  const look = style(section, agent);
+  const traces = [];
+  if (low && high) {
+    traces.push({
+      x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()],
+      fill: "toself", fillcolor: alpha(look.color, 0.16), line: { width: 0 }, mode: "lines", hoverinfo: "skip", type: "scatter",
+    });
+  }
+  traces.push({ x, y: mean, mode: "lines", type: "scatter", name: escaped(agent), line: { color: look.color, dash: look.dash, width: look.width }, hovertemplate: hover });
+  return traces;
+}
+
+const ROOM = 15; // pixels from one name to the next
+
+/**
+ * Names at the right ends of lines, moved apart where the lines end close to one another.
+ * ends: [agent, y] with y on the axis' own scale; range: both ends of the axis on that scale.
+ */
+function endLabels(section, ends, range, height) {
+  const [bottom, top] = range;
+  const least = (ROOM / height) * (top - bottom);
+  const inside = ends.map(([agent, y]) => [agent, Math.min(Math.max(y, bottom), top)]).sort((a, b) => a[1] - b[1]);
+  for (let i = 1; i < inside.length; i++) inside[i][1] = Math.max(inside[i][1], inside[i - 1][1] + least);
+  let limit = top;
+  for (let i = inside.length - 1; i >= 0; i--) { inside[i][1] = Math.min(inside[i][1], limit); limit = inside[i][1] - least; }
+  return inside.map(([agent, y]) => ({
+    xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "y", y, yanchor: "middle", showarrow: false, align: "left",
+    text: escaped(shortened(agent, narrow() ? 11 : 16)), font: { size: narrow() ? 10 : 11.5, color: style(section, agent).color },
+  }));
+}
+
+const besides = () => (narrow() ? 72 : 116); // pixels for those names
+
+const meanOver = (seeds) => `Mean over ${count(seeds, "seed")}${seeds > 1 ? ", band one standard error" : ""}.`;
+
+function panelChart(section, panel, note) {
+  const [low, high] = panel.xRange;
+  return chart(capital(panel.quantity), note, () => {
+    const logarithmic = panel.yScale !== "linear";
+    const floor = logarithmic ? Math.max(panel.yRange[0], panel.yScale === "symlog" ? 0.3 : 1e-9) : -Infinity;
+    const data = panel.marks.map(([x, y]) => ({
+      x, y, mode: "lines", hoverinfo: "skip", type: "scatter", line: { color: colour("--muted"), width: 1, dash: y[0] === y[1] ? "solid" : "dot" },
+    }));
+    const scaled = (v) => (logarithmic ? Math.log10(Math.max(v, floor)) : v);
+    const bottom = logarithmic ? [Math.log10(floor), Math.log10(panel.yRange[1])] : panel.yRange;
+    const ends = [];
+    for (const agent of shown(section)) {
+      const line = panel.lines[agent];
+      if (!Array.isArray(line)) continue;
+      const [mean, error, own] = line;
+      ends.push([agent, scaled(mean.at(-1))]);
+      const x = own || panel.x;
+      const lower = error && mean.map((m, i) => Math.max(m - error[i], floor));
+      const upper = error && mean.map((m, i) => Math.max(m + error[i], floor));
+      data.push(...lineWithBand(section, agent, x, mean.map((m) => (m < floor ? null : m)), lower, upper, "%{y:.4~g}"));
+    }
+    const across = panel.xScale === "log"
+      ? { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) }
+      : { range: [low, high], tickformat: "," };
+    return {
+      data,
+      layout: {
+        hovermode: "x unified",
+        margin: { ...baseLayout().margin, r: besides() },
+        annotations: endLabels(section, ends, bottom, narrow() ? 240 : 300),
+        xaxis: axis(panel.across, { ...across, unifiedhovertitle: { text: "t = %{x:,.0f}" } }),
+        yaxis: axis("", logarithmic ? { type: "log", range: bottom, ...logTicks(floor, panel.yRange[1]) } : { range: bottom }),
+      },
+    };
+  });
+}
+
+// Where each label of a scatter plot goes, on a plane of about 380 x 220 pixels: the first place
+// that covers neither another label nor a point.
+function labelPlaces(points) {
+  const across = (values, size) => {
+    const low = Math.min(...values), span = Math.max(...values) - low || 1;
+    return values.map((v) => ((v - low) / span) * size);
+  };
+  const xs = across(points.map((p) => Math.log(p.x)), 380), ys = across(points.map((p) => -p.y), 220);
+  const taken = xs.map((x, i) => [x - 6, ys[i] - 6, x + 6, ys[i] + 6]);
+  return points.map((point, i) => {
+    const width = 6.4 * point.text.length, height = 13, gap = 7;
+    const box = (side, rise) => {
+      const left = side === "center" ? xs[i] - width / 2 : side === "right" ? xs[i] + gap : xs[i] - gap - width;
+      const top = rise === "middle" ? ys[i] - height / 2 : rise === "bottom" ? ys[i] + gap : ys[i] - gap - height;
+      return [left, top, left + width, top + height];
+    };
+    const places = ["top center", "bottom center", "middle left", "middle right", "top left", "top right", "bottom left", "bottom right"];
+    const free = places.find((place) => {
+      const [rise, side] = place.split(" "), b = box(side, rise);
+      return taken.every((t, j) => j === i || b[2] <= t[0] || t[2] <= b[0] || b[3] <= t[1] || t[3] <= b[1]);
+    }) ?? "top center";
+    const [rise, side] = free.split(" ");
+    taken.push(box(side, rise));
+    return free;
+  });
+}
+
+function clockChart(section) {
+  return chart("Score against decision time", "Up and left is better; bars are 95% intervals.", () => {
+    const rows = section.rows.filter((r) => r.score && r.decision_us && !section.references.includes(r.agent) && !hiddenAgents(section).has(r.agent));
+    const places = labelPlaces(rows.map((r) => ({ x: r.decision_us, y: r.score[0], text: shortened(r.agent, 20) })));
+    const data = rows.map((row, i) => ({
+      x: [row.decision_us], y: [row.score[0]], type: "scatter", mode: "markers+text",
+      text: [escaped(shortened(row.agent, 20))], textposition: places[i], textfont: { color: colour("--ink"), size: 11.5 },
+      cliponaxis: false,
+      marker: { color: style(section, row.agent).color, size: 10 },
+      error_y: { type: "data", symmetric: false, array: [(row.score[2] ?? row.score[0]) - row.score[0]], arrayminus: [row.score[0] - (row.score[1] ?? row.score[0])], color: alpha(style(section, row.agent).color, 0.5), thickness: 2, width: 0 },
+      hovertemplate: `<b>${escaped(row.agent)}</b><br>${micros(row.decision_us)} µs<br>${fixed(row.score[0])} ${row.score[1] === null ? "" : range(row.score)}<extra></extra>`,
+    }));
+    const times = rows.map((r) => r.decision_us);
+    const low = Math.min(...times) / 1.8, high = Math.max(...times) * 1.8;
+    return { data, layout: { xaxis: axis("µs a decision", rows.length ? { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) } : {}), yaxis: axis("score") } };
+  });
+}
+
+function profileChart(section) {
+  return chart("Performance profiles", "Share of runs that score above x; bands are 95% intervals.", () => ({
+    data: shown(section).filter((a) => section.profiles[a]).flatMap((agent) => {
+      const [share, low, high] = section.profiles[agent];
+      return lineWithBand(section, agent, section.thresholds, share, low, high, "%{y:.0%}");
+    }),
+    layout: {
+      hovermode: "x unified",
+      xaxis: axis("score x", { range: [0, 1], unifiedhovertitle: { text: "score above %{x:.2f}" } }),
+      yaxis: axis("", { range: [0, 1.02], tickformat: ".0%" }),
+    },
+  }));
+}
+
+function tagChart(section) {
+  const tags = Object.keys(section.tags);
+  if (!tags.length) return null;
+  const agents = () => shown(section).filter((a) => section.tags[tags[0]][a]);
+  const value = (tag, agent) => section.tags[tag][agent];
+  return chart("Score by tag", "Scores over the tasks of a tag, 95% intervals.", () => {
+    const drawn = agents();
+    const step = 0.7 / Math.max(1, drawn.length); // a lane an agent, so that no dot hides another
+    return {
+      data: drawn.map((agent, place) => {
+        const look = style(section, agent), scores = tags.map((t) => value(t, agent));
+        return {
+          x: scores.map((v) => v[0]), y: tags.map((_, i) => i + step * (place - (drawn.length - 1) / 2)),
+          type: "scatter", mode: "markers", name: escaped(agent), marker: { color: look.color, size: 8 },
+          error_x: { type: "data", symmetric: false, array: scores.map((v) => (v[2] ?? v[0]) - v[0]), arrayminus: scores.map((v) => v[0] - (v[1] ?? v[0])), color: alpha(look.color, 0.5), thickness: 2.5, width: 0 },
+          customdata: tags.map(escaped), text: scores.map(range), hovertemplate: `<b>${escaped(agent)}</b><br>%{customdata}: %{x:.3f} %{text}<extra></extra>`,
+        };
+      }),
+      layout: {
+        xaxis: axis("score"),
+        yaxis: axis("", { tickmode: "array", tickvals: tags.map((_, i) => i), ticktext: tags.map((t) => escaped(shortened(t, narrow() ? 12 : 24))), range: [tags.length - 0.4, -0.6], zeroline: false }),
+      },
+    };
+  });
+}
+
+function sweepCharts(section, sweep) {
+  return [["ledger", "Ledger score per query"], ["regret", "Regret at the end"]].map(([name, title]) =>
+    chart(title, "Mean over seeds, band one standard error.", () => ({
+      data: shown(section).filter((a) => sweep[name][a] && !(name === "regret" && a === "oracle")).flatMap((agent) => {
+        const [mean, error] = sweep[name][agent];
+        const lower = error && mean.map((m, i) => m - error[i]), upper = error && mean.map((m, i) => m + error[i]);
+        return lineWithBand(section, agent, sweep.values, mean, lower, upper, "%{y:,.4~g}");
+      }),
+      layout: {
+        hovermode: "x unified",
+        xaxis: axis(sweep.across, { type: "log", tickmode: "array", tickvals: sweep.values, ticktext: sweep.values.map((v) => v.toLocaleString("en")) }),
+        yaxis: axis("", { tickformat: ",.3~g" }),
+      },
+    })));
+}
+
+function heatChart(section, task, agent) {
+  const heat = task.heat;
+  const which = heat.seeds > 1 ? `Mean over ${heat.seeds} seeds` : "One seed";
+  const note = `${which}: share of a stage's queries by LLM, in order of arrival; grey before it is there.`;
+  const figure = chart(`Traffic of ${agent}`, note, () => {
+    const rows = heat.shares[agent].map((row) => row.map((v) => (v < 0 ? null : v / 1000)));
+    const single = heat.others ? -1 : undefined;
+    const peaks = Object.values(heat.shares).map((s) => Math.max(0.01, ...s.slice(0, single).flat().map((v) => v / 1000)));
+    const labels = heat.names.map((_, i) => i);
+    const low = colour("--card"), strong = isDark() ? "#9CC6FF" : "#0B3D91", middle = isDark() ? "#2F66B5" : "#6FA4E8";
+    return {
+      data: [{
+        type: "heatmap", z: rows, x: heat.edges, y: labels, zmin: 0, zmax: Math.min(1, Math.max(...peaks)), xgap: 0.6, ygap: 0.6,
+        colorscale: [[0, low], [0.5, middle], [1, strong]],
+        colorbar: { tickformat: ".0%", thickness: 9, outlinewidth: 0, len: 0.9, x: 1.01, xpad: 4 },
+        customdata: rows.map((row, i) => row.map((v, j) => [escaped(heat.names[i]), heat.edges[j], heat.edges[j + 1]])),
+        hovertemplate: "<b>%{customdata[0]}</b><br>queries %{customdata[1]:,} to %{customdata[2]:,}<br>%{z:.1%}<extra></extra>",
+      }],
+      layout: {
+        plot_bgcolor: colour("--absent"),
+        margin: { l: 20, r: 10, t: 6, b: 44 },
+        xaxis: axis("query", { showgrid: false, nticks: narrow() ? 4 : 7, tickformat: "," }),
+        yaxis: axis("", { showgrid: false, autorange: "reversed", tickmode: "array", tickvals: labels, ticktext: heat.names.map((n) => escaped(shortened(n, narrow() ? 14 : 26))), tickfont: { size: 11 } }),
+      },
+    };
+  }, true);
+  figure.querySelector(".chart").style.height = `${Math.max(15, 5 + heat.names.length * 1.05)}rem`;
+  return figure;
+}
