@@ -31,7 +31,7 @@ def main() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script's path lacks the user's own folder
     try:
-        build_app()()
+        build_app()(prog_name="llmqueue-bench")
     except StoreWriteError as error:
         say(
             f"llmqueue-bench: {error.strerror}; finished cells are kept, "

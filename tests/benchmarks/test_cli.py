@@ -184,12 +184,12 @@ def test_lists(bench, capsys):
         assert name in out
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "polars", "matplotlib"])
-def test_a_missing_extra_is_one_line_that_says_what_to_install(missing):
+def test_missing_extras_are_one_line_that_says_what_to_install():
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
-        f"u.find_spec = lambda name, *a: None if name == {missing!r} else find(name, *a)\n"
-        f"sys.modules[{missing!r}] = None\n"
+        "missing = 'typer', 'rich', 'polars', 'matplotlib'\n"
+        "u.find_spec = lambda name, *a: None if name in missing else find(name, *a)\n"
+        "sys.modules.update(dict.fromkeys(missing))\n"
         "from benchmarks.cli import main; sys.argv = ['llmqueue-bench', 'list']; main()"
     )
     done = subprocess.run(
@@ -199,7 +199,8 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(missing):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 2
-    assert done.stderr == (f'llmqueue-bench needs {missing}: pip install "llmqueue_gym[bench]"\n')
+    names = "typer, rich, polars, matplotlib"
+    assert done.stderr == f'llmqueue-bench needs {names}: pip install "llmqueue_gym[bench]"\n'
 
 
 def test_an_empty_board_is_still_a_page(here, bench, tmp_path):
@@ -217,8 +218,7 @@ def test_an_empty_board_is_still_a_page(here, bench, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("end", ["interrupt", "kill"])
-def test_ending_the_runner_ends_its_workers_and_keeps_what_is_done(here, bench, end):
+def test_ctrl_c_ends_the_workers_and_keeps_what_is_done(here, bench):
     command = [sys.executable, "-m", "benchmarks.cli", "run", "tiny.toml", "--seeds", "1"]
     runner = subprocess.Popen(
         [*command, "--agent", "my_cli_agents:Waits", "--results", "r", "--workers", "2"],
@@ -229,11 +229,11 @@ def test_ending_the_runner_ends_its_workers_and_keeps_what_is_done(here, bench, 
     pid, cells = here / "worker.pid", here / "r" / "cells"
     wait_until(lambda: pid.exists() and len(list(cells.glob("*.json"))) == 4)
     worker = int(pid.read_text())
-    runner.send_signal(signal.SIGINT if end == "interrupt" else signal.SIGKILL)
-    _, err = runner.communicate(timeout=30)
-    assert runner.returncode == (130 if end == "interrupt" else -signal.SIGKILL)
+    runner.send_signal(signal.SIGINT)
+    _, err = runner.communicate(timeout=60)
+    assert runner.returncode == 130
     assert "Traceback" not in err
-    assert ("interrupted: finished cells are kept" in err) == (end == "interrupt")
+    assert "interrupted: finished cells are kept" in err
     wait_until(lambda: not alive(worker))
     again = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Waits")
     assert bench(*again, "--results", "r", "--timeout", "1") == 1

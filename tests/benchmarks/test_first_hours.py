@@ -1,17 +1,11 @@
 """What a first run tells: wrong tasks before any cell, warnings of instances, places of errors."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.run.store import Store
-
-ROOT = Path(__file__).resolve().parents[2]
 
 HEAD = 'description = "t"\nseeds = 2\nagents = ["greedy"]\n'
 QUEUE = '[[task]]\nname = "fine"\nenv = "LLMQueue-v0"\nhorizon = 30\ntags = ["queueing"]\n'
@@ -95,27 +89,21 @@ class Mine(RandomAgent):
 """
 
 
-@pytest.mark.parametrize("change", ["weights", "module", "nothing"])
-def test_a_file_that_an_agent_reads_counts_as_its_code(here, change):
-    """In processes of their own, as a user types it: a module is imported once a process."""
-    command = [sys.executable, "-m", "benchmarks.cli", "run", "s.toml", "--workers", "1"]
-    command += ["--agent", "mine:Mine", "--seeds", "1", "--json"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
+def test_a_file_that_an_agent_reads_counts_as_its_code(here, bench, capsys):
+    def computed():
+        options = ("--workers", "1", "--agent", "reading:Mine", "--seeds", "1", "--json")
+        capsys.readouterr()
+        assert bench("run", "s.toml", *options) == 0
+        printed = capsys.readouterr()
+        return json.loads(printed.out)["computed"], "was changed since" in printed.err
 
-    def run():
-        done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)["computed"], done.stderr
-
-    (here / "mine.py").write_text(READER)
+    (here / "reading.py").write_text(READER)
     (here / "beside.py").write_text("SHIFT = 1\n")
     np.save(here / "w.npy", 1)
     (here / "s.toml").write_text(HEAD + QUEUE + LOAD)
-    assert run()[0] == 4
-    if change == "weights":
-        np.save(here / "w.npy", 22)
-    if change == "module":
-        (here / "beside.py").write_text("SHIFT = 7\n")
-    computed, told = run()
-    assert computed == (change != "nothing")
-    assert ("was changed since" in told) == (change != "nothing")
+    assert computed() == (4, False)
+    assert computed() == (0, False)
+    np.save(here / "w.npy", 22)
+    assert computed() == (1, True)
+    (here / "beside.py").write_text("SHIFT = 77\n")
+    assert computed() == (1, True)

@@ -4,8 +4,6 @@ The simulator draws contexts and logit utilities, logs a softmax policy, and kno
 """
 
 import json
-import subprocess
-import sys
 
 import gymnasium as gym
 import numpy as np
@@ -524,32 +522,35 @@ def test_a_cost_weight_needs_costs_and_a_model_needs_both_outcomes(tmp_path):
 # --- the commands ---------------------------------------------------------------------------------
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.cli", "logs", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def command(bench, capsys, monkeypatch):
+    """Run ``llmqueue-bench logs`` in this process: exit code, output and errors."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        code, printed = bench("logs", *arguments), capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
 
 
-def test_the_commands_print_tables_and_json(tmp_path):
+def test_the_commands_print_tables_and_json(tmp_path, command):
     path = text_log(tmp_path / "log.csv")
-    shown = json.loads(command("show", path, "--json").stdout)
+    shown = json.loads(command("show", path, "--json")[1])
     assert shown["requests"] == 400
     assert {row["llm"] for row in shown["llms"]} == {"x", "y"}
     assert shown["outcome_model"]["turns"] == 100
-    assert "calibration error" in command("show", path).stdout
+    assert "calibration error" in command("show", path)[1]
     asked = ("evaluate", path, "--agent", "offline-ridge", "--agent", "random", "--draws", "2")
-    found = json.loads(command(*asked, "--json").stdout)
+    found = json.loads(command(*asked, "--json")[1])
     routed, blind = found["agents"]
     assert found["propensities"] == "estimated"
     assert routed["doubly robust"][0] > blind["doubly robust"][2]
     assert sum(blind["shares"].values()) == pytest.approx(1.0)
-    assert "learned on the first 200 requests" in command(*asked).stdout
+    assert "learned on the first 200 requests" in command(*asked)[1]
 
 
-def test_names_from_outside_never_reach_the_terminal_raw(tmp_path):
+def test_names_from_outside_never_reach_the_terminal_raw(tmp_path, command):
     odd = "evil\x1b]0;title\x07[red]"
     rows = [
         {"embedding": [i % 7, 1.0], "llm": odd if i % 2 else "plain", "kept": i % 3 == 0}
@@ -557,18 +558,17 @@ def test_names_from_outside_never_reach_the_terminal_raw(tmp_path):
     ]
     path = write(tmp_path / "log.jsonl", rows)
     for asked in (("show", path), ("evaluate", path, "--agent", "random", "--draws", "1")):
-        result = command(*asked)
-        assert result.returncode == 0, result.stderr
-        assert "\x1b" not in result.stdout + result.stderr
-        assert "\x07" not in result.stdout + result.stderr
-    assert "evil\ufffd]0;title\ufffd[red]" in command("show", path).stdout
+        code, out, err = command(*asked)
+        assert code == 0, err
+        assert not {"\x1b", "\x07"} & set(out + err)
+    assert "evil\ufffd]0;title\ufffd[red]" in command("show", path)[1]
     bad = write(tmp_path / "bad.jsonl", [{odd: 1}])
-    assert "\x1b" not in command("show", bad).stderr
+    assert "\x1b" not in command("show", bad)[2]
 
 
-def test_a_bad_log_is_one_line_on_stderr(tmp_path):
+def test_a_bad_log_is_one_line_on_stderr(tmp_path, command):
     path = write(tmp_path / "log.csv", [ROWS[0], ROWS[1] | {"cost": -3}])
-    result = command("show", path)
-    assert result.returncode == 2
-    assert "log.csv, row 2: column 'cost'" in result.stderr
-    assert "Traceback" not in result.stderr
+    code, _, err = command("show", path)
+    assert code == 2
+    assert "log.csv, row 2: column 'cost'" in err
+    assert "Traceback" not in err

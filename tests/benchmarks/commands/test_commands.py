@@ -1,8 +1,6 @@
 """What scripts and shells read of the command: JSON, completion, exit codes."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +14,6 @@ from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import built_in_suites, load_suite
 from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
-
-ROOT = Path(__file__).resolve().parents[3]
 
 SUITE = """
 description = "tiny"
@@ -223,24 +219,6 @@ def test_damage_and_a_disk_that_takes_nothing_are_exit_code_1(here, bench, capsy
     assert "Traceback" not in err
 
 
-def completions(here, words):
-    start = "from benchmarks.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.argv = ['llmqueue-bench']; {start}"],
-        capture_output=True,
-        text=True,
-        cwd=here,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "_LLMQUEUE_BENCH_COMPLETE": "complete_bash",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(words.split()) - (not words.endswith(" "))),
-        },
-    )
-    return done.stdout.split()
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -256,5 +234,9 @@ def completions(here, words):
         ("llmqueue-bench run nonsense --task t", set()),
     ],
 )
-def test_shells_complete_names(here, words, expected):
-    assert set(completions(here, words)) == expected
+def test_shells_complete_names(here, bench, capsys, monkeypatch, words, expected):
+    monkeypatch.setenv("_LLMQUEUE_BENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - (not words.endswith(" "))))
+    assert bench() == 0
+    assert set(capsys.readouterr().out.split()) == expected

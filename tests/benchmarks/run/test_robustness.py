@@ -17,7 +17,7 @@ import pytest
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite, spec_key
 from benchmarks.run.engines import LocalEngine, execute
-from benchmarks.run.store import Store, StoreBusyError, StoreWriteError
+from benchmarks.run.store import Store, StoreWriteError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,13 +57,13 @@ class Waits(RandomAgent):
             if not child:
                 time.sleep(300)
                 os._exit(0)
-            tell("pids", f"{os.getpid()} {child}")
+            tell("waiting", f"{os.getpid()} {child}")
             time.sleep(300)
         return super().act(observation)
 
 class Stops(RandomAgent):
     def act(self, observation):
-        tell("pids", f"{os.getpid()}")
+        tell("stopped", f"{os.getpid()}")
         os.kill(os.getpid(), signal.SIGSTOP)
         return super().act(observation)
 
@@ -132,6 +132,7 @@ def here(tmp_path, monkeypatch):
     """A folder with odd agents, as a third party has it."""
     (tmp_path / "odd.py").write_text(AGENTS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     sys.modules.pop("odd", None)
     return tmp_path
 
@@ -192,15 +193,13 @@ def alive(process):
 # --- the runner is killed -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("agent", ["Waits", "Stops"])
-def test_kill_9_ends_workers_and_their_children_and_a_rerun_repeats_nothing(here, agent):
-    arguments = command(
-        here, "--agent", "odd:Fine", "--agent", f"odd:{agent}", "--workers", "2", seeds=2
-    )
-    runner = start(here, arguments)
-    cells = here / "r" / "cells"
-    wait_until(lambda: (here / "pids").exists() and len(list(cells.glob("*.json"))) == 6)
-    pids = [int(pid) for pid in (here / "pids").read_text().split()]
+def test_kill_9_ends_workers_and_their_children_and_a_rerun_repeats_nothing(here):
+    agents = [word for name in ("Fine", "Waits", "Stops") for word in ("--agent", f"odd:{name}")]
+    runner = start(here, command(here, *agents, "--workers", "4", seeds=2))
+    cells, told = here / "r" / "cells", [here / "waiting", here / "stopped"]
+    wait_until(lambda: all(f.exists() for f in told) and len(list(cells.glob("*.json"))) == 6)
+    pids = [int(pid) for file in told for pid in file.read_text().split()]
+    assert len(pids) == 3
     assert all(alive(pid) for pid in pids)
     runner.kill()
     runner.communicate(timeout=30)
@@ -227,20 +226,19 @@ def test_what_a_killed_runner_left_half_written_is_cleared_away(here):
 # --- two runners ----------------------------------------------------------------------------------
 
 
-def test_a_second_runner_on_the_folder_is_refused_until_the_first_has_ended(here):
+def test_a_second_runner_on_the_folder_is_refused_until_the_first_has_ended(here, bench, capsys):
     first = start(here, command(here, "--agent", "odd:Waits"))
-    wait_until((here / "pids").exists)
-    code, err = finish(start(here, command(here, "--agent", "odd:Fine")))
-    assert code == 2
-    assert f"results folder r is in use by process {first.pid} on " in err
-    with pytest.raises(StoreBusyError, match="choose another --results"):
-        run(plan(), Store(here / "r"), LocalEngine(1))
+    wait_until((here / "waiting").exists)
+    again = ("run", "s.toml", "--results", "r", "--agent", "odd:Fine", "--workers", "1")
+    assert bench(*again) == 2
+    error = capsys.readouterr().err
+    assert f"results folder r is in use by process {first.pid} on " in error
+    assert "choose another --results" in error
     assert not (here / "started").exists()
     first.kill()  # its lock goes with it
     first.communicate(timeout=30)
-    code, err = finish(start(here, command(here, "--agent", "odd:Fine")))
-    assert code == 0
-    assert "1 cells computed, 2 taken" in err
+    assert bench(*again) == 0
+    assert "1 cells computed, 2 taken" in " ".join(capsys.readouterr().err.split())
 
 
 # --- the disk is full -----------------------------------------------------------------------------
@@ -248,8 +246,7 @@ def test_a_second_runner_on_the_folder_is_refused_until_the_first_has_ended(here
 SMALL_AND_LARGE = ({**TASK, "horizon": 5}, {**TASK, "name": "large", "horizon": 3000})
 
 
-def check_a_stop_for_lack_of_space(here, process, free_space):
-    code, err = finish(process)
+def check_a_stop_for_lack_of_space(here, code, err, free_space):
     assert code == 1
     assert "cannot write cells/" in err
     assert "finished cells are kept" in err
@@ -271,20 +268,22 @@ def test_a_file_that_cannot_grow_stops_the_run_with_what_is_done_kept(here):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     arguments = command(here, "--workers", "1", suite=SMALL_AND_LARGE)
-    check_a_stop_for_lack_of_space(here, start(here, arguments, preexec_fn=limit), lambda: None)
+    stopped = finish(start(here, arguments, preexec_fn=limit))
+    check_a_stop_for_lack_of_space(here, *stopped, lambda: None)
 
 
-def test_a_full_disk_stops_the_run_with_what_is_done_kept(here):
+def test_a_full_disk_stops_the_run_with_what_is_done_kept(here, bench, capsys):
     folder = here / "r"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount).returncode:
         pytest.skip("mounting a small disk takes root")
     try:
-        arguments = command(here, "--workers", "1", suite=SMALL_AND_LARGE)
+        command(here, suite=SMALL_AND_LARGE)
         remount = ["mount", "-o", "remount,size=1m", str(folder)]
-        process = start(here, arguments)
-        check_a_stop_for_lack_of_space(here, process, lambda: subprocess.run(remount, check=True))
+        code = bench("run", "s.toml", "--results", "r", "--workers", "1")
+        err = " ".join(capsys.readouterr().err.split())
+        check_a_stop_for_lack_of_space(here, code, err, lambda: subprocess.run(remount, check=True))
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -377,10 +376,10 @@ def test_a_flood_of_output_is_kept_to_its_end(here):
 
 def test_a_stopped_worker_meets_the_timeout(here):
     store, work = Store(here / "r"), plan("Stops", "Fine")
-    tally = run(work, store, LocalEngine(2, timeout=5))
+    tally = run(work, store, LocalEngine(2, timeout=3))
     assert (tally.computed, tally.failed) == (3, 1)
-    assert "stopped after the timeout of 5 s" in failure(work, store, "Stops")["error"]
-    assert not alive(int((here / "pids").read_text()))
+    assert "stopped after the timeout of 3 s" in failure(work, store, "Stops")["error"]
+    assert not alive(int((here / "stopped").read_text()))
 
 
 @pytest.mark.parametrize("agent", ["ClosesStdout", "ForksAndBothGoOn", "TouchesGlobals"])
@@ -408,23 +407,16 @@ def test_the_end_of_the_fork_server_costs_only_what_was_running(here):
     assert not any(store.load_failure(spec_key(c.spec)) for c in work.cells)
 
 
-def test_modules_in_the_current_folder_do_not_replace_the_project(here):
-    """The fork server looks into the current folder first unless it is told not to."""
+def test_a_script_without_a_guard_is_not_run_by_its_cells_nor_modules_beside_it(here):
+    """A worker would import the main module, which would start the run again.
+
+    And the fork server looks into the current folder first unless it is told not to.
+    """
     for name in ("benchmarks", "baselines", "llmqueue_gym"):
         (here / name).mkdir()
         (here / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
-    script = here / "elsewhere" / "llmqueue-bench"
+    script = here / "elsewhere" / "script.py"
     script.parent.mkdir()
-    script.write_text("from benchmarks.cli import main\nif __name__ == '__main__':\n    main()\n")
-    arguments = command(here, "--agent", "odd:Fine")
-    code, err = finish(start(here, [sys.executable, str(script), *arguments[3:]]))
-    assert code == 0, err
-    assert "3 cells computed" in err
-
-
-def test_a_script_without_a_guard_runs_cells_and_is_not_run_again_by_them(here):
-    """A worker would import the main module, which would start the run again."""
-    script = here / "script.py"
     script.write_text(
         "from benchmarks.run.engines import LocalEngine, execute\n"
         "from benchmarks.run.store import Store\n"
