@@ -16,6 +16,11 @@ ENVIRONMENTS: dict[str, dict[str, object]] = {
         "vector_entry_point": "llmqueue_gym.queueing.env:LLMQueueVectorEnv",
         "max_episode_steps": QUEUE_EPISODE_STEPS,
     },
+    "LLMServe-v0": {
+        "entry_point": "llmqueue_gym.serving.env:LLMServeEnv",
+        "vector_entry_point": "llmqueue_gym.serving.env:LLMServeVectorEnv",
+        "max_episode_steps": SERVE_EPISODE_STEPS,
+    },
     # The deployment environments truncate themselves, after T queries or K stages, and say so in
     # the spec of an environment: both are arguments.
     "LLMDeploy-v0": {

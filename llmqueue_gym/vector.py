@@ -25,8 +25,8 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 INSTANCE_TAG = 0x1A57
 """Seeds the generator of a fixed instance beside ``instance_seed``; no agent draws from it."""
-NOBODY = ("kept_llm", "llm", "rated_llm")
-"""Entries of ``info`` that name an LLM, -1 where there is none."""
+NOBODY = ("kept_llm", "llm", "rated_llm", "answers")
+"""Entries of ``info`` that name LLMs or queries, -1 where there is none."""
 VectorStep = tuple[Any, NDArray[np.float64], Bools, Bools, dict[str, Any]]
 
 

@@ -24,8 +24,9 @@ MAX_SLOTS = 2**24
 """Slots an episode may last: float32 holds counts of slots exactly up to here."""
 WHEEL = 64  # timers are sorted by their slot modulo this
 
-CLOCK, QUEUED, THINKING = range(3)
-"""Counts of a lane: slots completed since the reset, t, queries that wait, users who think."""
+CLOCK, QUEUED, IN_SERVICE, THINKING = range(4)
+"""Counts of a lane: slots completed since the reset, t, queries that wait, queries that are served,
+users who think."""
 
 ROW, RETRIALS, ARRIVED, JOINED, PLACE, BEFORE, AFTER, DUE, EARLIER, LATER = range(10)
 """Fields of a query in the system: its row in the table of queries, how often its user has retried,
@@ -62,7 +63,7 @@ class State(NamedTuple):
     """Who is where in every lane."""
 
     key: Ints  # (B, 2) of the draws
-    counts: Ints  # (B, 3)
+    counts: Ints  # (B, 4)
     queries: Stamps  # (B, Q, FIELDS)
     ends: Stamps  # (B, 4)
     timers: Stamps  # (B, WHEEL) first query whose timer is on this spoke, -1: none
@@ -171,7 +172,7 @@ def act(state: Arrays, truth: Arrays, actions: Ints) -> None:
 @compiled
 def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool:
     """Let a replica serve a query of the window; return whether that was possible."""
-    key, _, queries, _, _, window, replicas, served, progress, _, _ = state
+    key, counts, queries, _, _, window, replicas, served, progress, _, _ = state
     _, _, _, _, table, lengths, _, fleet, _, _, _, _ = truth
     query, place = window[lane, slot], replicas[lane, r, ACTIVE]
     room = replicas[lane, r, PHASE] == SERVING and place < fleet[r, 0]
@@ -189,6 +190,7 @@ def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool
     served[lane, r, place] = query
     progress[lane, r, place, DONE], progress[lane, r, place, NEEDED] = 0.0, needed
     replicas[lane, r, ACTIVE] += 1
+    counts[lane, IN_SERVICE] += 1
     return True
 
 
@@ -223,7 +225,7 @@ def switch(replica: Stamps, loading: int) -> None:
 @compiled
 def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
     """2. Every query that is served is given its iterations; one that has enough is answered."""
-    _, _, queries, _, _, _, replicas, served, progress, _, _ = state
+    _, counts, queries, _, _, _, replicas, served, progress, _, _ = state
     seconds, loading, slot_seconds = truth[8], truth[9][1], truth[10][2]
     for lane in range(replicas.shape[0]):
         count = 0
@@ -254,6 +256,7 @@ def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
             replica[ACTIVE] = stay
             if replica[PHASE] == DRAINING and stay == 0:
                 switch(replica, loading)
+        counts[lane, IN_SERVICE] -= count
 
 
 @compiled
@@ -349,9 +352,8 @@ def pay(state: Arrays, truth: Arrays, counted: Ints, reward: Floats) -> None:
     """5. What the slot is worth."""
     counts, replicas, fleet, weights = state[1], state[6], truth[7], truth[11]
     for lane in range(counts.shape[0]):
-        here, price = counts[lane, QUEUED], 0.0
+        here, price = counts[lane, QUEUED] + counts[lane, IN_SERVICE], 0.0
         for r in range(replicas.shape[1]):
-            here += replicas[lane, r, ACTIVE]
             if replicas[lane, r, PHASE] != EMPTY:
                 price += fleet[r, 2]
         lost = counted[lane, ABANDONED] + counted[lane, GAVE_UP]
@@ -628,7 +630,7 @@ class ServingDynamics:
         fleet, places = instance.num_replicas, int(instance.places.max())
         self.state = State(
             np.zeros((lanes, 2), dtype=np.int64),
-            np.zeros((lanes, 3), dtype=np.int64),
+            np.zeros((lanes, 4), dtype=np.int64),
             np.zeros((lanes, 64, FIELDS), dtype=np.int32),
             np.zeros((lanes, 4), dtype=np.int32),
             np.zeros((lanes, WHEEL), dtype=np.int32),
@@ -658,17 +660,21 @@ class ServingDynamics:
             np.array([instance.return_rate, instance.give_up, instance.slot_seconds]),
             np.array(instance.rewards),
         )
+        self._arrays: tuple[Arrays, Arrays] = tuple(self.state), tuple(self.truth)
         self._streams = UniformStreams(1, lanes)
         self._most = 0  # records that a lane may have used
-        shapes = self.shapes()
-        self.width = sum(math.prod(shape) for shape in shapes.values())
-        self.places = {}
-        end = 0
-        for key, shape in shapes.items():
-            self.places[key] = slice(end, end + math.prod(shape)), shape
-            end += math.prod(shape)
-        self.mask_width = instance.dispatches * (instance.window + 1 + fleet)
-        self.mask_width += fleet * (instance.num_llms + 1)
+        self._counted = self.nothing().counts  # in the last slot
+        self._seen: tuple[Singles, Masks] | None = None  # until it is asked for
+        sizes = [math.prod(shape) for shape in self.shapes().values()]
+        self._width = sum(sizes)
+        self._parts = [
+            (key, slice(end - size, end), shape, len(shape) == 1)
+            for (key, shape), size, end in zip(
+                self.shapes().items(), sizes, np.cumsum(sizes).tolist(), strict=True
+            )
+        ]
+        self._mask_width = instance.dispatches * (instance.window + 1 + fleet)
+        self._mask_width += fleet * (instance.num_llms + 1)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every key of a lane's observation, in alphabetical order."""
@@ -737,9 +743,11 @@ class ServingDynamics:
         state.ends[index, UNUSED] = 0
         state.timers[index] = state.window[index] = -1
         state.answered[index] = 0
-        self.ready = True
+        self._counted = self._counted.copy()
+        self._counted[index] = 0
+        self._seen, self.ready = None, True
 
-    def step(self, actions: Ints) -> tuple[SlotOutcome, tuple[Singles, Masks]]:
+    def step(self, actions: Ints) -> SlotOutcome:
         """Run one slot in every lane.
 
         Parameters
@@ -749,9 +757,8 @@ class ServingDynamics:
 
         Returns
         -------
-        outcome : SlotOutcome
-        seen : tuple
-            The observations as vectors (B, D) and the masks (B, M); all freshly allocated.
+        SlotOutcome
+            Freshly allocated.
 
         Raises
         ------
@@ -760,23 +767,25 @@ class ServingDynamics:
         """
         if self._most + 1 >= self.state.queries.shape[1]:
             more = np.zeros_like(self.state.queries)
-            self.state = self.state._replace(
-                queries=np.concatenate([self.state.queries, more], axis=1)
-            )
+            queries = np.concatenate([self.state.queries, more], axis=1)
+            self.state = self.state._replace(queries=queries)
+            self._arrays = tuple(self.state), tuple(self.truth)
         places = self.state.served.shape[1] * self.state.served.shape[2]
         outcome = SlotOutcome(
             np.empty((self.num_lanes, COUNTED), dtype=np.int64),
             np.empty(self.num_lanes),
             np.empty((self.num_lanes, places, 3), dtype=np.int64),
         )
-        seen = self._new_seen()
+        self._counted, self._seen = outcome.counts, self._new_seen()
         actions = np.array(actions, dtype=np.int64, order="C")  # a type of array: compiled once
         near, position = self._streams.advance()
         state, truth = tuple(self.state), tuple(self.truth)
-        self._most, latest = run_slot(state, truth, actions, near, position, tuple(outcome), seen)
+        self._most, latest = run_slot(
+            state, truth, actions, near, position, tuple(outcome), self._seen
+        )
         if latest > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
-        return outcome, seen
+        return outcome
 
     def nothing(self) -> SlotOutcome:
         """Return the outcome of a slot in which nothing was done."""
@@ -788,14 +797,25 @@ class ServingDynamics:
         )
 
     def _new_seen(self) -> tuple[Singles, Masks]:
-        observed = np.empty((self.num_lanes, self.width), dtype=np.float32)
-        return observed, np.empty((self.num_lanes, self.mask_width), dtype=np.int8)
+        observed = np.empty((self.num_lanes, self._width), dtype=np.float32)
+        return observed, np.empty((self.num_lanes, self._mask_width), dtype=np.int8)
 
-    def look(self) -> tuple[Singles, Masks]:
-        """Return observations and masks as they are now, where no slot has just run."""
-        seen = self._new_seen()
-        show(tuple(self.state), tuple(self.truth), self.nothing().counts, seen)
+    def see(self) -> tuple[Singles, Masks]:
+        """Return the observations as vectors (B, D) and the masks (B, M), for the caller to own."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            seen = self._new_seen()
+            show(*self._arrays, self._counted, seen)
         return seen
+
+    def unpack(self, vectors: Singles) -> dict[str, Singles]:
+        """Return what vectors hold, (D,) or (B, D), key by key; no copies."""
+        lanes = vectors.shape[:-1]
+        return {
+            key: part if flat else part.reshape(lanes + shape)
+            for key, place, shape, flat in self._parts
+            for part in (vectors[..., place],)
+        }
 
     # ------------------------------------------------- the truth, for oracles and scoring
 
@@ -817,7 +837,7 @@ class ServingDynamics:
     @property
     def in_service(self) -> Ints:
         """Queries that are served, shape (B,)."""
-        return np.asarray(self.state.replicas[:, :, ACTIVE].sum(axis=1, dtype=np.int64))
+        return self.state.counts[:, IN_SERVICE]
 
     @property
     def window_queries(self) -> Ints:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from llmqueue_gym import checks
 from llmqueue_gym.deployment.streams import CatalogStream
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
+from llmqueue_gym.vector import INSTANCE_TAG
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
 from llmqueue_gym.workloads.pool import printable
@@ -172,13 +174,17 @@ class ServingTask:
     ----------
     preset : str, optional
         One of `PRESETS`.
+    instance_seed : int, optional
+        Fixes the instance.
     **given
         Settings of `DEFAULTS`; None leaves one as it is.
 
     Attributes
     ----------
     drawn : bool
-        Whether instances differ: queries come from a workload, not from a list.
+        Whether instances differ: queries come from a workload, and no seed fixes them.
+    public : ServingInstance
+        An instance that has the public parameters of all; the only one, unless they are drawn.
 
     Raises
     ------
@@ -186,9 +192,12 @@ class ServingTask:
         If a setting is wrong or contradicts another.
     """
 
+    drawn: bool
     _draw_queries: Callable[[np.random.Generator], Queries]
 
-    def __init__(self, preset: str | None = None, **given: Any) -> None:
+    def __init__(
+        self, preset: str | None = None, instance_seed: int | None = None, **given: Any
+    ) -> None:
         settings = settings_of(preset, given)
         self.arrivals = make_arrivals(settings["arrivals"])
         self._load, rate = _read_rates(settings)
@@ -206,7 +215,7 @@ class ServingTask:
         fleet = _read_replicas(
             settings["replicas"], llms, slot_seconds, mean, float(inputs.mean()), update_every > 0
         )
-        self._plain = ServingInstance(
+        self.public = ServingInstance(
             *queries,
             lengths=lengths,
             inputs=inputs,
@@ -226,15 +235,20 @@ class ServingTask:
             rewards=_read_rewards(settings["rewards"]),
         )
         if not self.drawn:
-            self._plain = self._loaded(self._plain)
+            self.public = self._loaded(self.public)
+        elif instance_seed is not None:
+            # The tag keeps the instance apart from everything else that is seeded with a number.
+            seed = checks.count("instance_seed", instance_seed, 0)
+            self.public = self.draw(np.random.default_rng([seed, INSTANCE_TAG]))
+            self.drawn = False
 
     def draw(self, rng: np.random.Generator) -> ServingInstance:
-        """Return an instance; always the same one where queries are listed."""
+        """Return an instance; always the same one unless they are drawn."""
         if not self.drawn:
-            return self._plain
+            return self.public
         contexts, utilities = self._draw_queries(rng)
         success = 1.0 / (1.0 + np.exp(-utilities))
-        instance = replace(self._plain, contexts=contexts, success=success)
+        instance = replace(self.public, contexts=contexts, success=success)
         return self._loaded(instance)
 
     def _loaded(self, instance: ServingInstance) -> ServingInstance:
