@@ -18,6 +18,7 @@ from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, parse_suite
 from llmqueue_gym.envs import llm_deploy, llm_deploy_mo, llm_queue
 from llmqueue_gym.registration import ENVIRONMENTS
+from llmqueue_gym.serving import env as llm_serve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -113,7 +114,7 @@ def test_readme_names_every_environment_and_existing_pictures():
         assert (ROOT / picture).is_file(), picture
 
 
-@pytest.mark.parametrize("module", [llm_queue, llm_deploy, llm_deploy_mo])
+@pytest.mark.parametrize("module", [llm_queue, llm_deploy, llm_deploy_mo, llm_serve])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -137,7 +137,7 @@ def run_slot(
     counted, reward, answers = outcome
     counts[:, CLOCK] += 1
     counted[:], answered[:], answers[:] = totals, 0, -1
-    # 1. Replicas are given targets, and queries are dispatched.
+    # 1. Queries are dispatched, and replicas are given targets.
     act(state, truth, actions)
     # 2. Queries that are served get on. Users keep an answer, give up, or think and come back.
     work(state, truth, answers)
@@ -155,18 +155,18 @@ def run_slot(
 
 @compiled
 def act(state: Arrays, truth: Arrays, actions: Ints) -> None:
-    """1. At an update point every replica gets a target; then queries are dispatched."""
+    """1. Queries are dispatched; then, at an update point, every replica is given a target."""
     counts, totals, times = state[1], state[9], truth[9]
     update_every, dispatches, num_replicas = times[0], times[2], state[6].shape[1]
     for lane in range(counts.shape[0]):
-        if update_every > 0 and (counts[lane, CLOCK] - 1) % update_every == 0:
-            for r in range(num_replicas):
-                set_target(state, truth, lane, r, actions[lane, 2 * dispatches + r])
         for i in range(dispatches):
             slot, r = actions[lane, 2 * i], actions[lane, 2 * i + 1]
             if slot < state[5].shape[1]:  # else the policy holds back
                 done = dispatch(state, truth, lane, slot, r)
                 totals[lane, DISPATCHED if done else ILLEGAL] += 1
+        if update_every > 0 and (counts[lane, CLOCK] - 1) % update_every == 0:
+            for r in range(num_replicas):
+                set_target(state, truth, lane, r, actions[lane, 2 * dispatches + r])
 
 
 @compiled

@@ -73,14 +73,6 @@ def observation_space(dynamics: ServingDynamics) -> spaces.Dict:
     )
 
 
-def action_space(task: ServingTask) -> spaces.MultiDiscrete:
-    """Return ``MultiDiscrete([W + 1, R] * A + [N + 1] * R)``."""
-    public = task.public
-    dispatch = [public.window + 1, public.num_replicas]
-    targets = [public.num_llms + 1] * public.num_replicas
-    return spaces.MultiDiscrete(dispatch * public.dispatches + targets)
-
-
 def told(counts: NDArray[np.int64], answers: NDArray[np.int64]) -> dict[str, Any]:
     """Return what ``info`` says of a slot, of one lane or (lanes last in ``counts``) of all."""
     return {
@@ -151,8 +143,8 @@ class LLMServeEnv(SuiteEnv):
     them v(n) = slot_seconds / (W + H n) tokens a slot (continuous batching; W and H of the GPU and
     the LLM), after one iteration per chunk of the prompt.
 
-    One slot: (1) targets are read at update points, then queries are dispatched in the order of the
-    action; (2) every active query works; the user of one that is done keeps the answer of LLM m
+    One slot: (1) queries are dispatched in the order of the action, then, at an update point,
+    targets are read; (2) every active query works; the user of one that is done keeps the answer of LLM m
     with probability p_m(x) = 1 / (1 + exp(-u_m(x))) and leaves, else gives up for good with
     probability delta, or thinks for a geometric time (rate nu; 1: at once) and joins the tail;
     (3) a waiting user whose patience is over leaves (geometric, rate theta); (4) a query arrives,
@@ -327,7 +319,8 @@ class LLMServeEnv(SuiteEnv):
         self._set_render_mode(render_mode)
         self.dynamics = make_dynamics(self.task, 1)
         self._set_observation_space(observation_space(self.dynamics), flat_observation)
-        self.action_space = self._actions = action_space(self.task)
+        self.action_space = self._actions = spaces.MultiDiscrete(self.task.action_sizes())
+        self._legal = np.ones((1, self._actions.nvec.sum()), dtype=np.int8)
         self._upper = self._actions.nvec.astype(np.uint64)
 
     @property
@@ -430,7 +423,8 @@ class LLMServeVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         self._max_episode_steps = read_episode_steps(max_episode_steps)
         self.task = single.task
         self.dynamics = make_dynamics(self.task, num_envs)
-        self._actions = action_space(self.task)
+        self._actions = spaces.MultiDiscrete(self.task.action_sizes())
+        self._legal = np.ones((num_envs, self._actions.nvec.sum()), dtype=np.int8)
 
     @property
     def llms(self) -> tuple[str, ...]:

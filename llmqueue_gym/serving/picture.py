@@ -16,7 +16,6 @@ from llmqueue_gym.canvas import (
     BARS,
     FAINT,
     INK,
-    KEPT,
     LARGE,
     MARGIN,
     MEDIUM,
@@ -39,7 +38,7 @@ TRACE_SLOTS = 300
 """Slots of queue length that the picture's trace goes back."""
 
 _NAME_LETTERS, _PLACES, _TEXT_COLUMNS = 24, 40, 64
-_ROWS_TOP, _ROWS_HEIGHT, _LARGEST_ROW = 88, 168, 26
+_ROWS_TOP, _ROWS_HEIGHT, _LARGEST_ROW = 88, 168, 36
 _PHASE_LEFT, _PLACES_LEFT, _PLACES_RIGHT = 214, 296, 730
 _QUEUE_LINE, _QUEUE_TOP, _TILE, _TILES_RIGHT = 280, 298, 20, 730
 _TRACE_LEFT, _TRACE_TOP, _TRACE_RIGHT, _TRACE_BOTTOM = 72, 350, 480, 418
@@ -222,12 +221,14 @@ class ServingRenderer:
             canvas.text(name, MARGIN, y, MUTED if idle else INK)
             draining = phase == PHASES[fields.DRAINING]
             canvas.text(phase, _PHASE_LEFT, y, RETRY if draining else MUTED)
-            self._draw_places(canvas, y, pitch - 4, retrials, places)
             left = int(self._dynamics.state.replicas[0, r, fields.LEFT])
             if left:
-                share = 1.0 - left / max(instance.loading, 1)
-                width = (_PLACES_RIGHT - _PLACES_LEFT) * share
-                canvas.box((_PLACES_LEFT, y - 2, max(width, 2.0), 4), TRACE)
+                width = _PLACES_RIGHT - _PLACES_LEFT
+                canvas.box((_PLACES_LEFT, y - 3, width, 6), FAINT)
+                done = width * (1.0 - left / instance.loading)
+                canvas.box((_PLACES_LEFT, y - 3, max(done, 2.0), 6), TRACE)
+            else:
+                self._draw_places(canvas, y, pitch - 6, retrials, places)
             served = f"{len(retrials)} / {places}"
             canvas.text(served, WIDTH - MARGIN, y, MUTED, align="right")
         if self._rows() < instance.num_replicas:
@@ -268,7 +269,7 @@ class ServingRenderer:
 
     def _draw_trace(self, canvas: Canvas) -> None:
         left, top, right, bottom = _TRACE_LEFT, _TRACE_TOP, _TRACE_RIGHT, _TRACE_BOTTOM
-        canvas.text("Waiting", MARGIN, top - 14, size=MEDIUM)
+        canvas.text("Queue length", MARGIN, top - 14, size=MEDIUM)
         now, highest = int(self._dynamics.slot[0]), max(4, *self._lengths)
         first = max(0, now - TRACE_SLOTS)
         for tick in (0, highest):

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from llmqueue_gym import checks
 from llmqueue_gym.deployment.streams import CatalogStream
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.errors import UsageError
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
 from llmqueue_gym.vector import INSTANCE_TAG
-from llmqueue_gym.workloads import make_workload
+from llmqueue_gym.workloads import Workload, make_workload
 from llmqueue_gym.workloads.arrivals import make_arrivals
-from llmqueue_gym.workloads.pool import printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
 
 CATALOG, GRADED = "catalog", "graded"
@@ -242,6 +240,12 @@ class ServingTask:
             self.public = self.draw(np.random.default_rng([seed, INSTANCE_TAG]))
             self.drawn = False
 
+    def action_sizes(self) -> list[int]:
+        """Return the choices of every dimension of an action, [W + 1, R] * A + [N + 1] * R."""
+        public = self.public
+        dispatches = [public.window + 1, public.num_replicas] * public.dispatches
+        return dispatches + [public.num_llms + 1] * public.num_replicas
+
     def draw(self, rng: np.random.Generator) -> ServingInstance:
         """Return an instance; always the same one unless they are drawn."""
         if not self.drawn:
@@ -286,11 +290,16 @@ class ServingTask:
             self._draw_queries = partial(_draw_graded, size, dim, llms.quality)
         else:
             workload = make_workload(given, num_llms=num_llms, context_dim=None, assortment_size=1)
-            self._draw_queries = lambda rng: workload.draw(rng)[:2]
+            self._draw_queries = partial(_draw_workload, workload)
         contexts, utilities = self._draw_queries(np.random.default_rng(0))
         count = len(contexts)
         share, tokens = np.full(count, 1.0 / count), np.full(count, mean)
         return contexts, share, utilities, tokens, np.full(count, impatience)
+
+
+def _draw_workload(workload: Workload, rng: np.random.Generator) -> Queries:
+    drawn = workload.draw(rng)
+    return drawn.contexts, drawn.utilities
 
 
 class Llms(NamedTuple):
@@ -319,7 +328,7 @@ def _read_llms(given: Any) -> Llms:
     rows = _entries(
         "llms", given, ("name", "size", "arrives", "list_price", "list_speed", "quality")
     )
-    names = tuple(printable(str(row.get("name", f"llm-{m}"))) for m, row in enumerate(rows))
+    names = tuple(str(row.get("name", f"llm-{m}")) for m, row in enumerate(rows))
     if len(set(names)) < len(names):
         raise UsageError(f"llms={given!r} has a name twice; names must differ")
     first = [checks.count("llms: arrives", row.get("arrives", 0), 0) for row in rows]

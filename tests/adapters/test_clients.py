@@ -28,6 +28,7 @@ from llmqueue_gym.testing import check_lane_equality
 
 SMALL = {
     "LLMQueue-v0": {"arrival_rate": 0.9, "window": 4},
+    "LLMServe-v0": {"preset": "autoscale", "update_every": 30, "loading": 7, "window": 4},
     "LLMDeploy-v0": {"horizon": 60, "num_stages": 5},
     "LLMDeployStage-v0": {"horizon": 60, "num_stages": 5},
 }

@@ -17,7 +17,12 @@ with warnings.catch_warnings():
     from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, seed_test
 from pettingzoo.utils.conversions import aec_to_parallel, parallel_to_aec
 
-from llmqueue_gym.multi_agent import llm_deploy_v0, llm_queue_v0, llm_servers_v0
+from llmqueue_gym.multi_agent import (
+    llm_deploy_v0,
+    llm_queue_v0,
+    llm_serve_v0,
+    llm_servers_v0,
+)
 
 # What PettingZoo says of any game with masks, MultiDiscrete actions or agents of different kinds.
 ACCEPTED_WARNINGS = (
@@ -70,6 +75,8 @@ PARALLEL = [(llm_queue_v0, kwargs) for kwargs in QUEUES] + [
         strict=True,
     )
 ]
+FLEET = {"preset": "autoscale", "update_every": 30, "loading": 7, "window": 6}
+PARALLEL.append((llm_serve_v0, FLEET | {"max_episode_steps": 90}))
 GAMES = PARALLEL + [(llm_deploy_v0, kwargs) for kwargs in DEPLOYMENTS]
 
 
@@ -253,7 +260,7 @@ def test_the_routers_mask_leaves_one_entry_where_nobody_waits():
     assert waiting.all()
 
 
-@pytest.mark.parametrize("game", [llm_deploy_v0, llm_queue_v0, llm_servers_v0])
+@pytest.mark.parametrize("game", [llm_deploy_v0, llm_queue_v0, llm_serve_v0, llm_servers_v0])
 def test_a_game_is_shown_in_a_window(game, monkeypatch):
     pytest.importorskip("pygame", reason="needs the render extra")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
@@ -310,6 +317,27 @@ def test_scheduler_and_router_play_the_trajectory_of_llm_queue(kwargs, reward):
             assert set(truncations.values()) == {truncated}
             assert not any(terminations.values())
         assert env.agents == []
+
+
+def test_dispatcher_and_manager_play_the_trajectory_of_llm_serve():
+    single = gym.make("LLMServe-v0", max_episode_steps=90, **FLEET)
+    env = llm_serve_v0.parallel_env(max_episode_steps=90, **FLEET)
+    single.action_space.seed(0)
+    for seed in (5, None):
+        expected, expected_info = single.reset(seed=seed)
+        observations, infos = env.reset(seed=seed)
+        while env.agents:
+            masks = [observations[agent]["action_mask"] for agent in env.agents]
+            assert_equal(expected_info["action_mask"], np.concatenate(masks))
+            for agent in env.agents:
+                assert_equal(expected, observations[agent]["observation"])
+                assert_equal(without_mask(expected_info), infos[agent])
+            action = single.action_space.sample()
+            expected, value, _, truncated, expected_info = single.step(action)
+            joint = {"dispatcher": action[:4], "manager": action[4:]}
+            observations, rewards, _, truncations, infos = env.step(joint)
+            assert set(rewards.values()) == {value}
+            assert set(truncations.values()) == {truncated}
 
 
 @pytest.mark.parametrize("kwargs", DEPLOYMENTS)

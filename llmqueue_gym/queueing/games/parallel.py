@@ -1,4 +1,4 @@
-"""What the parallel games on one queue share: everybody acts in every slot."""
+"""What the parallel games share: everybody acts in every slot."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 from llmqueue_gym import checks
 from llmqueue_gym.adapters.pettingzoo import Game, ParallelEnv, Spaces, Views
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.queueing.dynamics import QueueDynamics
-from llmqueue_gym.queueing.env import LLMQueueEnv
-from llmqueue_gym.vector import Ints, Observation
+from llmqueue_gym.vector import Ints, Observation, SuiteEnv
 
 ParallelStep = tuple[
     dict[str, Observation],
@@ -25,12 +23,12 @@ ParallelStep = tuple[
 
 
 class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
-    """A parallel game on LLMQueue-v0: everybody acts in every slot.
+    """A parallel game on an environment with a queue: everybody acts in every slot.
 
     Parameters
     ----------
-    single : LLMQueueEnv
-        The environment to play.
+    single : SuiteEnv
+        The environment to play; its ``dynamics.slot`` counts the slots.
     observations, actions : mapping of str to Space
         Spaces of every agent.
     max_episode_steps : int
@@ -40,14 +38,14 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
     render_mode, flat_observation
         Arguments of the games.
     public : mapping of str to Space, optional
-        Entries of the state that LLMQueue-v0 does not have.
+        Entries of the state that the environment does not have.
     """
 
-    dynamics: QueueDynamics
+    dynamics: Any  # of the environment
 
     def __init__(
         self,
-        single: LLMQueueEnv,
+        single: SuiteEnv,
         observations: Spaces,
         actions: Spaces,
         *,
@@ -65,7 +63,7 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
 
     @abstractmethod
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
-        """Return the action [slot, LLMs] of the single-agent environment."""
+        """Return the action of the single-agent environment."""
 
     @abstractmethod
     def _views(self) -> Views:
@@ -92,7 +90,7 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Observation], dict[str, dict[str, Any]]]:
-        """Empty the queue and start the streams of the episode, as LLMQueue-v0 does."""
+        """Empty the queue and start the streams of the episode, as the environment does."""
         self._seen, info = self._played.reset(seed=seed, options=options)
         self.agents = self.possible_agents.copy()
         return self._told(info)

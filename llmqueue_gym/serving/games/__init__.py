@@ -1,0 +1,1 @@
+"""LLMServe-v0 as a PettingZoo game; `llmqueue_gym.multi_agent` is its door."""
