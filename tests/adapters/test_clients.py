@@ -285,9 +285,9 @@ def test_the_step_limit_means_what_it_does_for_one_environment(env_id, limit):
     env, lanes = make(env_id, max_episode_steps=limit), make_vec(env_id, max_episode_steps=limit)
     env.reset(seed=0)
     lanes.reset(seed=0)
-    horizon = {"LLMQueue-v0": QUEUE_EPISODE_STEPS, "LLMDeploy-v0": 60}[env_id]
+    horizon = 60 if env_id == "LLMDeploy-v0" else QUEUE_EPISODE_STEPS
     expected = limit or horizon
-    if env_id == "LLMQueue-v0" and limit == -1:
+    if env_id != "LLMDeploy-v0" and limit == -1:
         expected = None  # never
     elif limit == -1:
         expected = horizon
@@ -309,7 +309,7 @@ def test_other_step_limits_are_refused(limit):
 def test_the_spec_says_when_an_episode_ends(env_id):
     plain = make(env_id)
     env = gym.wrappers.TimeAwareObservation(make(env_id), flatten=False)
-    limit = {"LLMQueue-v0": 5000, "LLMDeploy-v0": 60, "LLMDeployStage-v0": 5}[env_id]
+    limit = {"LLMDeploy-v0": 60, "LLMDeployStage-v0": 5}.get(env_id, QUEUE_EPISODE_STEPS)
     assert plain.spec.max_episode_steps == env.max_timesteps == limit
     assert gym.make(plain.spec).spec.max_episode_steps == limit
     assert make(env_id, max_episode_steps=3).spec.max_episode_steps == 3
