@@ -2,13 +2,14 @@
 
 import re
 import sys
-from dataclasses import replace
 from functools import cache
 
+import made_up
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import board_of, deploy_cell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -28,7 +29,7 @@ from benchmarks.report.words import sweep_title
 from benchmarks.run.engines import LocalEngine
 from benchmarks.run.runner import InvalidActionError, run_cell
 from benchmarks.score.fairness import violations
-from benchmarks.score.scoring import make_board, tidy
+from benchmarks.score.scoring import tidy
 
 TASK = {
     "name": "tiny",
@@ -278,59 +279,9 @@ def traffic_of(served, arrival, length=100):
     return Traffic(llms, np.array(arrival), starts, np.full(len(served), length), served)
 
 
-ORIGIN = dict.fromkeys(
-    ("command", "version", "commit", "python", "numpy", "gymnasium", "machine"), "x"
-)
-
-
-def cell(agent, seed, ledger, luck=0.0, regret=1.0, name="t", horizon=100, **kwargs):
-    return {
-        "spec": {
-            "task": {
-                "name": name,
-                "env": "LLMDeploy-v0",
-                "kwargs": kwargs,
-                "horizon": horizon,
-                "headline": True,
-                "tags": [],
-            },
-            "agent": {"label": agent},
-            "protocol": "online",
-            "seed": seed,
-        },
-        "metrics": {
-            **dict.fromkeys(DEPLOYMENT.metrics, 1.0),
-            "ledger": ledger,
-            "luck": luck,
-            "regret": regret,
-            "mean_regret": regret,
-        },
-        "curve": {name: [1.0, 2.0, 3.0] for name in ("t", "ledger", "spend", "regret")},
-        "traffic": {
-            "llms": ["a", "b"],
-            "arrival": [0, 50],
-            "starts": [0, 50],
-            "lengths": [50, 50],
-            "served": [[50, 0], [25, 25] if agent == "oracle" else [50, 0]],
-        },
-        "timing": {"decision_us_median": 5.0, "wall_seconds": 0.5},
-        "provenance": ORIGIN,
-    }
-
-
 def cells_of(ledgers):
-    return [
-        cell(agent, seed, ledger)
-        for agent, values in ledgers.items()
-        for seed, ledger in enumerate(values)
-    ]
-
-
-def board_of(cells):
-    specs = [c["spec"] for c in cells]
-    return make_board(
-        {"suite": "s", "cells": specs, "skipped": {}, "provenance": {}}, cells, [], []
-    )
+    """Deployment cells from {agent: [ledger score a seed]}."""
+    return made_up.cells_of(deploy_cell, ledgers)
 
 
 @settings(max_examples=25)
@@ -388,7 +339,9 @@ def test_adoption_stands_in_the_row():
 
 def traffic_board(seeds, names):
     """Agents that ran some seeds, of which each has the LLMs that ``names`` says."""
-    cells = [cell(a, s, 0.5, num_llms=2) for a, own in seeds.items() for s in own]
+    cells = [
+        deploy_cell(a, s, 0.5, kwargs={"num_llms": 2}) for a, own in seeds.items() for s in own
+    ]
     for c in cells:
         llms, arrival = names[c["spec"]["seed"]]
         c["traffic"] = {**c["traffic"], "llms": list(llms), "arrival": list(arrival)}
@@ -444,7 +397,15 @@ def test_a_heat_map_shows_one_instance_under_its_own_names(seeds, names, shown, 
 @pytest.mark.parametrize("power", [0.5, 2 / 3, 1.0])
 def test_exponent_of_a_horizon_sweep_is_that_of_the_power_law(power):
     cells = [
-        cell(agent, seed, 0.5, 0.0, (seed + 1) * t**power, f"x-T{t}", t, num_stages=round(t**0.3))
+        deploy_cell(
+            agent,
+            seed,
+            0.5,
+            f"x-T{t}",
+            regret=(seed + 1) * t**power,
+            horizon=t,
+            kwargs={"num_stages": round(t**0.3)},
+        )
         for agent in ("oracle", "random", "a")
         for seed in range(3)
         for t in (1000, 3000, 10_000, 100_000)
@@ -472,7 +433,7 @@ def test_a_run_is_stuck_that_ends_on_other_llms_than_the_oracles():
 
 def test_a_horizon_sweep_tells_the_share_of_stuck_seeds():
     cells = [
-        cell(agent, seed, 0.5, name=f"x-T{t}", horizon=t, regret=t)
+        deploy_cell(agent, seed, 0.5, f"x-T{t}", horizon=t, regret=t)
         for agent in ("oracle", "random", "a")
         for seed in range(4)
         for t in (100, 200, 400)
@@ -486,7 +447,6 @@ def test_a_horizon_sweep_tells_the_share_of_stuck_seeds():
     [sweep] = board.sweeps
     assert sweep.stuck["a"].mean(axis=0).tolist() == [0.0, 0.0, 0.75]
     assert not sweep.stuck["oracle"].any()
-    board = replace(board, provenance=ORIGIN)
     assert f"**{sweep_title(board.sweeps[0])}**" in board_summary(board, [])
     page = board_markdown(board)
     [line] = [line for line in page.splitlines() if line.startswith("| a | 1.00")]
@@ -498,7 +458,10 @@ def test_a_horizon_sweep_tells_the_share_of_stuck_seeds():
 def test_tasks_that_differ_in_two_parameters_or_are_only_two_are_no_sweep():
     def boards(points):
         return board_of(
-            [cell("a", 0, 0.5, name=f"m{m}-b{b}", max_deployed=m, budget=b) for m, b in points]
+            [
+                deploy_cell("a", 0, 0.5, f"m{m}-b{b}", kwargs={"max_deployed": m, "budget": b})
+                for m, b in points
+            ]
         ).sweeps
 
     assert boards([(4, 1), (8, 2), (16, 3)]) == []
@@ -509,7 +472,7 @@ def test_tasks_that_differ_in_two_parameters_or_are_only_two_are_no_sweep():
 
 
 def test_stages_of_one_horizon_are_a_sweep_of_their_own():
-    cells = [cell("a", 0, 0.5, name=f"x-k{k}", num_stages=k) for k in (5, 33, 11)]
+    cells = [deploy_cell("a", 0, 0.5, f"x-k{k}", kwargs={"num_stages": k}) for k in (5, 33, 11)]
     [sweep] = board_of(cells).sweeps
     assert (sweep.axis, sweep.name, sweep.values.tolist()) == ("num_stages", "x", [5, 11, 33])
 
@@ -517,9 +480,8 @@ def test_stages_of_one_horizon_are_a_sweep_of_their_own():
 @pytest.mark.parametrize("stored", [0, 2])
 def test_a_sweep_that_was_interrupted_is_reported_without_it(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: None)
-    cells = [cell("a", 0, 0.5, name=f"x-k{k}", num_stages=k) for k in (5, 33, 11)]
-    run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
-    board = make_board(run, cells[:stored], [], ["a cell"])
+    cells = [deploy_cell("a", 0, 0.5, f"x-k{k}", kwargs={"num_stages": k}) for k in (5, 33, 11)]
+    board = board_of(cells[:stored], planned=cells, missing=["a cell"])
     assert board.sweeps == []
     draw_figure(board, tmp_path)
     assert not (tmp_path / "sweeps.png").exists()

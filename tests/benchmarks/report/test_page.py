@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import ORIGIN, board_of, deploy_cell, queue_cell
 from plotly.offline import get_plotlyjs
 
 from benchmarks.report import board_markdown, board_tables, draw, draw_figure
@@ -24,7 +25,6 @@ from benchmarks.report.command import make_server
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
 from benchmarks.report.paper import write_figure
-from benchmarks.score.scoring import make_board
 
 ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -44,55 +44,28 @@ IMAGE = "<img src=http://evil.example/x onerror=window.pwned=2>"
 MARKUP = "[red]| 数🎉 `x` $\\frac{ ![i](http://evil.example/y.png) \x1b[31m"
 LONG = "a" * 150
 HOSTILE = (SCRIPT, IMAGE, MARKUP, LONG)
-T = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
-ORIGIN = {
-    "command": f"llmqueue-bench run s --agent '{IMAGE}'",
-    "version": "0",
-    "commit": "0123456789ab+",
-    "python": "3",
-    "numpy": "2",
-    "gymnasium": "1",
-    "machine": "m",
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+HERE = {**ORIGIN, "command": f"llmqueue-bench run s --agent '{IMAGE}'", "commit": "0123456789ab+"}
+SERVED = [[90, 0, 0], [50, 40, 0], [10, 20, 60]]
+TRAFFIC = {
+    "llms": ["plain", SCRIPT, LONG],
+    "arrival": [0, 100, 400],
+    "starts": [0, 300, 600],
+    "lengths": [300, 300, 400],
+    "served": SERVED,
 }
 
 
 def cell(task, agent, seed, level, protocol="online", tags=("all",), kind="LLMQueue-v0"):
+    """Return a cell of an agent that is as bad as its level says, from 0 to 1."""
     rng = np.random.default_rng([seed, int(100 * level)])
-    body = {"name": task, "env": kind, "kwargs": {}, "horizon": 1000, "headline": True}
-    record = {
-        "spec": {
-            "task": {**body, "tags": list(tags)},
-            "agent": {"name": agent, "label": agent, "settings": {}},
-            "seed": seed,
-            "protocol": protocol,
-        },
-        "timing": {"decision_us_median": 10 + 50 * level, "wall_seconds": 1.0},
-        "provenance": ORIGIN,
-    }
+    spec = {"horizon": 1000, "tags": tags, "protocol": protocol, "origin": HERE, "steps": STEPS}
+    spec["decision_us"] = 10 + 50 * level
     if kind == "LLMQueue-v0":
         mean = float(np.expm1(0.7 + 3 * level + rng.normal(0, 0.03)))
-        names = ("wait_p95", "retrials_per_departed", "routing_regret", "arrival_rate", "capacity")
-        return record | {
-            "metrics": {"mean_queue": mean, "tail_queue": mean, "luck": 0.0}
-            | dict.fromkeys(names, 0.5),
-            "curve": {"t": T, "queue": [mean * t for t in T], "regret": [level * t for t in T]},
-        }
-    names = ("reward", "regret", "spend", "luck", "budget", "mean_regret", "refused", "throttled")
-    counts = ("violations", "num_stages", "max_deployed", "num_llms")
+        return queue_cell(agent, seed, mean, task, **spec)
     ledger = 0.9 - 0.8 * level + rng.normal(0, 0.005)
-    served = np.array([[90, 0, 0], [50, 40, 0], [10, 20, 60]])
-    return record | {
-        "metrics": {"ledger": ledger, **dict.fromkeys((*names, *counts), 0.5)},
-        "curve": {"t": T, "ledger": [ledger * t for t in T]}
-        | {"spend": [t / 1000 for t in T], "regret": [level * t for t in T]},
-        "traffic": {
-            "llms": ["plain", SCRIPT, LONG],
-            "arrival": [0, 100, 400],
-            "starts": [0, 300, 600],
-            "lengths": [300, 300, 400],
-            "served": served.tolist(),
-        },
-    }
+    return deploy_cell(agent, seed, ledger, task, traffic=TRAFFIC, **spec)
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +88,17 @@ def board():
         for agent, level in levels.items()
         for seed in range(3)
     ]
-    failed = cell("q1", "breaks", 0, 0.5, tags=tagged["q1"])["spec"]
-    run = {
-        "suite": f"suite {IMAGE}",
-        "cells": [c["spec"] for c in cells] + [failed],
-        "skipped": {IMAGE: SCRIPT},
-        "provenance": ORIGIN,
-    }
+    failed = cell("q1", "breaks", 0, 0.5, tags=tagged["q1"])
+    made = board_of(
+        cells,
+        planned=[*cells, failed],
+        missing=["q1 / missing / seed 0"],
+        suite=f"suite {IMAGE}",
+        skipped={IMAGE: SCRIPT},
+        provenance=HERE,
+    )
     failures = [(f"q1 / {SCRIPT} / seed 0", {"error": f"ValueError: {SCRIPT} {IMAGE}"})]
-    made = make_board(run, cells, failures, ["q1 / missing / seed 0"])
-    return replace(made, warnings=[f"task q1: {SCRIPT} is above the oracle"])
+    return replace(made, failures=failures, warnings=[f"task q1: {SCRIPT} is above the oracle"])
 
 
 @pytest.fixture(scope="module")
@@ -483,8 +457,7 @@ def test_a_phone_shows_names_whole_and_says_what_is_out_of_sight(visit):
 def test_colours_tell_0_from_far_below_and_the_first_rank_names_all_that_share_it(visit):
     levels = {"oracle": 0.0, "random": 1.0, "good": 0.2, "same": 0.2, "awful": 1.5}
     cells = [cell("t", agent, seed, level) for agent, level in levels.items() for seed in range(3)]
-    run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
-    page = visit("#/queueing/online/tasks", other=board_page(make_board(run, cells, [], [])))
+    page = visit("#/queueing/online/tasks", other=board_page(board_of(cells)))
     row = page.locator("[aria-label='Scores by task and agent'] tr.row")
     assert "and 1 more" in row.text_content()
     page.wait_for_function("document.querySelector('td.cell').style.background !== ''")
@@ -558,7 +531,6 @@ def odd_boards():
     levels = {"oracle": 0.0, "random": 1.0, "a": 0.3, "b": 0.5}
     kinds = ("LLMQueue-v0", "LLMDeploy-v0")
     cells = [cell(f"t{k}", a, 0, x, kind=k) for k in kinds for a, x in levels.items()]
-    run = {"suite": "s", "cells": [c["spec"] for c in cells], "skipped": {}, "provenance": ORIGIN}
     few = [c for c in cells if c["spec"]["agent"]["label"] != "b"]
     tagged = [
         cell(f"t{k}{tag}", a, 0, levels[a], tags=(tag,), kind=k)
@@ -567,14 +539,12 @@ def odd_boards():
         for a in ("oracle", "random", "a")
     ]
     return {
-        "nothing": make_board(run, [], [], [str(i) for i in range(len(cells))]),
-        "one seed": make_board(run, cells, [], []),
-        "one agent": make_board({**run, "cells": [c["spec"] for c in few]}, few, [], []),
-        "tags of one seed": make_board(
-            {**run, "cells": [c["spec"] for c in tagged]}, tagged, [], []
-        ),
-        "no oracle": make_board(run, [c for c in cells if "oracle" not in str(c["spec"])], [], []),
-        "no plan": make_board({**run, "cells": []}, [], [], []),
+        "nothing": board_of([], planned=cells, missing=[str(i) for i in range(len(cells))]),
+        "one seed": board_of(cells),
+        "one agent": board_of(few),
+        "tags of one seed": board_of(tagged),
+        "no oracle": board_of([c for c in cells if "oracle" not in str(c["spec"])], planned=cells),
+        "no plan": board_of([]),
     }
 
 

@@ -4,11 +4,13 @@ import json
 import re
 from dataclasses import replace
 
+import made_up
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import ORIGIN, board_of, queue_cell
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -34,72 +36,12 @@ from benchmarks.score.intervals import (
     separated_pair,
     t_interval,
 )
-from benchmarks.score.scoring import make_board
 from benchmarks.score.standing import PROFILE_THRESHOLDS
 
-RUN = {
-    "command": "llmqueue-bench run s",
-    "version": "0",
-    "commit": "none",
-    "machine": "m",
-    "python": "3",
-    "numpy": "2",
-    "gymnasium": "1",
-}
 
-
-def cell(
-    agent,
-    seed,
-    mean_queue,
-    task="t",
-    luck=0.0,
-    regret=1.0,
-    headline=True,
-    protocol="online",
-    tags=(),
-    control_of=None,
-):
-    t = [1, 2, 5, 10, 20, 50, 100]
-    return {
-        "spec": {
-            "task": {
-                "name": task,
-                "env": "LLMQueue-v0",
-                "kwargs": {},
-                "horizon": 100,
-                "headline": headline,
-                "tags": list(tags),
-                **({"control_of": control_of} if control_of else {}),
-            },
-            "agent": {"label": agent},
-            "seed": seed,
-            "protocol": protocol,
-        },
-        "metrics": {
-            "mean_queue": mean_queue,
-            "tail_queue": mean_queue,
-            "wait_p95": 1.0,
-            "retrials_per_departed": 0.1,
-            "routing_regret": regret,
-            "luck": luck,
-            "arrival_rate": 0.5,
-            "arrival_dispersion": 0.5,
-            "capacity": 1.0,
-        },
-        "curve": {"t": t, "queue": [mean_queue * x for x in t], "regret": [x**0.5 for x in t]},
-        "timing": {"decision_us_median": 5.0, "wall_seconds": 0.5},
-        "provenance": RUN,
-    }
-
-
-def cells_of(queues, **kwargs):
-    """Cells from {agent: [mean queue a seed]}."""
-    return [
-        cell(agent, seed, queue, **kwargs)
-        for agent, values in queues.items()
-        for seed, queue in enumerate(values)
-    ]
+def cells_of(queues, **spec):
+    """Queueing cells from {agent: [mean queue a seed]}."""
+    return made_up.cells_of(queue_cell, queues, **spec)
 
 
 def tidy(cells):
@@ -108,12 +50,6 @@ def tidy(cells):
 
 def violations(table):
     return fairness.violations(table, QUEUEING)
-
-
-def board_of(cells, failures=()):
-    specs = [c["spec"] for c in cells] + [spec for spec, _ in failures]
-    run = {"suite": "s", "cells": specs, "skipped": {}, "provenance": RUN}
-    return make_board(run, cells, [(str(spec), record) for spec, record in failures], [])
 
 
 # --- the score ------------------------------------------------------------------------------------
@@ -632,9 +568,9 @@ def test_an_overall_row_of_a_trained_agent_says_what_its_trainings_cost():
 
 def test_a_row_says_where_its_cells_come_from():
     cells = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5})
-    late = {**RUN, "commit": "0123456789ab+", "command": "llmqueue-bench run s --agent a"}
+    late = {**ORIGIN, "commit": "0123456789ab+", "command": "llmqueue-bench run s --agent a"}
     cells = [{**c, "provenance": late} if c["spec"]["agent"]["label"] == "a" else c for c in cells]
-    cells[-1] = {**cells[-1], "provenance": {**RUN, "python": "3.12"}}
+    cells[-1] = {**cells[-1], "provenance": {**ORIGIN, "python": "3.12"}}
     board = board_of(cells)
     for rows in (board.overall, board.tasks[0].rows):
         origins = {row.agent: row.origin for row in rows}
@@ -649,7 +585,7 @@ def test_a_row_says_where_its_cells_come_from():
 def test_an_agent_with_missing_cells_is_listed_last_without_a_rank():
     cells = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5, "c": [1.5] * 5})
     lost = cells.pop()
-    board = board_of(cells, [(lost["spec"], {"error": "boom"})])
+    board = board_of(cells, failures=[(lost["spec"], {"error": "boom"})])
     row = board.overall[-1]
     assert (row.agent, row.rank, row.cells, row.expected) == ("c", None, 4, 5)
     assert board.failures[0][1]["error"] == "boom"
@@ -765,7 +701,7 @@ def test_a_policy_as_good_as_the_oracle_is_seldom_accused():
 @pytest.mark.parametrize("luck", [7.5, -7.5])
 def test_departures_that_the_truth_does_not_explain_are_named(luck):
     cells = cells_of(REFERENCES)
-    cells.append(cell("a", 0, 5.0, luck=luck))
+    cells.append(queue_cell("a", 0, 5.0, luck=luck))
     [text] = violations(tidy(cells))
     assert "a (seed 0)" in text
     assert "outcome draws" in text
