@@ -1,12 +1,23 @@
 """Luck in sum over seeds and tasks, the luck of a table's rows, and the bound of all policies."""
 
+from dataclasses import replace
+
+import made_up
 import numpy as np
 import polars as pl
 import pytest
+from made_up import board_of, queue_cell
 
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import parse_suite
 from benchmarks.problems.deployment.board import KIND as DEPLOYMENT
 from benchmarks.problems.luck import LUCK_LIMIT, Luck, left_out_residuals, outcome_luck, row_luck
 from benchmarks.problems.queueing.board import KIND as QUEUEING
+from benchmarks.report import board_markdown
+from benchmarks.report.data import board_json
+from benchmarks.report.page import page_data
+from benchmarks.run.runner import run_cell
+from benchmarks.score import fairness, scoring
 from benchmarks.score.fairness import summed_luck, violations
 
 TASKS, SLOTS = 8, 2_000
@@ -198,3 +209,155 @@ def test_choices_that_ignore_the_context_have_luck_of_mean_0_and_the_stated_spre
     deviations = np.array([luck.deviation for luck in found])
     assert abs(deviations.mean()) < 4 * deviations.std() / len(found) ** 0.5
     assert deviations.var() == pytest.approx(found[0].variance, rel=0.15)
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+REFERENCES = {"oracle": [1.0, 1.1, 0.9, 1.0, 1.2], "random": [90.0, 110.0, 100.0, 95.0, 105.0]}
+
+
+def cells_of(queues):
+    """Queueing cells from {agent: [mean queue a seed]}."""
+    return made_up.cells_of(queue_cell, queues)
+
+
+def tidy(cells):
+    return scoring.tidy(cells, QUEUEING)
+
+
+def violations_of(table):
+    return violations(table, QUEUEING)
+
+
+def test_one_lucky_seed_does_not_beat_the_oracle():
+    lucky = {**REFERENCES, "a": [0.2, 1.2, 1.0, 1.1, 1.3]}
+    assert violations_of(tidy(cells_of(lucky))) == []
+
+
+def test_beating_the_oracle_on_every_seed_is_named_with_its_interval():
+    found = violations_of(tidy(cells_of({**REFERENCES, "a": [0.5, 0.55, 0.45, 0.5, 0.6]})))
+    assert len(found) == 1
+    assert "task t: a (5 seeds) beats the oracle" in found[0]
+    assert "(95% interval)" in found[0]
+    assert "[-" in found[0]
+
+
+def test_a_policy_as_good_as_the_oracle_is_seldom_accused():
+    """With 100 comparisons of policies that tie, a run fails in at most about 5% of the cases."""
+    rng = np.random.default_rng(0)
+    accused = 0
+    for _ in range(20):
+        queues = {"oracle": rng.gamma(4.0, 0.5, 5), "random": np.full(5, 50.0)}
+        queues |= {f"a{i}": rng.gamma(4.0, 0.5, 5) for i in range(20)}
+        accused += bool(violations_of(tidy(cells_of(queues))))
+    assert accused <= 3
+
+
+@pytest.mark.parametrize("luck", [7.5, -7.5])
+def test_departures_that_the_truth_does_not_explain_are_named(luck):
+    cells = cells_of(REFERENCES)
+    cells.append(queue_cell("a", 0, 5.0, luck=luck))
+    [text] = violations_of(tidy(cells))
+    assert "a (seed 0)" in text
+    assert "outcome draws" in text
+
+
+def cheater_module(kind):
+    """An agent that finds the environment in memory; ``draws`` also reads the outcome stream."""
+    return f'''
+import copy, sys
+import numpy as np
+
+class Cheater:
+    """Serves only queries that the coming draw lets go."""
+    def __init__(self, problem, seed):
+        frame = sys._getframe()
+        while "env" not in frame.f_locals:  # up to the runner
+            frame = frame.f_back
+        self.dynamics = frame.f_locals["env"].unwrapped.dynamics
+        self.problem = problem
+    def act(self, observation):
+        waiting = int(min(self.dynamics.queue_length[0], self.problem.window))
+        if {kind == "draws"}:
+            for slot in range(waiting):
+                for llm in range(self.problem.num_llms):
+                    future = copy.deepcopy(self.dynamics)
+                    if future.step(np.array([[slot, llm]])).departed[0]:
+                        return np.array([slot, llm])
+            return np.array([self.problem.window - 1, 0])
+        slots, llms = self.dynamics.best_actions()
+        return np.array([slots[0], *llms[0]])
+    def update(self, *step):
+        pass
+'''
+
+
+SUITE = {
+    "seeds": 5,
+    "agents": [],
+    "task": [
+        {
+            "name": "cheat",
+            "env": "LLMQueue-v0",
+            "horizon": 150,
+            "kwargs": {
+                "load": 0.9,
+                "assortment_size": 1,
+                "workload": {"source": "synthetic", "num_llms": 3, "pool_size": 64},
+            },
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["draws", "rates"])
+def test_a_cheater_that_knows_the_draws_fails_and_one_that_equals_the_oracle_does_not(
+    kind, tmp_path, monkeypatch
+):
+    name = f"cheater_{kind}"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{name}.py").write_text(cheater_module(kind))
+    plan = make_plan(parse_suite("s", SUITE), agents=[f"{name}:Cheater"])
+    records = [{**run_cell(c.spec, c.kwargs), "spec": c.spec} for c in plan.cells]
+    found = violations_of(tidy(records))
+    if kind == "draws":
+        assert any("beats the oracle" in text and "task cheat" in text for text in found)
+        assert any("outcome draws" in text for text in found)
+    else:
+        assert found == []
+
+
+def test_the_level_is_corrected_for_the_number_of_comparisons(monkeypatch):
+    levels = []
+    original = fairness.t_interval
+
+    def spy(values, level=fairness.LEVEL):
+        levels.append(level)
+        return original(values, level)
+
+    monkeypatch.setattr(fairness, "t_interval", spy)
+    violations_of(tidy(cells_of({**REFERENCES, "a": [2.0] * 5, "b": [3.0] * 5})))
+    assert set(levels) == {0.95, 0.975, 1 - fairness.FALSE_ALARM / 2}
+    assert levels.count(0.975) == levels.count(1 - fairness.FALSE_ALARM / 2) == 2
+
+
+def test_above_the_oracle_at_95_percent_only_is_a_warning_and_fails_nothing():
+    """The same agent alone is a violation; among 300 comparisons it is no more than a warning."""
+    better = cells_of({**REFERENCES, "a": [0.8, 0.95, 0.5, 0.85, 0.9]})
+    alone = tidy(better)
+    assert [len(violations_of(alone)), fairness.warnings(alone, QUEUEING)] == [1, []]
+    others = {f"x{i}": [2.0, 2.2, 1.9, 2.0, 2.1] for i in range(299)}
+    many = tidy(better + cells_of(others))
+    assert violations_of(many) == []
+    [text] = fairness.warnings(many, QUEUEING)
+    assert "task t: a (5 seeds) is above the oracle" in text
+    assert "(95% interval)" in text
+    assert "not at the 99.983%" in text
+    board = replace(board_of(better), warnings=[text])
+    assert text in board_markdown(board).replace("\\", "")
+    assert board_json(board)["warnings"] == page_data(board)["warnings"] == [text]
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "95%"), (2, "97.5%"), (300, "99.983%")])
+def test_a_level_is_never_printed_as_certainty(count, text):
+    assert fairness._percent(1 - 0.05 / count) == text
