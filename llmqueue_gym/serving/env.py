@@ -28,9 +28,9 @@ from llmqueue_gym.serving.dynamics import (
     NOT_KEPT,
     QUEUED,
     Masks,
-    ServingDynamics,
     SlotOutcome,
 )
+from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.presets import ServingTask
 from llmqueue_gym.vector import LaneVectorEnv, Observation, SuiteEnv, VectorStep, forget
 

@@ -29,7 +29,8 @@ from llmqueue_gym.canvas import (
     Canvas,
 )
 from llmqueue_gym.serving import dynamics as fields
-from llmqueue_gym.serving.dynamics import PHASES, ServingDynamics
+from llmqueue_gym.serving.dynamics import PHASES
+from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.workloads.pool import printable
 
 MAX_ROWS = 8

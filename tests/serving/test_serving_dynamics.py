@@ -8,8 +8,9 @@ import pytest
 
 from llmqueue_gym.queueing.env import LLMQueueVectorEnv
 from llmqueue_gym.serving import dynamics as core
-from llmqueue_gym.serving.dynamics import ServingDynamics, uniform
+from llmqueue_gym.serving.dynamics import uniform
 from llmqueue_gym.serving.env import LLMServeVectorEnv
+from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.presets import PRESETS, ServingTask
 
 LANES = 128
