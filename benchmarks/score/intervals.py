@@ -1,10 +1,10 @@
-"""Intervals, means over tasks, comparisons of agents and exponents, on arrays.
+"""Intervals, shared ranks and exponents, on arrays.
 
 Intervals hold 95%: Student's t over seeds for a task's means and paired differences (with few
 seeds a percentile bootstrap is too narrow), a stratified bootstrap for whatever runs over several
-tasks, a bootstrap over seeds for exponents; all are unbounded where there is one seed. Aggregates
-follow Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*
-(NeurIPS 2021).
+tasks (`benchmarks.score.bootstrap`), a bootstrap over seeds for exponents; all are unbounded where
+there is one seed. Aggregates follow Agarwal et al., *Deep Reinforcement Learning at the Edge of the
+Statistical Precipice* (NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -114,15 +113,6 @@ def _seeds_needed(effect: float, level: float, most: int) -> int | None:
     return 2 + bisect_left(range(2, most), True, key=enough)
 
 
-def interquartile_mean(values: Floats) -> Floats:
-    """Mean of the middle half of the last axis (a quarter, rounded down, is cut at each end)."""
-    size = values.shape[-1]
-    cut = size // 4
-    if cut:
-        values = np.partition(values, (cut, size - cut - 1), axis=-1)[..., cut : size - cut]
-    return np.asarray(values.mean(axis=-1))
-
-
 def resampled_seeds(name: str, seeds: int, repetitions: int = REPETITIONS) -> NDArray[np.int64]:
     """Bootstrap draws of seed indices, shape (repetitions, seeds), fixed by the name."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), seeds])
@@ -167,198 +157,6 @@ def competition_ranks(size: int, better: Callable[[int, int], bool]) -> list[int
             leader = agent
         ranks.append(leader + 1)
     return ranks
-
-
-# --- several agents on several tasks --------------------------------------------------------------
-
-
-def family_weights(families: Sequence[str]) -> Floats:
-    """Weights of tasks under which families weigh the same, and the tasks of a family too.
-
-    Parameters
-    ----------
-    families : Sequence[str]
-        Family of every task.
-
-    Returns
-    -------
-    ndarray, shape (tasks,)
-        Positive, sum 1.
-    """
-    sizes = Counter(families)
-    return np.array([1.0 / (len(sizes) * sizes[family]) for family in families])
-
-
-def run_weights(weights: Floats, seeds: Iterable[int]) -> Floats:
-    """Weights of the runs of tasks with the given weights: the seeds of a task weigh the same."""
-    sizes = np.array([*seeds])
-    return np.repeat(weights / sizes, sizes)
-
-
-_CHUNK = 500  # repetitions handled at once: the arrays of a step then stay in the cache
-
-
-class StratifiedBootstrap:
-    """Bootstrap samples of the runs of several tasks: tasks are strata, seeds are resampled.
-
-    A sample is a row of counts, how often each run was drawn, so that every aggregate is a product
-    of matrices. All agents get the same samples: their replicates are paired.
-
-    Parameters
-    ----------
-    seeds : Mapping[str, int]
-        Task name -> number of seeds. Scores list the runs task by task in this order.
-    counts : ndarray, shape (runs, R)
-        How often each run is in each of R samples.
-
-    Attributes
-    ----------
-    seeds : dict of int
-        As given.
-    """
-
-    def __init__(self, seeds: Mapping[str, int], counts: NDArray[np.float32]) -> None:
-        self.seeds = dict(seeds)
-        self._tasks = _slices(list(seeds.values()))
-        self._counts = counts
-
-    @classmethod
-    def draw(cls, seeds: Mapping[str, int], repetitions: int = REPETITIONS) -> StratifiedBootstrap:
-        """Draw the samples; a task's depend on its name and its number of seeds only."""
-        counts = np.empty((sum(seeds.values()), repetitions), dtype=np.float32)
-        for part, (name, size) in zip(_slices(list(seeds.values())), seeds.items(), strict=True):
-            counts[part] = _resampled_counts(name, size, repetitions)
-        return cls(seeds, counts)
-
-    def select(self, names: Iterable[str]) -> tuple[StratifiedBootstrap, NDArray[np.int64]]:
-        """Return the same samples of some of the tasks, and which runs belong to them."""
-        chosen = {name: self.seeds[name] for name in self.seeds if name in set(names)}
-        parts = dict(zip(self.seeds, self._tasks, strict=True))
-        runs = np.concatenate([np.arange(parts[n].start, parts[n].stop) for n in chosen])
-        return StratifiedBootstrap(chosen, self._counts[runs]), runs
-
-    def interval(self, value: float, replicates: NDArray[np.floating]) -> Interval:
-        """Percentile interval of one agent's or pair's replicates, shape (R,)."""
-        low, high = self.limits(replicates)
-        return Interval(value, float(low), float(high))
-
-    def limits(self, replicates: NDArray[np.floating]) -> tuple[Floats, Floats]:
-        """Both ends of the percentile intervals along the last axis.
-
-        Infinite if some task has a single seed: how its runs vary is unknown.
-        """
-        if min(self.seeds.values()) < 2:
-            ends = np.full(replicates.shape[:-1], np.inf)
-            return -ends, ends
-        return percentile_limits(replicates)
-
-    def iqm(self, scores: Floats) -> Floats:
-        """Replicates of the interquartile mean, shape (A, R).
-
-        With runs in the order of their scores v and N_j draws among the first j, the sum of the
-        middle half is v_last N_last - sum_j N_j (v_{j+1} - v_j), N clipped to the middle half.
-
-        Parameters
-        ----------
-        scores : ndarray, shape (A, runs)
-        """
-        size, repetitions = self._counts.shape
-        cut = size // 4
-        order = np.argsort(scores, axis=1)
-        ordered = np.take_along_axis(scores, order, axis=1)
-        ends = ordered[:, -1] * (size - cut) - ordered[:, 0] * cut
-        steps = np.diff(ordered, axis=1)
-        sums = np.empty((len(scores), repetitions))
-        for start in range(0, repetitions, _CHUNK):
-            counts = np.ascontiguousarray(self._counts[:, start : start + _CHUNK])
-            for agent in range(len(scores)):
-                drawn = np.cumsum(counts[order[agent, :-1]], axis=0)
-                np.clip(drawn, cut, size - cut, out=drawn)
-                sums[agent, start : start + _CHUNK] = ends[agent] - steps[agent] @ drawn
-        return np.asarray(sums / (size - 2 * cut))
-
-    def mean(self, scores: Floats, weights: Floats) -> Floats:
-        """Replicates of the weighted mean over tasks of the mean over their seeds, shape (A, R).
-
-        Parameters
-        ----------
-        scores : ndarray, shape (A, runs)
-        weights : ndarray, shape (tasks,)
-            Sum 1.
-        """
-        return np.asarray((scores * self._run_weights(weights)) @ self._counts)
-
-    def _run_weights(self, weights: Floats) -> Floats:
-        return run_weights(weights, self.seeds.values())
-
-    def improvement(self, first: Floats, second: Floats, weights: Floats) -> NDArray[np.float32]:
-        """Replicates of the probability that a run of ``first`` scores above one of ``second``.
-
-        The weighted mean over tasks of the share of pairs of seeds in which it does, a tie counting
-        half (Mann and Whitney's U over its maximum).
-
-        Parameters
-        ----------
-        first, second : ndarray, shape (P, runs)
-            Scores of P pairs of agents.
-        weights : ndarray, shape (tasks,)
-            Sum 1.
-
-        Returns
-        -------
-        ndarray, shape (P, R)
-        """
-        total = np.zeros((len(first), self._counts.shape[1]), dtype=np.float32)
-        for part, weight in zip(self._tasks, weights.tolist(), strict=True):
-            wins = _wins(first[:, part], second[:, part]) * weight / (part.stop - part.start) ** 2
-            counts = self._counts[part]
-            i, j = np.triu_indices(len(counts))
-            # Both agents draw the same seeds, so that (i, j) and (j, i) are drawn equally often.
-            both = np.where(i == j, wins[:, i, j], wins[:, i, j] + wins[:, j, i])
-            total += both.astype(np.float32) @ (counts[i] * counts[j])
-        return total
-
-    def profile(self, scores: Floats, thresholds: Floats, weights: Floats) -> NDArray[np.float32]:
-        """Replicates of the share of runs that score above each threshold, shape (A, L, R).
-
-        Parameters
-        ----------
-        scores : ndarray, shape (A, runs)
-        thresholds : ndarray, shape (L,)
-        weights : ndarray, shape (tasks,)
-            Sum 1.
-        """
-        above = (scores[:, None, :] > thresholds[:, None]) * self._run_weights(weights)
-        shares = above.reshape(-1, scores.shape[1]).astype(np.float32) @ self._counts
-        return np.asarray(shares.reshape(len(scores), len(thresholds), -1))
-
-
-def improvement(first: Floats, second: Floats, seeds: Sequence[int], weights: Floats) -> float:
-    """Probability that a run of the first agent scores above one of the second; see above.
-
-    Parameters
-    ----------
-    first, second : ndarray, shape (runs,)
-        Scores task by task.
-    seeds : Sequence[int]
-        Seeds of each task.
-    weights : ndarray, shape (tasks,)
-        Sum 1.
-    """
-    chances = [_wins(first[part], second[part]).mean() for part in _slices(seeds)]
-    return float(weights @ chances)
-
-
-def _slices(sizes: Sequence[int]) -> list[slice]:
-    """Consecutive slices of the given sizes."""
-    edges = np.cumsum([0, *sizes]).tolist()
-    return [slice(*pair) for pair in itertools.pairwise(edges)]
-
-
-def _wins(first: Floats, second: Floats) -> Floats:
-    """1 where a seed of the first scores above one of the second, 1/2 in a tie; (..., n, n)."""
-    mine, theirs = first[..., :, None], second[..., None, :]
-    return np.asarray((mine > theirs) + 0.5 * (mine == theirs))
 
 
 # --- exponents ------------------------------------------------------------------------------------
@@ -450,10 +248,10 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
 @lru_cache(maxsize=64)  # every agent of a task asks for the same draws
 def _resampled_weights(name: str, seeds: int) -> Floats:
     """Weights of the seeds in every bootstrap sample, shape (seeds, R); columns sum to 1."""
-    return _resampled_counts(name, seeds, REPETITIONS) / seeds
+    return resampled_counts(name, seeds, REPETITIONS) / seeds
 
 
-def _resampled_counts(name: str, seeds: int, repetitions: int) -> NDArray[np.int64]:
+def resampled_counts(name: str, seeds: int, repetitions: int) -> NDArray[np.int64]:
     """How often each seed is in every bootstrap sample, shape (seeds, repetitions)."""
     draws = resampled_seeds(name, seeds, repetitions)
     return np.stack([np.count_nonzero(draws == seed, axis=1) for seed in range(seeds)])

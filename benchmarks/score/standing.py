@@ -16,16 +16,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks.plan.suite import REFERENCES
-from benchmarks.score.intervals import (
-    Floats,
-    Interval,
+from benchmarks.score.bootstrap import (
     StratifiedBootstrap,
-    competition_ranks,
     family_weights,
     improvement,
     interquartile_mean,
     run_weights,
 )
+from benchmarks.score.intervals import Floats, Interval, competition_ranks
 from benchmarks.score.task_board import Origin, Record, Section, TaskBoard
 
 FAMILIES = ("synthetic", "real")

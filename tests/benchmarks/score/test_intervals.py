@@ -6,14 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.score.intervals import (
+from benchmarks.score.bootstrap import (
     StratifiedBootstrap,
-    competition_ranks,
-    decay_exponent,
     family_weights,
-    growth_exponent,
     improvement,
     interquartile_mean,
+)
+from benchmarks.score.intervals import (
+    competition_ranks,
+    decay_exponent,
+    growth_exponent,
     percentile_limits,
     resampled_seeds,
     t_interval,
