@@ -177,12 +177,15 @@ class AgentSpec:
         Keyword settings passed to the class, JSON-plain.
     source : str
         The paper or package the agent comes from.
+    kind : str
+        The kind of tasks it plays; "" where only its class tells.
     """
 
     name: str
     target: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    kind: str = ""
 
     def load(self) -> type[Agent]:
         """Import the agent's class.
@@ -204,8 +207,16 @@ class AgentSpec:
             ) from error
         cls = getattr(module, attribute, None)
         if not callable(cls) or not hasattr(cls, "act") or not hasattr(cls, "update"):
+            own = [name for name, found in vars(module).items() if _is_own(found, module_name)]
+            there = f"; its classes: {', '.join(own)}" if own else ""
             raise UsageError(
                 f"agent={self.target!r}: {attribute!r} in {module_name!r} is not a class "
-                "with act(observation) and update(...)"
+                f"with act(observation) and update(...){there}"
             )
         return cls  # type: ignore[no-any-return]
+
+
+def _is_own(found: object, module_name: str) -> bool:
+    """Whether it is an agent's class, and not one that the module only imports."""
+    mine = isinstance(found, type) and found.__module__ == module_name
+    return mine and hasattr(found, "act") and hasattr(found, "update")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from baselines.interface import AgentSpec
+from baselines.interface import AgentSpec, DeployProblem, QueueProblem
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import file_sha256
 
@@ -33,6 +33,8 @@ _AGENTS = {
     "LLMDeployStage-v0": "baselines.rl.agents:TrainedDeployAgent",
 }
 """What plays a model, by the environment it was trained on."""
+
+_KINDS = {"LLMQueue-v0": QueueProblem.kind, "LLMDeployStage-v0": DeployProblem.kind}
 
 _FIELDS: Mapping[str, Any] = {
     "agent": str,
@@ -192,6 +194,7 @@ def _spec(path: Path, card: Mapping[str, Any], digest: Mapping[str, str]) -> Age
         target=_AGENTS[card["env_id"]],
         settings={"model": str(path), **digest},
         source=f"{card['agent']}, {card['steps']:,} steps on {card['env_id']}",
+        kind=_KINDS[card["env_id"]],
     )
 
 

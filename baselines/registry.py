@@ -44,13 +44,14 @@ def agent(name: str, *, source: str = "", **settings: Any) -> Callable[[AgentCla
     """
 
     def named(cls: AgentClass) -> AgentClass:
-        register(name, f"{cls.__module__}:{cls.__qualname__}", source, **settings)
+        target = f"{cls.__module__}:{cls.__qualname__}"
+        register(name, target, source, kind=cls.kind, **settings)
         return cls
 
     return named
 
 
-def register(name: str, target: str, source: str = "", **settings: Any) -> None:
+def register(name: str, target: str, source: str = "", *, kind: str = "", **settings: Any) -> None:
     """Name an agent by its ``"module:Class"``, which is imported only when the agent is made.
 
     Raises
@@ -58,7 +59,7 @@ def register(name: str, target: str, source: str = "", **settings: Any) -> None:
     ValueError
         If the name is taken.
     """
-    spec = AgentSpec(name, target, settings, source)
+    spec = AgentSpec(name, target, settings, source, kind)
     if _REGISTRY.setdefault(name, spec) != spec:
         raise UsageError(
             f"agent name {name!r} is taken by {_REGISTRY[name].target}; choose another"
@@ -67,8 +68,18 @@ def register(name: str, target: str, source: str = "", **settings: Any) -> None:
 
 # Their module imports torch, so that their names stand here and not beside the classes.
 _SB3 = "Stable-Baselines3"
-register("DQN-online", "baselines.rl.online:OnlineDQN", f"{_SB3}, learns in the run")
-register("PPO-online", "baselines.rl.online:OnlinePPO", f"{_SB3} (MaskablePPO), learns in the run")
+register(
+    "DQN-online",
+    "baselines.rl.online:OnlineDQN",
+    f"{_SB3}, learns in the run",
+    kind=QueueProblem.kind,
+)
+register(
+    "PPO-online",
+    "baselines.rl.online:OnlinePPO",
+    f"{_SB3} (MaskablePPO), learns in the run",
+    kind=QueueProblem.kind,
+)
 
 
 @cache

@@ -50,6 +50,7 @@ def choice(name: str, value: Any, known: Iterable[str], hint: str = "") -> str:
 def unknown_name(what: str, name: object, known: Iterable[str], hint: str = "") -> UsageError:
     """Return the error for a name that is not known; the message gives the nearest known one."""
     names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]!r}? " if near else ""
+    plain = {known.lower(): known for known in reversed(names)}
+    near = difflib.get_close_matches(str(name).lower(), plain, n=1, cutoff=0.5)
+    meant = f"did you mean {plain[near[0]]!r}? " if near else ""
     return UsageError(f"{what} {name!r} is not known; {meant}known: {', '.join(names)}{hint}")

@@ -16,6 +16,8 @@ def test_a_choice_names_the_nearest():
     assert checks.choice("reward", "own", ("own", "shared")) == "own"
     with pytest.raises(UsageError, match=r"^reward 'sharde' is not known; did you mean 'shared'\?"):
         checks.choice("reward", "sharde", ("own", "shared"))
+    with pytest.raises(UsageError, match=r"did you mean 'ACQB'\?"):
+        checks.choice("agent", "acqb", ("eps-acqb", "ACQB"))
     with pytest.raises(UsageError, match=r"^reward 3 is not known; known: own, shared$"):
         checks.choice("reward", 3, ("own", "shared"))
 

@@ -72,7 +72,7 @@ def report_command(
 
     found: Path | str = results or last_results()
     if figure is not None:
-        chosen, names = ([part for part in text.split(",") if part] for text in (agents, labels))
+        chosen, names = (_parts(text) for text in (agents, labels))
         write_figure(found, figure, out, agents=chosen, labels=names, task=task, form=form)
         raise typer.Exit(OK)
     if agents or labels or task:
@@ -268,6 +268,10 @@ def logs_evaluate(
     )
 
 
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _print_board(results: Path | str) -> int:
     """Print the board of some results as JSON; return the exit code."""
     from benchmarks.report.data import board_json
@@ -331,16 +335,23 @@ def list_agents(as_json: bool = False) -> None:
     policies = (f"{problem.oracle} ({problem.name})" for problem in PROBLEMS.values())
     truth = f"knows the truth: {', '.join(policies)}"
     if as_json:
-        agents: list[dict[str, Any]] = [{"name": "oracle", "settings": {}, "source": truth}]
+        agents: list[dict[str, Any]] = [
+            {"name": "oracle", "kind": "", "settings": {}, "source": truth}
+        ]
         agents += [
-            {"name": spec.name, "settings": dict(spec.settings), "source": spec.source}
+            {
+                "name": spec.name,
+                "kind": spec.kind,
+                "settings": dict(spec.settings),
+                "source": spec.source,
+            }
             for spec in registered_agents()
         ]
         print_json({"agents": agents})
         return
-    table = Table("agent", "settings", "source")
-    table.add_row("oracle", "", truth)
+    table = Table("agent", "plays", "settings", "source")
+    table.add_row("oracle", "", "", truth)
     for spec in registered_agents():
         settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
-        add_row(table, spec.name, settings, spec.source)
+        add_row(table, spec.name, spec.kind, settings, spec.source)
     show_table(table)

@@ -5,6 +5,7 @@ All of a result but its ``timing`` depends on the cell alone.
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 import llmqueue_gym
@@ -29,6 +31,7 @@ from benchmarks.plan.cells import Cell
 from benchmarks.plan.players import check_agent_code
 from benchmarks.problems import problem_of
 from benchmarks.problems.interface import Recorder
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 
 CURVE_POINTS = 200
@@ -144,6 +147,20 @@ def _make_env(task: Mapping[str, Any], kwargs: Mapping[str, Any]) -> gym.Env[Any
     return gym.make(task["env"], disable_env_checker=True, **kwargs, **horizon)
 
 
+def _check_arguments(env_id: str, kwargs: Mapping[str, Any]) -> None:
+    """Insist on arguments that the environment's class takes, or `gymnasium.make` itself."""
+    entry = gym.spec(env_id).entry_point
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    if creator is None:
+        return
+    takes = inspect.signature(creator).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes.values()):
+        return
+    for name in kwargs:
+        if name not in takes and name not in inspect.signature(gym.make).parameters:
+            raise checks.unknown_name(f"argument of {env_id}", name, takes)
+
+
 def check_tasks(cells: Iterable[Cell], on_note: Callable[[str], None]) -> None:
     """Set up each task once, before any of its cells runs.
 
@@ -159,6 +176,7 @@ def check_tasks(cells: Iterable[Cell], on_note: Callable[[str], None]) -> None:
         problem = problem_of(cell.spec["task"]["env"])
         try:
             with _noting([]):  # the cells keep them
+                _check_arguments(cell.spec["task"]["env"], cell.kwargs)
                 env = _make_env(cell.spec["task"], cell.kwargs)
                 with closing(env):
                     env.reset(seed=cell.spec["seed"])
@@ -255,7 +273,7 @@ def checked_action(
         raise InvalidActionError(
             f"agent {label!r} returned {chosen!r} in step {step}, a "
             f"{type(chosen).__name__}; an action is an integer numpy.ndarray, a list or a tuple "
-            f"{layout} of shape {choices.shape} with entries below {limits}"
+            f"{layout} of shape {choices.shape} with entries from 0 to below {limits}"
         )
     return np.array(values, dtype=np.int64)
 

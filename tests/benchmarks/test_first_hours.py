@@ -53,6 +53,26 @@ def test_a_task_that_cannot_be_set_up_is_named_before_any_cell_runs(here, bench,
     assert not Store(here / "results" / "s").keys()
 
 
+@pytest.mark.parametrize(
+    ("load", "agent", "told"),
+    [
+        ("laod = 0.8", "mine:Mine", "argument of LLMQueue-v0 'laod' is not known; did you mean"),
+        ("load = 0.8", "mine:Min", "'Min' in 'mine' is not a class with act(observation) and"),
+    ],
+    ids=["argument", "class"],
+)
+def test_a_misspelt_name_is_told_before_any_cell_runs(here, bench, capsys, load, agent, told):
+    (here / "mine.py").write_text(
+        "from baselines.queueing.heuristics import RandomAgent\nclass Mine(RandomAgent): pass\n"
+    )
+    (here / "s.toml").write_text(HEAD + QUEUE + f"[task.kwargs]\n{load}\n")
+    assert bench("run", "s.toml", "--workers", 1, "--agent", agent) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert agent == "mine:Mine" or error.endswith("; its classes: Mine\n")
+    assert not Store(here / "results" / "s").keys()
+
+
 def test_warnings_of_an_instance_are_told_once_a_task(here, bench, capsys):
     (here / "s.toml").write_text(TIGHT)
     assert bench("run", "s.toml", "--workers", 1, "--json") == 0

@@ -148,7 +148,8 @@ def test_lists_as_json(output_of):
     agents = {
         agent["name"]: agent for agent in json.loads(output_of("agents", "--json")[1])["agents"]
     }
-    assert {"oracle", "ACQB", "StageRoute"} <= agents.keys()
+    kinds = {"oracle": "", "ACQB": "queueing", "DQN-online": "queueing", "TS": "deployment"}
+    assert {name: agents[name]["kind"] for name in kinds} == kinds
 
 
 def test_the_help_says_what_exit_codes_mean(output_of):
@@ -240,3 +241,11 @@ def test_shells_complete_names(here, bench, capsys, monkeypatch, words, expected
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - (not words.endswith(" "))))
     assert bench() == 0
     assert set(capsys.readouterr().out.split()) == expected
+
+
+def test_names_between_commas_may_have_blanks(output_of, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("benchmarks.report.command.figure", lambda *_, **given: asked.update(given))
+    options = ("--agents", "ACQB, m:Mine,", "--labels", "A,Our own")
+    assert output_of("report", "x", "--figure", "scores", *options)[0] == 0
+    assert (asked["agents"], asked["labels"]) == (["ACQB", "m:Mine"], ["A", "Our own"])
