@@ -54,7 +54,8 @@ def scores_of(row: Row, columns: Columns, place: str) -> Row:
     found = json_cell(row, columns, place)
     if not isinstance(found, dict) or not found:
         raise UsageError(
-            f"{place}: column {columns!r} must be an object {{LLM: score}}, not {show(found)}"
+            f"{place}: column {columns!r} must be an object {{LLM: number}}, not {show(found)}; "
+            "where every LLM has a column of its own, name them all, as LLM -> column"
         )
     return found
 

@@ -153,8 +153,8 @@ def embed_texts(
     texts : sequence of str
         One text a query.
     context_dim : int, optional
-        Length of a context, d, at least 2. Default: 64 for TF-IDF, one more than an encoder's
-        vectors.
+        Length of a context, d, at least 2. Default: 64 for TF-IDF, or as many as the offline split
+        has texts if these are fewer; one more than an encoder's vectors.
     how : ContextMethod, optional
         Which vectors; see `read_contexts`.
 
@@ -172,7 +172,7 @@ def embed_texts(
     how = how or ContextMethod()
     offline = offline_rows(texts)
     if how.method == TFIDF:
-        dim = DEFAULT_CONTEXT_DIM if context_dim is None else context_dim
+        dim = _usual_dim(offline) if context_dim is None else context_dim
         _check_dim(dim, offline)
         width = dim if how.constant else dim + 1  # what is cached has a constant
         vectors = _cached(
@@ -198,6 +198,10 @@ def embed_texts(
             f"context_dim={dim} is more than {what} have coordinates ({largest}); lower it"
         )
     return _contexts(_reduce(raw, offline, dim - how.constant, whiten=how.reduce == "whiten"), how)
+
+
+def _usual_dim(offline: NDArray[np.bool_]) -> int:
+    return max(2, min(DEFAULT_CONTEXT_DIM, int(offline.sum())))
 
 
 def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:

@@ -433,6 +433,11 @@ def test_degenerate_texts_give_finite_contexts() -> None:
     np.testing.assert_allclose(np.linalg.norm(contexts, axis=1), 1.0, atol=1e-6)
 
 
+def test_a_small_table_of_texts_has_short_contexts() -> None:
+    texts = some_texts(100)
+    assert embed_texts(texts).shape == (100, offline_rows(texts).sum())
+
+
 def test_too_few_texts_name_the_context_dim() -> None:
     with pytest.raises(ValueError, match="context_dim=64 needs at least as many texts"):
         embed_texts(some_texts(100), 64)

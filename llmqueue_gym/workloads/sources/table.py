@@ -115,7 +115,8 @@ def table_pool(
     path, quality, options
         See `read_layout`.
     context_dim : int, optional
-        Length of a context; 64 by default for text, given by the column for an embedding.
+        Length of a context; for text 64 by default, fewer where the offline split holds fewer
+        texts; given by the column for an embedding.
     contexts : str or mapping, optional
         How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
 
