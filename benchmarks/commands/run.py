@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from time import monotonic as clock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ from llmqueue_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
     from benchmarks.run.engines import Engine, Outcome
 
@@ -46,6 +47,9 @@ WHERE = (
     "--memory",
 )
 """Options of a run that change no result; a page that others read does not say them."""
+
+SECONDS_A_LINE = 60.0
+"""A log, which shows no bar, gets a line at most so often."""
 
 
 def run_command(
@@ -226,16 +230,21 @@ def run(
     for model in sorted(brought):
         say(f"{model}: {OWN_FILES}", console)
     with _progress(console) as progress:
-        bar = progress.add_task(plan.suite, total=None, failed=0)
+        bar, told = progress.add_task(plan.suite, total=None, failed=0), clock()
 
         def note(message: str) -> None:
             say(message, progress.console)
 
         def step(outcome: Outcome) -> None:
+            nonlocal told
             progress.advance(bar)
+            [now] = progress.tasks
             if outcome.failed:
-                progress.update(bar, failed=progress.tasks[0].fields["failed"] + 1)
+                progress.update(bar, failed=now.fields["failed"] + 1)
                 note(f"failed: {outcome.cell}: {outcome.payload['error']}")
+            if not console.is_terminal and not now.finished and clock() - told >= SECONDS_A_LINE:
+                told = clock()
+                note(f"{plan.suite}: {now.completed:.0f}/{now.total or 0:.0f} cells, {_spent(now)}")
 
         try:
             tally = execute(
@@ -388,6 +397,12 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def _spent(bar: Task) -> str:
+    """Say in words what the bar shows behind its cells."""
+    left = "" if bar.time_remaining is None else f", {bar.time_remaining / 60:.0f} min left"
+    return f"{bar.fields['failed']} failed, {(bar.elapsed or 0.0) / 60:.0f} min{left}"
 
 
 def command_line() -> str:

@@ -73,6 +73,14 @@ def test_a_misspelt_name_is_told_before_any_cell_runs(here, bench, capsys, load,
     assert not Store(here / "results" / "s").keys()
 
 
+def test_a_log_says_how_far_a_run_is(here, bench, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.commands.run.SECONDS_A_LINE", 0.0)
+    (here / "s.toml").write_text(HEAD + QUEUE + LOAD)
+    assert bench("run", "s.toml", "--workers", 1) == 0
+    error = capsys.readouterr().err
+    assert [f"s: {done}/6 cells, 0 failed" in error for done in range(1, 6)] == [True] * 5
+
+
 def test_warnings_of_an_instance_are_told_once_a_task(here, bench, capsys):
     (here / "s.toml").write_text(TIGHT)
     assert bench("run", "s.toml", "--workers", 1, "--json") == 0
