@@ -3,7 +3,14 @@
 A name stands beside its class; `baselines.registry` finds it there when it is asked for.
 """
 
-from baselines.interface import Agent, AgentSpec, DeployAgent, DeployProblem, QueueProblem
+from baselines.interface import (
+    Agent,
+    AgentSpec,
+    DeployAgent,
+    DeployProblem,
+    QueueProblem,
+    ServeProblem,
+)
 from baselines.registry import agent_spec, make_agent, register, registered_agents
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "DeployAgent",
     "DeployProblem",
     "QueueProblem",
+    "ServeProblem",
     "agent_spec",
     "make_agent",
     "register",

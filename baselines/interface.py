@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.serving.instance import ServingInstance
 from llmqueue_gym.workloads.pool import OfflineData
 
 Observation = Mapping[str, NDArray[Any]]
@@ -93,6 +94,59 @@ class DeployProblem:
     cost_high: float
     context_dim: int = 0
     has_prices: bool = False
+
+
+@dataclass(frozen=True)
+class ServeProblem:
+    """Public parameters of a serving task: what a provider knows before the first slot.
+
+    Attributes
+    ----------
+    num_llms, num_replicas : int
+        Number of LLMs, N, and of replicas, R.
+    context_dim : int
+        Length of a query's context vector, d.
+    window, dispatches : int
+        Visible waiting queries, W, and dispatches a slot, A.
+    places : sequence of int
+        Queries that a replica serves at once, C_r.
+    base_seconds, each_seconds : sequence of sequences of float
+        Seconds of an iteration of LLM m at replica r, and further ones for every active query:
+        W and H, R rows of N.
+    slot_seconds : float
+        Seconds of a slot.
+    update_every, loading : int
+        Slots from one update point to the next, 0: a fixed fleet; slots that a replica loads.
+    price : sequence of float
+        USD a slot of a replica that is not empty.
+    rewards : Mapping of str
+        Weights of the reward: ``kept``, ``holding``, ``lost``, ``late``, ``price``, and ``sla``.
+    arrival_rate : float
+        Mean arrivals a slot, lambda.
+    horizon : int
+        Number of slots of the run, T.
+    truth : ServingInstance, optional
+        All of the truth, for ``known-`` agents: yardsticks outside the ranking.
+    """
+
+    kind: ClassVar[str] = "serving"
+
+    num_llms: int
+    num_replicas: int
+    context_dim: int
+    window: int
+    dispatches: int
+    places: Sequence[int]
+    base_seconds: Sequence[Sequence[float]]
+    each_seconds: Sequence[Sequence[float]]
+    slot_seconds: float
+    update_every: int
+    loading: int
+    price: Sequence[float]
+    rewards: Mapping[str, float]
+    arrival_rate: float
+    horizon: int
+    truth: ServingInstance | None = field(default=None, compare=False, repr=False)
 
 
 class Agent(ABC):

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from baselines.interface import Agent, AgentSpec, DeployProblem, QueueProblem
+from baselines.interface import Agent, AgentSpec, DeployProblem, QueueProblem, ServeProblem
 from baselines.models import model_spec, saved_model, saved_model_names, saved_models
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
@@ -139,7 +139,7 @@ def agent_spec(name: str) -> AgentSpec:
 
 
 def make_agent(
-    name: str, problem: QueueProblem | DeployProblem, seed: int, **settings: Any
+    name: str, problem: QueueProblem | DeployProblem | ServeProblem, seed: int, **settings: Any
 ) -> Agent:
     """Build an agent by name; ``settings`` override the registered ones.
 

@@ -11,7 +11,9 @@ import pytest
 
 from baselines import DeployProblem, QueueProblem, make_agent, registered_agents
 from baselines.estimators import ConfidenceFactors, RidgeMNL
+from baselines.interface import ServeProblem
 from llmqueue_gym import checks
+from llmqueue_gym.serving.env import LLMServeEnv
 from llmqueue_gym.workloads.pool import OfflineData
 
 _RNG = np.random.default_rng(0)
@@ -20,6 +22,9 @@ QUEUE = QueueProblem(
     OfflineData(_RNG.normal(size=(40, 4)).astype(np.float32), _RNG.normal(size=(40, 3))),
 )
 DEPLOY = DeployProblem(3, 2, 100, 4, 0.5, (0.6, 0.6, 0.6), 0.1, 1.0, context_dim=2, has_prices=True)
+_SERVE = LLMServeEnv("tiny-pair")
+_SERVE.reset(seed=0)
+SERVE = ServeProblem(**_SERVE.problem, horizon=60, truth=_SERVE.dynamics.instances[0])
 
 NEVER = (float("nan"), float("inf"), -float("inf"), -1, "1", True)
 OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
@@ -28,6 +33,14 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     "prior_plays": (0,),
     "learning_rate": (0,),
     "forgetting": (0, 1.1),
+    "utilisation": (0, 1.1),
+    "level": (0,),
+    "growth": (1,),
+    "first": (0, 2.5),
+    "remembered": (0, 2.5),
+    "scenarios": (0, 2.5),
+    "slots": (0, 2.5),
+    "settle": (0, 2.5),
     "share": (0, 1.1),
     "slack": (0, 1.1),
     "held_out": (1, 1.5),
@@ -50,6 +63,7 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
 ZERO_MEANS_SOMETHING = {
     *("alpha", "alpha_coef", "beta_coef", "c1", "cutoff", "exploration_rate", "gamma", "width"),
     *("step", "scale", "optimism", "exploration", "exploration_final_eps", "held_out"),
+    *("explore", "surely"),
     *("forced_pulls", "min_per_llm", "epochs", "gae_lambda", "epsilon"),
 }
 FAST = {"ACQB-CL": {"epochs": 0, "hidden": 4}, "offline-boosting": {"trees": 2}}
@@ -77,7 +91,7 @@ def _has_rl() -> bool:
 
 def make(agent: str, **settings: Any) -> Any:
     kind = {spec.name: spec.load().kind for spec in registered_agents() if spec.name == agent}
-    task = DEPLOY if kind[agent] == "deployment" else QUEUE
+    task = {"deployment": DEPLOY, "queueing": QUEUE, "serving": SERVE}[kind[agent]]
     try:
         return make_agent(agent, task, 0, **{**FAST.get(agent, {}), **settings})
     except ImportError as error:

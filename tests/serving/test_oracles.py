@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
+import llmqueue_gym  # noqa: F401 - registers the environment
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.serving.dynamics import ACTIVE, ROW
 from llmqueue_gym.serving.instance import Rewards, ServingInstance
 from llmqueue_gym.serving.oracles import (
     Chain,
@@ -277,6 +280,29 @@ def test_what_is_no_small_problem() -> None:
         ({"rewards": Rewards(holding=1.0, late=1.0, sla=5)}, "late"),
     ):
         with pytest.raises(UsageError, match=words):
-            Optimum(replace(pair, **change))  # type: ignore[arg-type]
+            Optimum(replace(pair, **change))
     with pytest.raises(UsageError, match="cap=100: 2 kinds of query and 2 replicas make 91,809"):
         Chain(small_problem(pair)[0], 100)
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def test_the_environment_costs_what_the_chain_says() -> None:
+    """The optimum, played: no rounding or order of events apart between kernel and matrix."""
+    env = gym.make("llmqueue_gym:LLMServe-v0", preset="tiny-pair", load=0.6)
+    env.reset(seed=0)
+    dynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+    best, costs = Optimum(dynamics.instances[0], 25), np.zeros(12_000)
+    for slot in range(costs.size):
+        state = dynamics.state
+        busy = state.replicas[0, :, ACTIVE] > 0
+        serving = np.where(busy, state.queries[0, state.served[0, :, 0], ROW], -1)
+        action = best.action(dynamics.window_queries[0], serving)
+        _, reward, _, _, info = env.step(action)
+        assert info["illegal"] == 0
+        costs[slot] = -float(reward)
+    batches = costs.reshape(20, -1).mean(axis=1)
+    error = batches.std(ddof=1) / np.sqrt(len(batches))
+    assert abs(costs.mean() - best.cost) < 3.5 * error
+    assert error < 0.1 * best.cost
