@@ -24,6 +24,9 @@ from llmqueue_gym.errors import UsageError
 REFERENCES = ("oracle", "random")
 """Policies every task runs besides its agents: the two ends of the score."""
 
+YARDSTICK = "known-"
+"""How agents are named that are told the truth: yardsticks, played like agents but not ranked."""
+
 PROTOCOLS = ("online", "pretrained")
 """``online``: the agent starts ignorant and is scored from its first step. ``pretrained``: it may
 have been trained on the task's instance, or on the distribution of instances, and is frozen since.
@@ -424,6 +427,11 @@ def _train_entry(value: object, where: str) -> dict[str, Any]:
 
 
 # --- small checks ---------------------------------------------------------------------------------
+
+
+def is_ranked(label: str) -> bool:
+    """Whether an agent takes part in rankings: no reference and no yardstick does."""
+    return label not in REFERENCES and not label.startswith(YARDSTICK)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from benchmarks.problems.deployment import DEPLOYMENT
 from benchmarks.problems.interface import Problem
 from benchmarks.problems.queueing import QUEUEING
+from benchmarks.problems.serving import SERVING
 from llmqueue_gym.errors import UsageError
 
 PROBLEMS: dict[str, Problem] = {}
@@ -40,5 +41,5 @@ def problem_of(env_id: str) -> Problem:
     raise UnknownProblemError(f"env={env_id!r} is none that is benchmarked: {', '.join(known)}")
 
 
-for _problem in (QUEUEING, DEPLOYMENT):
+for _problem in (QUEUEING, DEPLOYMENT, SERVING):
     register_problem(_problem)

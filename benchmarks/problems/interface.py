@@ -111,6 +111,10 @@ class Play(Protocol):
         """Return what an agent is told of the task, the more so if it may train beforehand."""
         ...
 
+    def told_all(self, env: gym.Env[Any, Any], public: Any) -> Any:
+        """Return ``public`` with the truth beside it, if a problem has yardsticks."""
+        ...
+
     def make_oracle(self, env: gym.Env[Any, Any]) -> Any:
         """Return the policy that scores 1."""
         ...

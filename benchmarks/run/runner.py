@@ -29,6 +29,7 @@ from baselines.interface import Action
 from baselines.registry import make_agent
 from benchmarks.plan.cells import Cell
 from benchmarks.plan.players import check_agent_code
+from benchmarks.plan.suite import YARDSTICK
 from benchmarks.problems import problem_of
 from benchmarks.problems.interface import Recorder
 from llmqueue_gym import checks
@@ -117,6 +118,8 @@ def set_up(
         else:
             check_agent_code(agent)
             public = play.public_problem(env, horizon, spec["protocol"] == "pretrained")
+            if agent["name"].startswith(YARDSTICK):
+                public = play.told_all(env, public)
             settings = agent["settings"]
             if model is not None:  # the very file that the cell names
                 settings = {**settings, "sha256": agent["training"]["sha256"]}

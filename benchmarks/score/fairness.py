@@ -32,7 +32,8 @@ class Gap(NamedTuple):
 def violations(table: pl.DataFrame, kind: Kind) -> list[str]:
     """Agents that cannot have played fair, or truths that cannot be right.
 
-    * The paired interval over seeds of h(agent) - h(oracle) lies below 0, or that of h less the
+    * The paired interval over seeds of h(agent) - h(oracle) lies below 0 where the oracle is the
+      optimum (`benchmarks.problems.kind.Kind.exact`), or that of h less the
       bound that no policy can expect to pass (`benchmarks.problems.kind.Kind.bound`). The level is
       Bonferroni-corrected for all comparisons of the table, so that a run of hundreds of them does
       not fail by chance. A single run may well be luckier than the oracle's on the same seed, so no
@@ -48,7 +49,7 @@ def violations(table: pl.DataFrame, kind: Kind) -> list[str]:
         *_outlucked(table, kind),
         *(
             f"{gap.words} beats the oracle: {_gap_words(gap.corrected, gap.level, kind)}"
-            for gap in _gaps(table)
+            for gap in _gaps(table, kind)
             if gap.corrected.high < 0
         ),
         *_beyond_bound(table, kind),
@@ -63,7 +64,7 @@ def warnings(table: pl.DataFrame, kind: Kind) -> list[str]:
     return [
         f"{gap.words} is above the oracle: {_gap_words(gap.single, LEVEL, kind)}; not at the "
         f"{_percent(gap.level)} that allows for all comparisons"
-        for gap in _gaps(table)
+        for gap in _gaps(table, kind)
         if gap.single.high < 0 <= gap.corrected.high
     ]
 
@@ -171,8 +172,9 @@ def _beyond_bound(table: pl.DataFrame, kind: Kind) -> Iterator[str]:
             yield f"{words} is beyond the bound of all policies: {_gap_words(gap, level, kind)}"
 
 
-def _gaps(table: pl.DataFrame) -> Iterator[Gap]:
-    judged = table.filter(~pl.col("agent").is_in(REFERENCES) & pl.col("h_oracle").is_not_null())
+def _gaps(table: pl.DataFrame, kind: Kind) -> Iterator[Gap]:
+    judged = table.filter(~pl.col("agent").is_in(REFERENCES), pl.col("h_oracle").is_not_null())
+    judged = judged.filter(kind.exact)
     groups = list(judged.group_by(["task", "agent"], maintain_order=True))
     level = 1 - (1 - LEVEL) / max(1, len(groups))
     for (task, agent), part in groups:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks.plan.suite import REFERENCES
+from benchmarks.plan.suite import REFERENCES, is_ranked
 from benchmarks.score.bootstrap import (
     StratifiedBootstrap,
     family_weights,
@@ -260,7 +260,7 @@ def make_standing(
             row = replace(row, train_steps=steps, train_seconds=seconds)
         rows.append(row)
     rows.sort(key=lambda r: (r.cells < expected, -r.score.value if r.score else np.inf, r.agent))
-    ranked = [row.agent for row in rows if row.agent in complete and row.agent not in REFERENCES]
+    ranked = [row.agent for row in rows if row.agent in complete and is_ranked(row.agent)]
     if bootstrap is None or not ranked:
         return Standing(section, tuple(headline), rows, [], {}, {}, several)
     board = np.stack([scores[label] for label in ranked])

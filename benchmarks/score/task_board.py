@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from benchmarks.plan.suite import REFERENCES, spec_key
+from benchmarks.plan.suite import is_ranked, spec_key
 from benchmarks.problems.kind import (
     CONTEXTS,
     TRAINING,
@@ -224,7 +224,7 @@ def _task_board(
             key = (-row.score.value if row.score else np.inf, float(own["h"].to_numpy().mean()))
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
-    ranked = [row.agent for row in rows if row.score and row.agent not in REFERENCES]
+    ranked = [row.agent for row in rows if row.score and is_ranked(row.agent)]
     ranks = competition_ranks(
         len(ranked), lambda i, j: _better(scores[ranked[i]], scores[ranked[j]])
     )

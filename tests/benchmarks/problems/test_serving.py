@@ -1,0 +1,122 @@
+"""Serving cells: what is scored, who is ranked, and what the truth is told to."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import is_ranked, parse_suite
+from benchmarks.problems.serving.metrics import Trace, compared
+from benchmarks.problems.serving.play import BrokenLawError, check_laws, fingerprint
+from benchmarks.run.engines import Outcome, execute
+from benchmarks.run.runner import provenance, run_cell, set_up
+from benchmarks.run.store import Store
+from benchmarks.score.fairness import violations
+from benchmarks.score.scoring import load_board
+from llmqueue_gym.serving.dynamics import ARRIVALS, KEPT, QUEUED, SOJOURN
+
+TASK = {
+    "name": "pair",
+    "env": "LLMServe-v0",
+    "horizon": 1500,
+    "kwargs": {"preset": "tiny-pair", "load": 0.7},
+}
+SUITE = {"seeds": 4, "agents": ["maxweight", "known-maxweight"], "task": [TASK]}
+
+
+class Here:
+    """Runs cells in this process."""
+
+    def run(self, cells):
+        for cell in cells:
+            yield Outcome(cell, run_cell(cell.spec, cell.kwargs), failed=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    plan = make_plan(parse_suite("s", SUITE))
+    store = Store(tmp_path_factory.mktemp("serving"))
+    execute(plan, store, Here(), provenance("run"))
+    return store
+
+
+def test_the_optimum_scores_one_and_is_beaten_by_nobody(results):
+    board = load_board(results)
+    (task,) = board.tasks
+    rows = {row.agent: row for row in task.rows}
+    assert rows["oracle"].score.value == 1.0
+    assert rows["random"].score.value == 0.0
+    assert 0.3 < rows["maxweight"].score.value < 1.0
+    assert not board.violations
+
+
+def test_a_yardstick_is_shown_and_not_ranked(results):
+    (task,) = load_board(results).tasks
+    ranks = {row.agent: row.rank for row in task.rows}
+    assert ranks == {"oracle": None, "random": None, "known-maxweight": None, "maxweight": 1}
+    assert is_ranked("maxweight")
+    assert not is_ranked("known-maxweight")
+
+
+@pytest.mark.parametrize(("name", "told"), [("maxweight", False), ("known-maxweight", True)])
+def test_the_truth_is_told_to_yardsticks_alone(name, told):
+    plan = make_plan(parse_suite("s", {**SUITE, "agents": [name]}))
+    cell = next(cell for cell in plan.cells if cell.spec["agent"]["name"] == name)
+    env, policy, _, _ = set_up(cell.spec, cell.kwargs)
+    env.close()
+    assert (policy.problem.truth is not None) == told
+
+
+def test_settings_do_not_make_a_yardstick_of_an_agent():
+    agents = [{"name": "maxweight", "label": "mine", "settings": {"known": True}}]
+    cells = make_plan(parse_suite("s", {**SUITE, "agents": agents})).cells
+    cell = next(cell for cell in cells if cell.spec["agent"]["label"] == "mine")
+    with pytest.raises(ValueError, match="known=True"):
+        set_up(cell.spec, cell.kwargs)
+
+
+def test_costs_are_compared_by_their_logarithm_and_earnings_as_they_are():
+    assert compared(-3.0, earns=False) == pytest.approx(np.log(4.0))
+    assert compared(2.5, earns=True) == -2.5
+
+
+def test_a_run_that_loses_somebody_breaks_a_law():
+    trace = Trace.empty(3)
+    trace.totals[:, ARRIVALS], trace.counts[:, QUEUED] = (1, 2, 2), (1, 2, 1)
+    trace.totals[2, KEPT], trace.totals[2, SOJOURN] = 1, 2
+    check_laws(trace)
+    trace.totals[2, SOJOURN] = 9
+    with pytest.raises(BrokenLawError, match="Little"):
+        check_laws(trace)
+    trace.totals[2, KEPT] = 0
+    with pytest.raises(BrokenLawError, match="slot 3: 2 arrivals"):
+        check_laws(trace)
+
+
+def test_a_trace_of_lengths_is_part_of_the_key_of_a_cell(tmp_path):
+    path = tmp_path / "lengths.csv"
+    path.write_text("tokens\n3\n5\n")
+    kwargs = {"tokens": {"law": "trace", "path": str(path)}}
+    before = fingerprint(kwargs)
+    path.write_text("tokens\n3\n6\n")
+    assert before != fingerprint(kwargs)
+    assert fingerprint({"preset": "fleet"}) is None
+
+
+@pytest.mark.parametrize(("exact", "accused"), [(1.0, True), (0.0, False)])
+def test_a_reference_may_be_beaten_and_an_optimum_may_not(results, exact, accused):
+    kind = load_board(results).tasks[0].section.kind
+    seeds = range(6)
+    rows = {
+        "task": ["t"] * 6,
+        "agent": ["a"] * 6,
+        "seed": list(seeds),
+        "h": [1.0 + seed / 100 for seed in seeds],
+        "h_oracle": [2.0] * 6,
+        "h_bound": [0.0] * 6,
+        "exact": [exact] * 6,
+        "luck": [0.0] * 6,
+        "luck_deviation": [0.0] * 6,
+        "luck_variance": [1.0] * 6,
+    }
+    assert bool(violations(pl.DataFrame(rows), kind)) == accused
