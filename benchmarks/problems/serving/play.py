@@ -39,8 +39,9 @@ from llmqueue_gym.serving.oracles import Optimum, bound, small_problem
 from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
 from llmqueue_gym.workloads.pool import file_sha256
 
-REFERENCE = "known-threshold"
-"""The truth-knowing agent that scores 1 where no optimum can be had."""
+FIXED, CHANGING, STREAMING = "known-rollout", "known-forecast", "known-static-fleet"
+"""The truth-knowing agents that score 1 where no optimum can be had: with a fixed fleet, with one
+that changes at windows, and where LLMs arrive as well."""
 
 
 def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = False) -> ServeProblem:
@@ -63,8 +64,11 @@ def make_oracle(env: gym.Env[Any, Any]) -> Any:
     instance = _dynamics(env).instances[0]
     if is_small(instance):
         return _Exact(env, instance)
+    streaming = bool((instance.llm_arrives > 0).any())
+    changing = STREAMING if streaming else CHANGING
+    name = changing if instance.update_every else FIXED
     horizon = env.spec.max_episode_steps if env.spec else None
-    return make_agent(REFERENCE, told_all(env, public_problem(env, horizon or 0)), 0)
+    return make_agent(name, told_all(env, public_problem(env, horizon or 0)), 0)
 
 
 def is_small(instance: ServingInstance) -> bool:
