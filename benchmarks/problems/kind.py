@@ -226,8 +226,9 @@ class Kind:
         Board of a task that was run -> two panels.
     training : TrainingCurve
         What is shown of a training.
-    exact : polars.Expr
-        Whether the oracle of a cell's task is the optimum; elsewhere it may be beaten.
+    exact : polars.Expr, optional
+        Whether the oracle of a cell's task is the optimum, if that is not so of all of them;
+        elsewhere it may be beaten.
     sweeps : Sweeps, optional
         Parameters that tasks may differ in.
     """
@@ -247,7 +248,7 @@ class Kind:
     picture: tuple[str, str]
     panels: Callable[[TaskBoard], list[Panel]]
     training: TrainingCurve
-    exact: pl.Expr = field(default_factory=lambda: pl.lit(True))
+    exact: pl.Expr | None = None
     sweeps: Sweeps | None = None
 
 

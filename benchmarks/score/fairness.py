@@ -174,7 +174,7 @@ def _beyond_bound(table: pl.DataFrame, kind: Kind) -> Iterator[str]:
 
 def _gaps(table: pl.DataFrame, kind: Kind) -> Iterator[Gap]:
     judged = table.filter(~pl.col("agent").is_in(REFERENCES), pl.col("h_oracle").is_not_null())
-    judged = judged.filter(kind.exact)
+    judged = judged if kind.exact is None else judged.filter(kind.exact)
     groups = list(judged.group_by(["task", "agent"], maintain_order=True))
     level = 1 - (1 - LEVEL) / max(1, len(groups))
     for (task, agent), part in groups:
