@@ -96,7 +96,6 @@ class ServeAgent(Agent):
         self._known_numbers = 0  # the largest number seen
         self._load: Ints = np.zeros(problem.num_replicas, dtype=np.int64)
         self._hosts: Ints = self._load
-        self._dispatched: Pairs = []
 
     # ------------------------------------------------------------------ act
 

@@ -122,12 +122,8 @@ class Service:
             self.mean_length = float(truth.share @ truth.mean_tokens + prefill)
             self._fit_at = np.inf
 
-    def finish(self, replica: int, llm: int, active: int) -> float:
-        """P(an answer ends in a slot) while n queries are active."""
-        return float(-np.expm1(-self.speed[replica, llm, active] / self.mean_length))
-
     def rates(self, hosts: Ints, active: Ints) -> Floats:
-        """Return `finish` for every replica, shape (R,); 0 where nothing is hosted."""
+        """P(an answer ends in a slot) with n active queries, (R,); 0 where nothing is hosted."""
         speed = self.speed[np.arange(len(hosts)), hosts, active]
         return np.where(hosts >= 0, -np.expm1(-speed / self.mean_length), 0.0)
 

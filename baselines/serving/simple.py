@@ -6,7 +6,7 @@ import numpy as np
 
 from baselines.registry import agent
 from baselines.serving.base import Pairs, Ranked, Seen, ServeAgent
-from baselines.serving.estimates import Floats
+from baselines.serving.estimates import Floats, Ints
 
 
 @agent("random-dispatch", source="lower bound of every table")
@@ -27,36 +27,31 @@ class JoinShortestQueue(ServeAgent):
 
     def dispatch(self, seen: Seen) -> Pairs:
         """Fill up replica by replica; ties at random."""
-        active, room, pairs = seen.active.astype(float), seen.room.copy(), []
+        active, room = seen.active.copy(), seen.room.copy()
+        pairs: list[tuple[int, int]] = []
         for slot in range(min(len(seen.contexts), self.problem.dispatches)):
             if not room.any():
                 break
-            burden = np.where(room > 0, self.burden(active), np.inf)
+            burden = np.where(room > 0, self.burden(seen.hosts, active), np.inf)
             replica = int(self.rng.choice(np.flatnonzero(burden == burden.min())))
             pairs.append((slot, replica))
             active[replica] += 1
             room[replica] -= 1
         return pairs
 
-    def burden(self, active: Floats) -> Floats:
+    def burden(self, hosts: Ints, active: Ints) -> Floats:
         """Return what makes a replica unattractive, shape (R,)."""
-        return active
+        return active.astype(np.float64)
 
 
 @agent("least-loaded", source="heuristic")
 class LeastLoaded(JoinShortestQueue):
     """The head of the queue goes where an answer is soonest: most iterations a query and slot."""
 
-    def burden(self, active: Floats) -> Floats:
+    def burden(self, hosts: Ints, active: Ints) -> Floats:
         """Return the slots of an iteration with one query more."""
-        more = np.minimum(active.astype(np.int64) + 1, self.places)
-        hosts = np.maximum(self._hosts_now, 0)
+        more = np.minimum(active + 1, self.places)
         return np.asarray(1.0 / self.service.speed[np.arange(len(more)), hosts, more])
-
-    def dispatch(self, seen: Seen) -> Pairs:
-        """Fill up replica by replica; ties at random."""
-        self._hosts_now = seen.hosts
-        return super().dispatch(seen)
 
 
 @agent("known-success-first", source="heuristic with the true p", known=True)
