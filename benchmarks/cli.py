@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from benchmarks.commands import EXIT_CODES, FAILED, USAGE
-from benchmarks.run.store import CorruptResultError, StoreBusyError, StoreWriteError
+from benchmarks.run.store import CorruptResultError, StoreWriteError
 from benchmarks.terminal import say, tolerate_encodings
 from llmqueue_gym.errors import UsageError
 
@@ -39,17 +39,16 @@ def main() -> None:
             stderr=True,
         )
         raise SystemExit(FAILED) from None
-    except CorruptResultError as error:
+    except (UsageError, OSError, CorruptResultError) as error:  # any other is a fault of ours
         say(f"llmqueue-bench: {error}", stderr=True)
-        raise SystemExit(FAILED) from None
-    except (UsageError, OSError, StoreBusyError) as error:  # any other is a fault of ours
-        say(f"llmqueue-bench: {error}", stderr=True)
-        raise SystemExit(FAILED if _is_of_the_disk(error) else USAGE) from None
+        raise SystemExit(USAGE if _is_of_the_user(error) else FAILED) from None
 
 
-def _is_of_the_disk(error: Exception) -> bool:
+def _is_of_the_user(error: Exception) -> bool:
+    """Whether a name or an option is wrong, rather than a disk or what lies on it."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-    return isinstance(error, OSError) and error.errno in full
+    of_the_disk = isinstance(error, OSError) and error.errno in full
+    return not (of_the_disk or isinstance(error, CorruptResultError))
 
 
 def build_app() -> "typer.Typer":

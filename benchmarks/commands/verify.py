@@ -195,7 +195,7 @@ def _cells_here(
             continue
         try:
             model = _model(spec["agent"], models)
-        except ValueError as error:
+        except UsageError as error:
             skipped[name] = str(error)
             continue
         cells.append(Cell(spec, arguments[task], model))

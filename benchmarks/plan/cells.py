@@ -394,7 +394,7 @@ def _training(
 
     try:
         recipe(entry.name, task.env)
-    except ValueError as error:
+    except UsageError as error:
         raise UsageError(f"task {task.name!r}: {error}") from error
     assert entry.train is not None
     spec = {

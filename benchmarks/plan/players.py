@@ -37,23 +37,20 @@ def find_player(entry: AgentEntry) -> Player:
     identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
     if entry.name == "oracle":
         return Player(identity, PROTOCOLS[0], None)
-    try:
-        spec = agent_spec(entry.name)
-        module = spec.target.partition(":")[0]
-        if module.split(".")[0] != "baselines":
-            identity["code"] = agent_code(module, entry.name)
-        cls = _loaded(spec)
-        model = spec.settings.get("model")
-        brought = model or getattr(cls, "model", None)  # a class may name its own file
-        if isinstance(brought, str):
-            identity["training"] = training_facts(brought)
-            curve = read_card(brought)["curve"]
-        elif cls is not None and (declared := class_training(cls)) is not None:
-            identity["training"] = declared
-        if given := getattr(cls, "trained_on", ""):
-            identity["trained_on"] = given
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    spec = agent_spec(entry.name)
+    module = spec.target.partition(":")[0]
+    if module.split(".")[0] != "baselines":
+        identity["code"] = agent_code(module, entry.name)
+    cls = _loaded(spec)
+    model = spec.settings.get("model")
+    brought = model or getattr(cls, "model", None)  # a class may name its own file
+    if isinstance(brought, str):
+        identity["training"] = training_facts(brought)
+        curve = read_card(brought)["curve"]
+    elif cls is not None and (declared := class_training(cls)) is not None:
+        identity["training"] = declared
+    if given := getattr(cls, "trained_on", ""):
+        identity["trained_on"] = given
     own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
     path = str(Path(model).resolve()) if model else None
     return Player(identity, entry.protocol or own, getattr(cls, "kind", None), path, curve)

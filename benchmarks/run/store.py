@@ -31,7 +31,7 @@ class CorruptResultError(ValueError):
     """A stored file that is truncated, edited, or belongs to another cell."""
 
 
-class StoreBusyError(RuntimeError):
+class StoreBusyError(UsageError):
     """Another runner is at work on the store."""
 
 
