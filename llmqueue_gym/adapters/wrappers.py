@@ -57,11 +57,12 @@ class _Decisions:
                 f"env has the action space {space}; this wrapper takes LLMQueue-v0's, "
                 "MultiDiscrete([W] + [N] * K)"
             )
-        # The numbers alone do not tell: LLMDeploy-v0 with two LLMs has MultiDiscrete([2, 2, 2]).
+        # The numbers alone do not tell: LLMDeploy-v0 with two LLMs has MultiDiscrete([2, 2, 2]),
+        # LLMServe-v0 with two replicas of one LLM MultiDiscrete([33, 2, 2, 2]).
         shown = set(observed.spaces) if isinstance(observed, spaces.Dict) else set()
-        if not {"contexts", "waiting"} <= shown:
+        if not {"contexts", "feedback"} <= shown:
             raise UsageError(
-                f"env has the observation space {observed} without 'contexts' and 'waiting'; this "
+                f"env has the observation space {observed} without 'contexts' and 'feedback'; this "
                 "wrapper takes LLMQueue-v0"
             )
         self.window, num_llms, size = int(nvec[0]), int(nvec[1]), len(nvec) - 1

@@ -71,6 +71,7 @@ class State(NamedTuple):
     progress: Floats  # (B, R, C, 2)
     totals: Ints  # (B, COUNTED) since the reset
     answered: Ints  # (B, 2, N) answers of the last slot by LLM, not kept and kept
+    mixed: Singles  # (B, R, d) mean context of the queries that a replica serves
 
 
 class Truth(NamedTuple):
@@ -170,7 +171,7 @@ def act(state: Arrays, truth: Arrays, actions: Ints) -> None:
 @compiled
 def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool:
     """Let a replica serve a query of the window; return whether that was possible."""
-    key, counts, queries, _, _, window, replicas, served, progress, _, _ = state
+    key, counts, queries, _, _, window, replicas, served, progress, _, _, _ = state
     _, _, _, _, table, lengths, _, fleet, _, _, _, _ = truth
     query, place = window[lane, slot], replicas[lane, r, ACTIVE]
     room = replicas[lane, r, PHASE] == SERVING and place < fleet[r, 0]
@@ -189,7 +190,22 @@ def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool
     progress[lane, r, place, DONE], progress[lane, r, place, NEEDED] = 0.0, needed
     replicas[lane, r, ACTIVE] += 1
     counts[lane, IN_SERVICE] += 1
+    mix(state, truth, lane, r)
     return True
+
+
+@compiled
+def mix(state: Arrays, truth: Arrays, lane: int, r: int) -> None:
+    """Average the contexts of the queries that a replica serves, when they have changed."""
+    queries, served, mixed = state[2], state[7], state[11]
+    contexts, first_row, active = truth[0], truth[2][lane], state[6][lane, r, ACTIVE]
+    mixed[lane, r] = 0.0
+    for place in range(active):
+        row = first_row + queries[lane, served[lane, r, place], ROW]
+        for i in range(contexts.shape[1]):
+            mixed[lane, r, i] += contexts[row, i]
+    for i in range(contexts.shape[1]):
+        mixed[lane, r, i] /= max(active, 1)
 
 
 @compiled
@@ -223,7 +239,7 @@ def switch(replica: Stamps, loading: int) -> None:
 @compiled
 def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
     """2. Every query that is served is given its iterations; one that has enough is answered."""
-    _, counts, queries, _, _, _, replicas, served, progress, _, _ = state
+    _, counts, queries, _, _, _, replicas, served, progress, _, _, _ = state
     seconds, loading, slot_seconds = truth[8], truth[9][1], truth[10][2]
     for lane in range(replicas.shape[0]):
         count = 0
@@ -252,6 +268,8 @@ def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
                 answers[lane, count, 2] = answer(state, truth, lane, query, llm)
                 count += 1
             replica[ACTIVE] = stay
+            if stay < active:
+                mix(state, truth, lane, r)
             if replica[PHASE] == DRAINING and stay == 0:
                 switch(replica, loading)
         counts[lane, IN_SERVICE] -= count
@@ -260,7 +278,7 @@ def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
 @compiled
 def answer(state: Arrays, truth: Arrays, lane: int, query: int, llm: int) -> int:
     """Let a user keep an answer (1) or not (0), and then give up, or think and come back."""
-    key, counts, queries, _, _, _, _, _, _, totals, answered = state
+    key, counts, queries, _, _, _, _, _, _, totals, answered, _ = state
     success, first_row, rules, sla = truth[1], truth[2], truth[10], truth[11][5]
     record, now = queries[lane, query], counts[lane, CLOCK]
     arrived, attempt = record[ARRIVED], record[RETRIALS]
@@ -489,7 +507,7 @@ def find_window(state: Arrays) -> None:
 @compiled
 def observe(state: Arrays, truth: Arrays, counted: Ints, observed: Singles) -> None:
     """Write the observation, key after key in the order of `shapes`; 0 where there is nothing."""
-    _, counts, queries, _, _, window, replicas, served, progress, _, answered = state
+    _, counts, queries, _, _, window, replicas, served, progress, _, answered, mixed = state
     contexts, _, first_row, _, _, _, llms, _, _, times, _, _ = truth
     num_replicas, num_llms, size = replicas.shape[1], llms.shape[0], window.shape[1]
     dim = contexts.shape[1]
@@ -545,13 +563,8 @@ def observe(state: Arrays, truth: Arrays, counted: Ints, observed: Singles) -> N
             out[at + 1 + i] = queries[lane, window[lane, i], RETRIALS]
         at += 1 + size
         for r in range(num_replicas):
-            active = replicas[lane, r, ACTIVE]
-            for place in range(active):
-                row = row0 + queries[lane, served[lane, r, place], ROW]
-                for j in range(dim):
-                    out[at + j] += contexts[row, j]  # serving: the mean
             for j in range(dim):
-                out[at + j] /= max(active, 1)
+                out[at + j] = mixed[lane, r, j]  # serving
             at += dim
         out[at] = 1.0 if times[0] == 0 else (-now % times[0]) / times[0]  # until_update
         for i in range(shown):

@@ -84,6 +84,7 @@ class ServingDynamics:
             np.zeros((lanes, fleet, places, 2)),
             np.zeros((lanes, COUNTED), dtype=np.int64),
             np.zeros((lanes, 2, instance.num_llms), dtype=np.int64),
+            np.zeros((lanes, fleet, instance.contexts.shape[1]), dtype=np.float32),
         )
         self.totals = self.state.totals
         copies = 1 if shared else lanes
@@ -187,6 +188,7 @@ class ServingDynamics:
         state.ends[index, UNUSED] = 0
         state.timers[index] = state.window[index] = -1
         state.answered[index] = 0
+        state.mixed[index] = 0.0
         self._counted = self._counted.copy()
         self._counted[index] = 0
         self._seen, self.ready = None, True

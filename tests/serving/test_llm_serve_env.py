@@ -9,6 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import llmqueue_gym  # noqa: F401 - registers the environments
+from llmqueue_gym.adapters.wrappers import DiscreteActions
 from llmqueue_gym.serving.env import LLMServeEnv
 from llmqueue_gym.serving.presets import DEFAULTS, PRESETS, ServingTask
 from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
@@ -176,3 +177,11 @@ def test_an_action_outside_the_space_is_an_error(action):
         LLMServeEnv().step(env.action_space.sample())
     with pytest.raises(gym.error.ResetNeeded):
         _ = LLMServeEnv().problem
+
+
+def test_a_wrapper_of_llm_queue_refuses_it():
+    env = gym.make(
+        "LLMServe-v0", preset="slow-server", dispatches=1
+    )  # MultiDiscrete([33, 2, 2, 2])
+    with pytest.raises(ValueError, match="takes LLMQueue-v0"):
+        DiscreteActions(env)
