@@ -47,8 +47,8 @@ def play(name: str, preset: str, slots: int, seed: int = 0, **settings: Any) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_play_is_legal_and_repeatable(name: str) -> None:
-    preset, slots = ("tiny-pair", 150) if name in SMALL else ("autoscale", 250)
-    settings = {} if name in SMALL else {"update_every": 60, "loading": 20}
+    preset, slots = ("tiny-pair", 120) if name in SMALL else ("autoscale", 120)
+    settings = {} if name in SMALL else {"update_every": 30, "loading": 10}
     first, _ = play(name, preset, slots, **settings)
     again, _ = play(name, preset, slots, **settings)
     np.testing.assert_array_equal(first, again)
