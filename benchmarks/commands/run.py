@@ -192,6 +192,9 @@ def _train(
     from benchmarks.run.training import train_plan
 
     console = make_console(stderr=True)
+    if not console.is_terminal:  # bars are drawn there when all is over
+        first = ", ".join(f"{t} ({t.spec['steps']:,} steps)" for t in plan.trainings)
+        say(f"training first: {first}", console)
     try:
         with store.lock():
             return train_plan(plan, models, workers, console, timeout)

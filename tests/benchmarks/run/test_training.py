@@ -453,7 +453,9 @@ def test_ctrl_c_before_the_first_checkpoint_promises_none(here, monkeypatch, ben
 
     monkeypatch.setattr("benchmarks.run.training.train_plan", interrupted)
     assert bench("run", "own.toml") == INTERRUPTED
-    assert "0 of 1 trainings have a checkpoint" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "training first: tiny / PPO (1,024 steps)" in told  # no bar moves where no terminal is
+    assert "0 of 1 trainings have a checkpoint" in told
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
