@@ -12,13 +12,9 @@ import numpy as np
 
 from benchmarks.terminal import print_json, say, show_table
 from llmqueue_gym import checks
-from llmqueue_gym.workloads.arrivals import (
-    WINDOWS,
-    burstiness,
-    map_to_slots,
-    read_times,
-)
+from llmqueue_gym.workloads.arrivals import map_to_slots
 from llmqueue_gym.workloads.pool import printable
+from llmqueue_gym.workloads.traces import WINDOWS, burstiness, read_times
 
 
 def describe_trace(

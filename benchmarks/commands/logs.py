@@ -19,7 +19,8 @@ from benchmarks.terminal import add_row, make_console, print_json, say, show_tab
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import read_contexts
 from llmqueue_gym.workloads.pool import printable
-from llmqueue_gym.workloads.sources.logs import Log, describe_log, judge_outcomes, read_log
+from llmqueue_gym.workloads.sources.log_file import Log, read_log
+from llmqueue_gym.workloads.sources.logs import describe_log, judge_outcomes
 
 
 def show_log(path: Path, columns: Sequence[str], as_json: bool, clip_scores: bool = False) -> None:

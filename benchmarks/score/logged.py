@@ -30,7 +30,8 @@ from benchmarks.score.off_policy import (
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import OfflineData
-from llmqueue_gym.workloads.sources.logs import Log, fit_outcomes
+from llmqueue_gym.workloads.sources.log_file import Log
+from llmqueue_gym.workloads.sources.logs import fit_outcomes
 
 ESTIMATES = "ips", "self-normalised", "doubly robust"
 """Estimators, in the order of the table."""

@@ -24,13 +24,10 @@ from llmqueue_gym.workloads.arrivals import (
     Bernoulli,
     MarkovModulated,
     Trace,
-    burstiness,
-    dispersion,
-    interarrival_cv,
     make_arrivals,
     map_to_slots,
-    read_times,
 )
+from llmqueue_gym.workloads.traces import burstiness, dispersion, interarrival_cv, read_times
 
 AZURE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "azure_llm_2023"
 

@@ -21,10 +21,10 @@ from scipy.stats import norm
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks.cli import build_app
-from llmqueue_gym.workloads import make_workload
+from llmqueue_gym.workloads import make_workload, outcomes
 from llmqueue_gym.workloads.datasets import import_dataset, load_pool
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
-from llmqueue_gym.workloads.sources import retrials, wildchat
+from llmqueue_gym.workloads.sources import conversations, retrials, wildchat
 from llmqueue_gym.workloads.stored import read_header, read_table, stored_names
 
 START = datetime(2023, 4, 9, tzinfo=UTC)
@@ -215,7 +215,7 @@ def test_a_conversation_becomes_its_user_turns(tmp_path: Path) -> None:
     assert header.facts.llms == ("gpt-3.5", "gpt-4-0314")
     assert header.facts.notes["retrials"]["gpt-4-0314"] == [1, 5, 4]
     assert header.facts.notes["conversations"] == 2
-    assert wildchat.arrival_times().tolist() == sorted(table.filter(~table["repeat"])["time"])
+    assert conversations.arrival_times().tolist() == sorted(table.filter(~table["repeat"])["time"])
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -280,7 +280,7 @@ def test_turns_without_times_take_the_conversations(tmp_path: Path) -> None:
 
 def test_rates_by_llm_cover_the_truth_and_are_counted_right(tmp_path: Path) -> None:
     header = import_dataset("wildchat", write(tmp_path / "t.parquet", generated(1500)))
-    rates = {row["llm"]: row for row in wildchat.retrial_rates(header)}
+    rates = {row["llm"]: row for row in conversations.retrial_rates(header)}
     table = read_table(header)
     for llm in ("good", "bad"):
         mine = table.filter(table["llm"] == llm)
@@ -342,10 +342,10 @@ def test_the_fit_recovers_known_parameters() -> None:
     llm = rng.integers(llms, size=n)
     chance = 1 / (1 + np.exp(-np.einsum("nd,nd->n", contexts, theta[llm])))
     kept = rng.random(n) < chance
-    found = wildchat.fit_mnl(contexts, llm, kept, llms, 1.0)
+    found = outcomes.fit_mnl(contexts, llm, kept, llms, 1.0)
     # the standard error of a coefficient is about 1 / sqrt(n / llms * p(1-p)) = 0.025
     assert np.abs(found - theta).max() < 0.12
-    measured = wildchat.calibration(chance, kept, float(kept.mean()))
+    measured = outcomes.calibration(chance, kept, float(kept.mean()))
     assert measured["ece"] < 0.02
     assert measured["log_loss"] < measured["base_log_loss"]
     assert sum(row["low"] <= row["predicted"] <= row["high"] for row in measured["table"]) >= 8
@@ -356,19 +356,19 @@ def test_an_llm_with_few_turns_stays_close_to_the_others() -> None:
     contexts = np.ones((1002, 1), dtype=np.float32)
     llm = np.append(np.zeros(1000, dtype=int), [1, 1])
     kept = np.append(rng.random(1000) < 0.8, [False, False])
-    theta = wildchat.fit_mnl(contexts, llm, kept, 2, 1.0)
+    theta = outcomes.fit_mnl(contexts, llm, kept, 2, 1.0)
     assert 1.0 < theta[0, 0] < 1.6  # logit(0.8) = 1.39
     assert -0.5 < theta[1, 0] < theta[0, 0]  # alone, two failures would send it below
 
 
 def test_outcomes_that_never_differ_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="all kept or all retried"):
-        wildchat.fit_mnl(np.ones((4, 1), np.float32), np.zeros(4, int), np.ones(4, bool), 1, 1.0)
+        outcomes.fit_mnl(np.ones((4, 1), np.float32), np.zeros(4, int), np.ones(4, bool), 1, 1.0)
 
 
 def test_calibration_of_a_wrong_prediction_is_its_error() -> None:
     kept = np.arange(1000) % 4 > 0  # three quarters are kept
-    found = wildchat.calibration(np.full(1000, 0.5), kept, 0.75)
+    found = outcomes.calibration(np.full(1000, 0.5), kept, 0.75)
     assert np.isclose(found["ece"], 0.25)
     assert np.isclose(found["brier"], 0.25)
     assert np.isclose(found["auc"], 0.5)
@@ -383,7 +383,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_workload_knows_which_llm_fails_at_what(chats: Path) -> None:
     import_dataset("wildchat", chats)
-    model = wildchat.outcomes_of(context_dim=16)
+    model = conversations.outcomes_of(context_dim=16)
     assert model.llms == ("bad", "good")
     measured = model.calibration
     assert measured["ece"] < 0.05
@@ -406,7 +406,7 @@ def test_an_environment_plays_logged_conversations(chats: Path) -> None:
     workload = make_workload(spec, num_llms=2, context_dim=None, assortment_size=1)
     contexts, utilities, _ = workload.draw(np.random.default_rng(0))
     assert contexts.shape == (200, 8)
-    model = wildchat.outcomes_of(context_dim=8)
+    model = conversations.outcomes_of(context_dim=8)
     assert np.allclose(utilities, contexts.astype(np.float64) @ model.theta.T)
     table = read_table(read_header("wildchat"))
     assert not table["repeat"].to_numpy()[model.arrives].any()  # retrials do not arrive anew
@@ -441,7 +441,7 @@ def test_arrivals_are_replayed_by_the_conversations_times(chats: Path) -> None:
     from llmqueue_gym.workloads.arrivals import arrivals_fingerprint, make_arrivals
 
     header = import_dataset("wildchat", chats)
-    times = wildchat.arrival_times()
+    times = conversations.arrival_times()
     written = chats.with_name("times.parquet")
     pl.DataFrame({"timestamp": times}).write_parquet(written)
     draws = []

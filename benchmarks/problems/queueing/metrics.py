@@ -19,7 +19,7 @@ from benchmarks.problems.kind import (
     size_of,
 )
 from benchmarks.score.intervals import Interval, decay_exponent
-from llmqueue_gym.workloads.arrivals import dispersion, interarrival_cv
+from llmqueue_gym.workloads.traces import dispersion, interarrival_cv
 
 TAIL_SHARE = 0.2
 """Last share of the horizon that the tail of a metric is taken over."""

@@ -1,0 +1,386 @@
+"""Reading own logs: a file with a row an answered request, or LiteLLM spend logs.
+
+The schema is on the page "Your own logs" of the documentation. Every error names the file, the row
+or line, and the column.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.workloads.cells import (
+    Row,
+    cell_of,
+    number_cell,
+    number_of,
+    seconds_of,
+    show,
+    text_cell,
+    truth_of,
+    vector_cell,
+)
+from llmqueue_gym.workloads.embeddings import (
+    DEFAULT_CONTEXT_DIM,
+    ContextMethod,
+    embed_texts,
+    offline_rows,
+)
+from llmqueue_gym.workloads.pool import file_sha256, printable
+from llmqueue_gym.workloads.rows import find_file, read_rows
+from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+FIELDS = ("query", "embedding", "llm", "kept", "score", "cost", "timestamp", "propensity")
+"""Columns of the schema."""
+
+LITELLM = ("request_id", "spend", "startTime", "model")
+"""Columns by which a LiteLLM spend log is told."""
+
+MIN_REWARDS = 10
+"""Requests from which on a keep rate near 0 or 1 is worth a warning."""
+
+SLACK = 0.05
+"""How far outside [0, 1] a score may lie where scores are clipped."""
+
+ONE_SIDED = 0.005
+"""A keep rate that is so near 0 or 1 comes with a warning."""
+
+_TRUE = ("1", "1.0", "yes", "kept")
+
+_FALSE = ("0", "0.0", "no", "retried")
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """Logged requests, in the order of time where the log has times, else of the file.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    texts : tuple of str or None
+        Queries; None where the log brings vectors.
+    vectors : ndarray of float32, shape (n, d), or None
+        Context vectors; None where the log brings texts.
+    llms : tuple of str
+        Names of the N LLMs that answered, sorted.
+    llm : ndarray of int64, shape (n,)
+        Which of them answered.
+    reward : ndarray of float64, shape (n,)
+        1 where the answer was kept and 0 where the user retried, or a score between.
+    cost : ndarray of float64, shape (n,), or None
+        USD.
+    time : ndarray of float64, shape (n,), or None
+        Seconds.
+    propensity : ndarray of float64, shape (n,), or None
+        Probability with which whoever logged chose that LLM for that query.
+    repeat : ndarray of bool, shape (n,), or None
+        Requests that ask once more, in other words perhaps, what their session just asked; None
+        where the log has no sessions.
+    left_out : mapping of str to int
+        Rows that are no question to a chat LLM, by cause.
+    notes : tuple of str
+        What a reader of the figures has to know.
+    """
+
+    path: str
+    texts: tuple[str, ...] | None
+    vectors: NDArray[np.float32] | None
+    llms: tuple[str, ...]
+    llm: Ints
+    reward: Floats
+    cost: Floats | None
+    time: Floats | None
+    propensity: Floats | None
+    repeat: NDArray[np.bool_] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.llm)
+
+    def contexts(
+        self, context_dim: int | None = None, how: ContextMethod | None = None
+    ) -> NDArray[np.float32]:
+        """Contexts of the requests, (n, d); of texts, fitted on the offline quarter of them.
+
+        By default TF-IDF contexts have 64 coordinates, or as many as there are offline texts.
+        """
+        if self.vectors is not None:
+            if context_dim not in (None, self.vectors.shape[1]) or how is not None:
+                raise UsageError(
+                    f"{self.path}: the log brings vectors of length {self.vectors.shape[1]}; leave "
+                    "context_dim and contexts out"
+                )
+            return self.vectors
+        assert self.texts is not None
+        distinct = sorted(set(self.texts))
+        if context_dim is None and (how is None or how.method == ContextMethod().method):
+            context_dim = min(DEFAULT_CONTEXT_DIM, max(2, int(offline_rows(distinct).sum())))
+        place = {text: row for row, text in enumerate(distinct)}
+        vectors = embed_texts(distinct, context_dim, how)
+        return vectors[[place[text] for text in self.texts]]
+
+
+def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: bool = False) -> Log:
+    """Read a log.
+
+    Parameters
+    ----------
+    path : str
+        A file of `llmqueue_gym.workloads.rows.SUFFIXES` with a row an answered request, or the
+        export of LiteLLM's table of spend logs in one of these formats.
+    columns : mapping of str to str, optional
+        Names of columns that are called otherwise, field -> column. Fields are ``query`` (text) or
+        ``embedding`` (list of numbers), ``llm``, ``kept`` (true, false, 1, 0) or ``score`` (in
+        [0, 1]), and optionally ``cost`` (USD), ``timestamp`` (a number or ISO 8601) and
+        ``propensity`` (in (0, 1]).
+    clip_scores : bool
+        Whether scores up to 0.05 outside [0, 1] count as 0 or 1.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read in full, a column is missing or a value is not what it must be.
+    """
+    source = find_file(path)
+    names = tuple(sorted((columns or {}).items()))
+    for field_, name in names:
+        if field_ not in FIELDS:
+            raise checks.unknown_name("columns: field", field_, FIELDS)
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"columns: {field_}={name!r} must be the name of a column")
+    stat = source.stat()
+    return _load(str(source), names, clip_scores, (stat.st_mtime_ns, stat.st_size))
+
+
+def log_fingerprint(path: str, **_: Any) -> str:
+    """SHA-256 of the file."""
+    return file_sha256(find_file(path))
+
+
+class _Request(NamedTuple):
+    """One row, read."""
+
+    query: Any  # text, or a vector
+    llm: str
+    reward: float
+    cost: float | None
+    timestamp: Any
+    propensity: float | None
+
+
+@lru_cache(maxsize=4)
+def _load(
+    path: str, names: tuple[tuple[str, str], ...], clip_scores: bool, _: tuple[int, int]
+) -> Log:
+    rows = iter(read_rows(Path(path)))
+    start = next(rows, None)
+    if start is None:
+        raise UsageError(f"{path}: the file has no rows")
+    first, renamed = start[1], dict(names)
+    rated = any(renamed.get(field_, field_) in first for field_ in ("kept", "score"))
+    if not rated and all(name in first for name in LITELLM):
+        if renamed:
+            raise UsageError(
+                f"columns={renamed!r}: a spend log of LiteLLM is read by its own columns; leave "
+                "columns out, or name one for 'kept' or 'score'"
+            )
+        return _of_litellm(path, read_spend_log(path, itertools.chain([start], rows)))
+    return _of_own(path, itertools.chain([start], rows), renamed, clip_scores)
+
+
+def _of_own(
+    path: str, rows: Iterable[tuple[str, Row]], names: dict[str, str], clip_scores: bool
+) -> Log:
+    """Log of the schema."""
+    requests: list[_Request] = []
+    places: list[str] = []
+    read = None
+    for place, row in rows:
+        if read is None:
+            read = _reader(path, row, names, clip_scores)
+        requests.append(read(place, row))
+        places.append(place)
+        if not isinstance(requests[0].query, str):
+            first, own = requests[0].query, requests[-1].query
+            if len(own) != len(first):
+                raise UsageError(
+                    f"{place}: column 'embedding' has a vector of length {len(own)}, but the first "
+                    f"row's has {len(first)}"
+                )
+    times = None
+    order = np.arange(len(requests))
+    if requests[0].timestamp is not None:
+        column = names.get("timestamp", "timestamp")
+        times = seconds_of([request.timestamp for request in requests], places, column)
+        order = np.argsort(times, kind="stable")
+    queries = [requests[row].query for row in order]
+    texts = isinstance(queries[0], str)
+    llms, llm = _indexed([requests[row].llm for row in order])
+
+    def numbers(name: str) -> Floats | None:
+        values = [getattr(requests[row], name) for row in order]
+        return None if values[0] is None else np.array(values, dtype=np.float64)
+
+    reward = numbers("reward")
+    assert reward is not None
+    return Log(
+        path,
+        tuple(queries) if texts else None,
+        None if texts else np.stack(queries),
+        llms,
+        llm,
+        reward,
+        numbers("cost"),
+        None if times is None else times[order],
+        numbers("propensity"),
+        notes=_one_sided(reward, "kept"),
+    )
+
+
+def _of_litellm(path: str, found: SpendLog) -> Log:
+    """Log of LiteLLM's spend logs."""
+    turns = found.turns
+    llms, llm = _indexed([turn.llm for turn in turns])
+    cost = np.array([turn.cost for turn in turns], dtype=np.float64)
+    unknown = np.isnan(cost)
+    notes = list(found.notes)
+    if unknown.any():
+        notes.append(f"{int(unknown.sum()):,} requests without spend count as their LLM's mean")
+        for j in range(len(llms)):
+            own = cost[(llm == j) & ~unknown]
+            rest = own if own.size else cost[~unknown]
+            cost[(llm == j) & unknown] = rest.mean() if rest.size else 0.0
+    can_tell = not any(note.startswith("warning: no retrial") for note in notes)
+    return Log(
+        path,
+        tuple(turn.query for turn in turns),
+        None,
+        llms,
+        llm,
+        found.kept,
+        cost,
+        np.array([turn.time for turn in turns], dtype=np.float64),
+        None,
+        found.repeat,
+        found.left_out,
+        (*notes, *(_one_sided(found.kept, "kept by the rule of retrials") if can_tell else ())),
+    )
+
+
+def _indexed(names: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
+    """Distinct names, sorted, and which of them each is."""
+    llms = tuple(sorted(set(names)))
+    index = {llm: j for j, llm in enumerate(llms)}
+    return llms, np.array([index[name] for name in names], dtype=np.int64)
+
+
+def _one_sided(reward: Floats, what: str) -> tuple[str, ...]:
+    """Warn where nearly all answers, or nearly none, are kept."""
+    share = float(reward.mean())
+    if len(reward) < MIN_REWARDS or min(share, 1.0 - share) > ONE_SIDED:
+        return ()
+    return (
+        f"warning: {share:.1%} of the answers are {what}, which says little of the LLMs; is that "
+        "what your users did?",
+    )
+
+
+def _reader(
+    path: str, first: Row, names: dict[str, str], clip_scores: bool
+) -> Callable[[str, Row], _Request]:
+    """Return the function that reads a row, by the columns of the first one."""
+    column = {field_: names.get(field_, field_) for field_ in FIELDS}
+    for field_ in names:
+        if column[field_] not in first:
+            raise checks.unknown_name(f"{path}: column", column[field_], first)
+    for options in (("query", "embedding"), ("llm",), ("kept", "score")):
+        if not any(column[field_] in first for field_ in options):
+            wanted = " or ".join(repr(column[field_]) for field_ in options)
+            has = printable(", ".join(map(str, list(first)[:40])))
+            raise UsageError(
+                f"{path}: there is no column {wanted}; it has {has}. Name a column that is called "
+                "otherwise with `columns` (--column llm=NAME)"
+            )
+    vectors = column["query"] not in first
+    scored = column["kept"] not in first
+    there = {field_ for field_ in ("cost", "timestamp", "propensity") if column[field_] in first}
+
+    def read(place: str, row: Row) -> _Request:
+        return _Request(
+            query=vector_cell(row, column["embedding"], place)
+            if vectors
+            else text_cell(row, column["query"], place),
+            llm=_name(row, column["llm"], place),
+            reward=_score(row, column["score"], place, clip_scores)
+            if scored
+            else _kept(row, column["kept"], place),
+            cost=number_cell(row, column["cost"], place, 0.0, math.inf)
+            if "cost" in there
+            else None,
+            timestamp=cell_of(row, column["timestamp"], place) if "timestamp" in there else None,
+            propensity=_propensity(row, column["propensity"], place)
+            if "propensity" in there
+            else None,
+        )
+
+    return read
+
+
+def _propensity(row: Row, column: str, place: str) -> float:
+    value = number_cell(row, column, place, 0.0, 1.0)
+    if value <= 0.0:
+        raise UsageError(
+            f"{place}: column {column!r} is {value}; a logged choice has a positive probability"
+        )
+    return value
+
+
+def _name(row: Row, column: str, place: str) -> str:
+    name = text_cell(row, column, place)
+    if not name.strip():
+        raise UsageError(f"{place}: column {column!r} is empty")
+    return name
+
+
+def _kept(row: Row, column: str, place: str) -> float:
+    value = cell_of(row, column, place)
+    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
+    if text in _TRUE or truth_of(text):
+        return 1.0
+    if text in _FALSE or truth_of(text) is False:
+        return 0.0
+    raise UsageError(
+        f"{place}: column {column!r} must be true or false, or 1 or 0, not {show(value)}"
+    )
+
+
+def _score(row: Row, column: str, place: str, clip: bool) -> float:
+    value = number_of(cell_of(row, column, place))
+    if -SLACK <= value <= 1.0 + SLACK and not 0.0 <= value <= 1.0:
+        if not clip:
+            raise UsageError(
+                f"{place}: column {column!r} is {value:g}, a little outside [0, 1]; ask for scores "
+                "to be clipped (clip_scores, --clip-scores), or scale them"
+            )
+        return min(1.0, max(0.0, value))
+    if math.isfinite(value) and not 0.0 <= value <= 1.0:
+        raise UsageError(
+            f"{place}: column {column!r} is {value:g}, outside [0, 1]; scale the scores, ratings r "
+            "of 1 to 5 as (r - 1) / 4, or make a column of kept, true or false"
+        )
+    return number_cell(row, column, place, 0.0, 1.0)
