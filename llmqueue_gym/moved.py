@@ -12,13 +12,13 @@ from types import CodeType, ModuleType
 
 MOVED = {
     "core.choice": "queueing.choice",
-    "core.queue": "queueing.dynamics",
+    "core.queue": "queueing.lanes",
     "core.routing_lp": "deployment.routing",
     "core.streams": "streams",
     "envs.base": "vector",
     "envs.deploy_rendering": "deployment.picture",
     "envs.flat": "flat",
-    "envs.llm_deploy": "deployment.env",
+    "envs.llm_deploy": "envs",
     "envs.llm_deploy_mo": "deployment.env_mo",
     "envs.llm_queue": "queueing.env",
     "envs.rendering": "queueing.picture",

@@ -28,7 +28,7 @@ ENVIRONMENTS: dict[str, dict[str, object]] = {
         "vector_entry_point": "llmqueue_gym.deployment.env:LLMDeployVectorEnv",
     },
     "LLMDeployStage-v0": {
-        "entry_point": "llmqueue_gym.deployment.env:LLMDeployStageEnv",
+        "entry_point": "llmqueue_gym.deployment.stage_env:LLMDeployStageEnv",
     },
 }
 

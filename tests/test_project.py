@@ -105,6 +105,29 @@ def test_the_librarys_rooms_import_downwards_and_know_no_other_problem():
             assert rooms <= allowed | GROUND, (module, rooms)
 
 
+LARGER = {
+    "baselines/rl/training.py",
+    "benchmarks/commands/data.py",
+    "benchmarks/commands/logs.py",
+    "benchmarks/plan/cells.py",
+    "benchmarks/run/training.py",
+    "llmqueue_gym/serving/dynamics.py",
+}
+"""Files that are still too long, or hold a function that is: the list only shrinks."""
+
+
+def test_a_file_has_at_most_500_lines_and_a_function_80():
+    larger = set()
+    for file in (file for package in BELOW for file in (ROOT / package).rglob("*.py")):
+        source = file.read_text("utf-8")
+        functions = ast.FunctionDef, ast.AsyncFunctionDef
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, functions)]
+        lines = max((node.end_lineno - node.lineno + 1 for node in nodes), default=0)
+        if len(source.splitlines()) > 500 or lines > 80:
+            larger.add(file.relative_to(ROOT).as_posix())
+    assert larger == LARGER
+
+
 def test_earlier_paths_of_the_library_lead_to_the_same_modules():
     for old, new in MOVED.items():
         if not {"adapters.sb3", "adapters.pettingzoo"} & {new} and "games" not in new:  # extras

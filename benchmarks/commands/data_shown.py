@@ -15,8 +15,8 @@ from llmqueue_gym.workloads.datasets import SOURCES, TABLE
 from llmqueue_gym.workloads.pool import QueryPool
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources import retrials
-from llmqueue_gym.workloads.sources.table import parse, read_layout
 from llmqueue_gym.workloads.sources.conversations import outcomes_of, retrial_rates
+from llmqueue_gym.workloads.sources.table import parse, read_layout
 from llmqueue_gym.workloads.stored import (
     POOL,
     Header,

@@ -185,6 +185,28 @@ def allow(stream: Stream, most: int, lane: int, query: int, bits: Bools, allowed
 
 
 @compiled
+def deploy(deployed: Bools, lane: int, bits: Bools, allowed: Bools) -> tuple[int, bool]:
+    """Deploy what is allowed; return how many LLMs join, and whether other bits were given."""
+    joining, projected = 0, False
+    for llm in range(len(bits)):
+        projected |= bits[llm] != allowed[llm]
+        joining += allowed[llm] and not deployed[lane, llm]
+        deployed[lane, llm] = allowed[llm]
+    return joining, projected
+
+
+@compiled
+def exchange(
+    pending: Pending, lane: int, slot: int, llm: int, reward: float, ledger_reward: float
+) -> tuple[int, float, float]:
+    """Put a reward where the one that is due now stands, and return that."""
+    due = pending.llm[lane, slot], pending.reward[lane, slot], pending.ledger_reward[lane, slot]
+    pending.llm[lane, slot] = llm
+    pending.reward[lane, slot], pending.ledger_reward[lane, slot] = reward, ledger_reward
+    return due
+
+
+@compiled
 def log_costs(
     position: Ints,
     draws: Floats,
@@ -234,50 +256,39 @@ def draw_answer(
     return reward, cost
 
 
+Problem = tuple[Terms, Stream, Truth]
+Queries = tuple[Ints, Bools, Ints, Floats]
+"""Lanes (n,), deployment bits (n, N), LLMs that answer (n,), factors on their costs (n, 2)."""
+Record = tuple[State, Pending, Ledger]
+Seen = tuple[QueryOutcome, Shown, Masks]
+
+
 @compiled
-def answer(
-    terms: Terms,
-    stream: Stream,
-    truth: Truth,
-    draws: Floats,
-    lanes: Ints,
-    bits: Bools,
-    llms: Ints,
-    factors: Floats,
-    state: State,
-    pending: Pending,
-    ledger: Ledger,
-    outcome: QueryOutcome,
-    shown: Shown,
-    masks: Masks,
-) -> int:
+def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, seen: Seen) -> int:
     """Answer the next query of ``lanes[0]``, then of ``lanes[1]``, and so on.
 
-    ``bits`` (n, N) are read at update points; ``llms`` (n,) answer. A lane that stands there
-    several times answers several queries, at most to the end of its stage: ``draws`` hold no more.
-    Then `show` every lane. Return how many lanes began a stage, whose queries are to be drawn.
+    The bits (n, N) are read at update points. A lane that stands there several times answers
+    several queries, at most to the end of its stage: the draws hold no more. Then `show` every
+    lane. Return how many lanes began a stage, whose queries are to be drawn.
     """
-    begun = 0
-    num_llms = state.deployed.shape[1]
-    delay = pending.llm.shape[1]
-    allowed = np.zeros(num_llms, dtype=np.bool_)
+    terms, stream, truth = problem
+    lanes, bits, llms, factors = queries
+    state, pending, ledger = record
+    outcome, shown, masks = seen
+    begun, delay = 0, pending.llm.shape[1]
+    allowed = np.zeros(state.deployed.shape[1], dtype=np.bool_)
     for i in range(len(lanes)):
         lane, llm = lanes[i], llms[i]
-        query, stage = state.query[lane], state.stage[lane]
+        query, stage, regime = state.query[lane], state.stage[lane], state.regime[lane]
         position = query - terms.starts[stage]
 
         # At an update point: deploy. Each LLM that joins costs, the first stage excepted.
         switching, projected = 0.0, False
         if position == 0:
             allow(stream, terms.max_deployed, lane, query, bits[i], allowed)
-            joining = 0
-            for m in range(num_llms):
-                projected |= bits[i, m] != allowed[m]
-                joining += allowed[m] and not state.deployed[lane, m]
-                state.deployed[lane, m] = allowed[m]
+            joining, projected = deploy(state.deployed, lane, bits[i], allowed)
             ledger.projected[lane] += projected
-            if stage > 0:
-                switching = terms.switching_cost * joining
+            switching = terms.switching_cost * joining if stage > 0 else 0.0
 
         # Route: an LLM that is not deployed refuses; above its cap it serves in vain, or not.
         refused = not state.deployed[lane, llm]
@@ -286,23 +297,14 @@ def answer(
         reward, cost, answered = 0.0, 0.0, -1
         if served:
             answered = llm
-            reward, cost = draw_answer(
-                truth,
-                lane,
-                state.regime[lane],
-                llm,
-                draws[lane, position, ROW],
-                draws[lane, position, REWARD],
-                factors[i],
-            )
+            row, uniform = draws[lane, position, ROW], draws[lane, position, REWARD]
+            reward, cost = draw_answer(truth, lane, regime, llm, row, uniform, factors[i])
             state.answers[lane, llm] += 1
             state.used[lane, llm] += 1
             state.cost_sum[lane, llm] += cost
         ledger.refused[lane] += refused
-        if terms.hard:
-            ledger.throttled[lane] += throttled
-        else:
-            ledger.violations[lane] += throttled
+        ledger.throttled[lane] += throttled and terms.hard
+        ledger.violations[lane] += throttled and not terms.hard
 
         # Charge: the query that would exceed the budget, and every later one, earns nothing.
         charge = cost + switching
@@ -318,33 +320,23 @@ def answer(
         # Show this query's reward, or under a delay the one that is due now.
         rated = answered
         if delay:
-            slot = query % delay
-            rated = pending.llm[lane, slot]
-            due, due_ledger = pending.reward[lane, slot], pending.ledger_reward[lane, slot]
-            pending.llm[lane, slot] = answered
-            pending.reward[lane, slot] = reward
-            pending.ledger_reward[lane, slot] = ledger_reward
-            reward, ledger_reward = due, due_ledger
+            due = exchange(pending, lane, query % delay, answered, reward, ledger_reward)
+            rated, reward, ledger_reward = due
         if rated >= 0:
             state.rated[lane, rated] += 1
             state.reward_sum[lane, rated] += reward
 
         # The clock moves: LLMs arrive, prices and means change, a stage begins.
-        query += 1
-        state.query[lane] = query
-        for m in range(num_llms):
-            arrived = stream.arrival[lane, m] == query and is_there(stream, lane, m, query)
-            outcome.arrived_now[i, m] = arrived
-        while (
-            state.regime[lane] + 1 < stream.change.shape[1]
-            and stream.change[lane, state.regime[lane] + 1] <= query
-        ):
-            state.regime[lane] += 1
+        state.query[lane] = query = query + 1
+        for m in range(state.deployed.shape[1]):
+            outcome.arrived_now[i, m] = stream.arrival[lane, m] == query < stream.retire[lane, m]
+        while regime + 1 < stream.change.shape[1] and stream.change[lane, regime + 1] <= query:
+            regime += 1
+        state.regime[lane] = regime
         if terms.starts[stage + 1] == query < terms.starts[-1]:
             state.stage[lane] += 1
             state.used[lane] = 0
             begun += 1
-
         outcome.llm[i], outcome.rated_llm[i] = answered, rated
         outcome.reward[i], outcome.ledger_reward[i] = reward, ledger_reward
         outcome.cost[i], outcome.switching_cost[i] = cost, switching

@@ -1,14 +1,13 @@
-"""LLMDeploy-v0 and LLMDeployStage-v0: deploy a few of the LLMs that stream in, within a budget.
+"""LLMDeploy-v0: deploy a few of the LLMs that stream in, within a budget, query by query.
 
-Query by query, batched, and stage by stage: thin shells over one DeploymentDynamics.
+The scalar and the vector environment are thin shells over one `DeploymentDynamics`; see also
+`llmqueue_gym.deployment.stage_env`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -19,278 +18,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.deployment.dynamics import NUM_STREAMS, QueryOutcome, StageOutcome
-from llmqueue_gym.deployment.instance import DeploymentInstance
+from llmqueue_gym.deployment.dynamics import QueryOutcome, StageOutcome
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
-from llmqueue_gym.deployment.rules import (
-    MAX_COUNT,
-    DeploymentRules,
-    stage_plan,
-    stage_schedule,
-)
-from llmqueue_gym.deployment.streams import (
-    UNSERVED,
-    build_instance,
-    cost_range,
-    make_source,
-    read_price_changes,
-    read_retirements,
-    stage_verdicts,
-)
+from llmqueue_gym.deployment.task import Task
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.vector import (
-    INSTANCE_TAG,
-    LaneVectorEnv,
-    Observation,
-    SuiteEnv,
-    VectorStep,
-)
-
-MIN_BUDGET = 1e-12
-"""Least budget in USD per query: shares of it stay within float32."""
-BUDGETS = ("soft", "hard")
-THROUGHPUTS = ("soft", "hard")
-
-
-class _Task:
-    """Validated arguments of LLMDeploy-v0: the rules, the spaces, and how an instance is drawn."""
-
-    def __init__(
-        self,
-        *,
-        instance: str | Mapping[str, Any],
-        horizon: int | None,
-        num_stages: int | None,
-        max_deployed: int | None,
-        alpha: float | Sequence[float] | None,
-        budget_per_query: float | None,
-        budget: str,
-        throughput: str,
-        price_changes: str | Sequence[Mapping[str, Any]] | None,
-        retirements: Sequence[Mapping[str, Any]] | None,
-        switching_cost: float,
-        reward_delay: int,
-        drift: float,
-        instance_seed: int | None,
-    ) -> None:
-        self.source = source = make_source(instance)
-        self.llms = source.llms
-        self.num_llms = len(source.llms)
-        hint = "; the USD per query are budget_per_query"
-        self.hard_budget = checks.choice("budget", budget, BUDGETS, hint) == "hard"
-        checks.choice("throughput", throughput, THROUGHPUTS)
-        if instance_seed is not None:
-            checks.count("instance_seed", instance_seed, minimum=0)
-        usual = source.defaults
-        steps = _limited("horizon", usual.horizon if horizon is None else horizon)
-        if num_stages is None:
-            num_stages = min(usual.num_stages, steps)
-        stages = checks.count("num_stages", num_stages)
-        if stages > steps:
-            raise UsageError(f"num_stages={stages} is more than the horizon of {steps} queries")
-        if max_deployed is None:
-            max_deployed = min(usual.max_deployed, self.num_llms)
-        slots = checks.count("max_deployed", max_deployed)
-        if slots > self.num_llms:
-            raise UsageError(
-                f"max_deployed={slots} is more than the instance's {self.num_llms} LLMs; lower it"
-            )
-        self.rules = DeploymentRules(
-            steps,
-            stages,
-            slots,
-            self._read_alpha(usual.alpha if alpha is None else alpha),
-            self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
-            throughput,  # type: ignore[arg-type]  # checked above
-            checks.number("switching_cost", switching_cost, "[0, 1e9]", " (USD)"),
-            self._read_delay(reward_delay, steps),
-        )
-        self._drift = checks.number("drift", drift, "[0, 1]")
-        self._price_changes = read_price_changes(price_changes, source, steps)
-        self._retire_query = read_retirements(retirements, source, steps)
-        self.cost_low, self.cost_high = cost_range(source, self._price_changes)
-        self._fixed: DeploymentInstance | None = None
-        if instance_seed is not None or (source.fixed and not self._drift):
-            # The tag keeps the instance apart from everything else that is seeded with a number.
-            self._fixed = self._draw(np.random.default_rng([instance_seed or 0, INSTANCE_TAG]))
-        example = self._fixed or self._draw(np.random.default_rng(0))
-        if source.fixed_costs or instance_seed is not None:
-            self._check_instance(example)
-        else:
-            self._check_capacity_of_any(example)
-
-    def _read_alpha(self, alpha: Any) -> tuple[float, ...]:
-        hint = "; 1 means no limit"
-        if isinstance(alpha, (list, tuple, np.ndarray)):
-            if len(alpha) != self.num_llms:
-                raise UsageError(
-                    f"alpha has {len(alpha)} entries for {self.num_llms} LLMs; give one each, "
-                    "or one number for all"
-                )
-            shares = [checks.number(f"alpha[{k}]", a, "[0, 1]", hint) for k, a in enumerate(alpha)]
-        else:
-            shares = [checks.number("alpha", alpha, "[0, 1]", hint)] * self.num_llms
-        if min(shares) <= 0.0:
-            raise UsageError(f"alpha={alpha!r} must be above 0{hint}")
-        return tuple(shares)
-
-    @staticmethod
-    def _read_delay(delay: Any, horizon: int) -> int:
-        if _limited("reward_delay", delay, minimum=0) >= horizon:
-            raise UsageError(
-                f"reward_delay={delay!r} within a horizon of {horizon} queries shows no reward at "
-                "all; lower it, or raise horizon"
-            )
-        return int(delay)
-
-    @staticmethod
-    def _read_budget(budget: Any) -> float:
-        return checks.number("budget_per_query", budget, f"[{MIN_BUDGET:g}, 1e9]", " (USD)")
-
-    def _check_instance(self, instance: DeploymentInstance) -> None:
-        """Refuse what no policy can serve; warn where the budget cannot hold in single stages."""
-        early = np.flatnonzero(self._retire_query <= instance.arrival_query)
-        if early.size:
-            name, arrival = self.llms[early[0]], instance.arrival_query[early[0]]
-            raise UsageError(
-                f"retirements: {name!r} retires at query {self._retire_query[early[0]]}, "
-                f"before it arrives at {arrival}; dates are out of order"
-            )
-        verdicts, rules = stage_verdicts(instance, self.rules), self.rules
-        error = self._unserved(instance, verdicts)
-        if error is not None:
-            raise error
-        dear = verdicts.count("over_budget")
-        if dear == len(verdicts):
-            raise UsageError(
-                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture of every "
-                "stage; raise it, alpha or max_deployed"
-            )
-        if dear:
-            warnings.warn(
-                f"budget_per_query={rules.budget!r} USD is below the cheapest mixture in {dear} of "
-                f"{len(verdicts)} stages (first: {verdicts.index('over_budget')}): there every "
-                "policy overspends or refuses queries",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _check_capacity_of_any(self, instance: DeploymentInstance) -> None:
-        """Refuse what no draw of the later arrivals can serve; warn of what some cannot."""
-        later = instance.arrival_query > 0
-        for arrival in (1, self.rules.horizon):  # all as soon as can be, all too late
-            case = replace(instance, arrival_query=np.where(later, arrival, 0))
-            verdicts = stage_verdicts(case, self.rules)
-            error = self._unserved(case, verdicts)
-            if error is None:
-                continue
-            if arrival == 1:
-                raise error
-            stage = next(k for k, verdict in enumerate(verdicts) if verdict in UNSERVED)
-            warnings.warn(
-                f"retirements: from stage {stage} on the LLMs there can carry all traffic only if "
-                "others have arrived, which depends on the draw; where they have not, queries are "
-                "refused or exceed the throughput",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _unserved(self, instance: DeploymentInstance, verdicts: Sequence[str]) -> UsageError | None:
-        """Return the error for the first stage in which no policy can serve all traffic."""
-        stage = next((k for k, verdict in enumerate(verdicts) if verdict in UNSERVED), None)
-        if stage is None:
-            return None
-        if verdicts[stage] == "nobody_there":
-            start, arrival = int(self.rules.stage_starts[stage]), instance.arrival_query
-            where = f"no LLM is there at query {start}, where stage {stage} begins"
-            if (arrival <= start).any():
-                return UsageError(
-                    f"retirements: {where}: all that had arrived have retired; retire one of them "
-                    "later, or not at all"
-                )
-            return UsageError(
-                f"arrivals: {where}: the first comes at query {arrival.min()}; let one arrive at 0"
-            )
-        return UsageError(
-            f"alpha: in stage {stage} the {self.rules.max_deployed} LLMs of largest alpha that can "
-            "be deployed carry less than all traffic (their alpha sum to less than 1); raise alpha "
-            "or max_deployed"
-        )
-
-    def _draw(self, rng: np.random.Generator) -> DeploymentInstance:
-        return build_instance(
-            self.source,
-            self.rules,
-            rng,
-            price_changes=self._price_changes,
-            retire_query=self._retire_query,
-            drift=self._drift,
-        )
-
-    def start(
-        self, np_random: np.random.Generator
-    ) -> tuple[DeploymentInstance, list[np.random.Generator]]:
-        """Draw what one episode needs: the instance and the streams."""
-        instance, *streams = np_random.spawn(1 + NUM_STREAMS)
-        return self._fixed or self._draw(instance), streams
-
-    def dynamics(self, num_lanes: int) -> DeploymentDynamics:
-        return DeploymentDynamics(num_lanes, self.num_llms, self.rules, self.source.context_dim)
-
-    def problem(self) -> dict[str, Any]:
-        """Public parameters, JSON-plain: the fields of an agent's deployment problem."""
-        rules = self.rules
-        return {
-            "num_llms": self.num_llms,
-            "max_deployed": rules.max_deployed,
-            "horizon": rules.horizon,
-            "num_stages": rules.num_stages,
-            "budget": rules.budget,
-            "alpha": rules.alpha,
-            "cost_low": self.cost_low,
-            "cost_high": self.cost_high,
-            "context_dim": self.source.context_dim,
-            "has_prices": self.source.has_prices,
-        }
-
-    def observation_space(self) -> spaces.Dict:
-        n, largest = self.num_llms, float(np.finfo(np.float32).max)
-
-        def box(low: float, high: float, size: int = 1) -> spaces.Box:
-            return spaces.Box(low, high, (size,), np.float32)
-
-        space: dict[str, spaces.Space[Any]] = {
-            "arrived": spaces.MultiBinary(n),
-            "deployed": spaces.MultiBinary(n),
-            "cost_prior": box(0.0, largest, n),
-            "count": box(0.0, MAX_COUNT, n),
-            "mean_reward": box(0.0, 1.0, n),
-            "mean_cost": box(0.0, largest, n),
-            "throughput_left": box(0.0, 1.0, n),
-            "deploy_now": spaces.Discrete(2),
-            "stage_progress": box(0.0, 1.0),
-            "query_progress": box(0.0, 1.0),
-            "spent": box(0.0, largest),
-            "budget_left": box(-MAX_COUNT, MAX_COUNT),
-        }
-        if self.source.context_dim:
-            space["context"] = box(-largest, largest, self.source.context_dim)
-        return spaces.Dict(space)
-
-    def invalid_action(self, action: Any, rows: str = "") -> UsageError:
-        n = self.num_llms
-        return UsageError(
-            f"action={action!r} is not in the action space: it takes {rows}integers [{n} "
-            f"deployment bits, 1 LLM] with bits 0 or 1 and the LLM in [0, {n})"
-        )
-
-
-def _limited(name: str, value: Any, minimum: int = 1) -> int:
-    """Check a number of queries, which counts in observations must be able to show."""
-    count = checks.count(name, value, minimum)
-    if count > MAX_COUNT:
-        raise UsageError(f"{name}={value!r} is more than {int(MAX_COUNT)} queries (2^24); lower it")
-    return count
+from llmqueue_gym.vector import LaneVectorEnv, Observation, SuiteEnv, VectorStep
 
 
 def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
@@ -308,15 +40,15 @@ def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
     return spec
 
 
-def _info_names(outcome: type[QueryOutcome | StageOutcome]) -> tuple[str, ...]:
+def info_names(outcome: type[QueryOutcome | StageOutcome]) -> tuple[str, ...]:
+    """Return what ``info`` calls the parts of an outcome."""
     return tuple("rated_reward" if name == "reward" else name for name in outcome._fields)
 
 
-_OF_QUERY, _OF_STAGE = _info_names(QueryOutcome), _info_names(StageOutcome)
-"""What ``info`` calls the parts of an outcome."""
+_OF_QUERY = info_names(QueryOutcome)
 
 
-class _DeployEnv(SuiteEnv):
+class DeployEnv(SuiteEnv):
     """One lane of the deployment problem, whatever a step is."""
 
     def __init__(
@@ -338,7 +70,7 @@ class _DeployEnv(SuiteEnv):
         render_mode: str | None = None,
         flat_observation: bool = False,
     ) -> None:
-        self._task = task = _Task(
+        self._task = task = Task(
             instance=instance,
             horizon=horizon,
             num_stages=num_stages,
@@ -435,7 +167,7 @@ class _DeployEnv(SuiteEnv):
         return DeployRenderer(self.dynamics, self.llms)
 
 
-class LLMDeployEnv(_DeployEnv):
+class LLMDeployEnv(DeployEnv):
     """Deploy a few of the LLMs that stream in, and route every query to one, within a budget.
 
     ## Description
@@ -607,129 +339,6 @@ class LLMDeployEnv(_DeployEnv):
         """
         self._check_ready("action_masks")
         return np.array(self.dynamics.action_masks()[0], dtype=np.bool_)
-
-
-class LLMDeployStageEnv(_DeployEnv):
-    """LLMDeploy-v0 with one step per stage and a continuous action, for RL.
-
-    ## Description
-
-    The problem, the arguments, the draws and the totals are those of `LLMDeployEnv`; only the
-    interface differs. The queries of a stage run vectorised.
-
-    ## Action Space
-
-    ``Box(0, 1, (2N,))``:
-
-    | Num | Action | Min | Max |
-    |-----|--------|-----|-----|
-    | 0..N-1 | deployment scores: the M_max best of the LLMs that are there are deployed, ties to the lowest index | 0 | 1 |
-    | N..2N-1 | routing weights, projected (Euclidean) onto the shares p of the deployed LLMs with 0 <= p <= alpha and sum 1 | 0 | 1 |
-
-    If the alphas of the deployed LLMs sum to less than 1, p = alpha / sum(alpha). LLM m answers
-    p_m L of the stage's L queries, evenly interleaved (`llmqueue_gym.deployment.rules.
-    stage_schedule`); the same schedule played in LLMDeploy-v0 gives the same totals.
-
-    ## Observation Space
-
-    ``Dict`` as in LLMDeploy-v0 without ``deploy_now``, ``stage_progress`` and ``context``.
-
-    ## Rewards
-
-    The sum of the rewards of the stage's queries.
-
-    ## Episode End
-
-    Truncated after K stages.
-
-    ## Information
-
-    Of the stage: ``rated_reward``, ``ledger_reward``, ``cost``, ``switching_cost`` (sums), ``served``
-    ((N,) queries answered), ``refused``, ``throttled`` (numbers of queries), ``projected``,
-    ``over_budget``, ``arrived_now``, ``shares`` ((N,) the projected weights), ``spend``. After a
-    reset the same keys: nothing was done.
-
-    ```python
-    >>> import gymnasium as gym, numpy as np
-    >>> env = gym.make("llmqueue_gym:LLMDeployStage-v0", horizon=1000, num_stages=10)
-    >>> observation, info = env.reset(seed=0)
-    >>> observation, reward, terminated, truncated, info = env.step(np.ones(22, dtype=np.float32))
-    >>> info["served"].tolist()
-    [20, 20, 20, 20, 20, 0, 0, 0, 0, 0, 0]
-
-    ```
-
-    ## Version History
-
-    * v0: initial version
-    """  # noqa: E501 - tables
-
-    def _spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
-        task = self._task
-        shown = dict(task.observation_space())
-        for key in ("deploy_now", "stage_progress", "context"):
-            shown.pop(key, None)
-        return spaces.Dict(shown), spaces.Box(0.0, 1.0, (2 * task.num_llms,), np.float32)
-
-    @property
-    def _num_steps(self) -> int:
-        return self._task.rules.num_stages
-
-    def _no_outcome(self) -> dict[str, Any]:
-        n = self._task.num_llms
-        served, nobody = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
-        outcome = StageOutcome(0.0, 0.0, 0.0, 0.0, served, 0, 0, False, False, nobody)
-        return self._outcome_info(outcome) | {"shares": np.zeros(n)}
-
-    @staticmethod
-    def _outcome_info(outcome: StageOutcome) -> dict[str, Any]:
-        """Return what ``info`` says of a stage: NumPy's scalars, which have a dtype."""
-        pairs = zip(_OF_STAGE, outcome, strict=True)
-        return {name: np.asarray(value)[()] for name, value in pairs}
-
-    def step(self, action: NDArray[Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Deploy, then answer all queries of a stage.
-
-        Raises
-        ------
-        gymnasium.error.ResetNeeded
-            Before the first reset.
-        ValueError
-            If the action is not in the action space, or the episode has ended.
-        """
-        task, dynamics = self._task, self.dynamics
-        values = np.asarray(action)
-        if values.shape != (2 * task.num_llms,) or values.dtype.kind not in "fiu":
-            raise self._invalid_stage_action(action)
-        values = values.astype(np.float64)
-        if not ((values >= 0.0) & (values <= 1.0)).all():
-            raise self._invalid_stage_action(action)
-        self._check_running()
-        bits, shares = self.plan(values)
-        length = int(task.rules.stage_lengths[dynamics.stage[0]])
-        outcome = dynamics.run_stage(bits, stage_schedule(shares, length))
-        return self._result(self._outcome_info(outcome) | {"shares": shares})
-
-    def plan(self, action: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Return what an action means now: deployment bits and traffic shares, both (N,).
-
-        With no LLM to deploy all queries go to LLM 0 and are refused.
-        """
-        self._check_ready("plan")
-        return stage_plan(action, self.dynamics.available[0], self._task.rules)
-
-    def _invalid_stage_action(self, action: Any) -> UsageError:
-        n = self._task.num_llms
-        return UsageError(
-            f"action={action!r} is not in the action space: it takes {2 * n} numbers in [0, 1], "
-            f"{n} deployment scores and {n} routing weights"
-        )
-
-    def _observe(self) -> Observation:
-        observation = self.dynamics.observe_first()
-        for key in ("deploy_now", "stage_progress", "context"):
-            observation.pop(key, None)
-        return observation
 
 
 class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray[Any]]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,15 @@ from llmqueue_gym.deployment.instance import (
     lognormal_mean,
 )
 from llmqueue_gym.deployment.rules import Bools, DeploymentRules, Floats, Ints
+
+
+def _booked(name: str) -> Any:
+    """Return the property that reads an account of the ledger."""
+
+    def read(lanes: DeploymentDynamics) -> Any:
+        return lanes._per_lane(getattr(lanes._ledger, name).copy())
+
+    return property(read)
 
 
 class DeploymentDynamics:
@@ -245,20 +254,11 @@ class DeploymentDynamics:
         outcome = QueryOutcome.empty(len(lanes), self.num_llms)
         self._shown, self._masks = shown, masks = self._room()
         begun = answer(
-            terms,
-            self._stream,
-            self._truth,
+            (terms, self._stream, self._truth),
             self._draws,
-            lanes,
-            bits,
-            llms,
-            factors,
-            state,
-            self._pending,
-            self._ledger,
-            outcome,
-            shown,
-            masks,
+            (lanes, bits, llms, factors),
+            (state, self._pending, self._ledger),
+            (outcome, shown, masks),
         )
         if begun:
             self._draw(np.unique(lanes[self.deploy_now[lanes]]))
@@ -391,23 +391,21 @@ class DeploymentDynamics:
         assert instance is not None, "reset first"
         return instance
 
+    def _of_regime(self, means: Callable[[DeploymentInstance], Floats]) -> Floats:
+        """Return what stands now in a table by regime, for every LLM."""
+        regimes = enumerate(self._state.regime)
+        now = [means(self.instance(lane))[regime] for lane, regime in regimes]
+        return np.array(self._per_lane(np.array(now)))
+
     @property
     def mean_reward(self) -> Floats:
         """mu_m of every LLM now, those still to come included; (N,), several lanes (B, N)."""
-        means = [
-            self.instance(lane).mean_reward[self._state.regime[lane]]
-            for lane in range(self.num_lanes)
-        ]
-        return np.array(self._per_lane(np.array(means)))
+        return self._of_regime(lambda instance: instance.mean_reward)
 
     @property
     def mean_cost(self) -> Floats:
         """c_m in USD per query now; (N,), several lanes (B, N)."""
-        means = [
-            self.instance(lane).mean_cost[self._state.regime[lane]]
-            for lane in range(self.num_lanes)
-        ]
-        return np.array(self._per_lane(np.array(means)))
+        return self._of_regime(lambda instance: instance.mean_cost)
 
     @property
     def arrival_query(self) -> Ints:
@@ -456,45 +454,22 @@ class DeploymentDynamics:
         """M_max."""
         return self.rules.max_deployed
 
-    @property
-    def spend(self) -> Any:
-        """USD spent, after the ledger's end too; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.spend.copy())
-
-    @property
-    def ledger_spend(self) -> Any:
-        """USD paid within the ledger, at most b T and rounding; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.ledger_spend.copy())
-
-    @property
-    def total_reward(self) -> Any:
-        """Sum of all rewards, seen or not; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.total_reward.copy())
-
-    @property
-    def ledger_score(self) -> Any:
-        """Sum of the rewards within the ledger; divide by T for the mean. A number or (B,)."""
-        return self._per_lane(self._ledger.ledger_score.copy())
-
-    @property
-    def refused(self) -> Any:
-        """Queries routed to an LLM that was not deployed; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.refused.copy())
-
-    @property
-    def throttled(self) -> Any:
-        """Queries not served for the hard throughput; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.throttled.copy())
-
-    @property
-    def violations(self) -> Any:
-        """Queries served, and paid, above the soft throughput; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.violations.copy())
-
-    @property
-    def projected(self) -> Any:
-        """Update points whose bits were projected; a number, several lanes (B,)."""
-        return self._per_lane(self._ledger.projected.copy())
+    spend = _booked("spend")
+    """USD spent, after the ledger's end too; a number, several lanes (B,)."""
+    ledger_spend = _booked("ledger_spend")
+    """USD paid within the ledger, at most b T and rounding; a number, several lanes (B,)."""
+    total_reward = _booked("total_reward")
+    """Sum of all rewards, seen or not; a number, several lanes (B,)."""
+    ledger_score = _booked("ledger_score")
+    """Sum of the rewards within the ledger; divide by T for the mean. A number or (B,)."""
+    refused = _booked("refused")
+    """Queries routed to an LLM that was not deployed; a number, several lanes (B,)."""
+    throttled = _booked("throttled")
+    """Queries not served for the hard throughput; a number, several lanes (B,)."""
+    violations = _booked("violations")
+    """Queries served, and paid, above the soft throughput; a number, several lanes (B,)."""
+    projected = _booked("projected")
+    """Update points whose bits were projected; a number, several lanes (B,)."""
 
 
 def _total(values: Floats) -> float:

@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.choice import best_assortment
-from llmqueue_gym.queueing.dynamics import QueueDynamics
+from llmqueue_gym.queueing.lanes import QueueDynamics
 
 MAX_STATES = 20_000_000
 MAX_CAP_SHARE = 1e-4

@@ -31,7 +31,7 @@ from llmqueue_gym.canvas import (
     WIDTH,
     Canvas,
 )
-from llmqueue_gym.queueing.dynamics import QueueDynamics
+from llmqueue_gym.queueing.lanes import QueueDynamics
 from llmqueue_gym.workloads.pool import printable
 
 TRACE_SLOTS = 300

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.queueing.env import read_episode_steps
+from llmqueue_gym.queueing.task import read_episode_steps
 from llmqueue_gym.serving.dynamics import (
     ABANDONED,
     ARRIVALS,

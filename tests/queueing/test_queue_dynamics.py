@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llmqueue_gym.queueing.choice import best_assortment, choice_probabilities, departure_rate
-from llmqueue_gym.queueing.dynamics import MAX_SLOTS, Population, QueueDynamics
+from llmqueue_gym.queueing.lanes import MAX_SLOTS, Population, QueueDynamics
 from llmqueue_gym.streams import BLOCK, UniformStreams
 
 

@@ -17,7 +17,7 @@ from llmqueue_gym.oracles import (
     optimal_queue_length,
 )
 from llmqueue_gym.queueing.choice import best_assortment
-from llmqueue_gym.queueing.dynamics import Population, QueueDynamics
+from llmqueue_gym.queueing.lanes import Population, QueueDynamics
 
 
 def geo_geo_1_mean(arrival_rate: float, rate: float) -> float:

@@ -20,7 +20,7 @@ from benchmarks.problems.luck import outcome_luck
 from benchmarks.problems.queueing.metrics import METRICS, Run, Trace
 from llmqueue_gym import workloads
 from llmqueue_gym.oracles import MyopicOracle
-from llmqueue_gym.queueing.dynamics import QueueDynamics
+from llmqueue_gym.queueing.lanes import QueueDynamics
 from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
 
 

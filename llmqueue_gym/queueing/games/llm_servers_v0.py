@@ -21,8 +21,9 @@ from llmqueue_gym.adapters.pettingzoo import (
     parallel_to_aec_wrapper,
 )
 from llmqueue_gym.queueing.dynamics import FIRST_LLM
-from llmqueue_gym.queueing.env import MAX_COUNT, LLMQueueEnv
+from llmqueue_gym.queueing.env import LLMQueueEnv
 from llmqueue_gym.queueing.games.parallel import QueueGame
+from llmqueue_gym.queueing.task import MAX_COUNT
 from llmqueue_gym.vector import Ints, Observation
 
 REWARDS = ("self_interested", "shared")

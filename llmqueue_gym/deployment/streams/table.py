@@ -1,0 +1,134 @@
+"""LLMs of a table of recorded queries: a file, a package or an imported data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmqueue_gym.deployment.instance import QueryTable
+from llmqueue_gym.deployment.rules import DeploymentRules
+from llmqueue_gym.deployment.streams.order import Arrivals, arrival_words, query_of, read_arrivals
+from llmqueue_gym.deployment.streams.stream import (
+    BERNOULLI,
+    Defaults,
+    Ints,
+    LLMStream,
+    Undated,
+    bernoulli_cdf,
+)
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.workloads.datasets import load_pool
+from llmqueue_gym.workloads.pool import QueryPool, takes_options_of
+from llmqueue_gym.workloads.sources import paretobandit, table
+
+
+class TableStream(Undated):
+    """Recorded queries: a query is a row, its context is visible, reward and cost are the row's.
+
+    Build it with `table_stream` or `paretobandit_stream`.
+
+    Parameters
+    ----------
+    pool : QueryPool
+        The table; it must have costs. Its list prices, if it has any, are shown to agents.
+    online : ndarray of int, optional
+        Rows that may arrive; default all.
+    arrivals : mapping or list, optional
+        When LLMs arrive: a mapping LLM -> query (int) or share of the horizon (a float below 1),
+        0 for those not named; or a list of all LLMs in the order of their arrival. In order (R),
+        half of them, rounded up, are there at the start, the others follow at equal distances; so
+        they do by default, in the order of the table.
+    """
+
+    fixed = fixed_costs = True
+
+    def __init__(
+        self,
+        pool: QueryPool,
+        online: Ints | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> None:
+        if pool.cost is None:
+            raise UsageError(
+                "the table has no costs; name its cost columns with `cost`, or give `prices`"
+            )
+        rows = np.arange(len(pool.contexts)) if online is None else online
+        self._table = QueryTable(pool.contexts[rows], pool.quality[rows], pool.cost[rows])
+        self.llms = pool.llms
+        self._list_price = pool.list_price
+        self.has_prices = pool.list_price is not None
+        self.context_dim: int = pool.contexts.shape[1]
+        self.cost_bounds = np.stack([self._table.cost.min(axis=0), self._table.cost.max(axis=0)])
+        self._arrivals = read_arrivals(arrivals, self.llms)
+        budget = float(np.median(self._table.cost.mean(axis=0)))
+        if budget <= 0.0:
+            raise UsageError("the table's costs are all zero for half of the LLMs; check them")
+        half = (len(self.llms) + 1) // 2
+        self.defaults = Defaults(10_000, 20, half, 1.0, budget)
+
+    def arrival_words(self) -> list[str]:
+        """Say when each LLM arrives, in the order in which they do."""
+        return arrival_words(self._arrivals, self.llms)
+
+    def draw(self, rng: np.random.Generator, rules: DeploymentRules) -> LLMStream:
+        """Return the stream, always the same.
+
+        Raises
+        ------
+        ValueError
+            If an LLM would arrive after the last query.
+        """
+        size, horizon = len(self.llms), rules.horizon
+        arrival = np.array([query_of(at, horizon) for at in self._arrivals], dtype=np.int64)
+        if arrival.max() >= horizon:
+            late = int(arrival.argmax())
+            raise UsageError(
+                f"arrivals[{self.llms[late]!r}]={arrival[late]} is outside the run of "
+                f"{horizon} queries: the LLM would never come; lower it, or raise horizon"
+            )
+        mean = self._table.quality.mean(axis=0)
+        one, zero = np.ones(size), np.zeros(size)
+        return LLMStream(
+            arrival,
+            mean,
+            one,
+            zero,
+            np.zeros((2, size)),
+            BERNOULLI,
+            bernoulli_cdf(mean),
+            self._table,
+            self._list_price,
+        )
+
+
+@takes_options_of(table.table_pool)
+def table_stream(
+    path: str,
+    quality: Mapping[str, str] | Sequence[str] | str,
+    *,
+    arrivals: Arrivals | None = None,
+    **options: Any,
+) -> TableStream:
+    """Stream from a file; options are those of the workload ``"table"`` and ``arrivals``."""
+    pool, online = table.table_pool(path, quality, **options)
+    return TableStream(pool, online, arrivals)
+
+
+def paretobandit_stream(
+    context_dim: int | None = None, arrivals: Arrivals | None = None
+) -> TableStream:
+    """Stream of the prompts of the ``paretobandit`` package; see the workload of that name."""
+    pool, online = paretobandit._load(context_dim)
+    return TableStream(pool, online, arrivals)
+
+
+def dataset_stream(
+    name: str, context_dim: int | None = None, arrivals: Arrivals | None = None
+) -> TableStream:
+    """Stream of the queries of a data set with costs that was imported under this name."""
+    pool, online = load_pool(name, context_dim)
+    if pool.cost is None:
+        raise UsageError(f"data set {name!r} records no costs, and deploying LLMs needs them")
+    return TableStream(pool, online, arrivals)
