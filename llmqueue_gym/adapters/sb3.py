@@ -118,20 +118,29 @@ def make_vec_env(
     arguments = {**(env_kwargs or {}), **kwargs}
     if "num_envs" in arguments:
         raise UsageError(f"num_envs={arguments['num_envs']!r}: here, as in SB3, it is n_envs")
+    venv = _make_lanes(env_id, n_envs, arguments, wrapper_class, dict(wrapper_kwargs or {}))
+    env = GymnasiumVecEnv(venv if wrapper is None else wrapper(venv))
+    if seed is not None:
+        env.seed(seed)
+    return _Monitor(env) if monitor else env
+
+
+def _make_lanes(
+    env_id: str,
+    n_envs: int,
+    arguments: dict[str, Any],
+    wrapper_class: Callable[..., gym.Env[Any, Any]] | None,
+    wrapper_kwargs: dict[str, Any],
+) -> VectorEnv[Any, Any, Any]:
+    """Make the lanes, natively where environment and wrapper have a vector form."""
     mode = AutoresetMode.SAME_STEP
     all_lanes = None if wrapper_kwargs else VECTOR_FORMS.get(wrapper_class)
     native = gym.spec(env_id.rpartition(":")[2]).vector_entry_point is not None
     if native and (wrapper_class is None or all_lanes is not None):
         venv = gym.make_vec(env_id, n_envs, autoreset_mode=mode, **arguments)
-        if all_lanes is not None:
-            venv = all_lanes(venv)
-    else:
-        make = partial(_make_one, env_id, arguments, wrapper_class, dict(wrapper_kwargs or {}))
-        venv = SyncVectorEnv([make] * n_envs, autoreset_mode=mode)
-    env = GymnasiumVecEnv(venv if wrapper is None else wrapper(venv))
-    if seed is not None:
-        env.seed(seed)
-    return _Monitor(env) if monitor else env
+        return venv if all_lanes is None else all_lanes(venv)
+    make = partial(_make_one, env_id, arguments, wrapper_class, wrapper_kwargs)
+    return SyncVectorEnv([make] * n_envs, autoreset_mode=mode)
 
 
 def _make_one(
