@@ -58,8 +58,9 @@ def make_vec_env(
 ) -> VecEnv:
     """Build a vector environment for SB3; the native one where the environment has one.
 
-    It takes what SB3's own ``make_vec_env`` takes, and more. To normalise observations, name the
-    keys: ``VecNormalize(env, norm_obs_keys=["contexts", "retrials", "age", "wait"])``.
+    It takes what SB3's own ``make_vec_env`` is usually given, and more. To normalise observations,
+    name the keys, as two of them are no numbers: ``VecNormalize(env, norm_obs_keys=["contexts",
+    "retrials", "age", "wait", "queue_length"])``.
 
     Parameters
     ----------
