@@ -16,7 +16,10 @@ import pytest
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import SuiteError, parse_suite
-from llmqueue_gym.envs import llm_deploy, llm_deploy_mo, llm_queue
+from llmqueue_gym.deployment import env as llm_deploy
+from llmqueue_gym.deployment import env_mo as llm_deploy_mo
+from llmqueue_gym.deployment import stage_env as llm_deploy_stage
+from llmqueue_gym.queueing import env as llm_queue
 from llmqueue_gym.registration import ENVIRONMENTS
 from llmqueue_gym.serving import env as llm_serve
 
@@ -114,7 +117,9 @@ def test_readme_names_every_environment_and_existing_pictures():
         assert (ROOT / picture).is_file(), picture
 
 
-@pytest.mark.parametrize("module", [llm_queue, llm_deploy, llm_deploy_mo, llm_serve])
+@pytest.mark.parametrize(
+    "module", [llm_queue, llm_deploy, llm_deploy_stage, llm_deploy_mo, llm_serve]
+)
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
