@@ -44,7 +44,7 @@ KIND = Kind(
 cost a slot), or minus the mean reward where kept answers earn something. 1 is the exact optimum
 where the state is small (tiny-pair, slow-server, impatient: relative values over all states), else
 a reference that knows who keeps what (known-rollout; with windows known-forecast, and where LLMs
-arrive known-static-fleet), which may be beaten; the run fails if the bound of a linear program is.
+arrive known-reactive), which may be beaten; the run fails if the bound of a linear program is.
 *known-* agents know who keeps what and are outside the ranking: the oracle less known-X is what
 control costs, known-X less X what learning costs. *behind the oracle*: paired difference of the
 reward a slot. *waiting*, *in service*, *thinking*: mean numbers; who thinks is not seen by an

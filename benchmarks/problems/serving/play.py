@@ -39,7 +39,7 @@ from llmqueue_gym.serving.oracles import Optimum, bound, small_problem
 from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
 from llmqueue_gym.workloads.pool import file_sha256
 
-FIXED, CHANGING, STREAMING = "known-rollout", "known-forecast", "known-static-fleet"
+FIXED, CHANGING, STREAMING = "known-rollout", "known-forecast", "known-reactive"
 """The truth-knowing agents that score 1 where no optimum can be had: with a fixed fleet, with one
 that changes at windows, and where LLMs arrive as well."""
 
