@@ -138,6 +138,20 @@ def agent_spec(name: str) -> AgentSpec:
     )
 
 
+def player(name: str, kind: str) -> Any:
+    """Return the class of an agent by name, which must play tasks of that kind.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the agent plays another kind of task.
+    """
+    cls: Any = agent_spec(name).load()
+    if getattr(cls, "kind", kind) != kind:
+        raise UsageError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
+    return cls
+
+
 def make_agent(
     name: str, problem: QueueProblem | DeployProblem | ServeProblem, seed: int, **settings: Any
 ) -> Agent:
@@ -149,12 +163,8 @@ def make_agent(
         If the name is unknown, the agent plays another kind of task, or a setting is not one the
         agent takes.
     """
-    spec = agent_spec(name)
-    cls: Any = spec.load()
-    kind = problem.kind
-    if getattr(cls, "kind", kind) != kind:
-        raise UsageError(f"agent={name!r} plays {cls.kind} tasks; this task is a {kind} one")
-    arguments = {**spec.settings, **settings}
+    cls = player(name, problem.kind)
+    arguments = {**agent_spec(name).settings, **settings}
     try:
         inspect.signature(cls).bind(problem, seed, **arguments)
     except TypeError as error:

@@ -61,6 +61,7 @@ def show_trace(
     path: Path, rate: float, column: str | None, unit: str | None, as_json: bool
 ) -> None:
     """Print what `describe_trace` finds."""
+    column = column and column.removeprefix("timestamp=")  # as the commands of logs spell it
     found = describe_trace(str(path), rate, column, unit)
     if as_json:
         print_json(found)
@@ -84,7 +85,7 @@ def show_trace(
             else f"dispersion of counts, {key.partition('_')[2]} interarrivals"
         )
         cells = [found[part][key] for part in ("trace", "slots", "bernoulli")]
-        table.add_row(label, *(f"{cell:.3g}" for cell in cells))
+        table.add_row(label, *("" if np.isnan(cell) else f"{cell:.3g}" for cell in cells))
     show_table(table)
     say(
         f"{slots['count']:,} slots of {slots['seconds_per_slot']:.4g} s; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from baselines.registry import player
 from benchmarks.commands.options import read_pairs
-from benchmarks.score.intervals import Interval
-from benchmarks.score.logged import Evaluation, Prepared, evaluate, prepare
+from benchmarks.score.intervals import Interval, t_interval
+from benchmarks.score.logged import ESTIMATES, Evaluation, Prepared, evaluate, judge_policy, prepare
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import read_contexts
@@ -72,7 +74,7 @@ def _print_model(found: Mapping[str, Any] | None) -> None:
     else:
         say(
             f"outcome model, on the last {found['turns']:,} requests: log loss "
-            f"{found['log_loss']:.4f} (the share kept alone: {found['base_log_loss']:.4f}), "
+            f"{found['log_loss']:.4f} (each LLM's share alone: {found['base_log_loss']:.4f}), "
             f"calibration error {found['ece']:.3f}"
         )
 
@@ -88,23 +90,40 @@ def show_evaluation(
     contexts: str | None = None,
     seed: int = 0,
     draws: int = 10,
+    each_llm: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Print the off-policy values of agents."""
+    """Print the off-policy values of agents, and of each LLM alone if asked to."""
+    for name in agents:
+        player(name, "queueing")  # before a long log is read
     log = read_log(str(path), _columns(columns), clip_scores)
     vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
     data = prepare(log, vectors, train_share, cost_weight)
     found = _with_progress(data, agents, seed, draws)
+    if each_llm:
+        for llm in np.flatnonzero(data.supported):
+            alone = np.tile(np.eye(len(log.llms))[llm], (len(data.judge), 1))
+            found.append(judge_policy(data, alone, f"always {log.llms[llm]}"))
     if as_json:
         print_json(_as_json(path, data, found, cost_weight, seed))
         return
-    names = ("agent", "IPS", "self-normalised", "doubly robust", "effective requests")
+    names = (
+        "agent",
+        "doubly robust",
+        "USD a request",
+        "effective requests",
+        "self-normalised",
+        "IPS",
+    )
     table = Table(*names, title=f"{escape(printable(path.name))}: value of a request")
     table.title_justify = "left"
-    add_row(table, "the log itself", "", _shown(found[0].logged), "", f"{len(data.judge):,}")
+    logged, spent = found[0].logged, None if log.cost is None else log.cost[data.judge].mean()
+    cells = _shown(logged), _dollars(spent), f"{len(data.judge):,}", _shown(logged), ""
+    add_row(table, "the log itself", *cells)
     for row in found:
-        cells = [_shown(value) for value in row.estimates.values()]
-        add_row(table, row.agent, *cells, f"{row.effective:,.0f}")
+        plain, normalised, robust = (_shown(row.estimates[key]) for key in ESTIMATES)
+        usd = _dollars(None if row.usd is None else row.usd.value)
+        add_row(table, row.agent, robust, usd, f"{row.effective:,.0f}", normalised, plain)
     show_table(table)
     say(
         f"learned on the first {len(data.train):,} requests, judged on {len(data.judge):,} "
@@ -136,10 +155,14 @@ def _as_json(
         "left_out": dict(data.log.left_out),
         "notes": [*data.log.notes, *data.notes],
         "logged": list(found[0].logged),
+        "logged_usd": None
+        if data.log.cost is None
+        else list(t_interval(data.log.cost[data.judge])),
         "agents": [
             {
                 "agent": row.agent,
                 **{name: list(value) for name, value in row.estimates.items()},
+                "usd": None if row.usd is None else list(row.usd),
                 "effective_requests": row.effective,
                 "mean_weight": row.mean_weight,
                 "largest_weight": row.largest_weight,
@@ -179,5 +202,27 @@ def _shown(interval: Interval) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
+def _dollars(usd: float | None) -> str:
+    return "" if usd is None else f"{usd:.3g}" if np.isfinite(usd) else "none"
+
+
+def _column_file(path: Path) -> dict[str, str]:
+    """Read a JSON object {FIELD: NAME}; `read_log` checks what it says."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--column {str(path)!r}: not a JSON file ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--column {str(path)!r}: expected {{FIELD: NAME}}")
+    return found
+
+
 def _columns(items: Sequence[str]) -> dict[str, str]:
-    return read_pairs("--column", "FIELD=NAME, for example query=prompt", items)
+    """Fields and the names of their columns, from pairs and from JSON files of such pairs."""
+    found: dict[str, str] = {}
+    for item in items:
+        if item.endswith(".json") and "=" not in item:
+            found |= _column_file(Path(item))
+        else:
+            found |= read_pairs("--column", "FIELD=NAME, for example query=prompt", [item])
+    return found

@@ -68,7 +68,15 @@ def exit_code(failures: Sequence[object], violations: Sequence[str]) -> int:
     return FAILED if failures or violations else OK
 
 
-def last_results() -> Path:
+def chosen_results(name: str | None) -> Path | str:
+    """Results of a folder, file or URL, of a suite under ``results/``, or of the latest run."""
+    if name is None:
+        return _last_results()
+    suite = RESULTS / name
+    return suite if (suite / "run.json").is_file() and not Path(name).exists() else name
+
+
+def _last_results() -> Path:
     """Folder of the latest run under ``results/``."""
     runs = sorted(RESULTS.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
     if not runs:

@@ -15,8 +15,8 @@ from benchmarks.commands.options import (
     POSITIVE,
     SHARE,
     TIMEOUT,
+    chosen_results,
     cores,
-    last_results,
     read_data,
     verdict,
 )
@@ -26,7 +26,10 @@ from llmqueue_gym.errors import UsageError
 
 LogFile = Annotated[Path, typer.Argument(help="CSV, TSV, JSON(L), Parquet: a row a request.")]
 Renamed = Annotated[
-    list[str] | None, typer.Option("--column", help="Another name of a column: query=prompt.")
+    list[str] | None,
+    typer.Option(
+        "--column", help="Another name of a column: query=prompt; or a JSON file of {FIELD: NAME}."
+    ),
 ]
 Clipped = Annotated[bool, typer.Option(help="Count scores a little outside [0, 1] as 0 or 1.")]
 
@@ -70,7 +73,7 @@ def report_command(
     from benchmarks.report.command import check_readme, report, serve
     from benchmarks.report.command import figure as write_figure
 
-    found: Path | str = results or last_results()
+    found: Path | str = chosen_results(results)
     if figure is not None:
         chosen, names = (_parts(text) for text in (agents, labels))
         write_figure(found, figure, out, agents=chosen, labels=names, task=task, form=form)
@@ -138,7 +141,7 @@ def compare_command(
         [other] = {first, second} - set(there)
         raise UsageError(f"{there[0]} is a folder of results, and there is no {other}")
     else:
-        show_agents(results or last_results(), first, second, as_json)
+        show_agents(chosen_results(results), first, second, as_json)
 
 
 def arrivals_command(
@@ -218,7 +221,7 @@ def verify_command(
 
     engine = LocalEngine(workers or cores(), timeout)
     verified = show_verification(
-        results or last_results(), sample, seed, engine, read_data(data or []), as_json, models
+        chosen_results(results), sample, seed, engine, read_data(data or []), as_json, models
     )
     raise typer.Exit(OK if verified else FAILED)
 
@@ -249,6 +252,9 @@ def logs_evaluate(
     contexts: Annotated[str | None, typer.Option(help="tfidf-svd, wordllama, ...")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the agents.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Decisions a request.")] = 10,
+    each_llm: Annotated[
+        bool, typer.Option("--each-llm", help="Judge every LLM alone as well.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what agents would have earned: IPS, self-normalised and doubly robust."""
@@ -264,6 +270,7 @@ def logs_evaluate(
         contexts=contexts,
         seed=seed,
         draws=draws,
+        each_llm=each_llm,
         as_json=as_json,
     )
 

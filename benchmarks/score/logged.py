@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from baselines.interface import Agent, QueueProblem
-from baselines.registry import agent_spec, make_agent
+from baselines.registry import make_agent, player
 from benchmarks.score.intervals import Floats, Interval, t_interval
 from benchmarks.score.off_policy import (
     FOLDS,
@@ -58,6 +58,8 @@ class Evaluation(NamedTuple):
         log cannot tell.
     logged : Interval
         Mean reward of whoever logged, on the same requests.
+    usd : Interval, optional
+        Mean cost a request, doubly robust; None where the log has no costs.
     effective : float
         Effective number of requests behind the weights.
     mean_weight, largest_weight : float
@@ -76,6 +78,7 @@ class Evaluation(NamedTuple):
     agent: str
     estimates: Mapping[str, Interval]
     logged: Interval
+    usd: Interval | None
     effective: float
     mean_weight: float
     largest_weight: float
@@ -96,6 +99,7 @@ class Prepared(NamedTuple):
     propensity: Floats  # (len(judge),)
     estimated: bool
     predicted: Floats  # (n, N) rewards of the outcome model
+    price: Floats  # (N,) mean cost, USD, on the first part
     supported: NDArray[np.bool_]  # (N,) LLMs of which the judged requests tell something
     notes: tuple[str, ...]
 
@@ -156,6 +160,7 @@ def prepare(
         else log.propensity[judge],
         log.propensity is None,
         model.rates(contexts) - cost_weight * model.cost,
+        model.cost,
         supported,
         notes,
     )
@@ -221,10 +226,9 @@ def evaluate(
         Called after every request of the log.
     """
     checks.count("draws", draws)
-    spec = agent_spec(name)
     log, contexts = data.log, data.contexts
     offline = None
-    if getattr(spec.load(), "protocol", "online") == "pretrained":
+    if getattr(player(name, "queueing"), "protocol", "online") == "pretrained":
         offline = OfflineData(
             contexts[data.train], logit(data.predicted[data.train].clip(0.01, 0.99))
         )
@@ -269,10 +273,18 @@ def judge_policy(data: Prepared, policy: Floats, name: str, trained_on: int = 0)
             for key, estimate in zip(ESTIMATES, estimates, strict=True)
         }
     effective = effective_sample_size(weight)
+    usd = None
+    if data.log.cost is not None:
+        cost, price = data.log.cost[requests], data.price
+        usd = Interval(np.nan, 0.0, np.inf)
+        if not refusal:
+            usd = doubly_robust(cost, weight, price[llm], chances @ price, data.estimated)
+            usd = within(usd, 0.0, float(data.log.cost.max()))
     return Evaluation(
         name,
         found,
         within(t_interval(data.reward[data.judge]), low, high),
+        usd,
         effective,
         float(weight.mean()) if weight.size else 0.0,
         float(weight.max(initial=0.0)),

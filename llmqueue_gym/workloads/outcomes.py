@@ -61,7 +61,10 @@ def fit_mnl(
 
 
 def calibration(
-    chance: NDArray[np.float64], kept: NDArray[np.bool_], base: float, bins: int = 10
+    chance: NDArray[np.float64],
+    kept: NDArray[np.bool_],
+    base: float | NDArray[np.float64],
+    bins: int = 10,
 ) -> dict[str, Any]:
     """How well predicted chances agree with what happened.
 
@@ -70,8 +73,9 @@ def calibration(
     chance : ndarray, shape (n,)
         Predicted probability that the answer is kept.
     kept : ndarray of bool, shape (n,)
-    base : float
-        Share that was kept in the training data: the prediction to be better than.
+    base : float, or ndarray of shape (n,)
+        Share that was kept in the training data, of all or each LLM's: the prediction to be better
+        than.
     bins : int
         Bins of equally many turns, by predicted chance.
 

@@ -99,7 +99,7 @@ def test_a_readme_takes_the_tables_between_its_markers_and_keeps_the_rest(here, 
     other = here / "docs/leaderboards/tiny.md"
     other.parent.mkdir()
     other.write_text("<!-- leaderboard tiny: begin -->\n<!-- leaderboard tiny: end -->\n")
-    assert bench("report", "results/tiny", "--readme", "docs/leaderboards/tiny.md") == 0
+    assert bench("report", "tiny", "--readme", "docs/leaderboards/tiny.md") == 0
     assert "(../images/tiny.png)" in other.read_text()
     assert bench("export", "results/tiny", "kept/tiny.json.gz") == 0
     check = ("report", "kept/tiny.json.gz", "--readme", "README.md", "--check")

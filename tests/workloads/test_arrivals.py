@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.commands.arrivals import describe_trace
+from benchmarks.commands.arrivals import describe_trace, show_trace
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite
 from llmqueue_gym.envs import LLMQueueEnv
@@ -380,6 +380,17 @@ def test_a_changed_trace_is_another_workload_to_the_benchmark(trace):
     assert before == {cell.key for cell in make_plan(suite).cells}
     trace.write_text(trace.read_text() + "9999,x\n")
     assert not before & {cell.key for cell in make_plan(suite).cells}
+
+
+def test_the_command_takes_a_column_as_the_logs_do_and_leaves_out_what_it_cannot_know(
+    tmp_path, capsys
+):
+    (tmp_path / "t.csv").write_text("ts\n1748851200000\n1748851201000\n1748851203000\n")
+    for column in ("ts", "timestamp=ts"):
+        show_trace(tmp_path / "t.csv", 0.5, column, None, as_json=False)
+        shown = capsys.readouterr().out
+        assert "3 requests in 3 s" in shown
+        assert "nan" not in shown
 
 
 def test_describe_trace_reports_both_sides(trace):

@@ -4,6 +4,8 @@ The simulator draws contexts and logit utilities, logs a softmax policy, and kno
 """
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +17,7 @@ from scipy.special import expit
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.interface import Agent
+from benchmarks.commands.logs import show_evaluation, show_log
 from benchmarks.score.logged import evaluate, judge_policy, prepare
 from llmqueue_gym.workloads import fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
@@ -284,6 +287,19 @@ def test_an_agent_that_learns_is_worth_more_than_the_log():
     assert online.estimates["doubly robust"].low > found.logged.value
 
 
+@pytest.mark.parametrize("logged", [True, False])
+def test_what_a_policy_spends_is_the_mean_cost_of_its_choices(logged):
+    log, _ = simulate(2000, 0, logged=logged)
+    data = prepare(log, log.contexts())
+    for shares in ([0.0, 0.0, 1.0], [0.5, 0.5, 0.0]):
+        found = judge_policy(data, np.tile(shares, (len(data.judge), 1)), "fixed")
+        truth = float(np.dot(shares, [0.01, 0.02, 0.03]))
+        assert found.usd.low <= truth <= found.usd.high
+        assert found.usd.value == pytest.approx(truth, abs=1e-3)
+    free = prepare(replace(log, cost=None), log.contexts())
+    assert judge_policy(free, np.tile(shares, (len(free.judge), 1)), "fixed").usd is None
+
+
 def test_estimated_propensities_come_near_the_logged_ones():
     log, _ = simulate(6000, 1)
     bare, _ = simulate(6000, 1, logged=False)
@@ -442,6 +458,8 @@ def test_the_outcome_model_finds_the_simulators_rates_and_is_calibrated():
     found = judge_outcomes(log, log.contexts())
     assert found["ece"] < 0.06
     assert found["log_loss"] < found["base_log_loss"]
+    blind = judge_outcomes(log, np.ones((len(log), 1), np.float32))  # all it knows is the LLM
+    assert blind["log_loss"] == pytest.approx(found["base_log_loss"], abs=1e-3)
 
 
 def test_scores_count_as_shares_of_kept_answers():
@@ -547,7 +565,30 @@ def test_the_commands_print_tables_and_json(tmp_path, command):
     assert found["propensities"] == "estimated"
     assert routed["doubly robust"][0] > blind["doubly robust"][2]
     assert sum(blind["shares"].values()) == pytest.approx(1.0)
-    assert "learned on the first 200 requests" in command(*asked)[1]
+    printed = command(*asked, "--each-llm")[1]
+    assert "learned on the first 200 requests" in printed
+    (alone,) = (line.split("│") for line in printed.splitlines() if "always x" in line)
+    assert alone[3].strip() == "0.01"
+
+
+def test_an_agent_that_cannot_play_is_refused_before_the_log_is_read():
+    with pytest.raises(ValueError, match="'price-aware' plays deployment tasks"):
+        show_evaluation(Path("nowhere.csv"), ["random", "price-aware"])
+
+
+def test_columns_may_be_named_in_a_file(tmp_path, capsys):
+    renamed = [{"prompt": row["query"], "model": row["llm"], "kept": row["kept"]} for row in ROWS]
+    path = Path(write(tmp_path / "log.csv", renamed))
+    columns = tmp_path / "columns.json"
+    columns.write_text('{"query": "prompt", "llm": "other"}')
+    show_log(path, [str(columns), "llm=model"], as_json=True)
+    assert json.loads(capsys.readouterr().out)["requests"] == 3
+    for text in ('["query"]', "query=prompt"):
+        columns.write_text(text)
+        with pytest.raises(ValueError, match=r"--column '.*columns.json'"):
+            show_log(path, [str(columns)], as_json=True)
+    with pytest.raises(ValueError, match="the field stands first: query=prompt"):
+        show_log(path, ["prompt=query"], as_json=True)
 
 
 def test_names_from_outside_never_reach_the_terminal_raw(tmp_path, command):

@@ -160,7 +160,10 @@ def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: b
     names = tuple(sorted((columns or {}).items()))
     for field_, name in names:
         if field_ not in FIELDS:
-            raise checks.unknown_name("columns: field", field_, FIELDS)
+            turned = name in FIELDS and f"; the field stands first: {name}={field_}"
+            raise UsageError(
+                f"{checks.unknown_name('columns: field', field_, FIELDS)}{turned or ''}"
+            )
         if not isinstance(name, str) or not name:
             raise UsageError(f"columns: {field_}={name!r} must be the name of a column")
     stat = source.stat()

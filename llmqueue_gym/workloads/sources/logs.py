@@ -76,7 +76,8 @@ def fit_outcomes(
 def judge_outcomes(log: Log, contexts: NDArray[np.float32]) -> dict[str, Any] | None:
     """Calibration of the outcome model on the last quarter of a log, fitted on the rest.
 
-    None where the log has scores in place of kept and retried answers.
+    The prediction to be better than is the share that each LLM's answers had there: if the model is
+    not, contexts tell nothing. None where the log has scores in place of kept and retried answers.
     """
     if not np.isin(log.reward, (0.0, 1.0)).all():
         return None
@@ -84,7 +85,11 @@ def judge_outcomes(log: Log, contexts: NDArray[np.float32]) -> dict[str, Any] | 
     late = rows >= 3 * len(log) // 4
     model = fit_outcomes(log, contexts, rows[~late])
     chance = model.rates(contexts[late])[np.arange(int(late.sum())), log.llm[late]]
-    return calibration(chance, log.reward[late] > 0.5, float(log.reward[~late].mean()))
+    early, count = log.llm[~late], len(log.llms)
+    mean = log.reward[~late].mean()  # weighs as one answer, so that no share is 0 or 1
+    share = np.bincount(early, log.reward[~late], count) + mean
+    share /= np.bincount(early, minlength=count) + 1.0
+    return calibration(chance, log.reward[late] > 0.5, share[log.llm[late]])
 
 
 def describe_log(log: Log) -> dict[str, Any]:
