@@ -14,10 +14,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch, tmp_path_factory):
     """Run ``llmqueue-bench`` in this process: its exit code."""
     cli = pytest.importorskip("benchmarks.cli")
     monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):  # agents of other tests, under the same name
+        if str(getattr(module, "__file__", None)).startswith(folder):
+            monkeypatch.delitem(sys.modules, name)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["llmqueue-bench", *map(str, arguments)])

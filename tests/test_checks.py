@@ -35,7 +35,7 @@ def test_a_choice_names_the_nearest():
     ids=lambda value: type(value).__name__,
 )
 def test_the_command_keeps_the_traceback_of_a_fault(bench, monkeypatch, capsys, error, is_mistake):
-    def fail():
+    def fail(prog_name):
         raise error
 
     monkeypatch.setattr("benchmarks.cli.build_app", lambda: fail)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from baselines.interface import QueueProblem
 from baselines.registry import player
 from benchmarks.commands.options import read_pairs
 from benchmarks.score.intervals import Interval, t_interval
@@ -95,7 +96,7 @@ def show_evaluation(
 ) -> None:
     """Print the off-policy values of agents, and of each LLM alone if asked to."""
     for name in agents:
-        player(name, "queueing")  # before a long log is read
+        player(name, QueueProblem.kind)  # before a long log is read
     log = read_log(str(path), _columns(columns), clip_scores)
     vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
     data = prepare(log, vectors, train_share, cost_weight)

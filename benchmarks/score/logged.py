@@ -228,7 +228,7 @@ def evaluate(
     checks.count("draws", draws)
     log, contexts = data.log, data.contexts
     offline = None
-    if getattr(player(name, "queueing"), "protocol", "online") == "pretrained":
+    if getattr(player(name, QueueProblem.kind), "protocol", "online") == "pretrained":
         offline = OfflineData(
             contexts[data.train], logit(data.predicted[data.train].clip(0.01, 0.99))
         )

@@ -254,9 +254,9 @@ def test_import_paths_of_before_the_rooms_lead_to_the_same_modules():
 def test_only_a_problems_folder_and_the_measuring_scripts_call_one_by_its_name():
     """No comparison with a problem's name, no import of one: everything else asks `problem_of`."""
     root = Path(benchmarks.__file__).parent
-    own = ("problems/queueing", "problems/deployment", "measure", "moved.py")
-    word = r"[\"'](LLM(Queue|Deploy)|(queueing|deployment)[\"'])"
-    name = re.compile(rf"{word}|problems\.(queueing|deployment)")
+    own = ("problems/queueing", "problems/deployment", "problems/serving", "measure", "moved.py")
+    word = r"[\"'](LLM(Queue|Deploy|Serve)|(queueing|deployment|serving)[\"'])"
+    name = re.compile(rf"{word}|problems\.(queueing|deployment|serving)")
     found = [
         f"{path.relative_to(root).as_posix()}: {line.strip()}"
         for path in sorted(root.rglob("*.py"))
@@ -266,4 +266,5 @@ def test_only_a_problems_folder_and_the_measuring_scripts_call_one_by_its_name()
     assert [line for line in found if not line.startswith(own)] == [
         "problems/__init__.py: from benchmarks.problems.deployment import DEPLOYMENT",
         "problems/__init__.py: from benchmarks.problems.queueing import QUEUEING",
+        "problems/__init__.py: from benchmarks.problems.serving import SERVING",
     ]

@@ -427,12 +427,15 @@ def ctrl_c_once_there_is_a_model(folder):
         os.kill(os.getpid(), signal.SIGINT)
 
     watcher = threading.Thread(target=watch)
+    # A shell lets its background jobs ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher.start()
     try:
         yield
     finally:
         ended.set()
         watcher.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
