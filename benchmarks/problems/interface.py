@@ -73,6 +73,10 @@ class Problem:
         return cast("Kind", import_module(f"{self.package}.board").KIND)
 
 
+class BrokenLawError(RuntimeError):
+    """A recorded run breaks a law of its problem: there is a bug, or somebody changed the run."""
+
+
 class Recorder(Protocol):
     """Watches a run from outside, with the hidden truth.
 

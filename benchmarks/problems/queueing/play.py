@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Action, QueueProblem
+from benchmarks.problems.interface import BrokenLawError
 from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import outcome_luck
 from benchmarks.problems.queueing.metrics import METRICS, Run, Trace
@@ -50,10 +51,6 @@ def fingerprint(kwargs: Mapping[str, Any]) -> str | None:
         return None
     content = workloads.fingerprint(kwargs["workload"]) if "workload" in kwargs else ""
     return content + arrivals_fingerprint(kwargs.get("arrivals", "bernoulli"))
-
-
-class BrokenLawError(RuntimeError):
-    """A recorded run breaks a law of every queue: there is a bug, or somebody changed the run."""
 
 
 _Query = tuple[float, int, int]  # -p*(x), slot of arrival (at most one arrives a slot), row

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from baselines.interface import Action, ServeProblem
 from baselines.registry import make_agent
+from benchmarks.problems.interface import BrokenLawError
 from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import outcome_luck
 from benchmarks.problems.serving.metrics import METRICS, Run, Trace
@@ -118,10 +119,6 @@ def fingerprint(kwargs: Mapping[str, Any]) -> str | None:
     if isinstance(tokens, Mapping) and "path" in tokens:
         content += file_sha256(tokens["path"])
     return content or None
-
-
-class BrokenLawError(RuntimeError):
-    """A recorded run breaks a law of every system: there is a bug, or somebody changed the run."""
 
 
 class Recorder:
