@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
@@ -234,6 +235,7 @@ def run(
         say(f"{model}: {OWN_FILES}", console)
     with _progress(console) as progress:
         bar, told = progress.add_task(plan.suite, total=None, failed=0), clock()
+        causes: Counter[str] = Counter()
 
         def note(message: str) -> None:
             say(message, progress.console)
@@ -244,7 +246,10 @@ def run(
             [now] = progress.tasks
             if outcome.failed:
                 progress.update(bar, failed=now.fields["failed"] + 1)
-                note(f"failed: {outcome.cell}: {outcome.payload['error']}")
+                cause = str(outcome.payload["error"])
+                if cause not in causes:
+                    note(f"failed: {outcome.cell}: {cause}")
+                causes[cause] += 1
             if not console.is_terminal and not now.finished and clock() - told >= SECONDS_A_LINE:
                 told = clock()
                 note(f"{plan.suite}: {now.completed:.0f}/{now.total or 0:.0f} cells, {_spent(now)}")
@@ -262,6 +267,10 @@ def run(
         except KeyboardInterrupt:
             note("interrupted: finished cells are kept, the same command computes the rest")
             return INTERRUPTED
+    for cause, times in causes.items():
+        if times > 1:
+            more = "one more cell" if times == 2 else f"{times - 1} more cells"
+            say(f"failed alike, {more}: {cause}", console)
     for name, reason in untrained.items():
         say(f"failed: training {name}: {reason}", console)
     trainings = f"; trainings that failed: {len(untrained)}" if untrained else ""

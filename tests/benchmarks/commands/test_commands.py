@@ -101,6 +101,13 @@ def test_failures_are_in_the_json_and_in_the_exit_code(here, output_of):
     assert json.loads(out)["failures"] == run["failures"]
 
 
+def test_one_cause_is_told_once_and_counted(here, bench, capsys):
+    bench("run", "tiny.toml", "--agent", "my_raising:Raises", "--results", "r")
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("failed: tiny / my_raising:Raises / seed") == 1
+    assert "failed alike, one more cell: RuntimeError: out of ideas" in told
+
+
 def test_what_decides_the_exit_code_is_that_of_the_board(here, output_of, monkeypatch):
     """Read task by task, without a board: failures, damage, luck and beaten oracles."""
     tables = "".join(
