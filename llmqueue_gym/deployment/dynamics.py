@@ -29,7 +29,6 @@ class Terms(NamedTuple):
     starts: Ints  # (K + 1,) tau_k, then T
     caps: Ints  # (K, N) queries an LLM may take in a stage
     max_deployed: int
-    hard: bool  # throughput
     switching_cost: float
     budget: float  # a query, b
     limit: float  # of the ledger: b T and what adding up costs may round
@@ -87,7 +86,6 @@ class Ledger(NamedTuple):
     ledger_score: Floats
     exhausted: Bools
     refused: Ints
-    throttled: Ints
     violations: Ints
     projected: Ints
 
@@ -106,7 +104,7 @@ class QueryOutcome(NamedTuple):
     cost: Floats  # of the answer, in USD
     switching_cost: Floats
     refused: Bools
-    throttled: Bools  # above the cap: not served if it is hard, nothing in the ledger if soft
+    throttled: Bools  # above the cap: paid, and nothing in the ledger
     projected: Bools
     over_budget: Bools
     arrived_now: Bools  # (n, N)
@@ -290,12 +288,11 @@ def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, se
             ledger.projected[lane] += projected
             switching = terms.switching_cost * joining if stage > 0 else 0.0
 
-        # Route: an LLM that is not deployed refuses; above its cap it serves in vain, or not.
+        # Route: an LLM that is not deployed refuses; above its cap it serves in vain.
         refused = not state.deployed[lane, llm]
         throttled = not refused and state.used[lane, llm] >= terms.caps[stage, llm]
-        served = not refused and not (throttled and terms.hard)
         reward, cost, answered = 0.0, 0.0, -1
-        if served:
+        if not refused:
             answered = llm
             row, uniform = draws[lane, position, ROW], draws[lane, position, REWARD]
             reward, cost = draw_answer(truth, lane, regime, llm, row, uniform, factors[i])
@@ -303,8 +300,7 @@ def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, se
             state.used[lane, llm] += 1
             state.cost_sum[lane, llm] += cost
         ledger.refused[lane] += refused
-        ledger.throttled[lane] += throttled and terms.hard
-        ledger.violations[lane] += throttled and not terms.hard
+        ledger.violations[lane] += throttled
 
         # Charge: the query that would exceed the budget, and every later one, earns nothing.
         charge = cost + switching

@@ -60,7 +60,6 @@ class DeployEnv(SuiteEnv):
         alpha: float | Sequence[float] | None = None,
         budget_per_query: float | None = None,
         budget: str = "soft",
-        throughput: str = "soft",
         price_changes: str | Sequence[Mapping[str, Any]] | None = None,
         retirements: Sequence[Mapping[str, Any]] | None = None,
         switching_cost: float = 0.0,
@@ -78,7 +77,6 @@ class DeployEnv(SuiteEnv):
             alpha=alpha,
             budget_per_query=budget_per_query,
             budget=budget,
-            throughput=throughput,
             price_changes=price_changes,
             retirements=retirements,
             switching_cost=switching_cost,
@@ -258,7 +256,6 @@ class LLMDeployEnv(DeployEnv):
     | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" and "fixed_gap" / 1] |
     | budget_per_query | None | b in USD, at least 1e-12 [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
     | budget | "soft" | "hard": the reward is the ledger's |
-    | throughput | "soft" | "soft" serves and counts queries above ceil(alpha * stage length), which are paid and earn nothing in the ledger; "hard" does not serve them: reward 0, cost 0 |
     | price_changes | None | "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
     | retirements | None | list of {"llm", "query" or "date"}; a deployed LLM stays to the end of the stage |
     | switching_cost | 0.0 | USD per LLM that joins the deployment, after the first stage |

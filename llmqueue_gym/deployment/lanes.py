@@ -52,8 +52,7 @@ class DeploymentDynamics:
 
     At the first query of a stage (`deploy_now`) at most M_max of the LLMs that are there are
     deployed and stay for the stage, even if they retire in it. Every query goes to one LLM.
-    One that is not deployed refuses: reward and cost 0. With hard throughput an LLM that has taken
-    ceil(alpha_m * stage length) queries does not serve either.
+    One that is not deployed refuses: reward and cost 0.
 
     Every query has one draw each for the table row, the reward, the input and the output cost,
     shared by all LLMs: the outcome depends on the seed, the query and the LLM only.
@@ -61,9 +60,9 @@ class DeploymentDynamics:
     The ledger is the bandits-with-knapsacks rule with budget B = b T: the query whose cost would
     exceed it, and every later one, earns 0 and is not paid. What the sum of T costs may round up,
     a share of T machine epsilons, far below one query, does not count. An answer above an LLM's
-    throughput cap earns 0 in the ledger too, else the caps would bind nobody, but is paid: with
-    soft throughput the LLM did answer and its provider charges for it. So exceeding a cap is never
-    better than refusing the query, which is free (hard throughput refuses it).
+    throughput cap of ceil(alpha_m * stage length) queries earns 0 in the ledger too, else the caps
+    would bind nobody, but is paid: the LLM did answer and its provider charges for it. So exceeding
+    a cap is never better than refusing the query, which is free.
 
     A query costs O(N) for the observation, whatever T.
 
@@ -98,7 +97,6 @@ class DeploymentDynamics:
             np.append(rules.stage_starts, rules.horizon),
             np.ascontiguousarray(rules.caps),
             rules.max_deployed,
-            rules.throughput == "hard",
             rules.switching_cost,
             rules.budget,
             total * (1.0 + rules.horizon * rounding),
@@ -119,7 +117,7 @@ class DeploymentDynamics:
         )
         self._pending = Pending(ints(delay), floats(delay), floats(delay))
         self._ledger = Ledger(
-            floats(), floats(), floats(), floats(), bools(), ints(), ints(), ints(), ints()
+            floats(), floats(), floats(), floats(), bools(), ints(), ints(), ints()
         )
         self.query, self.stage = self._state.query, self._state.stage
         self.deployed = self._state.deployed
@@ -464,10 +462,8 @@ class DeploymentDynamics:
     """Sum of the rewards within the ledger; divide by T for the mean. A number or (B,)."""
     refused = _booked("refused")
     """Queries routed to an LLM that was not deployed; a number, several lanes (B,)."""
-    throttled = _booked("throttled")
-    """Queries not served for the hard throughput; a number, several lanes (B,)."""
     violations = _booked("violations")
-    """Queries served, and paid, above the soft throughput; a number, several lanes (B,)."""
+    """Queries served, and paid, above an LLM's throughput cap; a number, several lanes (B,)."""
     projected = _booked("projected")
     """Update points whose bits were projected; a number, several lanes (B,)."""
 

@@ -160,7 +160,7 @@ def ledger_bound(instance: DeploymentInstance, rules: DeploymentRules) -> Ledger
     With a table, a policy may see the query: then each query goes to the LLM best for it at price
     lambda, and neither M_max nor throughput binds, which makes the bound looser.
 
-    It holds whatever the throughput, soft or hard, and for policies that ignore the caps. A policy
+    It holds for policies that ignore the caps too. A policy
     chooses before it sees a query's draws, so an answer of m adds (mu_m - lambda c_m) 1{within the
     cap} - lambda c_m 1{above it} in expectation to what the ledger earns less lambda times what it
     pays: an answer above the cap is paid and earns nothing, so it adds nothing positive. At most

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +37,6 @@ class DeploymentRules:
         Largest share of a stage's queries per LLM, N entries in (0, 1].
     budget : float
         Average cost allowed per query, b, in USD.
-    throughput : {"soft", "hard"}
-        Queries above ceil(alpha_m * stage length) are counted or not served; the ledger gives
-        nothing for them either way.
     switching_cost : float
         USD charged per LLM that joins the deployment, the first stage excepted (R).
     reward_delay : int
@@ -52,7 +48,6 @@ class DeploymentRules:
     max_deployed: int
     alpha: tuple[float, ...]
     budget: float
-    throughput: Literal["soft", "hard"] = "soft"
     switching_cost: float = 0.0
     reward_delay: int = 0
 

@@ -30,7 +30,6 @@ from llmqueue_gym.vector import INSTANCE_TAG
 MIN_BUDGET = 1e-12
 """Least budget in USD per query: shares of it stay within float32."""
 BUDGETS = ("soft", "hard")
-THROUGHPUTS = ("soft", "hard")
 
 
 class Task:
@@ -46,7 +45,6 @@ class Task:
         alpha: float | Sequence[float] | None,
         budget_per_query: float | None,
         budget: str,
-        throughput: str,
         price_changes: str | Sequence[Mapping[str, Any]] | None,
         retirements: Sequence[Mapping[str, Any]] | None,
         switching_cost: float,
@@ -59,7 +57,6 @@ class Task:
         self.num_llms = len(source.llms)
         hint = "; the USD per query are budget_per_query"
         self.hard_budget = checks.choice("budget", budget, BUDGETS, hint) == "hard"
-        checks.choice("throughput", throughput, THROUGHPUTS)
         if instance_seed is not None:
             checks.count("instance_seed", instance_seed, minimum=0)
         usual = source.defaults
@@ -82,7 +79,6 @@ class Task:
             slots,
             self._read_alpha(usual.alpha if alpha is None else alpha),
             self._read_budget(usual.budget if budget_per_query is None else budget_per_query),
-            throughput,  # type: ignore[arg-type]  # checked above
             checks.number("switching_cost", switching_cost, "[0, 1e9]", " (USD)"),
             self._read_delay(reward_delay, steps),
         )

@@ -51,7 +51,7 @@ QUEUES = [
 SHORT = {"horizon": 90, "num_stages": 7}
 DEPLOYMENTS = [
     SHORT,
-    SHORT | {"instance": "catalog", "throughput": "hard", "price_changes": "recorded"},
+    SHORT | {"instance": "catalog", "price_changes": "recorded"},
     SHORT
     | {
         "instance": {"source": "synthetic", "num_llms": 6},

@@ -380,13 +380,13 @@ def test_static_replaces_an_llm_by_the_earliest_not_by_index() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_agent_is_legal_and_repeatable(name: str) -> None:
     def once() -> tuple[list[tuple[int, float, float]], Any]:
-        env = make_env(instance="paretobandit", horizon=300, num_stages=6, throughput="hard")
+        env = make_env(instance="paretobandit", horizon=300, num_stages=6)
         agent = make_agent(name, DeployProblem(**env.problem), 4)
         assert isinstance(agent, DeployAgent)
         return play(env, agent, 4), env.dynamics
 
     history, dynamics = once()
-    assert dynamics.refused == dynamics.throttled == dynamics.projected == 0
+    assert dynamics.refused == dynamics.violations == dynamics.projected == 0
     assert dynamics.ledger_spend <= dynamics.budget * dynamics.horizon * (1 + 1e-12)
     assert once()[0] == history
 
@@ -427,7 +427,6 @@ def test_free_queries_are_survived(name: str, tmp_path: Path) -> None:
     slots=st.integers(1, 6),
     alpha=st.sampled_from([0.17, 0.35, 1.0]),
     delay=st.sampled_from([0, 7]),
-    throughput=st.sampled_from(["soft", "hard"]),
     budget=st.sampled_from([5e-3, 2e-2]),
 )
 def test_actions_are_legal_whatever_the_task(
@@ -437,7 +436,6 @@ def test_actions_are_legal_whatever_the_task(
     slots: int,
     alpha: float,
     delay: int,
-    throughput: str,
     budget: float,
 ) -> None:
     env = make_env(
@@ -447,7 +445,6 @@ def test_actions_are_legal_whatever_the_task(
         max_deployed=slots,
         alpha=max(alpha, 1.0 / slots),
         reward_delay=delay,
-        throughput=throughput,
         budget_per_query=budget,
     )
     agent: Any = make_agent(name, DeployProblem(**env.problem), seed)
@@ -463,7 +460,7 @@ def test_actions_are_legal_whatever_the_task(
         agent.update(observation, action, reward, seen, info)
         observation = seen
     dynamics = env.dynamics
-    assert dynamics.refused == dynamics.projected == dynamics.violations == dynamics.throttled == 0
+    assert dynamics.refused == dynamics.projected == dynamics.violations == 0
     assert dynamics.ledger_spend <= budget * 120 * (1 + 1e-12)
     assert agent.spent == pytest.approx(dynamics.spend)
     if delay == 0:

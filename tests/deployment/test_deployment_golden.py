@@ -21,9 +21,8 @@ QUERIES = 5000  # in each of three forms
 LANES = 4
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"budget_per_query": 2e-3},
-    "hard": {
+    "ledger": {
         "instance": "catalog",
-        "throughput": "hard",
         "budget": "hard",
         "budget_per_query": 5e-3,
         "price_changes": "recorded",
@@ -38,24 +37,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_deployed": 3,
         "switching_cost": 1e-3,
     },
-    "late-hard": {"drift": 0.5, "reward_delay": 400, "throughput": "hard", "alpha": 0.25},
-    "table": {"throughput": "hard", "drift": 0.2, "max_deployed": 2, "budget_per_query": 0.06},
+    "later": {"drift": 0.5, "reward_delay": 400, "alpha": 0.25},
+    "table": {"drift": 0.2, "max_deployed": 2, "budget_per_query": 0.06},
 }
 TOTALS = ("spend", "ledger_spend", "total_reward", "ledger_score")
-COUNTERS = ("refused", "throttled", "violations", "projected")
+COUNTERS = ("refused", "violations", "projected")
 ARRAYS = ("query", "stage", "deployed", "available", "count", "used", "mean_reward", "mean_cost")
 
 MACHINE = "f68da1501962d90a"
 DIGESTS = {
-    "plain": {"query": "a79134430e43338c", "lane": "eccc89f629ea9982", "stage": "6ed6db1ac35e62f6"},
-    "hard": {"query": "ee345ac247a884c1", "lane": "d20f9de6143a39fb", "stage": "11dbb68d2c19506c"},
-    "late": {"query": "c5bbd0dbf5fa7de1", "lane": "fe49cacc0e81848a", "stage": "2a578632de6ad8c9"},
-    "late-hard": {
-        "query": "8f309d81dda97ca0",
-        "lane": "8e5431ebf99e1ad6",
-        "stage": "c26da79aaf0f675d",
+    "plain": {"query": "ae30b6ae867724a3", "lane": "29224f6a6ef963fe", "stage": "d9b0bc6e0934a742"},
+    "ledger": {
+        "query": "d050fad9099da264",
+        "lane": "b67f08d3d737921e",
+        "stage": "8ea8218ac008fe93",
     },
-    "table": {"query": "ea44563a569bbdaa", "lane": "9e2cb1f4a8caecc8", "stage": "a79e7685239d3575"},
+    "late": {"query": "6bb20ba86bf67f24", "lane": "636235f7385187af", "stage": "4acb343948145cbb"},
+    "later": {"query": "d35391c50aaa2fb9", "lane": "b3977f356223765e", "stage": "5baec00973e5eac9"},
+    "table": {"query": "d6382999bf83d243", "lane": "00d7b64c4b6f3b64", "stage": "10f44cce50935064"},
 }
 
 

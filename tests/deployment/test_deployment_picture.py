@@ -22,7 +22,7 @@ SYNTHETIC = {"source": "synthetic", "num_llms": 3}
 CASES = [
     SHORT,
     {"instance": "catalog", "horizon": 900, "num_stages": 9, "max_deployed": 8},
-    SHORT | {"instance": SYNTHETIC, "max_deployed": 2, "alpha": 0.6, "throughput": "hard"},
+    SHORT | {"instance": SYNTHETIC, "max_deployed": 2, "alpha": 0.6},
     SHORT | {"retirements": [{"llm": "claude-v1", "query": 40}], "reward_delay": 5},
     {"horizon": 1000, "num_stages": 365},
 ]

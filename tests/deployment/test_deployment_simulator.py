@@ -18,25 +18,23 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 
 SYNTHETIC: dict[str, Any] = {"instance": {"source": "synthetic", "num_llms": 7}}
 SHORT = {**SYNTHETIC, "horizon": 237, "num_stages": 8, "max_deployed": 3}
-HARD: dict[str, Any] = {"throughput": "hard"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "routerbench": {"instance": "routerbench"},
     "soft": {"budget_per_query": 2e-3},
-    "hard": {"budget_per_query": 2e-3, **HARD},
     "rich": {"budget_per_query": 0.5, "alpha": 0.35},
     "ledger-reward": {"budget_per_query": 4e-3, "budget": "hard"},
     "unequal-alpha": {"alpha": [0.4, 0.9, 0.5, 0.1, 0.6, 0.3, 1.0]},
     "one-slot": {"max_deployed": 1, "alpha": 1.0},
     "query-stages": {"horizon": 50, "num_stages": 50, "switching_cost": 1e-3},
     "delay": {"reward_delay": 11, "budget_per_query": 4e-3},
-    "delay-hard": {"reward_delay": 60, "drift": 0.4, **HARD},
+    "delay-drift": {"reward_delay": 60, "drift": 0.4},
     "drift": {"instance": "routerbench", "drift": 0.5, "switching_cost": 2e-3, "max_deployed": 5},
     "prices": {"instance": "catalog", "price_changes": "recorded", "budget_per_query": 5e-3},
     "retirements": {"retirements": [{"llm": "llm_0", "query": 100}, {"llm": "llm_1", "query": 99}]},
 }
 
 
-COUNTERS = ("refused", "throttled", "violations", "projected")
+COUNTERS = ("refused", "violations", "projected")
 
 
 class Simulator:
@@ -46,7 +44,6 @@ class Simulator:
         self.truth, self.n = truth, public["num_llms"]
         self.horizon, self.stages = public["horizon"], public["num_stages"]
         self.slots, self.alpha, self.b = (public[k] for k in ("max_deployed", "alpha", "budget"))
-        self.hard = arguments.get("throughput") == "hard"
         self.switching = arguments.get("switching_cost", 0.0)
         _, _, rewards, inputs, outputs = np.random.default_rng(seed).spawn(5)
         self.uniform = rewards.random(self.horizon).tolist()
@@ -62,7 +59,7 @@ class Simulator:
         self.waiting = deque([(-1, 0.0, 0.0)] * arguments.get("reward_delay", 0))
         self.spend = self.ledger_spend = self.ledger_score = self.total_reward = 0.0
         self.exhausted = False
-        self.refused = self.throttled = self.violations = self.projected = 0
+        self.refused = self.violations = self.projected = 0
 
     def there(self, llm: int) -> bool:
         return bool(self.truth.arrival_query[llm] <= self.t < self.truth.retire_query[llm])
@@ -103,8 +100,7 @@ class Simulator:
         refused = llm not in self.deployed
         above = not refused and self.used[llm] >= self.cap(llm)
         reward = cost = 0.0
-        served = not refused and not (above and self.hard)
-        if served:
+        if not refused:
             reward, cost = self.outcome(llm)
             self.used[llm] += 1
             self.answers[llm] += 1
@@ -117,10 +113,9 @@ class Simulator:
         self.ledger_spend += 0.0 if self.exhausted else charge
         self.ledger_score += ledger_reward
         self.refused += refused
-        self.throttled += above and self.hard
-        self.violations += above and not self.hard
+        self.violations += above
         self.projected += projected
-        self.waiting.append((llm if served else -1, reward, ledger_reward))
+        self.waiting.append((-1 if refused else llm, reward, ledger_reward))
         rated, seen, seen_ledger = self.waiting.popleft()
         if rated >= 0:
             self.rated[rated] += 1
@@ -132,7 +127,7 @@ class Simulator:
             self.start, self.end = self.end, (self.stage + 1) * self.horizon // self.stages
             self.used = [0] * self.n
         return {
-            **{"llm": llm if served else -1, "rated_llm": rated},
+            **{"llm": -1 if refused else llm, "rated_llm": rated},
             **{"rated_reward": seen, "ledger_reward": seen_ledger},
             **{"cost": cost, "switching_cost": switching, "spend": self.spend},
             **{"refused": refused, "throttled": above, "projected": projected},

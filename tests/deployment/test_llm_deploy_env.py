@@ -24,7 +24,7 @@ from llmqueue_gym.workloads.sources import table as sources_table
 SHORT = {"horizon": 90, "num_stages": 7}
 VARIANTS = [
     SHORT,
-    SHORT | {"instance": "catalog", "throughput": "hard", "price_changes": "recorded"},
+    SHORT | {"instance": "catalog", "price_changes": "recorded"},
     SHORT
     | {
         "instance": {"source": "synthetic", "num_llms": 6},
@@ -157,12 +157,12 @@ def test_a_policy_has_the_same_totals_by_stage_and_by_query(seed, kwargs):
         assert (reward, last["spend"]) == (total, info["spend"])
         for key, value in by_stage.items():
             np.testing.assert_array_equal(value, observation[key], err_msg=key)
-    for name in ("spend", "ledger_spend", "ledger_score", "total_reward", "refused", "throttled"):
+    for name in ("spend", "ledger_spend", "ledger_score", "total_reward", "refused", "violations"):
         assert getattr(stages.dynamics, name) == getattr(queries.dynamics, name)
 
 
 def test_a_stage_deploys_the_best_scores_that_are_there_and_routes_by_weight():
-    env = LLMDeployStageEnv(horizon=1000, num_stages=10, max_deployed=3, throughput="hard")
+    env = LLMDeployStageEnv(horizon=1000, num_stages=10, max_deployed=3)
     env.reset(seed=0)
     action = np.zeros(22)
     action[:11] = [0.5, 0.9, 0.5, 0.1, 0.5, 1, 1, 1, 1, 1, 1]  # the last six are still to come
@@ -440,7 +440,6 @@ LLM = "claude-v1"
         ({"budget_per_query": 1e-5}, "cheapest mixture of every stage"),
         ({"instance": "synthetic", "budget_per_query": 1e-5}, "cheapest mixture"),
         ({"budget": 1e-3}, "budget_per_query"),
-        ({"throughput": "firm"}, "soft, hard"),
         ({"price_changes": "recorded"}, "only the instance 'catalog'"),
         ({"price_changes": [{"llm": LLM, "query": 5}]}, "factor"),
         ({"price_changes": [{"llm": LLM, "query": 5, "factor": float("nan")}]}, "factor"),

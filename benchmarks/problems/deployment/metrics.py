@@ -109,15 +109,14 @@ METRICS: tuple[Metric[Run], ...] = (
     Metric(
         "refused",
         lambda run: int(run.dynamics.refused),
-        (Column("refused", "", _sum("refused", "throttled"), 0),),
+        (Column("refused", "", _sum("refused"), 0),),
     ),
-    Metric("throttled", lambda run: int(run.dynamics.throttled)),
     Metric(
         "violations",
         lambda run: int(run.dynamics.violations),
         (
             Column("over cap", "", _sum("violations"), 0),
-            Column("", "lost", _sum("refused", "throttled", "violations"), 0),
+            Column("", "lost", _sum("refused", "violations"), 0),
         ),
     ),
     Metric("budget", lambda run: run.rules.budget),

@@ -65,7 +65,7 @@ def payload(one, rng):
             },
         }
     names = ("ledger", "reward", "regret", "spend", "luck", "budget", "mean_regret")
-    counts = ("refused", "throttled", "violations", "num_stages", "max_deployed", "num_llms")
+    counts = ("refused", "violations", "num_stages", "max_deployed", "num_llms")
     metrics = {n: rng.uniform() / quality for n in names} | dict.fromkeys(counts, 2)
     served = rng.integers(0, 9, (5, 4)) * (rng.uniform(size=(5, 4)) < 0.4)
     return record | {
