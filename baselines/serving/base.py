@@ -6,6 +6,7 @@ A rule scores every waiting query at every replica; the pairs with the largest s
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +29,9 @@ from llmqueue_gym.errors import UsageError
 SERVING = 2
 """Phase of a replica that takes queries."""
 
+REMEMBERED = 256
+"""Contexts of those who came last that an agent remembers."""
+
 Pairs = Sequence[tuple[int, int]]
 """Dispatches: (window slot, replica)."""
 
@@ -37,6 +41,7 @@ class Seen(NamedTuple):
 
     contexts: Array  # (Q, d)
     numbers: Ints  # (Q,) slot of arrival, which identifies a query
+    new: list[int]  # window slots of those who are seen for the first time
     queue: int  # waiting queries, with those beyond the window
     hosts: Ints  # (R,) LLM hosted or loaded, -1: none
     active: Ints  # (R,) queries served
@@ -93,7 +98,8 @@ class ServeAgent(Agent):
         self.targets: Ints | None = None  # of the replicas
         self._sent: dict[int, tuple[Array, int]] = {}  # number -> context, replica
         self._waits: dict[int, int] = {}  # number of a visible query -> its kind
-        self._known_numbers = 0  # the largest number seen
+        self.recent: deque[Array] = deque(maxlen=REMEMBERED)  # contexts of those who came last
+        self._newest = -1  # number
         self._load: Ints = np.zeros(problem.num_replicas, dtype=np.int64)
         self._hosts: Ints = self._load
 
@@ -118,14 +124,21 @@ class ServeAgent(Agent):
         return np.concatenate([action, targets]).astype(np.int64)
 
     def read(self, observation: Observation) -> Seen:
-        """Read the arrays of an observation."""
+        """Read the arrays of an observation, and remember who comes."""
         waiting = int(np.count_nonzero(observation["waiting"]))
         hosted = observation["hosts"]
         active = observation["active"].astype(np.int64)
         serving = observation["phase"][:, SERVING] > 0
+        contexts = observation["contexts"][:waiting]
+        numbers = self.slot - observation["age"][:waiting].astype(np.int64)
+        new = np.flatnonzero(numbers > self._newest).tolist()
+        if new:
+            self._newest = int(numbers[new[-1]])
+            self.recent.extend(contexts[new])
         return Seen(
-            observation["contexts"][:waiting],
-            self.slot - observation["age"][:waiting].astype(np.int64),
+            contexts,
+            numbers,
+            new,
             int(observation["queue_length"].item()),
             np.where(hosted.any(axis=1), hosted.argmax(axis=1), -1),
             active,
@@ -147,15 +160,14 @@ class ServeAgent(Agent):
     def _note_waiting(self, seen: Seen) -> None:
         """Count arrivals and, of those who could be seen, who left while they waited."""
         kinds = self.kinds
-        now = dict(zip(seen.numbers.tolist(), kinds.of(seen.contexts).tolist(), strict=True))
+        kind_of = kinds.of(seen.contexts).tolist()
+        now = dict(zip(seen.numbers.tolist(), kind_of, strict=True))
         for number, kind in self._waits.items():
             kinds.waited[kind] += 1
             if number not in now and number not in self._sent:
                 kinds.left[kind] += 1
-        for number, kind in now.items():
-            if number > self._known_numbers:
-                kinds.arrivals[kind] += 1
-                self._known_numbers = number
+        for slot in seen.new:
+            kinds.arrivals[kind_of[slot]] += 1
         self._waits = now
 
     def _book(self, seen: Seen, pairs: Pairs) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from scipy.optimize import linprog
 
@@ -142,8 +144,7 @@ class StaticMix(ServeAgent):
         remembered: int = 64,
     ) -> None:
         super().__init__(problem, seed, known, explore)
-        self.remembered = checks.count("remembered", remembered)
-        self._recent: dict[int, Array] = {}  # number -> context
+        self.recent = deque(maxlen=checks.count("remembered", remembered))
         self._goes: dict[int, int] = {}  # number -> replica
         self._mix: Floats = np.zeros((0, problem.num_replicas))
         self._contexts: Array = np.zeros((0, problem.context_dim))
@@ -151,10 +152,6 @@ class StaticMix(ServeAgent):
 
     def dispatch(self, seen: Seen) -> Pairs:
         """Send the first who goes to each replica with room."""
-        for number, context in zip(seen.numbers.tolist(), seen.contexts, strict=True):
-            self._recent.setdefault(number, context.copy())
-        while len(self._recent) > self.remembered:
-            self._recent.pop(next(iter(self._recent)))
         if self.slot >= self._solve_at:
             self._solve_at = max(20.0, 1.2 * self.slot)
             self._solve(seen.hosts)
@@ -178,10 +175,9 @@ class StaticMix(ServeAgent):
 
     def _solve(self, hosts: Ints) -> None:
         """Solve the program for the queries that are remembered."""
-        contexts, which = np.unique(
-            np.array(list(self._recent.values())), axis=0, return_inverse=True
-        )
-        shares = np.bincount(which.ravel()) / len(self._recent)
+        recent = np.array(self.recent)
+        contexts, which = np.unique(recent, axis=0, return_inverse=True)
+        shares = np.bincount(which.ravel()) / len(recent)
         queries, replicas = len(contexts), len(hosts)
         capacity = self.service.throughput(self.places)[np.arange(replicas), hosts]
         capacity = np.where(hosts >= 0, capacity, 0.0)

@@ -19,9 +19,6 @@ from baselines.serving.index import Threshold
 from llmqueue_gym import checks
 from llmqueue_gym.compiled import compiled
 
-REMEMBERED = 256
-"""Last contexts that stand for those who will come."""
-
 DRAWS = 65_537
 
 AWAY = 400
@@ -68,9 +65,6 @@ class Rollout(Threshold):
         checks.count("scenarios", scenarios)
         checks.count("slots", slots)
         self.depth = scenarios, slots, checks.number("surely", surely, "[0, inf)")
-        self._recent: Array = np.zeros((REMEMBERED, problem.context_dim), dtype=np.float32)
-        self._came = 0
-        self._newest = -1
         self._away: dict[int, tuple[Array, int]] = {}  # number -> context, slot of the answer
         self._returned, self._thought = 1.0, 1.0  # users, and slots from answer to return
         self._draws = self.rng.random(DRAWS)
@@ -109,7 +103,7 @@ class Rollout(Threshold):
             contexts.append(context)
         away = np.arange(len(contexts) - len(self._away), len(contexts))
         first = len(contexts)
-        every = np.concatenate([np.array(contexts), self._recent[: min(self._came, REMEMBERED)]])
+        every = np.array([*contexts, *self.recent])
         success = np.ascontiguousarray(self.success.sample(every)[:, seen.hosts])
         speed = self.service.speed[np.arange(replicas), seen.hosts]
         rates = -np.expm1(-speed / self.service.mean_length)
@@ -125,13 +119,10 @@ class Rollout(Threshold):
         return model, np.column_stack([waiting, waiting]), served, np.column_stack([away, away])
 
     def read(self, observation: Observation) -> Seen:
-        """Note who comes, and who comes back."""
+        """Note who comes back."""
         seen = super().read(observation)
-        for number, context in zip(seen.numbers.tolist(), seen.contexts, strict=True):
-            if number > self._newest:
-                self._recent[self._came % REMEMBERED] = context
-                self._came, self._newest = self._came + 1, number
-            elif number in self._away:
+        for number in seen.numbers.tolist():
+            if number in self._away:
                 _, since = self._away.pop(number)
                 self._returned += 1.0
                 self._thought += 1.0 + self.slot - since

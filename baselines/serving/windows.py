@@ -5,7 +5,6 @@ Between update points all of them dispatch by the threshold rule.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,21 +52,14 @@ class Fleet(Threshold):
     ) -> None:
         super().__init__(problem, seed, known, explore)
         self.utilisation = checks.number("utilisation", utilisation, "(0, 1]")
-        self._recent: deque[Array] = deque(maxlen=64)  # contexts of those who came last
-        self._newest = -1
         self._arrived = np.zeros(problem.num_llms, dtype=np.bool_)
         self._at_once = 0  # who came in the last slot
         self._since_update = 0.0
 
     def read(self, observation: Observation) -> Seen:
-        """Note who comes and which LLMs there are."""
-        seen = super().read(observation)
+        """Note which LLMs there are."""
         self._arrived = observation["arrived"] > 0
-        for number, context in zip(seen.numbers.tolist(), seen.contexts, strict=True):
-            if number > self._newest:
-                self._newest = number
-                self._recent.append(context.copy())
-        return seen
+        return super().read(observation)
 
     def deploy(self, seen: Seen, targets: Ints) -> Ints:
         """Return the LLM of every replica, -1 for none."""
@@ -92,9 +84,9 @@ class Fleet(Threshold):
 
     def value(self) -> Floats:
         """Return the mean p of every LLM, shape (N,)."""
-        if not self._recent:
+        if not self.recent:
             return np.full(self.problem.num_llms, 0.5)
-        return np.asarray(self.success.sample(np.array(self._recent)).mean(axis=0))
+        return np.asarray(self.success.sample(np.array(self.recent)[-64:]).mean(axis=0))
 
     def foresee(self, seen: Seen) -> float:
         """Return the arrivals a slot to have room for: here all there can be."""
