@@ -18,6 +18,7 @@ from baselines.serving.base import Seen
 from baselines.serving.estimates import Array, Floats, Ints
 from baselines.serving.index import Threshold
 from llmqueue_gym import checks
+from llmqueue_gym.deployment.routing import deploy_opt
 
 STAY = 1.1
 """An LLM that a replica hosts is replaced by one that is better by this factor only."""
@@ -147,7 +148,7 @@ class Reactive(Fleet):
 @agent("known-forecast", source="ours, with the true p", known=True)
 @agent("forecast", source="ours")
 class Forecast(Fleet):
-    """The fleet for the largest rate from when an LLM would be loaded to the next such time.
+    """The fleet for the largest rate until what the next update point loads would be ready.
 
     The rate is a + b sin + c cos of the hour, by least squares with the public mean as prior.
     """
@@ -177,7 +178,7 @@ class Forecast(Fleet):
     def foresee(self, seen: Seen) -> float:
         """Return the largest estimated rate, and the queue on top."""
         problem = self.problem
-        ahead = np.arange(problem.loading, problem.loading + problem.update_every)
+        ahead = np.arange(problem.loading + problem.update_every)
         a, b, c = np.linalg.solve(self._gram, self._sums)
         angles = self._angle + self._turn * ahead
         rates = a + b * np.sin(angles) + c * np.cos(angles)
@@ -200,16 +201,45 @@ class Forecast(Fleet):
 
 @agent("StageRoute-fleet", source=f"DeployOPT of {STAGEROUTE}")
 class StageRouteFleet(Fleet):
-    """All replicas host what may keep most users: StageRoute's optimistic value of each LLM.
+    """All replicas host what DeployOPT deploys on StageRoute's optimistic value of each LLM.
 
     mu^U = min(1, mean + 2 f_rad(mean, n)) over the n answers of an LLM, 1 if n = 0, instead of a
-    model of contexts.
+    model of contexts. An LLM may be deployed on several replicas (R): it stands in DeployOPT once
+    for each, with the share of the answers that one replica can give as its cap alpha. Time is what
+    is scarce, so costs and budget are 0.
     """
 
     def __init__(self, problem: ServeProblem, seed: int, gamma: float = GAMMA) -> None:
         super().__init__(problem, seed)
         self.gamma = checks.number("gamma", gamma, "[0, inf)")
         self._plays, self._kept = np.zeros((2, problem.num_llms))
+        self._plays_before = 0.0  # the last update point
+
+    def deploy(self, seen: Seen, targets: Ints) -> Ints:
+        """Solve DeployOPT; a replica keeps its LLM if that stays deployed."""
+        replicas, llms = len(targets), np.flatnonzero(self._arrived)
+        columns = np.repeat(llms, replicas)
+        answers = max(self._plays.sum() - self._plays_before, self._since_update) + seen.queue
+        rate = answers / self.problem.update_every if self.slot else self.problem.arrival_rate
+        gives = self.utilisation * self.service.throughput(self.places).mean(axis=0)
+        hosted = np.bincount(targets[targets >= 0], minlength=self.problem.num_llms)
+        found = deploy_opt(
+            self.value()[columns],
+            np.zeros(len(columns)),
+            np.minimum(gives[columns] / max(rate, 1e-9), 1.0),
+            0.0,
+            replicas,
+            samples=self._plays[columns],
+            incumbent=np.tile(np.arange(replicas), len(llms)) < hosted[columns],
+        )
+        left = np.bincount(columns[found.deployed], minlength=self.problem.num_llms)
+        chosen = np.full(replicas, -1)
+        for replica, llm in enumerate(targets.tolist()):
+            if llm >= 0 and left[llm]:
+                chosen[replica], left[llm] = llm, left[llm] - 1
+        chosen[chosen < 0] = np.repeat(np.arange(len(left)), left)
+        self._since_update, self._plays_before = 0.0, self._plays.sum()
+        return chosen
 
     def value(self) -> Floats:
         """Return mu^U, shape (N,)."""

@@ -120,15 +120,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arrival_rate": 0.07,
     },
     "fleet": _FLEET,
+    # An LLM takes a tenth of the day to load, in which the rate changes by up to half of its mean:
+    # more than the head room of a fleet that follows what has come so far.
     "autoscale": _FLEET
     | {
         "replicas": [
             {"gpu": "A10G", "hosts": "small", "places": 4},
             {"gpu": "A10G", "places": 4, "count": 3},
         ],
-        "arrivals": {"process": "daily", "day": 2000, "swing": 0.8},
+        "arrivals": {"process": "daily", "day": 1000, "swing": 0.8},
         "load": 0.5,
         "update_every": 100,
+        "loading": 100,
         "rewards": {"kept": 1.0, "holding": 0.01, "lost": 1.0, "price": 200.0},
     },
     "streaming": _FLEET

@@ -188,3 +188,31 @@ def test_the_look_ahead_reserves_the_strong_llm() -> None:
     hard = np.array([[1, 0]])
     option = look_ahead(hard, served, away, 2, pair_model(1.0), draws, 0, 400, 100, 3.0)
     assert option == 1  # place 0, replica 1
+
+
+@pytest.mark.parametrize("hour", [0.0, 0.1, 0.35, 0.6])
+def test_a_forecast_is_of_the_largest_rate_that_the_fleet_will_meet(hour: float) -> None:
+    # A day of 1,000 slots; what the next update point loads is ready after 200. It has seen
+    # thousands of days, in which the rate was 0.2 (1 + 0.8 sin).
+    _, observation, problem = made("autoscale", 0)
+    agent: Any = make_agent("known-forecast", problem, 0)
+    agent._gram, agent._sums = 1e6 * np.eye(3), 1e6 * np.array([0.2, 0.16, 0.0])
+    agent._turn, agent._angle = 2.0 * np.pi / 1000, 2.0 * np.pi * hour
+    seen = agent.read(observation)._replace(queue=0)
+    agent._angle = 2.0 * np.pi * hour
+    hours = np.linspace(hour, hour + 0.2, 2001)
+    expected = 0.2 * (1.0 + 0.8 * np.sin(2.0 * np.pi * hours).max())
+    assert agent.foresee(seen) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_fleet_by_deploy_opt_takes_the_best_llm_as_far_as_it_can_answer() -> None:
+    _, observation, problem = made("autoscale", 0)
+    agent: Any = make_agent("StageRoute-fleet", problem, 0)
+    agent._plays[:], agent._kept[:] = 1e6, [5e5, 6.5e5, 8e5]
+    seen, targets = agent.read(observation), np.array([-1, 2, 0, 2])
+    agent._plays_before, agent.slot = 3e6, problem.update_every
+    assert agent.deploy(seen, targets).tolist() == [2, 2, 2, 2]
+    # More answers than the large LLM can give: as many replicas of a faster one as are needed.
+    gives = 0.7 * agent.service.throughput(agent.places).mean(axis=0)
+    agent._plays_before -= problem.update_every * float(3 * gives[2] + 0.5 * gives[1])
+    assert agent.deploy(seen, np.array([0, 2, 0, 2])).tolist() == [1, 2, 2, 2]

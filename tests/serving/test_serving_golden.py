@@ -21,7 +21,13 @@ SETTINGS = {
         "instance_seed": 1,
         "window": 5,
     },
-    "windows": {"preset": "autoscale", "update_every": 40, "loading": 25, "window": 5},
+    "windows": {
+        "preset": "autoscale",
+        "arrivals": {"process": "daily", "day": 2000, "swing": 0.8},
+        "update_every": 40,
+        "loading": 25,
+        "window": 5,
+    },
 }
 DIGESTS = {
     "tiny-pair": "35ba6e4641329461",
