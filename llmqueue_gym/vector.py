@@ -128,17 +128,31 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         A scalar environment with the same arguments; it gives the spaces.
     num_envs : int
         Lanes, B.
+    max_episode_steps : int, optional
+        Steps after which a lane is truncated; None: ``usual``, -1: ``most``.
     autoreset_mode : AutoresetMode or str
         ``NEXT_STEP`` (the step after a truncation resets; its action must be in the action space
         but is ignored), ``SAME_STEP`` (the truncating step returns the reset observation;
         ``info["final_obs"]`` and ``info["final_info"]`` hold the last ones) or ``DISABLED``
         (reset by ``reset(options={"reset_mask": mask})``).
+    usual, most : int
+        Steps of an episode.
     """
 
     def __init__(
-        self, single: SuiteEnv, num_envs: int, autoreset_mode: AutoresetMode | str
+        self,
+        single: SuiteEnv,
+        num_envs: int,
+        max_episode_steps: int | None,
+        autoreset_mode: AutoresetMode | str,
+        usual: int,
+        most: int,
     ) -> None:
         self.num_envs = checks.count("num_envs", num_envs)
+        self._last = usual if max_episode_steps is None else most
+        if max_episode_steps is not None and max_episode_steps != -1:
+            self._last = min(most, checks.count("max_episode_steps", max_episode_steps))
+        self.llms = single.llms  # names of the LLMs, in the order of the action space
         self.autoreset_mode = _read_autoreset_mode(autoreset_mode)
         self.metadata = {**single.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = single.render_mode
@@ -157,6 +171,21 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         self._started = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._info_masks: tuple[str, ...] = ()
+
+    @abstractmethod
+    def _play(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+        """Step the dynamics; return what ``info`` says of it and the rewards of all lanes.
+
+        Lanes that have ended and wait for a reset may be stepped or not.
+        """
+
+    @abstractmethod
+    def _steps_done(self) -> Ints:
+        """Return the steps of every lane since its reset, shape (B,)."""
+
+    @abstractmethod
+    def _invalid_action(self, actions: Any) -> UsageError:
+        """Return the error for actions outside the space."""
 
     @abstractmethod
     def _start_lanes(self, lanes: Ints, generators: list[np.random.Generator]) -> None:
@@ -367,10 +396,31 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         checked: Ints = actions.astype(np.int64, copy=False)
         return checked
 
-    def _end_step(
-        self, rewards: NDArray[np.float64], truncated: Bools, outcome: dict[str, NDArray[Any]]
-    ) -> VectorStep:
-        """Return what a step returns, resetting lanes that ended as the autoreset mode says."""
+    def _record(self, action: Ints, info: dict[str, Any]) -> None:
+        """Tell the renderer what lane 0 did."""
+        self._renderer.record(info)
+
+    def step(self, actions: Ints) -> VectorStep:
+        """Step every lane; an action a row.
+
+        Raises
+        ------
+        ValueError
+            If an action is not in the action space.
+        """
+        checked = self._checked_actions(actions)
+        if checked is None:
+            raise self._invalid_action(actions)
+        waiting = self._ended.copy() if np.count_nonzero(self._ended) else None
+        outcome, rewards = self._play(checked)
+        if self._renderer is not None and not (waiting is not None and waiting[0]):
+            shown = outcome | self._state_info()
+            self._record(checked[0], {key: values[0] for key, values in shown.items()})
+        if waiting is not None:
+            self._reset_lanes(np.flatnonzero(waiting))
+            rewards[waiting] = 0.0
+            forget(outcome, waiting)
+        truncated = self._steps_done() >= self._last
         observation, info = self._shown(), outcome | self._state_info()
         final: dict[str, Any] = {}
         if np.count_nonzero(truncated):

@@ -17,12 +17,11 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from llmqueue_gym import checks
 from llmqueue_gym.deployment.dynamics import QueryOutcome, StageOutcome
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.deployment.task import Task
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.vector import LaneVectorEnv, Observation, SuiteEnv, VectorStep
+from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
 
 
 def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
@@ -364,11 +363,9 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
         **kwargs: Any,
     ) -> None:
         single = LLMDeployEnv(**kwargs)
-        super().__init__(single, num_envs, autoreset_mode)
         self._task = task = single._task
-        self._last = task.rules.horizon
-        if max_episode_steps is not None and max_episode_steps != -1:
-            self._last = min(self._last, checks.count("max_episode_steps", max_episode_steps))
+        queries = task.rules.horizon
+        super().__init__(single, num_envs, max_episode_steps, autoreset_mode, queries, queries)
         self.dynamics = task.dynamics(num_envs)
         self._spec: EnvSpec | None = None
 
@@ -380,11 +377,6 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
         self._spec = _with_steps(spec, self._last)
-
-    @property
-    def llms(self) -> tuple[str, ...]:
-        """Names of the LLMs, in the order of the action space."""
-        return self._task.llms
 
     def _problem(self, lane: int) -> dict[str, Any]:
         return self._task.problem()
@@ -402,34 +394,19 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
     def _observe(self) -> Observation:
         return self.dynamics.observe()
 
-    def step(self, actions: NDArray[np.int64]) -> VectorStep:
-        """Answer one query in every lane; ``actions`` has shape (B, N + 1).
+    def _play(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+        lanes, rewards = np.flatnonzero(~self._ended), np.zeros(self.num_envs)
+        if not lanes.size:
+            return self._no_outcome(), rewards
+        outcome = self.dynamics.step(actions[lanes, :-1] == 1, actions[lanes, -1], lanes)
+        rewards[lanes] = outcome.ledger_reward if self._task.hard_budget else outcome.reward
+        return self._spread(outcome, lanes), rewards
 
-        Raises
-        ------
-        ValueError
-            If an action is not in the action space.
-        """
-        task, dynamics = self._task, self.dynamics
-        checked = self._checked_actions(actions)
-        if checked is None:
-            raise task.invalid_action(actions, f"{self.num_envs} rows of ")
-        running, truncated = ~self._ended, np.zeros(self.num_envs, dtype=np.bool_)
-        if not running.all():
-            self._reset_lanes(np.flatnonzero(self._ended))
-        lanes = np.flatnonzero(running)
-        rewards = np.zeros(self.num_envs)
-        info = self._no_outcome()
-        if lanes.size:
-            outcome = dynamics.step(checked[lanes, :-1] == 1, checked[lanes, -1], lanes)
-            rewards[lanes] = outcome.ledger_reward if task.hard_budget else outcome.reward
-            truncated = running & (dynamics.query >= self._last)
-            info = self._spread(outcome, lanes)
-        if self._renderer is not None and running[0]:
-            self._renderer.record(
-                {key: values[0] for key, values in (info | self._state_info()).items()}
-            )
-        return self._end_step(rewards, truncated, info)
+    def _steps_done(self) -> Ints:
+        return self.dynamics.query
+
+    def _invalid_action(self, actions: Any) -> UsageError:
+        return self._task.invalid_action(actions, f"{self.num_envs} rows of ")
 
     def _spread(self, outcome: QueryOutcome, lanes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Spread the outcome of the stepped lanes over all lanes."""

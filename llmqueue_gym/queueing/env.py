@@ -13,10 +13,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import SlotOutcome
-from llmqueue_gym.queueing.lanes import QueueDynamics
-from llmqueue_gym.queueing.task import Task, read_episode_steps
-from llmqueue_gym.vector import LaneVectorEnv, Observation, SuiteEnv, VectorStep, forget
+from llmqueue_gym.queueing.lanes import MAX_SLOTS, QueueDynamics
+from llmqueue_gym.queueing.task import Task
+from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
+from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
 from llmqueue_gym.workloads.pool import OfflineData
 
 
@@ -289,17 +291,12 @@ class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         **kwargs: Any,
     ) -> None:
         single = LLMQueueEnv(**kwargs)
-        super().__init__(single, num_envs, autoreset_mode)
-        self._max_episode_steps = read_episode_steps(max_episode_steps)
+        steps = QUEUE_EPISODE_STEPS, MAX_SLOTS + 1
+        super().__init__(single, num_envs, max_episode_steps, autoreset_mode, *steps)
         self._task = task = single._task
         self.dynamics = task.dynamics(num_envs)
         self._masks = task.mask_table()
         self._mask_rows = self._masks.astype(np.int8)
-
-    @property
-    def llms(self) -> tuple[str, ...]:
-        """Names of the LLMs, in the order of the action space."""
-        return self._task.workload.llms
 
     def _problem(self, lane: int) -> dict[str, Any]:
         return self._task.problem(self.dynamics, lane)
@@ -314,35 +311,21 @@ class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         populations, rates, streams = zip(*starts, strict=True)
         self.dynamics.reset(lanes.tolist(), populations, rates, streams)
 
-    def step(self, actions: NDArray[np.int64]) -> VectorStep:
-        """Run one slot in every lane; ``actions`` has shape (B, 1 + K).
+    def _play(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+        outcome: dict[str, NDArray[Any]] = self.dynamics.step(actions)._asdict()
+        if self._task.reward == "queue_length":
+            return outcome, np.negative(self.dynamics.queue_length, dtype=np.float64)
+        return outcome, outcome["departed"].astype(np.float64)
 
-        Raises
-        ------
-        ValueError
-            If an action is not in the action space.
-        """
-        task, dynamics = self._task, self.dynamics
-        checked = self._checked_actions(actions)
-        if checked is None:
-            raise task.invalid_action(actions, f"{self.num_envs} rows of ")
-        outcome: dict[str, NDArray[Any]] = dynamics.step(checked)._asdict()
-        resetting = self._ended.copy() if np.count_nonzero(self._ended) else None
-        if self._renderer is not None and not (resetting is not None and resetting[0]):
-            first = {key: values[0] for key, values in (outcome | self._state_info()).items()}
-            slot, *llms = checked[0].tolist()
-            self._renderer.record(slot, llms, first)
-        if resetting is not None:
-            self._reset_lanes(np.flatnonzero(resetting))
-        truncated = dynamics.slot >= self._max_episode_steps
-        if task.reward == "queue_length":
-            rewards = np.negative(dynamics.queue_length, dtype=np.float64)
-        else:
-            rewards = outcome["departed"].astype(np.float64)
-        if resetting is not None:
-            rewards[resetting] = 0.0
-            forget(outcome, resetting)
-        return self._end_step(rewards, truncated, outcome)
+    def _record(self, action: Ints, info: dict[str, Any]) -> None:
+        slot, *llms = action.tolist()
+        self._renderer.record(slot, llms, info)
+
+    def _steps_done(self) -> Ints:
+        return self.dynamics.slot
+
+    def _invalid_action(self, actions: Any) -> UsageError:
+        return self._task.invalid_action(actions, f"{self.num_envs} rows of ")
 
     def _no_outcome(self) -> dict[str, NDArray[Any]]:
         return SlotOutcome.nothing(self.num_envs)._asdict()

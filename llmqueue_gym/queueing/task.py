@@ -14,7 +14,6 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import FIRST_LLM, NUM_STREAMS
 from llmqueue_gym.queueing.lanes import MAX_SLOTS, Population, QueueDynamics
-from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
 from llmqueue_gym.streams import Draws
 from llmqueue_gym.vector import INSTANCE_TAG
 from llmqueue_gym.workloads import make_workload
@@ -178,19 +177,3 @@ class Task:
             f"{self.assortment_size} LLMs] with slot in [0, {self.window}) and LLMs in "
             f"[0, {self.num_llms})"
         )
-
-
-def read_episode_steps(max_episode_steps: int | None) -> int:
-    """Return the slots of an episode, checked, from what ``gymnasium.make`` takes: None and -1 too.
-
-    Without a limit (-1) an episode is never truncated; the dynamics end it with an error after
-    2^24 slots, as they do for the scalar environment.
-    """
-    if max_episode_steps is None:
-        return QUEUE_EPISODE_STEPS
-    if max_episode_steps == -1:
-        return MAX_SLOTS + 1
-    steps = checks.count("max_episode_steps", max_episode_steps)
-    if steps > MAX_SLOTS:
-        raise UsageError(f"max_episode_steps={max_episode_steps} exceeds {MAX_SLOTS}; lower it")
-    return steps

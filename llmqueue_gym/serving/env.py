@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.queueing.task import read_episode_steps
+from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.dynamics import (
     ABANDONED,
     ARRIVALS,
@@ -32,7 +32,7 @@ from llmqueue_gym.serving.dynamics import (
 )
 from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.presets import ServingTask
-from llmqueue_gym.vector import LaneVectorEnv, Observation, SuiteEnv, VectorStep, forget
+from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
 
 Settings = Mapping[str, Any]
 BOUNDED = {"arrived": 1.0, "hosts": 1.0, "phase": 1.0, "until_update": 1.0, "waiting": 1.0}
@@ -419,17 +419,12 @@ class LLMServeVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         **kwargs: Any,
     ) -> None:
         single = LLMServeEnv(**kwargs)
-        super().__init__(single, num_envs, autoreset_mode)
-        self._max_episode_steps = read_episode_steps(max_episode_steps)
+        steps = SERVE_EPISODE_STEPS, MAX_SLOTS + 1
+        super().__init__(single, num_envs, max_episode_steps, autoreset_mode, *steps)
         self.task = single.task
         self.dynamics = make_dynamics(self.task, num_envs)
         self._actions = spaces.MultiDiscrete(self.task.action_sizes())
         self._legal = np.ones((num_envs, self._actions.nvec.sum()), dtype=np.int8)
-
-    @property
-    def llms(self) -> tuple[str, ...]:
-        """Names of the LLMs, in the order of the action space."""
-        return self.task.public.llms
 
     def _problem(self, lane: int) -> dict[str, Any]:
         return problem_of(self.dynamics, lane)
@@ -442,30 +437,15 @@ class LLMServeVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
     def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
         start(self.task, self.dynamics, lanes.tolist(), generators)
 
-    def step(self, actions: NDArray[np.int64]) -> VectorStep:
-        """Run one slot in every lane; ``actions`` has shape (B, 2 A + R).
+    def _play(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+        outcome = self.dynamics.step(actions)
+        return told(outcome.counts.T, outcome.answers), outcome.reward
 
-        Raises
-        ------
-        ValueError
-            If an action is not in the action space.
-        """
-        dynamics = self.dynamics
-        checked = self._checked_actions(actions)
-        if checked is None:
-            raise invalid_action(self._actions, actions)
-        slot_outcome = dynamics.step(checked)
-        rewards = slot_outcome.reward
-        outcome = told(slot_outcome.counts.T, slot_outcome.answers)
-        resetting = self._ended.copy() if np.count_nonzero(self._ended) else None
-        if self._renderer is not None and not (resetting is not None and resetting[0]):
-            self._renderer.record({key: values[0] for key, values in outcome.items()})
-        if resetting is not None:
-            self._reset_lanes(np.flatnonzero(resetting))
-            rewards[resetting] = 0.0
-            forget(outcome, resetting)
-        truncated = dynamics.slot >= self._max_episode_steps
-        return self._end_step(rewards, truncated, outcome)
+    def _steps_done(self) -> Ints:
+        return self.dynamics.slot
+
+    def _invalid_action(self, actions: Any) -> UsageError:
+        return invalid_action(self._actions, actions)
 
     def _no_outcome(self) -> dict[str, NDArray[Any]]:
         nothing = self.dynamics.nothing()

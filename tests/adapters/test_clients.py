@@ -299,7 +299,7 @@ def test_the_step_limit_means_what_it_does_for_one_environment(env_id, limit):
         assert truncated == truncations.all() == truncations.any() == (step == expected)
 
 
-@pytest.mark.parametrize("limit", [0, -2, 2.5, True, "long", 2**24 + 1])
+@pytest.mark.parametrize("limit", [0, -2, 2.5, True, "long"])
 def test_other_step_limits_are_refused(limit):
     with pytest.raises(ValueError, match="max_episode_steps="):
         LLMQueueVectorEnv(2, max_episode_steps=limit)
