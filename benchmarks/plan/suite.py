@@ -38,6 +38,9 @@ PUBLISHED_FIGURE = "routing_regret_per_slot"
 CONTROL = "shuffled_contexts"
 """Key of a task: which of its agents also play it with shuffled contexts."""
 
+DEFAULTS = "defaults"
+"""Key of a suite: what its tasks have unless they say otherwise."""
+
 TAGS_WHEN = "tags_when"
 """Key of a task: tags that only some points of its matrix have."""
 
@@ -216,19 +219,27 @@ def parse_suite(name: str, document: Mapping[str, Any]) -> Suite:
         If a key is unknown, missing or of the wrong type; the message names it and the fix.
     """
     where = f"suite {name!r}"
-    _only(document, where, "description", "seeds", "agents", "task")
+    _only(document, where, "description", "seeds", "agents", "task", DEFAULTS)
     seeds = checks.count(f"{where}: seeds", document.get("seeds"))
     agents = _agents(document.get("agents"), f"{where}: agents")
     tables = document.get("task")
     if not isinstance(tables, list) or not tables:
         raise UsageError(f"{where}: needs at least one [[task]] table")
+    usual = _table(document.get(DEFAULTS, {}), f"{where}: {DEFAULTS}")
     tasks = tuple(
         task
         for number, table in enumerate(tables, 1)
-        for task in _tasks(table, agents, f"{where}: task {number}")
+        for task in _tasks(_over(usual, table), agents, f"{where}: task {number}")
     )
     _unique((task.name for task in tasks), f"{where}: two tasks are called")
     return Suite(name, _text(document, "description", where, ""), seeds, tasks)
+
+
+def _over(usual: object, own: object) -> object:
+    """Return a task's table over what is usual in the suite; tables within are merged, too."""
+    if not isinstance(usual, Mapping) or not isinstance(own, Mapping):
+        return own
+    return {**usual, **{key: _over(usual.get(key), value) for key, value in own.items()}}
 
 
 def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterable[Task]:

@@ -45,6 +45,18 @@ def test_matrix_expands_to_every_combination_with_typed_values():
     assert suite.tasks[3].kwargs["workload"]["kind"] == "lookalike"
 
 
+def test_a_task_has_what_is_usual_in_its_suite_and_its_own_tables_over_it():
+    usual = {"horizon": 9, "tags": ["a"], "kwargs": {"load": 0.5, "workload": {"source": "x"}}}
+    own = {"name": "t", "env": "LLMQueue-v0", "tags": ["b"]}
+    plain = {**own, "name": "u", "kwargs": {"workload": "synthetic"}}
+    own["kwargs"] = {"window": 3, "workload": {"pool_size": 7}}
+    merged, over = parse_suite("s", {**SUITE, "defaults": usual, "task": [own, plain]}).tasks
+    assert (merged.horizon, merged.tags) == (9, ("b",))
+    assert merged.kwargs["workload"] == {"source": "x", "pool_size": 7}
+    assert (merged.kwargs["load"], merged.kwargs["window"]) == (0.5, 3)
+    assert over.kwargs == {"load": 0.5, "workload": "synthetic"}
+
+
 def test_plan_adds_the_references_first_and_covers_tasks_agents_seeds():
     plan = make_plan(parse_suite("s", SUITE))
     labels = [cell.spec["agent"]["label"] for cell in plan.cells]
@@ -275,18 +287,6 @@ def test_built_in_suites_are_valid_and_name_known_agents(name):
             else:
                 pytest.importorskip("sb3_contrib")
                 assert importlib.import_module("baselines.rl").recipe(entry.name, task.env)
-
-
-def test_queueing_suite_covers_every_level_named_in_its_issue():
-    tasks = load_suite("queueing").tasks
-    synthetic = [t for t in tasks if "synthetic" in t.tags]
-    assert {0.8, 0.9, 0.95} <= {t.kwargs.get("load") for t in synthetic}
-    assert {1, 2} == {t.kwargs["assortment_size"] for t in synthetic}
-    assert {5, 10, 50} == {t.kwargs["workload"]["num_llms"] for t in synthetic}
-    assert {"uniform", "specialists", "lookalike", "easy-hard"} == {
-        t.kwargs["workload"]["kind"] for t in synthetic
-    }
-    assert max(t.horizon for t in tasks) == 50_000
 
 
 def test_tags_follow_the_rules_of_a_matrix():
