@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.instance import ServingInstance
 from llmqueue_gym.workloads.pool import OfflineData
@@ -43,6 +44,9 @@ class QueueProblem:
     offline : OfflineData, optional
         Queries that never arrive with the utility of every LLM; only under the protocol
         ``pretrained``, and only where the workload keeps some back.
+    truth : ndarray, shape (P, N), optional
+        True odds of every LLM for each query that may arrive, for ``known-`` agents: yardsticks
+        outside the ranking.
     """
 
     kind: ClassVar[str] = "queueing"
@@ -54,6 +58,7 @@ class QueueProblem:
     arrival_rate: float
     horizon: int
     offline: OfflineData | None = field(default=None, compare=False, repr=False)
+    truth: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class DeployProblem:
         Length of a query's context vector, d; 0 where queries carry none.
     has_prices : bool
         Whether ``observation["cost_prior"]`` holds list prices of the arrived LLMs.
+    truth : DeploymentInstance, optional
+        All of the truth, for ``known-`` agents: yardsticks outside the ranking.
     """
 
     kind: ClassVar[str] = "deployment"
@@ -94,6 +101,7 @@ class DeployProblem:
     cost_high: float
     context_dim: int = 0
     has_prices: bool = False
+    truth: DeploymentInstance | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

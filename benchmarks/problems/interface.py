@@ -116,7 +116,7 @@ class Play(Protocol):
         ...
 
     def told_all(self, env: gym.Env[Any, Any], public: Any) -> Any:
-        """Return ``public`` with the truth beside it, if a problem has yardsticks."""
+        """Return ``public`` with the truth beside it, for a yardstick."""
         ...
 
     def make_oracle(self, env: gym.Env[Any, Any]) -> Any:

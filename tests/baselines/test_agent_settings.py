@@ -20,6 +20,7 @@ _RNG = np.random.default_rng(0)
 QUEUE = QueueProblem(
     *(3, 2, 4, 6, 0.5, 60),
     OfflineData(_RNG.normal(size=(40, 4)).astype(np.float32), _RNG.normal(size=(40, 3))),
+    truth=np.ones((5, 3)),
 )
 DEPLOY = DeployProblem(3, 2, 100, 4, 0.5, (0.6, 0.6, 0.6), 0.1, 1.0, context_dim=2, has_prices=True)
 _SERVE = LLMServeEnv("tiny-pair")
@@ -51,6 +52,9 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     "epsilon": (1.1,),
     "hidden": (1, 2.5),
     "neighbours": (0, 2.5),
+    "memory": (0, 2.5),
+    "error": (0, 1),
+    "similarity": (1.1,),
     "trees": (0, 2.5),
     "min_per_llm": (2.5,),
     "epochs": (2.5,),
@@ -63,7 +67,7 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
 ZERO_MEANS_SOMETHING = {
     *("alpha", "alpha_coef", "beta_coef", "c1", "cutoff", "exploration_rate", "gamma", "width"),
     *("step", "scale", "optimism", "exploration", "exploration_final_eps", "held_out"),
-    *("explore", "surely"),
+    *("explore", "surely", "similarity"),
     *("forced_pulls", "min_per_llm", "epochs", "gae_lambda", "epsilon"),
 }
 FAST = {"ACQB-CL": {"epochs": 0, "hidden": 4}, "offline-boosting": {"trees": 2}}

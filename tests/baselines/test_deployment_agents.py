@@ -36,6 +36,12 @@ def make_env(**arguments: Any) -> Any:
     return gym.make("LLMDeploy-v0", disable_env_checker=True, **arguments).unwrapped
 
 
+def told(env: Any, seed: int) -> DeployProblem:
+    """Return the public parameters, and for yardsticks the truth of the episode of a seed."""
+    env.reset(seed=seed)
+    return DeployProblem(**env.problem, truth=env.dynamics.instance())
+
+
 def play(env: Any, agent: Any, seed: int) -> list[tuple[int, float, float]]:
     """Play an episode; return (LLM, reward, cost) of every query."""
     observation, _ = env.reset(seed=seed)
@@ -52,7 +58,7 @@ def play(env: Any, agent: Any, seed: int) -> list[tuple[int, float, float]]:
 def run(name: str, seed: int, **arguments: Any) -> tuple[Any, Any]:
     """Run a named agent; return the dynamics at the end and the agent."""
     env = make_env(**arguments)
-    agent = make_agent(name, DeployProblem(**env.problem), seed)
+    agent = make_agent(name, told(env, seed), seed)
     play(env, agent, seed)
     return env.dynamics, agent
 
@@ -381,7 +387,7 @@ def test_static_replaces_an_llm_by_the_earliest_not_by_index() -> None:
 def test_every_agent_is_legal_and_repeatable(name: str) -> None:
     def once() -> tuple[list[tuple[int, float, float]], Any]:
         env = make_env(instance="paretobandit", horizon=300, num_stages=6)
-        agent = make_agent(name, DeployProblem(**env.problem), 4)
+        agent = make_agent(name, told(env, 4), 4)
         assert isinstance(agent, DeployAgent)
         return play(env, agent, 4), env.dynamics
 
@@ -400,7 +406,7 @@ def test_equal_costs_and_stages_without_llms_are_survived(name: str) -> None:
     with pytest.warns(UserWarning, match="depends on the draw"):
         env = make_env(instance=gap, horizon=60, num_stages=10, retirements=retired, reward_delay=3)
     for seed in range(4):
-        play(env, make_agent(name, DeployProblem(**env.problem), seed), seed)
+        play(env, make_agent(name, told(env, seed), seed), seed)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -447,7 +453,7 @@ def test_actions_are_legal_whatever_the_task(
         reward_delay=delay,
         budget_per_query=budget,
     )
-    agent: Any = make_agent(name, DeployProblem(**env.problem), seed)
+    agent: Any = make_agent(name, told(env, seed), seed)
     observation, info = env.reset(seed=seed)
     for _ in range(120):
         action = agent.act(observation)

@@ -34,14 +34,15 @@ NAMES = [  # pretrained agents: test_offline_agents.py
     for spec in registered_agents()
     if spec.target.startswith("baselines.queueing") and spec.load().protocol == "online"
 ]
-LEARNERS = sorted(set(NAMES) - {"random", "fifo-round-robin"})
+LEARNERS = sorted(set(NAMES) - {"random", "fifo-round-robin", "known-static-mix-queue"})
 WINDOW = 6
 
 
 def problem(
     num_llms: int = 4, size: int = 2, dim: int = 3, horizon: int = 100, arrival_rate: float = 0.7
 ) -> QueueProblem:
-    return QueueProblem(num_llms, size, dim, WINDOW, arrival_rate, horizon)
+    truth = np.random.default_rng(0).uniform(0.1, 2.0, (20, num_llms))
+    return QueueProblem(num_llms, size, dim, WINDOW, arrival_rate, horizon, truth=truth)
 
 
 def observe(

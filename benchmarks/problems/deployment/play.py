@@ -6,6 +6,7 @@ See `benchmarks.run.runner` for the loop, `benchmarks.problems.deployment.metric
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +30,12 @@ Ints = NDArray[np.int64]
 def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = False) -> DeployProblem:
     """Public parameters of a deployment environment; the same under both protocols."""
     return DeployProblem(**env.unwrapped.problem)  # type: ignore[attr-defined]
+
+
+def told_all(env: gym.Env[Any, Any], public: DeployProblem) -> DeployProblem:
+    """Return the public parameters with the truth beside them, for a yardstick."""
+    dynamics: DeploymentDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+    return replace(public, truth=dynamics.instance())
 
 
 def make_oracle(env: gym.Env[Any, Any]) -> LedgerOracle:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -33,6 +34,12 @@ def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = Fals
     unwrapped: Any = env.unwrapped
     offline = unwrapped.offline if pretrained else None
     return QueueProblem(**unwrapped.problem, horizon=horizon, offline=offline)
+
+
+def told_all(env: gym.Env[Any, Any], public: QueueProblem) -> QueueProblem:
+    """Return the public parameters with the true odds beside them, for a yardstick."""
+    dynamics: QueueDynamics = env.unwrapped.dynamics  # type: ignore[attr-defined]
+    return replace(public, truth=dynamics.odds[:-1].copy())  # the last row stands for nobody
 
 
 def make_oracle(env: gym.Env[Any, Any]) -> MyopicOracle:
