@@ -20,6 +20,7 @@ from benchmarks.score.intervals import Interval, t_interval
 from benchmarks.score.logged import ESTIMATES, Evaluation, Prepared, evaluate, judge_policy, prepare
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.serving.fit import fit_serving
 from llmqueue_gym.workloads.embeddings import read_contexts
 from llmqueue_gym.workloads.pool import printable
 from llmqueue_gym.workloads.sources.log_file import Log, read_log
@@ -57,6 +58,37 @@ def show_log(path: Path, columns: Sequence[str], as_json: bool, clip_scores: boo
         else f"propensities: logged, the smallest is {log.propensity.min():.3g}"
     )
     _print_model(found["outcome_model"])
+
+
+def show_serving(path: Path, columns: Sequence[str], as_json: bool) -> None:
+    """Print what a log says of a serving problem, and how well it fits."""
+    fit = fit_serving(str(path), _columns(columns))
+    if as_json:
+        rows = [each._asdict() for each in fit.estimates]
+        settings = fit.settings()
+        print_json({"path": str(path), "estimates": rows, "notes": fit.notes, "settings": settings})
+        return
+    table = Table("parameter", "LLM", "estimate", "std. error", "unit", "n", "fit")
+    for each in fit.estimates:
+        add_row(
+            table,
+            each.parameter,
+            each.of,
+            f"{each.value:.4g}",
+            f"{each.error:.2g}",
+            each.unit,
+            f"{each.n:,}",
+            f"{each.measure} {each.quality:.3f}" if each.measure else "",
+        )
+    show_table(table)
+    say(
+        "R2: of the regression; KS: largest distance from the observed distribution (Kaplan and "
+        "Meier's where some users were not watched to the end)"
+    )
+    for note in fit.notes:
+        say(f"note: {note}")
+    log = str(path) if not columns else {"path": str(path), "columns": _columns(columns)}
+    say(f'gym.make("LLMServe-v0", preset="from-log", log={log!r})')
 
 
 def _say_notes(log: Log) -> None:

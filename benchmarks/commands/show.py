@@ -230,11 +230,17 @@ def logs_show(
     file: LogFile,
     column: Renamed = None,
     clip_scores: Clipped = False,
+    serving: Annotated[
+        bool, typer.Option("--serving", help="Fit service times, lengths, patience, returns.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
-    from benchmarks.commands.logs import show_log
+    from benchmarks.commands.logs import show_log, show_serving
 
+    if serving:
+        show_serving(file, column or [], as_json)
+        return
     show_log(file, column or [], as_json, clip_scores)
 
 

@@ -231,14 +231,14 @@ class LLMServeEnv(SuiteEnv):
     All JSON-plain; a bad one raises ``ValueError`` with the fix. What is left out is the preset's:
     ``"tiny-pair"`` (one LLM fast and weak, one slow and strong), ``"slow-server"``,
     ``"impatient"``, ``"fleet"`` (3 LLMs, 4 replicas), ``"autoscale"`` (windows, a day, prices),
-    ``"streaming"`` (88 real LLMs arrive).
+    ``"streaming"`` (88 real LLMs arrive), ``"from-log"`` (fitted on a log of your own service).
 
     | Name | Default | Meaning |
     |------|---------|---------|
     | preset | "fleet" | the other settings; None: those of `llmqueue_gym.serving.presets.DEFAULTS` |
     | queries | preset | a list of ``{"keep": [p of every LLM], "share", "tokens", "impatience"}``; ``{"source": "graded", "pool_size", "context_dim"}``; or a workload of LLMQueue-v0 |
     | llms | preset | names, mappings ``{"name", "size", "quality", "arrives", "list_price", "list_speed"}``, or "catalog" |
-    | replicas | preset | mappings: ``"gpu"``, ``"finish"`` (probability a slot) or ``"base_seconds"`` and ``"each_seconds"`` (W, H); ``"hosts"``, ``"places"``, ``"price"`` (USD an hour), ``"count"`` |
+    | replicas | preset | mappings: ``"gpu"``, ``"finish"`` (probability a slot) or ``"base_seconds"`` and ``"each_seconds"`` (W, H); ``"hosts"``, ``"places"``, ``"price"`` (USD an hour), ``"chunk"`` (prompt tokens an iteration), ``"count"`` |
     | tokens | preset | ``{"law": "geometric", "mean"}``, ``{"law": "lognormal", "mean", "sigma", "input"}``, ``{"law": "trace", "path"}`` |
     | arrivals | preset | as for LLMQueue-v0; ``{"process": "daily", "day": 2000, "swing": 0.8}`` |
     | arrival_rate | preset | mean arrivals a slot; may overload the fleet |
@@ -252,6 +252,7 @@ class LLMServeEnv(SuiteEnv):
     | dispatches | preset | dispatches a slot, A |
     | window | preset | visible slots, W |
     | rewards | preset | ``{"kept", "holding", "lost", "late", "price", "sla"}`` |
+    | log | None | with ``preset="from-log"``: a file, or ``{"path", "columns", "min_rows", "context_dim"}`` |
     | instance_seed | None | fixes the instance |
     | flat_observation | False | observe one float32 vector: the keys in alphabetical order |
 
@@ -292,6 +293,7 @@ class LLMServeEnv(SuiteEnv):
         dispatches: int | None = None,
         window: int | None = None,
         rewards: Settings | None = None,
+        log: Settings | str | None = None,
         instance_seed: int | None = None,
         render_mode: str | None = None,
         flat_observation: bool = False,
@@ -299,6 +301,7 @@ class LLMServeEnv(SuiteEnv):
         self.task = ServingTask(
             preset,
             instance_seed,
+            log,
             queries=queries,
             llms=llms,
             replicas=replicas,

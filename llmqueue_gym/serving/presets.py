@@ -15,6 +15,7 @@ from llmqueue_gym import checks
 from llmqueue_gym.deployment.streams import CatalogStream
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
+from llmqueue_gym.serving.fit import FROM_LOG, settings_from_log
 from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
 from llmqueue_gym.vector import INSTANCE_TAG
 from llmqueue_gym.workloads import Workload, make_workload
@@ -146,14 +147,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings that differ from `DEFAULTS`; every one may be overridden."""
 
 
-def settings_of(preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(preset: str | None, given: Mapping[str, Any], log: Any = None) -> dict[str, Any]:
     """Return every setting: the given ones before the preset's, before the defaults.
 
     ``arrival_rate`` and ``load`` replace each other.
     """
     chosen: Mapping[str, Any] = {}
-    if preset is not None:
-        chosen = PRESETS[checks.choice("preset", preset, PRESETS)]
+    if (preset == FROM_LOG) != (log is not None):
+        raise UsageError(
+            f"preset={preset!r}, log={log!r}: preset={FROM_LOG!r} and log=FILE belong together"
+        )
+    if log is not None:
+        chosen = settings_from_log(log, given.get("slot_seconds"))
+    elif preset is not None:
+        chosen = PRESETS[checks.choice("preset", preset, (*PRESETS, FROM_LOG))]
     for name in given:
         if name not in DEFAULTS:
             raise checks.unknown_name("setting", name, DEFAULTS)
@@ -174,7 +181,9 @@ class ServingTask:
     Parameters
     ----------
     preset : str, optional
-        One of `PRESETS`.
+        One of `PRESETS`, or ``"from-log"``.
+    log : str or mapping, optional
+        The log that ``"from-log"`` is fitted on; see `llmqueue_gym.serving.fit.fit_serving`.
     instance_seed : int, optional
         Fixes the instance.
     **given
@@ -197,9 +206,13 @@ class ServingTask:
     _draw_queries: Callable[[np.random.Generator], Queries]
 
     def __init__(
-        self, preset: str | None = None, instance_seed: int | None = None, **given: Any
+        self,
+        preset: str | None = None,
+        instance_seed: int | None = None,
+        log: Any = None,
+        **given: Any,
     ) -> None:
-        settings = settings_of(preset, given)
+        settings = settings_of(preset, given, log)
         self.arrivals = make_arrivals(settings["arrivals"])
         self._load, rate = _read_rates(settings)
         slot_seconds = checks.number("slot_seconds", settings["slot_seconds"], "(0, inf)")
@@ -364,7 +377,7 @@ def _read_replicas(
 ) -> dict[str, Any]:
     """Return the arrays of `ServingInstance` that describe the replicas."""
     speeds = ("gpu", "finish", "base_seconds")
-    known = ("count", "hosts", "places", "price", *speeds, "each_seconds")
+    known = ("count", "hosts", "places", "price", "chunk", *speeds, "each_seconds")
     found: list[tuple[Any, ...]] = []
     for row in _entries("replicas", given, known):
         if sum(key in row for key in speeds) != 1:
@@ -395,6 +408,7 @@ def _read_replicas(
                 "loaded; name an LLM under 'hosts', or set update_every"
             )
         places = checks.count("replicas: places", row.get("places", places))
+        chunk = checks.count("replicas: chunk", row.get("chunk", chunk), 0)
         usd = checks.number("replicas: price", row.get("price", usd), "[0, inf)")
         values = (places, host, base * llms.size, each * llms.size, chunk, usd)
         found += [values] * checks.count("replicas: count", row.get("count", 1))

@@ -39,6 +39,7 @@ from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.oracles import Optimum, bound, small_problem
 from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
 from llmqueue_gym.workloads.pool import file_sha256
+from llmqueue_gym.workloads.sources.log_file import log_fingerprint
 
 FIXED, CHANGING, STREAMING = "known-rollout", "known-forecast", "known-reactive"
 """The truth-knowing agents that score 1 where no optimum can be had: with a fixed fleet, with one
@@ -109,9 +110,12 @@ def assumptions(env: gym.Env[Any, Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint(kwargs: Mapping[str, Any]) -> str | None:
-    """Hash the content of the files of a workload and of traces of arrivals and of tokens."""
+    """Hash the content of the files of a workload, of a log and of traces."""
     content = ""
     queries, arrivals, tokens = (kwargs.get(key) for key in ("queries", "arrivals", "tokens"))
+    log = kwargs.get("log")
+    if log is not None:
+        content += log_fingerprint(log["path"] if isinstance(log, Mapping) else log)
     if isinstance(queries, Mapping) and queries.get("source") not in (None, "graded"):
         content += workloads.fingerprint(queries)
     if arrivals is not None:

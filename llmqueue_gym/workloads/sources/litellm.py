@@ -54,6 +54,7 @@ class Turn:
     failed: bool
     session: str | None
     llms: set[str] = field(default_factory=set)
+    row: int = 0  # of its first call in the file
 
 
 class SpendLog(NamedTuple):
@@ -89,6 +90,7 @@ class _Call(NamedTuple):
     cost: float  # NaN where the row has none
     time: float
     sessions: tuple[str, ...]  # values of SESSIONS
+    row: int
 
 
 class _LeftOutError(Exception):
@@ -119,7 +121,7 @@ def read_spend_log(path: str, rows: Iterable[tuple[str, Row]]) -> SpendLog:
 
 def _calls(rows: Iterable[tuple[str, Row]], left_out: Counter[str]) -> Iterator[_Call]:
     seen: set[str] = set()
-    for _, row in rows:
+    for number, (_, row) in enumerate(rows):
         name = str(row.get("request_id") or "")
         if name in seen:
             left_out["a request_id that came before"] += 1
@@ -127,12 +129,12 @@ def _calls(rows: Iterable[tuple[str, Row]], left_out: Counter[str]) -> Iterator[
         if name:
             seen.add(name)
         try:
-            yield _call(row)
+            yield _call(row, number)
         except _LeftOutError as cause:
             left_out[str(cause)] += 1
 
 
-def _call(row: Row) -> _Call:
+def _call(row: Row, number: int) -> _Call:
     kind = str(row.get("call_type") or "")
     if kind and not _CHAT.search(kind.lower()):
         raise _LeftOutError(f"a call that is no chat ({kind[:40]})")
@@ -149,7 +151,7 @@ def _call(row: Row) -> _Call:
     if spend not in (None, "") and not 0.0 <= cost < math.inf:
         raise _LeftOutError("a spend that is no number of USD, 0 or more")
     sessions = tuple(str(row.get(name) or "") for name in SESSIONS)
-    return _Call(query, goes_on, llm, failed, cost, time, sessions)
+    return _Call(query, goes_on, llm, failed, cost, time, sessions, number)
 
 
 def _failed(row: Row) -> bool:
@@ -332,6 +334,7 @@ def _turns(
             call.failed,
             session or None,
             {call.llm},
+            call.row,
         )
         turns.append(turn)
         last[session] = asked[session, call.query] = turn

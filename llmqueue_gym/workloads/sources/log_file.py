@@ -46,6 +46,12 @@ Ints = NDArray[np.int64]
 FIELDS = ("query", "embedding", "llm", "kept", "score", "cost", "timestamp", "propensity")
 """Columns of the schema."""
 
+OF_SERVICE = (
+    *("asked", "start", "first_token", "end"),
+    *("input_tokens", "output_tokens", "session", "replica"),
+)
+"""Further columns, of logs of service; a row without a start is of a user whom nobody answered."""
+
 LITELLM = ("request_id", "spend", "startTime", "model")
 """Columns by which a LiteLLM spend log is told."""
 
@@ -159,7 +165,7 @@ def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: b
     source = find_file(path)
     names = tuple(sorted((columns or {}).items()))
     for field_, name in names:
-        if field_ not in FIELDS:
+        if field_ not in (*FIELDS, *OF_SERVICE):
             turned = name in FIELDS and f"; the field stands first: {name}={field_}"
             raise UsageError(
                 f"{checks.unknown_name('columns: field', field_, FIELDS)}{turned or ''}"
@@ -212,10 +218,13 @@ def _of_own(
     """Log of the schema."""
     requests: list[_Request] = []
     places: list[str] = []
-    read = None
+    read, left = None, 0
     for place, row in rows:
         if read is None:
             read = _reader(path, row, names, clip_scores)
+        if unanswered(row, names.get("start", "start")):
+            left += 1
+            continue
         requests.append(read(place, row))
         places.append(place)
         if not isinstance(requests[0].query, str):
@@ -225,6 +234,8 @@ def _of_own(
                     f"{place}: column 'embedding' has a vector of length {len(own)}, but the first "
                     f"row's has {len(first)}"
                 )
+    if not requests:
+        raise UsageError(f"{path}: no request was answered")
     times = None
     order = np.arange(len(requests))
     if requests[0].timestamp is not None:
@@ -251,6 +262,7 @@ def _of_own(
         numbers("cost"),
         None if times is None else times[order],
         numbers("propensity"),
+        left_out={"no start: nobody answered": left} if left else {},
         notes=_one_sided(reward, "kept"),
     )
 
@@ -328,10 +340,10 @@ def _reader(
             query=vector_cell(row, column["embedding"], place)
             if vectors
             else text_cell(row, column["query"], place),
-            llm=_name(row, column["llm"], place),
+            llm=name_cell(row, column["llm"], place),
             reward=_score(row, column["score"], place, clip_scores)
             if scored
-            else _kept(row, column["kept"], place),
+            else kept_cell(row, column["kept"], place),
             cost=number_cell(row, column["cost"], place, 0.0, math.inf)
             if "cost" in there
             else None,
@@ -353,14 +365,21 @@ def _propensity(row: Row, column: str, place: str) -> float:
     return value
 
 
-def _name(row: Row, column: str, place: str) -> str:
+def name_cell(row: Row, column: str, place: str) -> str:
+    """Return the name of a cell."""
     name = text_cell(row, column, place)
     if not name.strip():
         raise UsageError(f"{place}: column {column!r} is empty")
     return name
 
 
-def _kept(row: Row, column: str, place: str) -> float:
+def unanswered(row: Row, column: str) -> bool:
+    """Whether a row of a log of service is of a user who left before an answer began."""
+    return column in row and row[column] in (None, "")
+
+
+def kept_cell(row: Row, column: str, place: str) -> float:
+    """Return 1 if the answer was kept, 0 if not."""
     value = cell_of(row, column, place)
     text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
     if text in _TRUE or truth_of(text):

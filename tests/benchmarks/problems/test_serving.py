@@ -93,10 +93,15 @@ def test_a_run_that_loses_somebody_breaks_a_law():
         check_laws(trace)
 
 
-def test_a_trace_of_lengths_is_part_of_the_key_of_a_cell(tmp_path):
+@pytest.mark.parametrize("form", ["tokens", "log", "log with settings"])
+def test_a_file_is_part_of_the_key_of_a_cell(tmp_path, form):
     path = tmp_path / "lengths.csv"
     path.write_text("tokens\n3\n5\n")
-    kwargs = {"tokens": {"law": "trace", "path": str(path)}}
+    kwargs = {
+        "tokens": {"tokens": {"law": "trace", "path": str(path)}},
+        "log": {"preset": "from-log", "log": str(path)},
+        "log with settings": {"preset": "from-log", "log": {"path": str(path)}},
+    }[form]
     before = fingerprint(kwargs)
     path.write_text("tokens\n3\n6\n")
     assert before != fingerprint(kwargs)
