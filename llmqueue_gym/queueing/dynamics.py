@@ -32,6 +32,10 @@ NUMBER, RETRIALS, ARRIVED, JOINED = range(4)
 the slots in which it arrived and last joined the tail."""
 FIELDS = 4
 
+SLOT, QUEUE_LENGTH, FEEDBACK, HEAD = range(4)
+"""What is counted in a lane: slots completed since the reset, t; waiting queries, backlog included;
+what the last served user did; the first of the backlog, modulo C."""
+
 # Kernels take these as plain tuples: numba passes them on faster, and keeps no class in its cache,
 # where a later version would look for it.
 Arrays = tuple[Any, ...]
@@ -40,13 +44,10 @@ Arrays = tuple[Any, ...]
 class State(NamedTuple):
     """Who waits in every lane: the first W queries in the window, the others in a ring."""
 
-    slot: Ints  # (B,) slots completed since the reset, t
-    queue_length: Ints  # (B,) waiting queries, backlog included
-    feedback: Ints  # (B,) what the last served user did
+    counts: Ints  # (4, B) SLOT, QUEUE_LENGTH, FEEDBACK, HEAD
     window: Stamps  # (B, FIELDS, W) in service order
     contexts: Singles  # (B, W d) of the window: gathering them from the table misses the cache
     backlog: Stamps  # (B, C, FIELDS) rings, with C a power of two
-    head: Ints  # (B,) first of the backlog, modulo C
 
 
 class Truth(NamedTuple):
@@ -69,23 +70,19 @@ class SlotOutcome(NamedTuple):
     kept_llm: Ints  # -1 where no answer was kept
 
     @classmethod
-    def empty(cls, lanes: int) -> SlotOutcome:
-        """Allocate what a slot fills."""
-        flags = [np.empty(lanes, dtype=np.bool_) for _ in range(4)]
-        return cls(flags[0], flags[1], flags[2], flags[3], np.empty(lanes, dtype=np.int64))
+    def of(cls, flags: Bools, kept_llm: Ints) -> SlotOutcome:
+        """Name what a slot fills: four flags of each lane, and the LLM kept."""
+        return cls(flags[0], flags[1], flags[2], flags[3], kept_llm)
 
     @classmethod
     def nothing(cls, lanes: int) -> SlotOutcome:
         """Return what is told where nothing was done."""
-        outcome = cls.empty(lanes)
-        for values in outcome:
-            values[:] = 0
-        outcome.kept_llm[:] = -1
-        return outcome
+        return cls.of(np.zeros((4, lanes), dtype=np.bool_), np.full(lanes, -1))
 
 
-Seen = tuple[Singles, NDArray[np.int8], Singles, Singles, Singles]
-"""What a provider sees of the queue: contexts (B, W d), and waiting, retrials, age, wait (B, W)."""
+Seen = tuple[Singles, NDArray[np.int8], Singles]
+"""What a provider sees of the queue: contexts (B, W d), waiting (B, W), and retrials, age and wait
+(3, B, W)."""
 
 
 @compiled
@@ -103,15 +100,18 @@ def run_slot(
     ``state`` is a `State`, changed in place, and ``truth`` a `Truth`. ``actions`` (B, 1 + K) are
     the window slot to serve, where an empty one serves nobody, and the LLMs shown, a set. ``draws``
     (n, NUM_STREAMS, B) are uniform draws of several slots; ``position`` says which is this one.
-    Filled are ``outcome``, a `SlotOutcome`, and ``seen``, a `Seen`: W places in service order, zero
-    where nobody waits.
+    Filled are ``outcome``, what `SlotOutcome.of` takes, and ``seen``, a `Seen`: W places in service
+    order, zero where nobody waits.
 
     Return the longest queue, the largest number of slots completed, and a number of no meaning,
     without which the compiler would not read ahead.
     """
-    clock, queue_length, feedback, window, contexts, backlog, head = state
+    counts, window, contexts, backlog = state
+    clock, queue_length = counts[SLOT], counts[QUEUE_LENGTH]
+    feedback, head = counts[FEEDBACK], counts[HEAD]
     table, first_odds, first_row, num_queries, arrival_rate = truth
-    all_arrived, all_served, all_departed, all_retried, all_kept = outcome
+    flags, all_kept = outcome
+    all_arrived, all_served, all_departed, all_retried = flags[0], flags[1], flags[2], flags[3]
     rows, size, longest, latest = table.view(np.float32), window.shape[2], 0, 0
     dim, one = np.uint64(contexts.shape[1] // size), np.uint64(1)
     touched = read_ahead(state, truth, actions, draws, position)
@@ -220,24 +220,28 @@ def read_ahead(state: Arrays, truth: Arrays, actions: Ints, draws: Floats, posit
     Rows of a large table miss the cache. Without a branch on what they hold, the processor fetches
     many at a time; in the slot it would wait for each.
     """
-    _, queue_length, _, window, _, backlog, head = state
+    counts, window, _, backlog = state
+    queue_length, head = counts[QUEUE_LENGTH], counts[HEAD]
     table, first_odds, first_row, num_queries, _ = truth
     ring, touched = backlog.shape[1] - 1, 0.0
-    for lane in range(queue_length.size):
-        row = first_row[lane]
-        query = int(draws[position, CONTEXTS, lane] * num_queries)
-        touched += table[row + query, 0]
-        touched += table[row + window[lane, NUMBER, actions[lane, 0]], first_odds]
+    for lane in range(first_row.size):
+        chosen = window[lane, NUMBER, actions[lane, 0]]
         if queue_length[lane] > window.shape[2]:
-            touched += table[row + backlog[lane, head[lane] & ring, NUMBER], 0]
+            next_shown = backlog[lane, head[lane] & ring, NUMBER]
+        else:
+            next_shown = int(draws[position, CONTEXTS, lane] * num_queries)
+        touched += table[first_row[lane] + chosen, first_odds]
+        touched += table[first_row[lane] + next_shown, 0]
     return touched
 
 
 @compiled
 def show(state: Arrays, seen: Arrays) -> None:
     """Write what waits in the window; ages are counted when they are shown."""
-    slot, queue_length, _, window, contexts, _, _ = state
-    shown, waiting, retrials, age, wait = seen
+    counts, window, contexts, _ = state
+    shown, waiting, times = seen
+    retrials, age, wait = times[0], times[1], times[2]
+    slot, queue_length = counts[SLOT], counts[QUEUE_LENGTH]
     size, dim = window.shape[2], contexts.shape[1] // window.shape[2]
     for lane in range(slot.size):
         now, visible = np.int32(slot[lane]), min(queue_length[lane], size)

@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.choice import best_assortment
 from llmqueue_gym.queueing.dynamics import (
+    FEEDBACK,
     FIELDS,
+    HEAD,
     NOTHING_SERVED,
     NUM_STREAMS,
     NUMBER,
+    QUEUE_LENGTH,
+    SLOT,
     Floats,
     Ints,
     Seen,
@@ -105,12 +109,6 @@ class QueueDynamics:
 
     Attributes
     ----------
-    slot : ndarray of int64, shape (B,)
-        Slots completed since the lane's reset, t.
-    queue_length : ndarray of int64, shape (B,)
-        Waiting queries, backlog included.
-    feedback : ndarray of int64, shape (B,)
-        What the last served user did: 0 nothing served, 1 retried, 2 + j kept LLM j.
     best_rate, best_llms : ndarrays, shapes (R + 1,), (R + 1, K)
         Hidden truth per row of ``contexts``: p*(x) and the best assortment; the last row stands for
         no query.
@@ -123,19 +121,13 @@ class QueueDynamics:
         self.window = window
         self.assortment_size = assortment_size
         self.context_dim = context_dim
-        self.slot = np.zeros(num_lanes, dtype=np.int64)
-        self.queue_length = np.zeros(num_lanes, dtype=np.int64)
-        self.feedback = np.zeros(num_lanes, dtype=np.int64)
         self.arrival_rate = np.zeros(num_lanes)
         self.capacity = np.zeros(num_lanes)
         self._state = State(
-            self.slot,
-            self.queue_length,
-            self.feedback,
+            np.zeros((4, num_lanes), dtype=np.int64),
             np.zeros((num_lanes, FIELDS, window), dtype=np.int32),
             np.zeros((num_lanes, window * context_dim), dtype=np.float32),
             np.zeros((num_lanes, 16, FIELDS), dtype=np.int32),
-            np.zeros(num_lanes, dtype=np.int64),
         )
         self._longest = 0  # no queue is longer
         self._streams = UniformStreams(NUM_STREAMS, num_lanes)
@@ -175,11 +167,29 @@ class QueueDynamics:
             self.arrival_rate[lane] = rate
             self.capacity[lane] = population.capacity
         index = np.asarray(lanes)
-        self.slot[index] = self.queue_length[index] = self._state.head[index] = 0
+        self._state.counts[:, index] = 0
         self.feedback[index] = NOTHING_SERVED
         self._state.window[index] = 0
         self._seen = None
         self._load_tables(index, populations)
+
+    @property
+    def slot(self) -> Ints:
+        """Slots completed since the lane's reset, t; shape (B,)."""
+        slot: Ints = self._state.counts[SLOT]
+        return slot
+
+    @property
+    def queue_length(self) -> Ints:
+        """Waiting queries, backlog included; shape (B,)."""
+        queue_length: Ints = self._state.counts[QUEUE_LENGTH]
+        return queue_length
+
+    @property
+    def feedback(self) -> Ints:
+        """What the last served user did, (B,): 0 nothing served, 1 retried, 2 + j kept LLM j."""
+        feedback: Ints = self._state.counts[FEEDBACK]
+        return feedback
 
     @property
     def ready(self) -> bool:
@@ -246,21 +256,22 @@ class QueueDynamics:
         """
         if self._longest + 2 > self.window + self._state.backlog.shape[1]:
             self._grow_backlog()
-        outcome = SlotOutcome.empty(self.num_lanes)
+        flags = np.empty((4, self.num_lanes), dtype=np.bool_)
+        kept_llm = np.empty(self.num_lanes, dtype=np.int64)
         self._seen = seen = self._new_seen()
         actions = np.array(actions, dtype=np.int64, order="C")  # a type of array: compiled once
         near, position = self._streams.advance()
         state, truth = tuple(self._state), tuple(self._truth)
         self._longest, latest, _ = run_slot(
-            state, truth, actions, near, position, tuple(outcome), seen
+            state, truth, actions, near, position, (flags, kept_llm), seen
         )
         if latest > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
-        return outcome
+        return SlotOutcome.of(flags, kept_llm)
 
     def _grow_backlog(self) -> None:
         """Double the rings (amortised constant time per query)."""
-        old, head = self._state.backlog, self._state.head
+        old, head = self._state.backlog, self._state.counts[HEAD]
         size = old.shape[1]
         grown = np.zeros((self.num_lanes, 2 * size, FIELDS), dtype=old.dtype)
         order = (head[:, None] + np.arange(size)) & (size - 1)
@@ -271,8 +282,8 @@ class QueueDynamics:
     def _new_seen(self) -> Seen:
         lanes, window = self.num_lanes, self.window
         contexts = np.empty((lanes, window * self.context_dim), dtype=np.float32)
-        retrials, age, wait = np.empty((3, lanes, window), dtype=np.float32)
-        return contexts, np.empty((lanes, window), dtype=np.int8), retrials, age, wait
+        waiting = np.empty((lanes, window), dtype=np.int8)
+        return contexts, waiting, np.empty((3, lanes, window), dtype=np.float32)
 
     def observe(self) -> dict[str, NDArray[np.generic]]:
         """Return what the provider sees now, freshly allocated.
@@ -288,13 +299,13 @@ class QueueDynamics:
         if seen is None:
             seen = self._new_seen()
             show(tuple(self._state), seen)
-        contexts, waiting, retrials, age, wait = seen
+        contexts, waiting, times = seen
         return {
             "contexts": contexts.reshape(self.num_lanes, self.window, self.context_dim),
             "waiting": waiting,
-            "retrials": retrials,
-            "age": age,
-            "wait": wait,
+            "retrials": times[0],
+            "age": times[1],
+            "wait": times[2],
             "queue_length": self.queue_length[:, None].astype(np.float32),
             "feedback": self.feedback.copy(),
         }
@@ -327,7 +338,7 @@ class QueueDynamics:
         state, place = self._state, self.queue_length.item(0) - 1
         if place < self.window:
             return int(state.window.item(0, NUMBER, place))
-        tail = state.head.item(0) + place - self.window
+        tail = state.counts.item(HEAD, 0) + place - self.window
         return int(state.backlog.item(0, tail & (state.backlog.shape[1] - 1), NUMBER))
 
     def best_actions(self) -> tuple[Ints, Ints]:
