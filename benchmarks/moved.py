@@ -22,7 +22,6 @@ MOVED = {
     "queueing": "problems.queueing.play",
     "ray_engine": "run.ray_engine",
     "runner": "run.runner",
-    "scale": "measure.scale",
     "scoring": "score.scoring",
     "speed": "measure.speed",
     "standing": "score.standing",

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import gymnasium as gym
@@ -20,15 +19,7 @@ import numpy as np
 import llmqueue_gym  # noqa: F401 - registers the environments
 
 LANES = 1024
-BATCHES = (1, 16, 64, 256, 1024)
 ROUNDS = 12
-GROWTH_LANES = 256
-GROWTH = {
-    "B (lanes)": [{"num_envs": lanes} for lanes in BATCHES],
-    "W (window)": [{"window": window} for window in (8, 32, 128)],
-    "N (LLMs)": [{"num_llms": llms} for llms in (5, 20, 100)],
-    "d (context)": [{"context_dim": dim} for dim in (5, 64, 384)],
-}
 SCALAR, VECTOR = "LLMQueue-v0 / CartPole-v1", f"LLMQueue-v0 x{LANES} / CartPole-v1 x{LANES}"
 
 
@@ -42,7 +33,7 @@ class Runner:
         The environment, reset once.
     clock : callable
         Seconds used so far. CPU time of this process does not count what other programs on the
-        machine do; an environment with worker processes needs ``perf_counter``.
+        machine do.
     """
 
     env: Any
@@ -74,13 +65,11 @@ class Runner:
 
 @contextmanager
 def _vectors(makers: Mapping[str, Callable[[], Any]]) -> Iterator[dict[str, Runner]]:
-    """Make the environments, and close them whatever happens; async ones run on wall time."""
+    """Make the environments, and close them whatever happens."""
     runners: dict[str, Runner] = {}
     try:
         for name, make in makers.items():
-            env = make()
-            wall = isinstance(env, gym.vector.AsyncVectorEnv)
-            runners[name] = Runner(env, perf_counter if wall else process_time)
+            runners[name] = Runner(make())
         yield runners
     finally:
         for runner in runners.values():
@@ -154,49 +143,3 @@ def environment_speed(seconds: float, lanes: int = LANES) -> dict[str, float]:
         **{f"{name} steps/s": median(values) for name, values in speeds.items()},
         **{f"{a} / {b}": median_ratio(speeds[a], speeds[b]) for a, b in ratios},
     }
-
-
-def vector_table(seconds: float, batches: Sequence[int] = BATCHES) -> list[list[str]]:
-    """Steps/s of the native vector environment, its Sync and Async forms and CartPole's, by B."""
-    kinds = {
-        "native": ("LLMQueue-v0", "vector_entry_point"),
-        "SyncVectorEnv": ("LLMQueue-v0", "sync"),
-        "AsyncVectorEnv": ("LLMQueue-v0", "async"),
-        "CartPole-v1": ("CartPole-v1", "vector_entry_point"),
-    }
-    table = [["B", *kinds, "native / Sync", "native / CartPole-v1"]]
-    for lanes in batches:
-        # A process a lane: more than this says nothing about the environment.
-        chosen = {name: kind for name, kind in kinds.items() if "Async" not in name or lanes <= 16}
-        makers = {
-            name: partial(_vector_env, env_id, lanes, mode)
-            for name, (env_id, mode) in chosen.items()
-        }
-        with _vectors(makers) as runners:
-            speeds = take_turns(runners, seconds, rounds=6)
-        table.append(
-            [
-                f"{lanes}",
-                *(f"{median(speeds[name]):,.0f}" if name in speeds else "" for name in kinds),
-                f"{median_ratio(speeds['native'], speeds['SyncVectorEnv']):.1f}",
-                f"{median_ratio(speeds['native'], speeds['CartPole-v1']):.2f}",
-            ]
-        )
-    return table
-
-
-def growth_table(seconds: float, lanes: int = GROWTH_LANES) -> list[list[str]]:
-    """Microseconds of a native vector step, varying B, W, N and d one at a time."""
-    table = [["varied", "value", "us a step", "us a lane and step"]]
-    for varied, settings in GROWTH.items():
-        for setting in settings:
-            arguments: dict[str, Any] = {"load": 0.9, "instance_seed": 0, **setting}
-            env = _vector_env(
-                "LLMQueue-v0", arguments.pop("num_envs", lanes), "vector_entry_point", **arguments
-            )
-            microseconds = 1e6 / Runner(env).run(seconds) * env.num_envs
-            env.close()
-            value = next(iter(setting.values()))
-            each = microseconds / env.num_envs
-            table.append([varied, f"{value}", f"{microseconds:,.0f}", f"{each:.2f}"])
-    return table
