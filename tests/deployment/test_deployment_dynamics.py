@@ -156,73 +156,6 @@ def test_equal_choices_meet_equal_draws_whatever_was_done_before():
     assert all(a.reward == b.reward and a.cost == b.cost for a, b in same)
 
 
-def test_answers_above_a_cap_are_counted_per_stage():
-    rules = make_rules(horizon=103, num_stages=10, alpha=(0.3,) * 4)
-    dynamics = start(rules, make_instance())
-    answered = np.zeros((10, 4), dtype=np.int64)
-    for query in range(103):
-        stage = dynamics.stage[0]
-        outcome = ask(dynamics, [1, 1, 0, 0], query % 3 % 2)
-        answered[stage, outcome.llm] += 1
-        assert outcome.throttled == (answered[stage, outcome.llm] > caps(stage))
-    limit = np.ceil(0.3 * rules.stage_lengths - 1e-9)[:, None]
-    assert dynamics.violations == np.maximum(answered - limit, 0).sum() > 0
-    assert answered.sum() == 103
-
-
-def caps(stage):
-    return math.ceil(0.3 * (11 if stage in (3, 6, 9) else 10) - 1e-9)
-
-
-def test_projection_keeps_the_first_arrived_llms_and_refusals_are_counted():
-    rules = make_rules(horizon=20, num_stages=2)
-    dynamics = start(rules, make_instance(arrival=[0, 5, 0, 0]))
-    outcome = ask(dynamics, [1, 1, 1, 1], 1)
-    assert outcome.projected
-    np.testing.assert_array_equal(dynamics.deployed[0], [True, False, True, False])
-    assert (outcome.refused, outcome.llm, outcome.reward, outcome.cost) == (True, -1, 0.0, 0.0)
-    for _ in range(9):
-        outcome = ask(dynamics, [0, 0, 0, 1], 2)  # bits are not read
-        assert not outcome.projected
-        assert outcome.llm == 2
-    assert (dynamics.refused, dynamics.projected) == (1, 1)
-    outcome = ask(dynamics, [0, 1, 0, 0], 1)  # arrived by now
-    assert not outcome.projected
-    assert outcome.llm == 1
-    # A deployment of none refuses everything.
-    empty = start(rules, make_instance())
-    assert all(ask(empty, [0] * 4, 0).refused for _ in range(20))
-    assert (empty.refused, empty.spend) == (20, 0.0)
-
-
-def test_arrivals_wait_for_the_update_point_and_retired_llms_stay_to_the_end_of_the_stage():
-    rules = make_rules(horizon=20, num_stages=2)
-    dynamics = start(rules, make_instance(arrival=[0, 3, 0, 0], retire=[NEVER, NEVER, 4, NEVER]))
-    for query in range(10):
-        outcome = ask(dynamics, [1, 0, 1, 0], 2)
-        assert outcome.llm == 2
-        assert outcome.arrived_now.tolist() == [False, query == 2, False, False]
-    np.testing.assert_array_equal(dynamics.available[0], [True, True, False, True])
-    assert ask(dynamics, [0, 1, 1, 0], 2).refused
-    np.testing.assert_array_equal(dynamics.deployed[0], [False, True, False, False])
-
-
-def test_a_retired_llm_shows_the_throughput_it_still_serves():
-    instance = make_instance(retire=[10, NEVER, NEVER, NEVER])
-    one = start(make_rules(), instance)
-    bits = np.array([1, 1, 0, 0], dtype=bool)
-    length = int(one.rules.stage_lengths[0])
-    cap = int(one.rules.caps[0, 0])
-    for query in range(length):
-        ask(one, bits.tolist(), query % 2)
-        left = one.observe()["throughput_left"][0]
-        if query < length - 1:
-            assert left[0] == pytest.approx((cap - query // 2 - 1) / length)
-    assert query > 10
-    assert left[0] == 0.0  # gone at the next update point, although it was deployed
-    assert (left[1:] > 0.0).all()
-
-
 def test_observations_do_not_depend_on_llms_that_are_still_to_come():
     rules = make_rules()
     arrival, seen = [0, 0, 60, 60], []
@@ -253,54 +186,6 @@ def test_delayed_rewards_are_the_same_rewards_later(seed, delay):
     assert [(o.rated_llm, o.reward, o.ledger_reward) for _, _, o in late] == shifted[:90]
     assert [o.cost for _, _, o in now] == [o.cost for _, _, o in late]
     assert all(o.rated_llm == o.llm for _, _, o in now)
-
-
-def test_switching_is_charged_for_llms_that_join_after_the_first_stage():
-    dynamics = start(make_rules(horizon=40, num_stages=4, switching_cost=0.5), make_instance())
-    plans = [[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0], [0, 1, 0, 1]]
-    charged = [ask(dynamics, plans[q // 10], 0).switching_cost for q in range(40)]
-    assert [charged[q] for q in (0, 10, 20, 30)] == [0.0, 0.5, 0.0, 1.0]
-    assert sum(charged) == 1.5
-    assert dynamics.spend > 1.5
-
-
-@settings(max_examples=25)
-@given(seed=st.integers(0, 2**20), delay=st.sampled_from([0, 5, 17, 30, 200]))
-def test_a_stage_at_once_equals_its_queries_one_by_one(seed, delay):
-    rules = make_rules(budget=2e-3, reward_delay=delay, switching_cost=1e-3, alpha=(0.4,) * 4)
-    instance = make_instance(arrival=[0, 0, 30, 50])
-    slow, fast = start(rules, instance, seed), start(rules, instance, seed)
-    rng = np.random.default_rng(seed)
-    for length in rules.stage_lengths:
-        bits, llms = rng.integers(2, size=4) == 1, rng.integers(4, size=length)
-        stage = fast.run_stage(bits, llms)
-        queries = [ask(slow, bits.tolist(), int(llm)) for llm in llms]
-        assert stage.reward == sum(q.reward for q in queries)
-        assert stage.ledger_reward == sum(q.ledger_reward for q in queries)
-        assert stage.refused == sum(q.refused for q in queries)
-        assert stage.over_budget == queries[-1].over_budget
-        np.testing.assert_array_equal(
-            stage.arrived_now, np.any([q.arrived_now for q in queries], axis=0)
-        )
-        for name in ("spend", "ledger_spend", "ledger_score", "total_reward", "violations"):
-            assert getattr(slow, name) == getattr(fast, name), name
-        observation = seen_by(fast)
-        for key, value in seen_by(slow).items():
-            np.testing.assert_array_equal(value, observation[key], err_msg=key)
-
-
-def test_lanes_are_independent_copies():
-    rules, instance = make_rules(reward_delay=3), make_instance()
-    vector = start(rules, instance, 5, num_lanes=3)
-    scalars = [start(rules, instance, 5 + lane) for lane in range(3)]
-    rng = np.random.default_rng(0)
-    for _ in range(rules.horizon):
-        bits, llms = rng.integers(2, size=(3, 4)) == 1, rng.integers(4, size=3)
-        batch = vector.step(bits, llms)
-        for lane, scalar in enumerate(scalars):
-            single = ask(scalar, bits[lane].tolist(), int(llms[lane]))
-            for name, value in single._asdict().items():
-                np.testing.assert_array_equal(getattr(batch, name)[lane], value, err_msg=name)
 
 
 def test_lanes_may_stand_at_different_queries():
