@@ -93,7 +93,7 @@ class TaskRow:
         Label.
     rank : int or None
         Shared by learning agents that no paired interval separates
-        (`benchmarks.score.intervals.competition_ranks`).
+        (`benchmarks.score.intervals.competition_ranks`); 1 for all if the task separates nothing.
     seeds : int
         Seeds that were run to the end, with oracle and random beside them.
     score : Interval or None
@@ -225,13 +225,13 @@ def _task_board(
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
     ranked = [row.agent for row in rows if row.score and is_ranked(row.agent)]
+    separates, needed = separated_pair([scores[label] for label in ranked])
     ranks = competition_ranks(
-        len(ranked), lambda i, j: _better(scores[ranked[i]], scores[ranked[j]])
+        len(ranked), lambda i, j: separates and _better(scores[ranked[i]], scores[ranked[j]])
     )
     rank_of = dict(zip(ranked, ranks, strict=True))
     rows = [replace(row, rank=rank_of.get(row.agent)) for row in rows]
     about = section.kind.about(table) if table.height else ""
-    separates, needed = separated_pair([scores[label] for label in ranked])
     return replace(board, rows=rows, separates=separates, seeds_needed=needed, about=about)
 
 

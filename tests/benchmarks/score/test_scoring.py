@@ -83,14 +83,19 @@ def test_ranks_are_shared_where_the_paired_interval_covers_0():
     assert board.tasks[0].separates
 
 
-def test_a_task_on_which_no_pair_is_separated_is_left_out_of_the_headline():
-    easy = cells_of(
-        {**REFERENCES, "a": [2.0, 2.5, 1.5, 2.1, 1.8], "b": [2.1, 2.4, 1.6, 2.0, 1.9]}, task="easy"
-    )
+def test_a_task_on_which_no_pair_is_separated_is_left_out_of_the_headline_and_ranks_nobody():
+    """An interval that is not corrected for the number of pairs would rank c behind a."""
+    a = [2.0, 2.5, 1.5, 2.1, 1.8]
+    queues = {"a": a, "b": [2.1, 2.4, 1.6, 2.0, 1.9], "c": [q + 0.1 + 0.4 * (q > 2) for q in a]}
+    easy = cells_of({**REFERENCES, **queues}, task="easy")
+    table = tidy(easy)
+    score = {name: table.filter(pl.col("agent") == name)["score"].to_numpy() for name in "ac"}
+    assert t_interval(score["a"] - score["c"]).low > 0
     hard = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [40.0] * 5}, task="hard")
     board = board_of(easy + hard)
     assert {t.task["name"]: t.separates for t in board.tasks} == {"easy": False, "hard": True}
     assert {row.agent: row.cells for row in board.overall}["a"] == 5
+    assert {row.rank for row in board.tasks[0].rows if row.agent in queues} == {1}
 
 
 def scores_of(cells):
