@@ -16,13 +16,14 @@ import numba
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function, *, fastmath: bool | set[str] = False) -> Function:
+def compiled(function: Function, **more: Any) -> Function:
     """Compile ``function`` at its first call for the types it is given; later starts load it.
 
     Arithmetic is IEEE's, in the order that is written; a division by zero gives what NumPy gives.
     Where no folder can be written, or the disk is full, nothing is kept and each start compiles.
+    ``more`` are options of `numba.njit`.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", **more}
     try:
         kernel = numba.njit(function, cache=True, **options)
     except RuntimeError:  # numba's word for: no folder to keep compiled code in
@@ -31,6 +32,15 @@ def compiled(function: Function, *, fastmath: bool | set[str] = False) -> Functi
         if cache := getattr(kernel, "_cache", None):  # a plain function has none
             _keep_if_possible(cache)
     return cast(Function, kernel)
+
+
+def part(function: Function) -> Function:
+    """Compile as `compiled` does, to be called by kernels only: Python has no door to it.
+
+    To unpack tuples of arrays that come from Python is a quarter of what a kernel's parts take to
+    compile.
+    """
+    return compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def summing(function: Function) -> Function:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import compiled, part
 from llmqueue_gym.serving.instance import NEVER, Floats, Ints, Singles
 
 Arrays = tuple[Any, ...]
@@ -134,8 +134,12 @@ def run_slot(
     """
     counts, ends, totals, answered = state[1], state[3], state[9], state[10]
     counted, reward, answers = outcome
-    counts[:, CLOCK] += 1
-    counted[:], answered[:], answers[:] = totals, 0, -1
+    answered[:] = 0
+    answers[:] = -1
+    for lane in range(counts.shape[0]):
+        counts[lane, CLOCK] += 1
+        for i in range(totals.shape[1]):
+            counted[lane, i] = -totals[lane, i]
     # 1. Queries are dispatched, and replicas are given targets.
     act(state, truth, actions)
     # 2. Queries that are served get on. Users keep an answer, give up, or think and come back.
@@ -146,13 +150,17 @@ def run_slot(
     # 4. Queries arrive.
     arrive(state, truth, draws[position, 0])
     # 5. The state is read, the reward paid.
-    counted[:] = totals - counted
+    most, latest = 0, 0
+    for lane in range(counts.shape[0]):
+        for i in range(totals.shape[1]):
+            counted[lane, i] += totals[lane, i]
+        most, latest = max(most, ends[lane, UNUSED]), max(latest, counts[lane, CLOCK])
     pay(state, truth, counted, reward)
     show(state, truth, counted, seen)
-    return ends[:, UNUSED].max(), counts[:, CLOCK].max()
+    return most, latest
 
 
-@compiled
+@part
 def act(state: Arrays, truth: Arrays, actions: Ints) -> None:
     """1. Queries are dispatched; then, at an update point, every replica is given a target."""
     counts, totals, times = state[1], state[9], truth[9]
@@ -168,7 +176,7 @@ def act(state: Arrays, truth: Arrays, actions: Ints) -> None:
                 set_target(state, truth, lane, r, actions[lane, 2 * dispatches + r])
 
 
-@compiled
+@part
 def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool:
     """Let a replica serve a query of the window; return whether that was possible."""
     key, counts, queries, _, _, window, replicas, served, progress, _, _, _ = state
@@ -194,7 +202,7 @@ def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool
     return True
 
 
-@compiled
+@part
 def mix(state: Arrays, truth: Arrays, lane: int, r: int) -> None:
     """Average the contexts of the queries that a replica serves, when they have changed."""
     queries, served, mixed = state[2], state[7], state[11]
@@ -208,7 +216,7 @@ def mix(state: Arrays, truth: Arrays, lane: int, r: int) -> None:
         mixed[lane, r, i] /= max(active, 1)
 
 
-@compiled
+@part
 def set_target(state: Arrays, truth: Arrays, lane: int, r: int, target: int) -> None:
     """Let a replica host another LLM: at once if it is idle, else when its last query has left."""
     replica, totals, llms = state[6][lane, r], state[9], truth[6]
@@ -224,7 +232,7 @@ def set_target(state: Arrays, truth: Arrays, lane: int, r: int, target: int) -> 
         switch(replica, truth[9][1])
 
 
-@compiled
+@part
 def switch(replica: Stamps, loading: int) -> None:
     """Empty a replica that serves nobody, and begin to load the LLM it is to host."""
     replica[LLM], replica[LEFT] = replica[GOAL], 0
@@ -236,7 +244,7 @@ def switch(replica: Stamps, loading: int) -> None:
         replica[PHASE], replica[LEFT] = LOADING, loading
 
 
-@compiled
+@part
 def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
     """2. Every query that is served is given its iterations; one that has enough is answered."""
     _, counts, queries, _, _, _, replicas, served, progress, _, _, _ = state
@@ -275,7 +283,7 @@ def work(state: Arrays, truth: Arrays, answers: Ints) -> None:
         counts[lane, IN_SERVICE] -= count
 
 
-@compiled
+@part
 def answer(state: Arrays, truth: Arrays, lane: int, query: int, llm: int) -> int:
     """Let a user keep an answer (1) or not (0), and then give up, or think and come back."""
     key, counts, queries, _, _, _, _, _, _, totals, answered, _ = state
@@ -308,7 +316,7 @@ def answer(state: Arrays, truth: Arrays, lane: int, query: int, llm: int) -> int
     return 0
 
 
-@compiled
+@part
 def return_users(state: Arrays, truth: Arrays) -> None:
     """Let the users who have thought long enough join the tail again."""
     counts, queries, timers = state[1], state[2], state[4]
@@ -324,7 +332,7 @@ def return_users(state: Arrays, truth: Arrays) -> None:
             query = following
 
 
-@compiled
+@part
 def lose_patience(state: Arrays) -> None:
     """3. A waiting user whose patience is over leaves for good."""
     counts, queries, timers, totals = state[1], state[2], state[4], state[9]
@@ -341,7 +349,7 @@ def lose_patience(state: Arrays) -> None:
             query = following
 
 
-@compiled
+@part
 def arrive(state: Arrays, truth: Arrays, draws: Floats) -> None:
     """4. A query arrives; its number is the slot, in which no other one arrives."""
     key, counts, queries, ends, totals = state[0], state[1], state[2], state[3], state[9]
@@ -356,14 +364,17 @@ def arrive(state: Arrays, truth: Arrays, draws: Floats) -> None:
         else:
             ends[lane, FREE] = queries[lane, query, AFTER]
         draw = uniform(key, lane, counts[lane, CLOCK], -1, 0)
-        row = min(np.searchsorted(table[:, 0], draw, side="right"), table.shape[0] - 1)
+        row, last = 0, table.shape[0] - 1
+        while row < last:  # the first whose cumulative share is larger
+            middle = (row + last) // 2
+            row, last = (row, middle) if table[middle, 0] > draw else (middle + 1, last)
         queries[lane, query, ROW], queries[lane, query, RETRIALS] = row, 0
         queries[lane, query, ARRIVED] = counts[lane, CLOCK]
         totals[lane, ARRIVALS] += 1
         join(state, truth, lane, query)
 
 
-@compiled
+@part
 def pay(state: Arrays, truth: Arrays, counted: Ints, reward: Floats) -> None:
     """5. What the slot is worth."""
     counts, replicas, fleet, weights = state[1], state[6], truth[7], truth[11]
@@ -380,7 +391,7 @@ def pay(state: Arrays, truth: Arrays, counted: Ints, reward: Floats) -> None:
 # --- the queue, the timers and the draws ----------------------------------------------------------
 
 
-@compiled
+@part
 def join(state: Arrays, truth: Arrays, lane: int, query: int) -> None:
     """Let a query join the tail; its user's patience begins."""
     key, counts, queries, ends = state[0], state[1], state[2], state[3]
@@ -399,7 +410,7 @@ def join(state: Arrays, truth: Arrays, lane: int, query: int) -> None:
         set_timer(state, lane, query, now + geometric(draw, impatience))
 
 
-@compiled
+@part
 def leave_queue(state: Arrays, lane: int, query: int) -> None:
     """Take a query out of the queue, wherever it stands."""
     counts, queries, ends = state[1], state[2], state[3]
@@ -415,7 +426,7 @@ def leave_queue(state: Arrays, lane: int, query: int) -> None:
     counts[lane, QUEUED] -= 1
 
 
-@compiled
+@part
 def leave(state: Arrays, lane: int, query: int) -> None:
     """Let a query leave the system for good: its record is free."""
     counts, queries, ends, totals = state[1], state[2], state[3], state[9]
@@ -424,7 +435,7 @@ def leave(state: Arrays, lane: int, query: int) -> None:
     ends[lane, FREE] = query
 
 
-@compiled
+@part
 def set_timer(state: Arrays, lane: int, query: int, due: int) -> None:
     """Put a query on the spoke of the wheel that holds the slot in which it is due."""
     queries, timers = state[2], state[4]
@@ -438,7 +449,7 @@ def set_timer(state: Arrays, lane: int, query: int, due: int) -> None:
     timers[lane, due % WHEEL] = query
 
 
-@compiled
+@part
 def unset_timer(state: Arrays, lane: int, query: int) -> None:
     """Take a query off the wheel, if it is on it."""
     queries, timers = state[2], state[4]
@@ -492,7 +503,7 @@ def show(state: Arrays, truth: Arrays, counted: Ints, seen: Arrays) -> None:
     allow(state, truth, seen[1])
 
 
-@compiled
+@part
 def find_window(state: Arrays) -> None:
     """Find the first W queries of the queue."""
     queries, ends, window = state[2], state[3], state[5]
@@ -504,7 +515,7 @@ def find_window(state: Arrays) -> None:
         window[lane, place:] = -1
 
 
-@compiled
+@part
 def observe(state: Arrays, truth: Arrays, counted: Ints, observed: Singles) -> None:
     """Write the observation, key after key in the order of `shapes`; 0 where there is nothing."""
     _, counts, queries, _, _, window, replicas, served, progress, _, answered, mixed = state
@@ -572,7 +583,7 @@ def observe(state: Arrays, truth: Arrays, counted: Ints, observed: Singles) -> N
             out[at + 1 + size + i] = 1.0  # waiting
 
 
-@compiled
+@part
 def allow(state: Arrays, truth: Arrays, masks: Masks) -> None:
     """Mark the legal choices with 1, at least one of every dimension."""
     counts, window, replicas = state[1], state[5], state[6]
