@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """What a user asked for cannot be done; the message names it, the value and the fix.
@@ -13,3 +16,14 @@ class UsageError(ValueError):
 
 class MissingPackageError(UsageError, ImportError):
     """An optional package is needed and is not installed; the message says what to install."""
+
+
+@contextmanager
+def needing(what: str, package: str, extra: str) -> Iterator[None]:
+    """Say what to install if an import inside fails: the package's extra of this project."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackageError(
+            f'{what} needs {package}: pip install "llmqueue_gym[{extra}]"'
+        ) from error

@@ -18,7 +18,7 @@ from baselines.deployment.base import StageAgent, features
 from baselines.interface import Action, DeployProblem, Observation
 from baselines.registry import agent
 from llmqueue_gym import checks
-from llmqueue_gym.errors import MissingPackageError
+from llmqueue_gym.errors import needing
 
 Floats = NDArray[np.float64]
 
@@ -151,14 +151,9 @@ class ParetoBanditPackage(StageAgent):
 
     def __init__(self, problem: DeployProblem, seed: int) -> None:
         super().__init__(problem, seed)
-        try:
+        with needing('agent "paretobandit-router"', "the paretobandit package", "data"):
             from pareto_bandit import BanditRouter, FeatureService
             from pareto_bandit.budget_pacer import BudgetPacer
-        except ImportError as error:
-            raise MissingPackageError(
-                'agent "paretobandit-router" needs the paretobandit package: '
-                'pip install "llmqueue_gym[data]"'
-            ) from error
         logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
         self._router: Any = BanditRouter.create(
             model_registry={},

@@ -20,7 +20,7 @@ from baselines.queueing.base import Pairing, Remembered, Served
 from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
 from baselines.registry import agent
 from llmqueue_gym import checks
-from llmqueue_gym.errors import MissingPackageError
+from llmqueue_gym.errors import needing
 from llmqueue_gym.workloads.pool import OfflineData
 
 Floats = NDArray[np.float64]
@@ -159,12 +159,8 @@ def train_projection(
         checks.count(name, value, least)
     checks.number("share", share, "(0, 1]")
     checks.number("held_out", held_out, "[0, 1)")
-    try:
+    with needing('agent "ACQB-CL"', "torch", "rl"):
         import torch
-    except ImportError as error:
-        raise MissingPackageError(
-            'agent "ACQB-CL" needs torch: pip install "llmqueue_gym[rl]"'
-        ) from error
     rng = np.random.default_rng(seed)
     rows = training_rows(data.utilities, share, min_per_llm, rng)
     targets = profiles(data.utilities[rows]).astype(np.float32)

@@ -23,7 +23,7 @@ from baselines.queueing.base import (
 )
 from baselines.registry import agent
 from llmqueue_gym import checks
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.workloads.pool import OfflineData
 
 _SOURCE = "trained on the workload's offline split, then frozen"
@@ -137,15 +137,11 @@ class OfflineRouter(QueueAgent):
         checks.number("inverse_ridge", inverse_ridge, "(0, inf)")
         data = offline_data(problem, f"offline-{predictor}")
         contexts, rates = data.contexts.astype(np.float64), expit(data.utilities)
-        try:
+        with needing(f'agent "offline-{predictor}"', "scikit-learn", "data"):
             self._predict = fits[predictor](contexts, rates)
             self.strength = (
                 prior_strength(contexts, rates, fits[predictor]) if heed_retrials else np.inf
             )
-        except ImportError as error:
-            raise MissingPackageError(
-                f'agent "offline-{predictor}" needs scikit-learn: pip install "llmqueue_gym[data]"'
-            ) from error
         self._rates = Remembered(
             lambda x: np.clip(self._predict(x.astype(np.float64)), *RATE_BOUNDS)
         )

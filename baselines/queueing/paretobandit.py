@@ -16,7 +16,7 @@ from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import Pairing, QueueAgent, Served
 from baselines.registry import agent
 from llmqueue_gym import checks
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 
 
 @agent("paretobandit", source="package paretobandit")
@@ -52,13 +52,8 @@ class ParetoBanditRouter(QueueAgent):
         self, problem: QueueProblem, seed: int, prices: Sequence[float] | None = None
     ) -> None:
         super().__init__(problem, seed)
-        try:
+        with needing('agent "paretobandit"', "the paretobandit package", "data"):
             from pareto_bandit import BanditRouter, FeatureService
-        except ImportError as error:
-            raise MissingPackageError(
-                'agent "paretobandit" needs the paretobandit package: '
-                'pip install "llmqueue_gym[data]"'
-            ) from error
         prices = [1.0] * problem.num_llms if prices is None else list(prices)
         if len(prices) != problem.num_llms:
             raise UsageError(f"prices={prices!r} must hold one price per LLM, {problem.num_llms}")

@@ -13,15 +13,11 @@ On the command line the file is an agent like any other: ``--agent mine.zip``, o
 ``--agent mine``, where it lies in the folder ``models``. ``llmqueue-bench train`` writes it there.
 """
 
-from llmqueue_gym.errors import MissingPackageError
+from llmqueue_gym.errors import needing
 
-try:
+with needing("baselines.rl", "Stable-Baselines3 and sb3-contrib", "rl"):
     import sb3_contrib  # noqa: F401
     import stable_baselines3  # noqa: F401
-except ImportError as error:
-    raise MissingPackageError(
-        'baselines.rl needs Stable-Baselines3 and sb3-contrib: pip install "llmqueue_gym[rl]"'
-    ) from error
 
 from baselines.models import read_card
 from baselines.rl.agents import TrainedDeployAgent, TrainedQueueAgent

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.plan.cells import Cell
 from benchmarks.plan.suite import canonical
 from benchmarks.run.engines import LocalEngine, Outcome
-from llmqueue_gym.errors import MissingPackageError
+from llmqueue_gym.errors import needing
 
 RETRIES = 3
 """Times a cell is started again after its node, or Ray's process on it, died."""
@@ -113,12 +113,8 @@ def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise send the driver's accelerator variables along and warn about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
+    with needing("the ray engine", "Ray", "ray"):
         import ray
-    except ImportError as error:
-        raise MissingPackageError(
-            'the ray engine needs Ray: pip install "llmqueue_gym[ray]"'
-        ) from error
     return ray
 
 

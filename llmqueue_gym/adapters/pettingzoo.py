@@ -14,21 +14,17 @@ from gymnasium import spaces
 from gymnasium.wrappers import HumanRendering
 from numpy.typing import NDArray
 
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.flat import FlatLayout
 from llmqueue_gym.vector import Ints, Observation, SuiteEnv
 
-try:
+with needing("llmqueue_gym.multi_agent", "PettingZoo", "marl"):
     from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
     from pettingzoo.utils.conversions import (  # type: ignore[import-untyped]
         parallel_to_aec,
         parallel_to_aec_wrapper,
     )
     from pettingzoo.utils.wrappers import OrderEnforcingWrapper  # type: ignore[import-untyped]
-except ModuleNotFoundError as error:
-    raise MissingPackageError(
-        'llmqueue_gym.multi_agent needs PettingZoo: pip install "llmqueue_gym[marl]"'
-    ) from error
 
 __all__ = [
     "AECEnv",

@@ -25,14 +25,10 @@ from llmqueue_gym.adapters.wrappers import (
     PreviousDecision,
     PreviousDecisionVector,
 )
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 
-try:
+with needing("llmqueue_gym.adapters.sb3", "Stable-Baselines3", "rl"):
     from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-except ImportError as error:
-    raise MissingPackageError(
-        'llmqueue_gym.adapters.sb3 needs Stable-Baselines3: pip install "llmqueue_gym[rl]"'
-    ) from error
 
 Indices = int | Iterable[int] | None
 

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.workloads.pool import QueryPool
 
 DEFAULT_CONTEXT_DIM = 64
@@ -36,9 +36,7 @@ _PIPELINE: dict[str, Any] = {
     "sublinear_tf": True,
     "random_state": 0,
 }
-_NEEDS_EMBED = 'contexts {!r} need the package {}: pip install "llmqueue_gym[embed]"'
-_NEEDS_DATA = 'turning text into contexts needs {}: pip install "llmqueue_gym[data]"'
-
+_TEXT = "turning text into contexts"  # in errors
 
 TFIDF, WORDLLAMA, TRANSFORMER = "tfidf-svd", "wordllama", "sentence-transformers"
 _MODELS = {
@@ -238,11 +236,9 @@ def _reduce(
     vectors: NDArray[Any], offline: NDArray[np.bool_], dim: int, *, whiten: bool
 ) -> NDArray[np.float64]:
     """Leading principal directions of the offline rows, of unit variance there if whitened."""
-    try:
+    with needing(_TEXT, "scikit-learn", "data"):
         from sklearn.decomposition import PCA
         from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise MissingPackageError(_NEEDS_DATA.format("scikit-learn")) from error
     wide = vectors.astype(np.float64)
     with threadpool_limits(1):  # the bits do not depend on the machine's load
         pca = PCA(dim, whiten=whiten, svd_solver="full").fit(wide[offline])
@@ -257,12 +253,10 @@ def _utf8(text: str) -> bytes:
 def _tfidf(
     texts: Sequence[str], offline: NDArray[np.bool_], context_dim: int
 ) -> NDArray[np.float32]:
-    try:
+    with needing(_TEXT, "scikit-learn", "data"):
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
         from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise MissingPackageError(_NEEDS_DATA.format("scikit-learn")) from error
     seed = _PIPELINE["random_state"]
     counts = HashingVectorizer(
         analyzer="char",
@@ -319,18 +313,14 @@ class _Encoder(NamedTuple):
 
 
 def _embed_version(package: str) -> str:
-    try:
+    with needing(f"contexts {package!r}", package, "embed"):
         return version(package)
-    except PackageNotFoundError as error:
-        raise MissingPackageError(_NEEDS_EMBED.format(package, package)) from error
 
 
 def _wordllama(model: str) -> _Encoder:
     def load() -> Callable[[list[str]], Any]:
-        try:
+        with needing(f"contexts {WORDLLAMA!r}", WORDLLAMA, "embed"):
             import wordllama
-        except ImportError as error:
-            raise MissingPackageError(_NEEDS_EMBED.format(WORDLLAMA, WORDLLAMA)) from error
         folder = Path(str(wordllama.__file__)).parent  # the package brings its weights
         try:
             loaded = wordllama.WordLlama.load(model, cache_dir=folder, disable_download=True)
@@ -352,10 +342,8 @@ def _sentence_transformer(model: str) -> _Encoder:
     local = folder.is_dir()
 
     def load() -> Callable[[list[str]], Any]:
-        try:
+        with needing(f"contexts {TRANSFORMER!r}", TRANSFORMER, "embed"):
             from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise MissingPackageError(_NEEDS_EMBED.format(TRANSFORMER, TRANSFORMER)) from error
         try:
             loaded = SentenceTransformer(str(folder) if local else model, device="cpu")
         except (ValueError, OSError) as error:
@@ -406,18 +394,14 @@ def _cache_dir() -> Path:
     override = os.environ.get(CACHE_VARIABLE)
     if override:
         return Path(override)
-    try:
+    with needing(_TEXT, "platformdirs", "data"):
         from platformdirs import user_cache_dir
-    except ImportError as error:
-        raise MissingPackageError(_NEEDS_DATA.format("platformdirs")) from error
     return Path(user_cache_dir("llmqueue_gym"))
 
 
 def _cache_key(texts: Sequence[str], context_dim: int) -> str:
-    try:
+    with needing(_TEXT, "scikit-learn", "data"):
         sklearn = version("scikit-learn")  # read from the metadata: importing it takes a second
-    except PackageNotFoundError as error:
-        raise MissingPackageError(_NEEDS_DATA.format("scikit-learn")) from error
     return _digest([_PIPELINE, sklearn, context_dim], texts)
 
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.workloads.cells import Row, show
 from llmqueue_gym.workloads.parquet import check_texts, check_unpacked
 
@@ -318,12 +318,8 @@ def _object(record: Any, place: str) -> Row:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
+    with needing(f"reading {path.name}", "polars", "data"):
         import polars as pl
-    except ImportError as error:
-        raise MissingPackageError(
-            f'reading {path.name} needs polars: pip install "llmqueue_gym[data]"'
-        ) from error
     check_unpacked(path)
     try:
         scan = pl.scan_parquet(path)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.workloads.embeddings import _cache_dir
 from llmqueue_gym.workloads.parquet import check_unpacked
 from llmqueue_gym.workloads.pool import file_sha256
@@ -39,7 +39,6 @@ VECTOR = "vector"
 POOL, CONVERSATIONS = "pool", "conversations"
 _PART = ".import.part"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_NEEDS = 'stored data sets need {}: pip install "llmqueue_gym[data]"'
 
 
 class DatasetMissingError(FileNotFoundError):
@@ -422,10 +421,8 @@ def _terminated(_: int, __: FrameType | None) -> NoReturn:
 @contextmanager
 def _lock(folder: Path, name: str) -> Iterator[None]:
     """One import at a time: whoever holds the lock may clear the working folder."""
-    try:
+    with needing("a stored data set", "filelock", "data"):
         from filelock import FileLock, Timeout
-    except ImportError as error:
-        raise MissingPackageError(_NEEDS.format("filelock")) from error
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -441,8 +438,6 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def _polars() -> Any:
-    try:
+    with needing("a stored data set", "polars", "data"):
         import polars
-    except ImportError as error:
-        raise MissingPackageError(_NEEDS.format("polars")) from error
     return polars
