@@ -174,6 +174,13 @@ class Game:
         return values
 
 
+def described(played: type[SuiteEnv], name: str, parallel: bool) -> dict[str, Any]:
+    """Return a game's ``metadata``: that of the environment, and a window to watch it in."""
+    modes = ["human", *played.metadata["render_modes"]]
+    about = {"render_modes": modes, "name": name, "is_parallelizable": parallel}
+    return {**played.metadata, **about}
+
+
 def drawn(render_mode: str | None) -> str | None:
     """Return the render mode of the environment behind a game; a window shows its pictures."""
     return "rgb_array" if render_mode == "human" else render_mode

@@ -17,6 +17,7 @@ from llmqueue_gym.adapters.pettingzoo import (
     Game,
     Mask,
     OrderEnforcingWrapper,
+    described,
     drawn,
 )
 from llmqueue_gym.deployment.env import LLMDeployEnv
@@ -109,12 +110,7 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
     * v0: initial version
     """
 
-    metadata = {  # noqa: RUF012 - PettingZoo declares it so
-        **LLMDeployEnv.metadata,
-        "render_modes": ["human", *LLMDeployEnv.metadata["render_modes"]],
-        "name": "llm_deploy_v0",
-        "is_parallelizable": False,
-    }
+    metadata = described(LLMDeployEnv, "llm_deploy_v0", parallel=False)
 
     _single: LLMDeployEnv
     dynamics: DeploymentDynamics

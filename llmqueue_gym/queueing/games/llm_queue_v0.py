@@ -14,8 +14,9 @@ from llmqueue_gym.adapters.pettingzoo import (
     AECEnv,
     FlatMaskMultiDiscrete,
     ParallelEnv,
+    Spaces,
     Views,
-    drawn,
+    described,
     parallel_to_aec,
     parallel_to_aec_wrapper,
 )
@@ -105,37 +106,17 @@ class LLMQueueParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # Pett
     * v0: initial version
     """  # noqa: E501 - tables
 
-    metadata = {  # noqa: RUF012 - PettingZoo declares it so
-        **LLMQueueEnv.metadata,
-        "render_modes": ["human", *LLMQueueEnv.metadata["render_modes"]],
-        "name": "llm_queue_v0",
-        "is_parallelizable": True,
-    }
+    metadata = described(LLMQueueEnv, "llm_queue_v0", parallel=True)
 
-    def __init__(
-        self,
-        max_episode_steps: int = 5000,
-        max_cycles: int | None = None,
-        render_mode: str | None = None,
-        flat_observation: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        single = LLMQueueEnv(render_mode=drawn(render_mode), **kwargs)
+    played = LLMQueueEnv
+
+    def _cast(self, single: LLMQueueEnv) -> tuple[Spaces, Spaces, Spaces]:
         window, size = single.dynamics.window, single.dynamics.assortment_size
-        num_llms = len(single.llms)
         actions = {
             "scheduler": spaces.Discrete(window),
-            "router": FlatMaskMultiDiscrete([num_llms] * (window * size)),
+            "router": FlatMaskMultiDiscrete([len(single.llms)] * (window * size)),
         }
-        super().__init__(
-            single,
-            dict.fromkeys(actions, single.observation_space),
-            actions,
-            max_episode_steps=max_episode_steps,
-            max_cycles=max_cycles,
-            render_mode=render_mode,
-            flat_observation=flat_observation,
-        )
+        return dict.fromkeys(actions, single.observation_space), actions, {}
 
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
         slot = int(actions["scheduler"])

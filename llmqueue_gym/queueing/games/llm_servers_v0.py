@@ -15,8 +15,9 @@ from llmqueue_gym import checks
 from llmqueue_gym.adapters.pettingzoo import (
     AECEnv,
     ParallelEnv,
+    Spaces,
     Views,
-    drawn,
+    described,
     parallel_to_aec,
     parallel_to_aec_wrapper,
 )
@@ -153,42 +154,28 @@ class LLMServersParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # Pe
     * v0: initial version
     """  # noqa: E501 - tables
 
-    metadata = {  # noqa: RUF012 - PettingZoo declares it so
-        **LLMQueueEnv.metadata,
-        "render_modes": ["human", *LLMQueueEnv.metadata["render_modes"]],
-        "name": "llm_servers_v0",
-        "is_parallelizable": True,
-    }
+    metadata = described(LLMQueueEnv, "llm_servers_v0", parallel=True)
+
+    played = LLMQueueEnv
 
     def __init__(
         self,
         reward: str = "self_interested",
         schedule: str = "fifo",
         bid_levels: int = 11,
-        max_episode_steps: int = 5000,
-        max_cycles: int | None = None,
-        render_mode: str | None = None,
-        flat_observation: bool = False,
         **kwargs: Any,
     ) -> None:
         self._is_shared = checks.choice("reward", reward, REWARDS) == "shared"
         self._schedule = SCHEDULES[checks.choice("schedule", schedule, tuple(SCHEDULES))]
         self._top_level = checks.count("bid_levels", bid_levels, minimum=2) - 1
-        single = LLMQueueEnv(render_mode=drawn(render_mode), **kwargs)
-        num_llms = len(single.llms)
-        actions = {f"server_{j}": spaces.Discrete(bid_levels) for j in range(num_llms)}
-        observed = _observation_space(single)
-        super().__init__(
-            single,
-            dict.fromkeys(actions, observed),
-            actions,
-            max_episode_steps=max_episode_steps,
-            max_cycles=max_cycles,
-            render_mode=render_mode,
-            flat_observation=flat_observation,
-            public={"price": observed["price"], "shown": spaces.MultiBinary(num_llms)},
-        )
+        super().__init__(**kwargs)
         self._forget()
+
+    def _cast(self, single: LLMQueueEnv) -> tuple[Spaces, Spaces, Spaces]:
+        num_llms, observed = len(single.llms), _observation_space(single)
+        actions = {f"server_{j}": spaces.Discrete(self._top_level + 1) for j in range(num_llms)}
+        public = {"price": observed["price"], "shown": spaces.MultiBinary(num_llms)}
+        return dict.fromkeys(actions, observed), actions, public
 
     def _forget(self) -> None:
         """Forget the last auction."""

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from llmqueue_gym import checks
-from llmqueue_gym.adapters.pettingzoo import Game, ParallelEnv, Spaces, Views
+from llmqueue_gym.adapters.pettingzoo import Game, ParallelEnv, Spaces, Views, drawn
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
 from llmqueue_gym.vector import Ints, Observation, SuiteEnv
 
 ParallelStep = tuple[
@@ -27,39 +28,40 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
 
     Parameters
     ----------
-    single : SuiteEnv
-        The environment to play; its ``dynamics.slot`` counts the slots.
-    observations, actions : mapping of str to Space
-        Spaces of every agent.
     max_episode_steps : int
         Slots after which the episode is truncated for all agents.
     max_cycles : int, optional
         PettingZoo's name for it; wins.
     render_mode, flat_observation
-        Arguments of the games.
-    public : mapping of str to Space, optional
-        Entries of the state that the environment does not have.
+        As every game has them.
+    **kwargs
+        Arguments of the environment.
     """
+
+    played: type[SuiteEnv]
+    """The environment to play; its ``dynamics.slot`` counts the slots."""
 
     dynamics: Any  # of the environment
 
     def __init__(
         self,
-        single: SuiteEnv,
-        observations: Spaces,
-        actions: Spaces,
-        *,
-        max_episode_steps: int,
-        max_cycles: int | None,
-        render_mode: str | None,
-        flat_observation: bool,
-        public: Spaces | None = None,
+        max_episode_steps: int = QUEUE_EPISODE_STEPS,
+        max_cycles: int | None = None,
+        render_mode: str | None = None,
+        flat_observation: bool = False,
+        **kwargs: Any,
     ) -> None:
+        single = self.played(render_mode=drawn(render_mode), **kwargs)  # type: ignore[call-arg]
+        observations, actions, public = self._cast(single)
         super().__init__(single, observations, actions, render_mode, flat_observation, public)
         if max_cycles is None:
             self._num_slots = checks.count("max_episode_steps", max_episode_steps)
         else:
             self._num_slots = checks.count("max_cycles", max_cycles)
+
+    @abstractmethod
+    def _cast(self, single: Any) -> tuple[Spaces, Spaces, Spaces]:
+        """Return what every agent observes and does, and what the state has besides."""
 
     @abstractmethod
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from llmqueue_gym.adapters.pettingzoo import (
     AECEnv,
     FlatMaskMultiDiscrete,
     ParallelEnv,
+    Spaces,
     Views,
-    drawn,
+    described,
     parallel_to_aec,
     parallel_to_aec_wrapper,
 )
 from llmqueue_gym.queueing.games.parallel import QueueGame
-from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.env import LLMServeEnv
 from llmqueue_gym.vector import Ints
 
@@ -92,49 +93,27 @@ class LLMServeParallelEnv(QueueGame, ParallelEnv):  # type: ignore[misc]  # Pett
     * v0: initial version
     """  # noqa: E501 - tables
 
-    metadata = {  # noqa: RUF012 - PettingZoo declares it so
-        **LLMServeEnv.metadata,
-        "render_modes": ["human", *LLMServeEnv.metadata["render_modes"]],
-        "name": "llm_serve_v0",
-        "is_parallelizable": True,
-    }
+    metadata = described(LLMServeEnv, "llm_serve_v0", parallel=True)
 
-    def __init__(
-        self,
-        max_episode_steps: int = SERVE_EPISODE_STEPS,
-        max_cycles: int | None = None,
-        render_mode: str | None = None,
-        flat_observation: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        single = LLMServeEnv(render_mode=drawn(render_mode), **kwargs)
-        sizes = single.task.action_sizes()
+    played = LLMServeEnv
+    _single: LLMServeEnv
+
+    def _cast(self, single: LLMServeEnv) -> tuple[Spaces, Spaces, Spaces]:
+        sizes, own = single.task.action_sizes(), 2 * single.task.public.dispatches
         actions = {
-            "dispatcher": FlatMaskMultiDiscrete(sizes[: 2 * single.task.public.dispatches]),
-            "manager": FlatMaskMultiDiscrete(sizes[2 * single.task.public.dispatches :]),
+            "dispatcher": FlatMaskMultiDiscrete(sizes[:own]),
+            "manager": FlatMaskMultiDiscrete(sizes[own:]),
         }
-        super().__init__(
-            single,
-            dict.fromkeys(actions, single.observation_space),
-            actions,
-            max_episode_steps=max_episode_steps,
-            max_cycles=max_cycles,
-            render_mode=render_mode,
-            flat_observation=flat_observation,
-        )
-        self._serve = single
-        self._part = int(actions["dispatcher"].nvec.sum())
+        return dict.fromkeys(actions, single.observation_space), actions, {}
 
     def _joint_action(self, actions: dict[str, Ints]) -> list[int]:
         joint: list[int] = np.concatenate([actions["dispatcher"], actions["manager"]]).tolist()
         return joint
 
     def _views(self) -> Views:
-        mask = self._serve.action_masks().astype(np.int8)
-        return {
-            "dispatcher": (self._seen, mask[: self._part]),
-            "manager": (self._seen, mask[self._part :]),
-        }
+        mask = self._single.action_masks().astype(np.int8)
+        own, rest = np.split(mask, [spaces.flatdim(self.action_space("dispatcher"))])
+        return {"dispatcher": (self._seen, own), "manager": (self._seen, rest)}
 
 
 def parallel_env(**kwargs: Any) -> LLMServeParallelEnv:
