@@ -47,6 +47,8 @@ class QueueProblem:
     truth : ndarray, shape (P, N), optional
         True odds of every LLM for each query that may arrive, for ``known-`` agents: yardsticks
         outside the ranking.
+    feedback_delay : int
+        Slots until an answer is judged: the feedback after slot t is of slot t - feedback_delay.
     """
 
     kind: ClassVar[str] = "queueing"
@@ -59,6 +61,7 @@ class QueueProblem:
     horizon: int
     offline: OfflineData | None = field(default=None, compare=False, repr=False)
     truth: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    feedback_delay: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from baselines.interface import Action, Agent, Observation, QueueProblem
-from baselines.queueing.base import read_answer, top_llms
+from baselines.queueing.base import Answers, top_llms
 from llmqueue_gym.errors import UsageError
 
 Context = NDArray[np.float32]
@@ -36,6 +36,7 @@ class BanditLibraryAgent(Agent):
 
     def __init__(self, problem: QueueProblem, seed: int) -> None:
         super().__init__(problem, seed)
+        self._answers = Answers(problem.feedback_delay)
         self._idle = np.array([0, *range(problem.assortment_size)], dtype=np.int64)
 
     @abstractmethod
@@ -83,7 +84,7 @@ class BanditLibraryAgent(Agent):
         info: Mapping[str, Any],
     ) -> None:
         """Tell the library what came of the LLMs shown; nothing where nobody was served."""
-        served = read_answer(observation, action, next_observation)
+        served = self._answers.read(observation, action, next_observation)
         if served is not None:
             for llm in served.shown:
                 self.learn(served.context, llm, float(llm == served.kept))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -35,16 +36,33 @@ class Served(NamedTuple):
     kept: int
 
 
-def read_answer(
-    observation: Observation, action: Action, next_observation: Observation
-) -> Served | None:
-    """Return what the user served by ``action`` did; None where nobody was served."""
-    feedback = int(next_observation["feedback"])
-    if feedback == 0:
-        return None
-    slot, *llms = action.tolist()
-    kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
-    return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept)
+class Answers:
+    """What users did, told together with whom and what they were shown.
+
+    Parameters
+    ----------
+    delay : int
+        Slots until an answer is judged.
+    """
+
+    def __init__(self, delay: int) -> None:
+        self._delay = delay
+        self._unjudged: deque[tuple[Observation, Action]] = deque()
+
+    def read(
+        self, observation: Observation, action: Action, next_observation: Observation
+    ) -> Served | None:
+        """Take a slot; return the answer that is judged after it, None where nothing is heard."""
+        self._unjudged.append((observation, action))
+        if len(self._unjudged) <= self._delay:
+            return None
+        seen, taken = self._unjudged.popleft()
+        feedback = int(next_observation["feedback"])
+        if feedback == 0:
+            return None
+        slot, *llms = taken.tolist()
+        kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
+        return Served(seen["contexts"][slot], list(dict.fromkeys(llms)), kept)
 
 
 class Pairing(NamedTuple):
@@ -58,12 +76,13 @@ class QueueAgent(Agent):
     """An agent that serves whoever waits; subclasses say whom, with which LLMs, and learn.
 
     ``act`` calls ``choose`` when somebody waits and plays slot 0 otherwise (nothing happens
-    then). ``update`` counts the slots and calls ``learn`` with the user's answer.
+    then). ``update`` counts the slots and calls ``learn`` with the answer that is judged.
     """
 
     def __init__(self, problem: QueueProblem, seed: int) -> None:
         super().__init__(problem, seed)
         self.slot_number = 1  # t
+        self._answers = Answers(problem.feedback_delay)
         self._idle = np.array([0, *range(problem.assortment_size)], dtype=np.int64)
 
     def act(self, observation: Observation) -> Action:
@@ -82,11 +101,16 @@ class QueueAgent(Agent):
         next_observation: Observation,
         info: Mapping[str, Any],
     ) -> None:
-        """Learn from one slot's answer and move on to the next slot."""
-        served = read_answer(observation, action, next_observation)
+        """Learn from the answer that is judged now and move on to the next slot."""
+        served = self._answers.read(observation, action, next_observation)
         if served is not None:
             self.learn(served)
         self.slot_number += 1
+
+    @property
+    def judged_slot(self) -> int:
+        """Slot of the answer that ``learn`` is given."""
+        return self.slot_number - self.problem.feedback_delay
 
     @abstractmethod
     def choose(self, observation: Observation, waiting: int) -> Pairing:

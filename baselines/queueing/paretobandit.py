@@ -70,13 +70,13 @@ class ParetoBanditRouter(QueueAgent):
             feature_service=FeatureService.for_precomputed(problem.context_dim + 1),
             bandit_seed=seed,
         )
-        self._request = ""
+        self._requests: dict[int, str] = {}  # slot -> request, of answers not judged yet
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Route the head of the queue."""
         features = np.append(observation["contexts"][0].astype(np.float64), 1.0)
         name, log = self._router.route(features)
-        self._request = log.request_id
+        self._requests[self.slot_number] = log.request_id
         llms = [self._names.index(name)]
         if self.problem.assortment_size > 1:
             ranked = np.argsort(-self._indices(features), kind="stable").tolist()
@@ -86,7 +86,9 @@ class ParetoBanditRouter(QueueAgent):
     def learn(self, served: Served) -> None:
         """Report the answer to the router."""
         first, *others = served.shown
-        self._router.process_feedback(self._request, float(first == served.kept))
+        request = self._requests[self.judged_slot]
+        self._requests = {t: r for t, r in self._requests.items() if t > self.judged_slot}
+        self._router.process_feedback(request, float(first == served.kept))
         features = np.append(served.context.astype(np.float64), 1.0)
         for llm in others:
             kept = float(llm == served.kept)

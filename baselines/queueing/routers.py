@@ -113,28 +113,30 @@ class LiteLLMAdaptive(QueueAgent):
         self.alpha = np.full(size, PRIOR_MEAN * PRIOR_MASS)
         self.beta = np.full(size, (1.0 - PRIOR_MEAN) * PRIOR_MASS)
         self._types = Types(problem.context_dim)
-        self._type = 0
-        self._retrials = 0
+        self._asked: dict[int, tuple[int, int]] = {}  # slot -> type and retrials, not judged yet
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Serve the head with the largest samples for its type: equal prices change no order."""
-        self._retrials = int(observation["retrials"][0])
-        self._type = self._types.of(observation["contexts"][0], new=self._retrials == 0)
-        sample = self.rng.beta(self.alpha[self._type], self.beta[self._type])
+        retrials = int(observation["retrials"][0])
+        kind = self._types.of(observation["contexts"][0], new=retrials == 0)
+        self._asked[self.slot_number] = kind, retrials
+        sample = self.rng.beta(self.alpha[kind], self.beta[kind])
         return Pairing(0, top_llms(sample, self.problem.assortment_size))
 
     def learn(self, served: Served) -> None:
         """Count what the signals of LiteLLM see of the answer."""
+        kind, retrials = self._asked[self.judged_slot]
+        self._asked = {t: own for t, own in self._asked.items() if t > self.judged_slot}
         if served.kept >= 0:
-            if self._retrials + 2 >= MIN_TURNS:  # the attempts, then the thanks
-                self._count(self.alpha, served.kept)
+            if retrials + 2 >= MIN_TURNS:  # the attempts, then the thanks
+                self._count(self.alpha, kind, served.kept)
         elif 0.0 < self.similarity < MISALIGNED_BELOW:
             for llm in served.shown:
-                self._count(self.beta, llm)
+                self._count(self.beta, kind, llm)
 
-    def _count(self, counts: NDArray[np.float64], llm: int) -> None:
-        if self.alpha[self._type, llm] + self.beta[self._type, llm] + 1.0 <= MASS_LIMIT:
-            counts[self._type, llm] += 1.0
+    def _count(self, counts: NDArray[np.float64], kind: int, llm: int) -> None:
+        if self.alpha[kind, llm] + self.beta[kind, llm] + 1.0 <= MASS_LIMIT:
+            counts[kind, llm] += 1.0
 
 
 class Types:

@@ -23,9 +23,9 @@ Bools = NDArray[np.bool_]
 NOTHING_SERVED, RETRIED, FIRST_LLM = 0, 1, 2
 """Codes of the feedback: nothing was served, the user retried, LLM j was kept (2 + j)."""
 
-ARRIVALS, CONTEXTS, OUTCOMES = range(3)
+ARRIVALS, CONTEXTS, OUTCOMES, HEARING = range(4)
 NUM_STREAMS = 3
-"""Arrivals, contexts and outcomes each have a stream of their own."""
+"""Arrivals, contexts and outcomes each have a stream of their own; noisy feedback has a fourth."""
 
 NUMBER, RETRIALS, ARRIVED, JOINED = range(4)
 """Fields of a waiting query: its number in the lane's population, how often its user has retried,
@@ -58,6 +58,7 @@ class Truth(NamedTuple):
     first_row: Ints  # (B,) where the lane's population starts
     num_queries: int  # P, of every lane
     arrival_rate: Floats  # (B,) lambda
+    missed: float  # share of the retrials that nobody sees
 
 
 class SlotOutcome(NamedTuple):
@@ -99,9 +100,9 @@ def run_slot(
 
     ``state`` is a `State`, changed in place, and ``truth`` a `Truth`. ``actions`` (B, 1 + K) are
     the window slot to serve, where an empty one serves nobody, and the LLMs shown, a set. ``draws``
-    (n, NUM_STREAMS, B) are uniform draws of several slots; ``position`` says which is this one.
-    Filled are ``outcome``, what `SlotOutcome.of` takes, and ``seen``, a `Seen`: W places in service
-    order, zero where nobody waits.
+    (n, NUM_STREAMS, B) are uniform draws of several slots, with noise of one stream more;
+    ``position`` says which is this one. Filled are ``outcome``, what `SlotOutcome.of` takes, and
+    ``seen``, a `Seen`: W places in service order, zero where nobody waits.
 
     Return the longest queue, the largest number of slots completed, and a number of no meaning,
     without which the compiler would not read ahead.
@@ -109,7 +110,7 @@ def run_slot(
     counts, window, contexts, backlog = state
     clock, queue_length = counts[SLOT], counts[QUEUE_LENGTH]
     feedback, head = counts[FEEDBACK], counts[HEAD]
-    table, first_odds, first_row, num_queries, arrival_rate = truth
+    table, first_odds, first_row, num_queries, arrival_rate, missed = truth
     flags, all_kept = outcome
     all_arrived, all_served, all_departed, all_retried = flags[0], flags[1], flags[2], flags[3]
     rows, size, longest, latest = table.view(np.float32), window.shape[2], 0, 0
@@ -136,9 +137,12 @@ def run_slot(
             for i in range(following * dim):
                 contexts[lane, place * dim + i] = contexts[lane, (place + one) * dim + i]
             visible -= 1
-            # 4. If it retries, it joins the tail again.
+            # 4. If it retries, it joins the tail again; unseen, as one that has just arrived.
             if kept < 0:
-                push(backlog, lane, first + behind, query, retrials + 1, came, now)
+                if missed > 0.0 and draws[position, HEARING, lane] < missed:
+                    push(backlog, lane, first + behind, query, 0, now, now)
+                else:
+                    push(backlog, lane, first + behind, query, retrials + 1, came, now)
                 behind += 1
 
         # 5. A query arrives with probability lambda.
@@ -222,7 +226,7 @@ def read_ahead(state: Arrays, truth: Arrays, actions: Ints, draws: Floats, posit
     """
     counts, window, _, backlog = state
     queue_length, head = counts[QUEUE_LENGTH], counts[HEAD]
-    table, first_odds, first_row, num_queries, _ = truth
+    table, first_odds, first_row, num_queries, _, _ = truth
     ring, touched = backlog.shape[1] - 1, 0.0
     for lane in range(first_row.size):
         chosen = window[lane, NUMBER, actions[lane, 0]]

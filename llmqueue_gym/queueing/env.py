@@ -107,6 +107,7 @@ class LLMQueueEnv(SuiteEnv):
     | instance_seed | None | fixes the instance |
     | flat_observation | False | observe one float32 vector: the keys in alphabetical order, row by row, ``feedback`` as N + 2 numbers (`llmqueue_gym.flat.FlatLayout`) |
     | arrivals | "bernoulli" | or "markov-modulated", "daily", or a dict with a "process" and options; see below |
+    | feedback | None | noise in what is told: a dict of "missed", "false", "silent" (shares) and "delay" (slots); see below |
 
     ``arrivals`` shapes when queries arrive, never how many: ``arrival_rate`` or ``load`` stays the
     mean. ``{"process": "markov-modulated", "rates": [0.5, 1.5], "sojourns": [500, 500]}`` switches
@@ -114,6 +115,15 @@ class LLMQueueEnv(SuiteEnv):
     "path": "requests.csv"}`` replays the times of a file (Azure LLM, BurstGPT and Mooncake traces,
     own logs) from a slot that the seed draws; at most one query arrives in a slot, further ones
     spill into the next slots. See `llmqueue_gym.workloads.arrivals`.
+
+    ``feedback`` makes ``feedback`` and ``departed``, ``retried``, ``kept_llm`` of ``info`` wrong or
+    late (and the reward ``"departures"``); the queue is the same, and so is the queue length shown.
+    A draw u a slot, from a stream of its own, decides. ``missed``: a retrial with u < missed is
+    seen by nobody; the first LLM shown counts as kept, and the query comes back as one that has
+    just arrived. ``false``: a kept answer with u < false is taken for refused. ``silent``: of an
+    answer with u >= 1 - silent nothing is heard. ``delay``: what is told at the end of slot t + delay
+    is of slot t; who waits is seen at once. An agent is told ``feedback_delay``
+    (`QueueProblem`), not the shares.
 
     ```python
     >>> import gymnasium as gym
@@ -147,6 +157,7 @@ class LLMQueueEnv(SuiteEnv):
         render_mode: str | None = None,
         arrivals: str | Mapping[str, Any] = "bernoulli",
         flat_observation: bool = False,
+        feedback: Mapping[str, Any] | None = None,
     ) -> None:
         self._task = task = Task(
             workload,
@@ -160,6 +171,7 @@ class LLMQueueEnv(SuiteEnv):
             reward,
             instance_seed,
             arrivals,
+            feedback,
         )
         self._set_render_mode(render_mode)
         self._set_observation_space(task.observation_space(), flat_observation)

@@ -15,6 +15,7 @@ from llmqueue_gym.queueing.dynamics import (
     FEEDBACK,
     FIELDS,
     HEAD,
+    HEARING,
     NOTHING_SERVED,
     NUM_STREAMS,
     NUMBER,
@@ -30,6 +31,7 @@ from llmqueue_gym.queueing.dynamics import (
     run_slot,
     show,
 )
+from llmqueue_gym.queueing.feedback import Hearsay, Noise
 from llmqueue_gym.streams import Draws, UniformStreams
 
 MAX_UTILITY = 600.0
@@ -106,9 +108,13 @@ class QueueDynamics:
         LLMs shown at a time, K.
     context_dim : int
         Length of a context, d.
+    noise : Noise, optional
+        What is wrong with the feedback.
 
     Attributes
     ----------
+    outcome : SlotOutcome
+        What happened in the last slot, where `step` returns what is told.
     best_rate, best_llms : ndarrays, shapes (R + 1,), (R + 1, K)
         Hidden truth per row of ``contexts``: p*(x) and the best assortment; the last row stands for
         no query.
@@ -116,7 +122,14 @@ class QueueDynamics:
         lambda and 1 / E[1 / p*] of every lane.
     """
 
-    def __init__(self, num_lanes: int, window: int, assortment_size: int, context_dim: int) -> None:
+    def __init__(
+        self,
+        num_lanes: int,
+        window: int,
+        assortment_size: int,
+        context_dim: int,
+        noise: Noise | None = None,
+    ) -> None:
         self.num_lanes = num_lanes
         self.window = window
         self.assortment_size = assortment_size
@@ -130,7 +143,10 @@ class QueueDynamics:
             np.zeros((num_lanes, 16, FIELDS), dtype=np.int32),
         )
         self._longest = 0  # no queue is longer
-        self._streams = UniformStreams(NUM_STREAMS, num_lanes)
+        self.outcome = SlotOutcome.nothing(num_lanes)
+        self.noise = noise
+        self._hearsay = Hearsay(noise, num_lanes) if noise else None
+        self._streams = UniformStreams(NUM_STREAMS + (noise is not None), num_lanes)
         self._shared: Population | None = None  # what all lanes hold, if it is one object
         self._first_row = np.zeros(num_lanes, dtype=np.int64)
         self._rows = 0  # population size P; 0 before the first reset
@@ -157,8 +173,8 @@ class QueueDynamics:
         arrival_rates : sequence of float
             lambda per lane.
         generators : sequence of sequences of Draws
-            Per lane: arrivals, contexts, outcomes. A slot has an arrival iff its draw is below
-            the rate.
+            Per lane: arrivals, contexts, outcomes, and with noise what is heard. A slot has an
+            arrival iff its draw is below the rate.
         """
         for lane, population, rate, streams in zip(
             lanes, populations, arrival_rates, generators, strict=True
@@ -170,6 +186,8 @@ class QueueDynamics:
         self._state.counts[:, index] = 0
         self.feedback[index] = NOTHING_SERVED
         self._state.window[index] = 0
+        if self._hearsay is not None:
+            self._hearsay.reset(index)
         self._seen = None
         self._load_tables(index, populations)
 
@@ -223,7 +241,10 @@ class QueueDynamics:
         rows = self._rows * copies + 1
         table = _query_table(rows, self.context_dim, num_llms)
         first_odds = table.shape[1] - num_llms
-        self._truth = Truth(table, first_odds, self._first_row, self._rows, self.arrival_rate)
+        missed = self.noise.missed if self.noise else 0.0
+        self._truth = Truth(
+            table, first_odds, self._first_row, self._rows, self.arrival_rate, missed
+        )
         self.best_rate = np.zeros(rows)
         self.best_llms = np.zeros((rows, self.assortment_size), dtype=np.int64)
 
@@ -247,7 +268,7 @@ class QueueDynamics:
         Returns
         -------
         SlotOutcome
-            Freshly allocated arrays.
+            What a provider is told, in freshly allocated arrays.
 
         Raises
         ------
@@ -267,7 +288,12 @@ class QueueDynamics:
         )
         if latest > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
-        return SlotOutcome.of(flags, kept_llm)
+        self.outcome = outcome = SlotOutcome.of(flags, kept_llm)
+        if self._hearsay is None:
+            return outcome
+        heard = near[position, HEARING]
+        told, self.feedback[:] = self._hearsay.tell(outcome, self.feedback, actions, heard)
+        return told
 
     def _grow_backlog(self) -> None:
         """Double the rings (amortised constant time per query)."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import FIRST_LLM, NUM_STREAMS
+from llmqueue_gym.queueing.feedback import read_feedback
 from llmqueue_gym.queueing.lanes import MAX_SLOTS, Population, QueueDynamics
 from llmqueue_gym.streams import Draws
 from llmqueue_gym.vector import INSTANCE_TAG
@@ -41,6 +42,7 @@ class Task:
         reward: str,
         instance_seed: int | None,
         arrivals: str | Mapping[str, Any] = "bernoulli",
+        feedback: Mapping[str, Any] | None = None,
     ) -> None:
         self.assortment_size = checks.count("assortment_size", assortment_size)
         self.window = checks.count("window", window)
@@ -49,6 +51,7 @@ class Task:
         if reward not in REWARDS:
             raise UsageError(f"reward={reward!r} is not known; choose one of {', '.join(REWARDS)}")
         self.reward = reward
+        self.noise = read_feedback(feedback)
         self.arrival_rate, self.load, self.slack = self._check_rates(arrival_rate, load, slack)
         self.workload = make_workload(
             workload,
@@ -120,7 +123,7 @@ class Task:
 
     def start(self, np_random: np.random.Generator) -> tuple[Population, float, list[Draws]]:
         """Draw what one episode needs: population, arrival rate and the streams."""
-        instance, arrivals, *others = np_random.spawn(1 + NUM_STREAMS)
+        instance, arrivals, *others = np_random.spawn(1 + NUM_STREAMS + (self.noise is not None))
         population, rate = self._fixed or self._draw(instance)
         return population, rate, [self.arrivals.stream(rate, arrivals), *others]
 
@@ -148,7 +151,7 @@ class Task:
     def dynamics(self, num_lanes: int) -> QueueDynamics:
         """Return lanes of this problem, not yet reset."""
         dim = self.workload.context_dim
-        return QueueDynamics(num_lanes, self.window, self.assortment_size, dim)
+        return QueueDynamics(num_lanes, self.window, self.assortment_size, dim, self.noise)
 
     def problem(self, dynamics: QueueDynamics, lane: int = 0) -> dict[str, Any]:
         """Public parameters of a lane, JSON-plain: the fields of an agent's queue problem."""
@@ -160,6 +163,7 @@ class Task:
             "context_dim": self.workload.context_dim,
             "window": self.window,
             "arrival_rate": float(dynamics.arrival_rate[lane]),
+            "feedback_delay": self.noise.delay if self.noise else 0,
         }
 
     def mask_table(self) -> NDArray[np.bool_]:

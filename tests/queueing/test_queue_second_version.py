@@ -27,7 +27,8 @@ def departure_rate(utilities, shown):
 class SecondVersion:
     """One queue of [query, retrials, slot of arrival, slot of joining] in service order."""
 
-    def __init__(self, contexts, utilities, arrival_rate, size, window, draws):
+    def __init__(self, contexts, utilities, arrival_rate, size, window, draws, noise):
+        self.noise, self.codes = noise, []
         self.contexts, self.utilities, self.arrival_rate = contexts, utilities, arrival_rate
         self.window, self.draws = window, draws
         self.best = [
@@ -48,31 +49,41 @@ class SecondVersion:
         return best, own
 
     def step(self, place, shown):
-        """Run one slot; return arrived, the LLM kept (-1: none) and the sojourn of who left."""
-        arrival, which, outcome = (stream[self.slot] for stream in self.draws)
+        """Run one slot; return what is told to have arrived and been kept, and the sojourn."""
+        arrival, which, outcome, *heard = (stream[self.slot] for stream in self.draws)
         self.slot += 1
-        self.feedback, kept, sojourn = 0, -1, 0
+        code, kept, sojourn, missed = 0, -1, 0, False
         if place < min(len(self.queue), self.window):  # 1. one query and one assortment
             query, retrials, came, _ = self.queue.pop(place)
             odds = [(llm, math.exp(self.utilities[query][llm])) for llm in sorted(set(shown))]
             total = 1 + sum(o for _, o in odds)
             upper = 1 / total  # 2. inverse CDF over [retry, S[0], S[1], ...] from one uniform
-            self.feedback = 1
+            code = 1
             if outcome >= upper:
                 for llm, o in odds:
                     upper += o / total
                     kept = llm
                     if outcome < upper:
                         break
-                self.feedback = 2 + kept
+                code = 2 + kept
                 sojourn = self.slot - came
+                if heard and heard[0] < self.noise.get("false", 0):
+                    code = 1
             else:  # 4. who retries joins the tail again, the age running on
-                self.queue.append([query, retrials + 1, came, self.slot])
+                missed = bool(heard) and heard[0] < self.noise.get("missed", 0)
+                code = 2 + shown[0] if missed else 1
+                again = [0, self.slot] if missed else [retrials + 1, came]
+                self.queue.append([query, *again, self.slot])
+            if heard and heard[0] >= 1 - self.noise.get("silent", 0):
+                code = 0
+        self.codes.append(code)
+        told = self.slot - self.noise.get("delay", 0)
+        self.feedback = self.codes[told - 1] if told >= 1 else 0
         arrived = arrival < self.arrival_rate
         if arrived:  # 5. it can be served from the next slot on
             query = int(which * len(self.contexts))
             self.queue.append([query, 0, self.slot, self.slot])
-        return arrived, kept, sojourn
+        return arrived or missed, self.feedback - 2 if self.feedback >= 2 else -1, sojourn
 
     def observation(self):
         """What a provider sees: the first W queries, empty places zero."""
@@ -137,27 +148,29 @@ def written_table(path):
 
 @pytest.mark.parametrize("truth", [linear, tabular], ids=["linear", "tabular"])
 @pytest.mark.parametrize(
-    ("size", "window", "arrivals"),
+    ("size", "window", "arrivals", "noise"),
     [
-        (1, 32, {"load": 0.6}),
-        (1, 3, {"arrival_rate": 0.9}),
-        (2, 32, {"load": 0.95}),
-        (2, 1, {"arrival_rate": 0.7}),
-        (3, 8, {"arrival_rate": 0.95}),
+        (1, 32, {"load": 0.6}, {}),
+        (1, 3, {"arrival_rate": 0.9}, {"missed": 0.5, "delay": 1}),
+        (2, 32, {"load": 0.95}, {}),
+        (2, 1, {"arrival_rate": 0.7}, {"false": 0.7, "silent": 0.2, "delay": 30}),
+        (3, 8, {"arrival_rate": 0.95}, {"missed": 0.4, "false": 0.3, "silent": 0.6}),
     ],
 )
 @pytest.mark.parametrize("clever", [False, True], ids=["random", "near-the-best"])
-def test_both_versions_agree_in_every_slot(truth, size, window, arrivals, clever, tmp_path):
+def test_both_versions_agree_in_every_slot(truth, size, window, arrivals, noise, clever, tmp_path):
     """Random actions repeat LLMs and choose empty places; half the others are the oracle's."""
     workload = written_table(tmp_path / "t.jsonl")
     if truth is linear:
         workload = {"source": "synthetic", "kind": "specialists", "pool_size": 200, "num_llms": 4}
     seed = 10 * size + window
     kwargs = {"workload": workload, "assortment_size": size, "window": window, **arrivals}
-    env = gym.make("LLMQueue-v0", max_episode_steps=HORIZON, disable_env_checker=True, **kwargs)
+    kwargs |= {"max_episode_steps": HORIZON, "feedback": noise}
+    env = gym.make("LLMQueue-v0", disable_env_checker=True, **kwargs)
     seen, _ = env.reset(seed=seed)
     recorder, dynamics = Recorder(env, HORIZON), env.unwrapped.dynamics
-    streams = np.random.default_rng(seed).spawn(4)[1:]  # the first drew the instance
+    # The first drew the instance; without noise nothing is drawn for it.
+    streams = np.random.default_rng(seed).spawn(5 if noise else 4)[1:]
     second = SecondVersion(
         dynamics.contexts[:-1].tolist(),
         truth(env, tmp_path / "t.jsonl"),
@@ -165,6 +178,7 @@ def test_both_versions_agree_in_every_slot(truth, size, window, arrivals, clever
         size,
         window,
         [stream.random(HORIZON).tolist() for stream in streams],
+        noise,
     )
     rng = np.random.default_rng(1)
     sojourns, lengths, repeats = [], [], 0
@@ -186,11 +200,14 @@ def test_both_versions_agree_in_every_slot(truth, size, window, arrivals, clever
         assert info["queue_length"] == len(second.queue)
         assert recorder.trace.best_rate[t] == pytest.approx(best, abs=1e-6)
         assert recorder.trace.departure_rate[t] == pytest.approx(own, abs=1e-6)
-        assert recorder.trace.sojourn[t] == sojourn
+        if not noise.get("missed"):
+            assert recorder.trace.sojourn[t] == sojourn
         lengths.append(len(second.queue))
         sojourns.append(sojourn)
     waiting = [HORIZON - came + 1 for _, _, came, _ in second.queue]
-    assert sum(lengths) == sum(sojourns) + sum(waiting)  # Little's law, exact
+    if not noise.get("missed"):  # it does not know since when a query waits that nobody saw retry
+        assert sum(lengths) == sum(sojourns) + sum(waiting)  # Little's law, exact
+    recorder.result()  # it does, and checks the law
     assert sum(map(bool, sojourns)) > 50
     assert size == 1 or repeats > 50
     assert "load" in arrivals or max(lengths) > window

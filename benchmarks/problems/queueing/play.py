@@ -112,6 +112,9 @@ class Recorder:
 
     def observe(self, t: int, action: Action, info: Mapping[str, Any]) -> None:
         """Note what came of it, before the agent is told."""
+        if self._dynamics.noise is not None:  # info is what was told
+            info = {key: values[0] for key, values in self._dynamics.outcome._asdict().items()}
+            info["queue_length"] = int(self._dynamics.queue_length[0])
         trace, query, departed = self.trace, self._served, info["departed"]
         served = query is not None
         kept = info["kept_llm"] in self._shown
@@ -167,6 +170,8 @@ class Recorder:
         visible = len(self._window)
         rows, ages = dynamics.window_queries[0][:visible], dynamics.observe()["age"][0]
         booked = [(row, horizon - arrived) for _, arrived, row in self._window]
+        if dynamics.noise is not None and dynamics.noise.missed:  # ages begin anew, unseen
+            ages[:visible] = [age for _, age in booked]
         if booked != list(zip(rows.tolist(), ages[:visible].tolist(), strict=True)):
             raise BrokenLawError("the window holds other queries at the end than those recorded")
         waiting = [horizon - arrived for _, arrived, _ in (*self._window, *self._backlog)]
