@@ -102,8 +102,9 @@ class Recorder(Protocol):
     def result(self) -> dict[str, Any]:
         """Return ``metrics``, and ``curve``: cumulative sums of shape (T,) by name.
 
-        Reports know two further parts, where there are some: ``llms``, lists by column, and
-        ``traffic`` (`benchmarks.problems.kind.Traffic`).
+        Reports know further parts, where there are some: ``llms``, lists by column, and
+        ``traffic``, ``fleet``, ``spent`` (`Traffic`, `Fleet`, `Spent` of
+        `benchmarks.problems.kind`).
         """
         ...
 

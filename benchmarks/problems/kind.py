@@ -72,6 +72,53 @@ class Traffic:
         return np.asarray(self.served / self.lengths[:, None])
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """What a fleet of replicas did in one run, over time.
+
+    Attributes
+    ----------
+    seed : int
+    replicas, llms : tuple of str
+        Names of the R replicas and N LLMs.
+    edges : ndarray, shape (B + 1,)
+        Slots between which the bins lie.
+    hosts : ndarray of int64, shape (R, B)
+        LLM of a replica in most of a bin's slots; -1 nothing, -2 it is loading one.
+    load : ndarray, shape (R, B)
+        Share of a replica's places in use.
+    people : Mapping of ndarray, shape (B,)
+        Mean numbers of users by where they are.
+    """
+
+    seed: int
+    replicas: tuple[str, ...]
+    llms: tuple[str, ...]
+    edges: Ints
+    hosts: Ints
+    load: Floats
+    people: Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Where the users of a run spent their time.
+
+    Attributes
+    ----------
+    places : tuple of str
+        Where one can be.
+    groups : tuple of str
+        Users, or attempts of theirs, that are told apart.
+    slots : ndarray, shape (seeds, groups, places)
+        Mean slots a user of the run.
+    """
+
+    places: tuple[str, ...]
+    groups: tuple[str, ...]
+    slots: Floats
+
+
 class Evidence(NamedTuple):
     """All there is about an agent on a task, for the figures of its row."""
 

@@ -205,6 +205,12 @@ def _pack_group(
             group["warnings"] = [shared(record.get("warnings", [])) for record in records]
         if "llms" in records[0]:
             group["llms"] = [shared(_rounded_lists(record["llms"])) for record in records]
+        if "spent" in records[0]:
+            group["spent"] = [shared(record["spent"]["slots"]) for record in records]
+            parts = {name: records[0]["spent"][name] for name in ("places", "groups")}
+            group["of_spent"] = shared(parts)
+        if "fleet" in records[0]:  # what one run looks like; of the others it is not kept
+            group["fleet"] = shared(records[0]["fleet"])
     return group
 
 
@@ -312,6 +318,10 @@ def _unpack_cell(group: Record, number: int, shared: Sequence[Any]) -> Record:
         cell["warnings"] = warned
     if "llms" in group:
         cell["llms"] = shared[group["llms"][number]]
+    if "spent" in group:
+        cell["spent"] = shared[group["of_spent"]] | {"slots": shared[group["spent"][number]]}
+    if "fleet" in group and number == 0:
+        cell["fleet"] = shared[group["fleet"]]
     return cell
 
 

@@ -17,7 +17,9 @@ from benchmarks.problems.kind import (
     Curves,
     Evidence,
     Figure,
+    Fleet,
     Kind,
+    Spent,
     Traffic,
 )
 from benchmarks.score.intervals import Interval, competition_ranks, separated_pair, t_interval
@@ -135,6 +137,10 @@ class TaskBoard:
         Per agent.
     traffic : dict[str, dict[int, Traffic]]
         Per agent and seed; empty where the problem records none.
+    fleets : dict[str, Fleet]
+        Per agent, of its lowest seed; empty where the problem records none.
+    spent : dict[str, Spent]
+        Per agent; empty where the problem records none.
     about : str
         Words about the instances.
     seeds : int
@@ -151,6 +157,8 @@ class TaskBoard:
     inverted: tuple[int, ...]
     curves: dict[str, Curves]
     traffic: dict[str, dict[int, Traffic]]
+    fleets: dict[str, Fleet]
+    spent: dict[str, Spent]
     about: str
     seeds: int
     controlled: bool = False
@@ -201,9 +209,8 @@ def _task_board(
     """Score one task."""
     curves, traffic = _curves(cells), _traffic(cells)
     inverted = tuple(table.filter(pl.col("inverted"))["seed"].unique().sort().to_list())
-    board = TaskBoard(
-        task, section, [], False, None, inverted, curves, traffic, "", seeds, controlled
-    )
+    drawn = curves, traffic, _fleets(cells), _spent(cells)
+    board = TaskBoard(task, section, [], False, None, inverted, *drawn, "", seeds, controlled)
     scored = table.filter(pl.col("h_oracle").is_not_null())
     parts = {
         str(label): own for (label,), own in scored.partition_by("agent", as_dict=True).items()
@@ -287,6 +294,33 @@ def _traffic(cells: Sequence[Record]) -> dict[str, dict[int, Traffic]]:
         }
         for label, group in _by_agent(cells).items()
     }
+
+
+def _fleets(cells: Sequence[Record]) -> dict[str, Fleet]:
+    """Return what the fleet did in the first run of each agent."""
+    fleets = {}
+    for label, (cell, *_) in _by_agent(cells).items():
+        if (found := cell.get("fleet")) is not None:
+            fleets[label] = Fleet(
+                cell["spec"]["seed"],
+                tuple(found["replicas"]),
+                tuple(found["llms"]),
+                np.array(found["edges"], dtype=np.int64),
+                np.array(found["hosts"], dtype=np.int64),
+                np.array(found["load"], dtype=np.float64),
+                {name: np.array(values) for name, values in found["people"].items()},
+            )
+    return fleets
+
+
+def _spent(cells: Sequence[Record]) -> dict[str, Spent]:
+    """Return where each agent's users spent their time."""
+    spent = {}
+    for label, group in _by_agent(cells).items():
+        if found := [cell["spent"] for cell in group if "spent" in cell]:
+            slots = np.array([one["slots"] for one in found], dtype=np.float64)
+            spent[label] = Spent(tuple(found[0]["places"]), tuple(found[0]["groups"]), slots)
+    return spent
 
 
 def _by_seed(own: pl.DataFrame) -> dict[int, float]:

@@ -32,8 +32,9 @@ the slots in which it arrived and last joined the tail, where it is, its neighbo
 the slot in which its timer goes off, and its neighbours on that timer."""
 FIELDS = 10
 
-WAITS, IS_SERVED, IS_AWAY = range(3)
-"""Where a query is. The timer of a user who waits is patience, of one who is away the return."""
+WAITS, IS_SERVED, IS_AWAY, IS_GONE = range(4)
+"""Where a query is; the record of one that is gone is free. The timer of a user who waits is
+patience, of one who is away the return."""
 
 HEAD, TAIL, FREE, UNUSED = range(4)
 """The ends of the queue, the first record to use again (linked by AFTER), the first never used."""
@@ -431,7 +432,7 @@ def leave(state: Arrays, lane: int, query: int) -> None:
     """Let a query leave the system for good: its record is free."""
     counts, queries, ends, totals = state[1], state[2], state[3], state[9]
     totals[lane, SOJOURN] += counts[lane, CLOCK] - queries[lane, query, ARRIVED]
-    queries[lane, query, AFTER] = ends[lane, FREE]
+    queries[lane, query, AFTER], queries[lane, query, PLACE] = ends[lane, FREE], IS_GONE
     ends[lane, FREE] = query
 
 

@@ -90,6 +90,8 @@ class ServingInstance:
     dispatches, window : int
         Dispatches a slot, A, and visible waiting queries, W.
     rewards : Rewards
+    kinds : tuple of str
+        Names of the queries, if they are few and have names.
     """
 
     contexts: Singles
@@ -118,6 +120,7 @@ class ServingInstance:
     dispatches: int
     window: int
     rewards: Rewards
+    kinds: tuple[str, ...] = ()
 
     @property
     def num_queries(self) -> int:

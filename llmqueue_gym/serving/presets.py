@@ -247,6 +247,7 @@ class ServingTask:
             dispatches=checks.count("dispatches", settings["dispatches"]),
             window=checks.count("window", settings["window"]),
             rewards=_read_rewards(settings["rewards"]),
+            kinds=() if self.drawn else _names(settings["queries"]),
         )
         if not self.drawn:
             self.public = self._loaded(self.public)
@@ -498,6 +499,12 @@ def _column(
     return np.array(
         [checks.number(f"{what}: {key}", row.get(key, default), allowed) for row in rows]
     )
+
+
+def _names(queries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return names of queries, as many as are different."""
+    names = tuple(str(row.get("name", f"query {k + 1}")) for k, row in enumerate(queries))
+    return names if len(set(names)) == len(names) > 1 else ()
 
 
 def _chances(given: Any, num_llms: int) -> list[float]:

@@ -19,6 +19,7 @@ from benchmarks.problems.interface import BrokenLawError
 from benchmarks.problems.kind import measured
 from benchmarks.problems.luck import outcome_luck
 from benchmarks.problems.serving.metrics import METRICS, Run, Trace
+from benchmarks.problems.serving.timeline import Timeline
 from llmqueue_gym import workloads
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.dynamics import (
@@ -132,6 +133,7 @@ class Recorder:
         self._dynamics = _dynamics(env)
         self._instance = instance = self._dynamics.instances[0]
         self.trace = Trace.empty(horizon)
+        self.timeline = Timeline(instance, horizon)
         self._rows: dict[int, int] = {}  # slot of arrival -> row, of queries in the system
         self._promised: list[float] = []
         self._answered: NDArray[np.int64] = np.zeros((instance.num_llms, 2), dtype=np.int64)
@@ -150,6 +152,7 @@ class Recorder:
         self._t = t + 1
         state = self._dynamics.state
         self.trace.note(t, self._dynamics, self._instance.price)
+        self.timeline.note(t, self._dynamics)
         for number, llm, kept in info["answers"].tolist():
             if number < 0:
                 break
@@ -165,7 +168,7 @@ class Recorder:
         return f"truth: mean reward {mean:,.3f} a slot, load {self._instance.load:.2f}"
 
     def result(self) -> dict[str, Any]:
-        """Return ``metrics``, the cumulative sums of the learning curve, and the ``llms``.
+        """Return ``metrics``, the cumulative sums of the learning curve, and what is drawn.
 
         Raises
         ------
@@ -184,7 +187,13 @@ class Recorder:
             "cost": -np.cumsum(trace.reward(instance.rewards)),
             "waiting": np.cumsum(here),
         }
-        return {"metrics": metrics, "curve": curve, "llms": self._llms()}
+        return {
+            "metrics": metrics,
+            "curve": curve,
+            "llms": self._llms(),
+            "fleet": self.timeline.fleet(),
+            "spent": self.timeline.spent(run.total(ARRIVALS)),
+        }
 
     def _llms(self) -> dict[str, list[Any]]:
         """Return what each LLM is worth on the queries of the instance, by column."""

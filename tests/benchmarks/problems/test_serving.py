@@ -1,5 +1,6 @@
 """Serving cells: what is scored, who is ranked, and what the truth is told to."""
 
+import gymnasium as gym
 import numpy as np
 import polars as pl
 import pytest
@@ -8,9 +9,11 @@ from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import is_ranked, parse_suite
 from benchmarks.problems.serving.metrics import Trace, compared
 from benchmarks.problems.serving.play import BrokenLawError, check_laws, fingerprint
+from benchmarks.problems.serving.timeline import Timeline
 from benchmarks.run.engines import Outcome, execute
 from benchmarks.run.runner import provenance, run_cell, set_up
 from benchmarks.run.store import Store
+from benchmarks.score.export import export_run, open_results
 from benchmarks.score.fairness import violations
 from benchmarks.score.scoring import load_board
 from llmqueue_gym.serving.dynamics import ARRIVALS, KEPT, QUEUED, SOJOURN
@@ -48,6 +51,46 @@ def test_the_optimum_scores_one_and_is_beaten_by_nobody(results):
     assert rows["random"].score.value == 0.0
     assert 0.3 < rows["maxweight"].score.value < 1.0
     assert not board.violations
+
+
+def test_users_spend_their_time_where_the_counts_say(results, tmp_path):
+    export_run(results, tmp_path / "s.json.gz")
+    (task,) = load_board(results).tasks
+    (again,) = load_board(open_results(tmp_path / "s.json.gz")).tasks
+    for label, spent in task.spent.items():
+        np.testing.assert_array_equal(spent.slots, again.spent[label].slots)
+        *attempts, easy, hard = spent.groups
+        assert (len(attempts), easy, hard) == (4, "easy", "hard")
+        by_attempt, by_kind = spent.slots[:, :4].sum(axis=1), spent.slots[:, 4:].sum(axis=1)
+        np.testing.assert_allclose(by_attempt, by_kind, rtol=1e-3, atol=1e-3)
+        # Little's law: mean numbers are the rate of arrivals times the mean slots a user.
+        fleet = again.fleets[label]
+        assert fleet.seed == 0
+        rate = 0.7 / 0.587 * 0.26
+        numbers = [fleet.people[place].mean() for place in spent.places]
+        np.testing.assert_allclose(numbers, rate * by_attempt[0], rtol=0.15, atol=0.02)
+        # With one place each, who is served is the load of the two replicas.
+        np.testing.assert_allclose(fleet.load.sum(axis=0), fleet.people["in service"], atol=0.02)
+        assert (fleet.hosts == np.arange(2)[:, None]).all()
+
+
+def test_a_timeline_tells_what_replicas_host_load_and_leave():
+    env = gym.make("LLMServe-v0", preset="autoscale", instance_seed=0, update_every=60, loading=60)
+    env.reset(seed=0)
+    dynamics = env.unwrapped.dynamics
+    timeline = Timeline(dynamics.instances[0], 180)
+    for t in range(180):
+        targets = [[2, 2, 3, 3], [2, 2, 1, 3], [3, 2, 1, 3]][t // 60]
+        env.step([32, 0] * 2 + targets)
+        timeline.note(t, dynamics)
+    fleet = timeline.fleet()
+    assert fleet["llms"] == ["medium", "large"]
+    assert len(fleet["edges"]) == 61
+    loads, third = [-2] * 20, 20
+    assert fleet["hosts"][0] == loads + [1] * third + [-1] * third
+    assert fleet["hosts"][1] == loads + [1] * 2 * third
+    assert fleet["hosts"][2] == [-1] * third + loads + [0] * third
+    assert fleet["hosts"][3] == [-1] * 60
 
 
 def test_a_yardstick_is_shown_and_not_ranked(results):
