@@ -1,6 +1,6 @@
 """What is kept of a serving run over time: what replicas do, and where users spend their time.
 
-A few dozen bins however long the run is.
+A few dozen bins, and at most about 2,000 slots that are looked at, however long the run is.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from llmqueue_gym.serving.instance import ServingInstance
 from llmqueue_gym.serving.lanes import ServingDynamics
 
 BINS = 60
+LOOKS = 2000
 ATTEMPTS = ("first attempt", "1st retrial", "2nd retrial", "later retrials")
 PLACES = ("waiting", "in service", "thinking")
 """In the order of `WAITS`, `IS_SERVED` and `IS_AWAY`."""
@@ -52,6 +53,8 @@ class Timeline:
         self._edges = np.unique(np.linspace(0, horizon, BINS + 1).astype(np.int64))
         bins, replicas = len(self._edges) - 1, instance.num_replicas
         self._bin = np.repeat(np.arange(bins), np.diff(self._edges))
+        self._every = max(1, horizon // LOOKS)
+        self._looks = np.bincount(self._bin[:: self._every], minlength=bins)
         self._hosts = np.zeros((bins, replicas, instance.num_llms + 2), dtype=np.int64)
         self._active = np.zeros((bins, replicas), dtype=np.int64)
         self._people = np.zeros((bins, 3), dtype=np.int64)
@@ -61,7 +64,9 @@ class Timeline:
         self._each = np.arange(replicas)
 
     def note(self, t: int, dynamics: ServingDynamics) -> None:
-        """Note the end of slot t."""
+        """Note the end of slot t, if it is one of those that are looked at."""
+        if t % self._every:
+            return
         state, into = dynamics.state, self._bin[t]
         replicas = state.replicas[0]
         phase = replicas[:, PHASE]
@@ -81,11 +86,11 @@ class Timeline:
 
     def fleet(self) -> dict[str, Any]:
         """Return what `benchmarks.problems.kind.Fleet` holds, JSON-plain."""
-        instance, slots = self._instance, np.diff(self._edges)
+        instance, looks = self._instance, self._looks[:, None]
         hosts = self._hosts.argmax(axis=2)
         hosts[hosts >= instance.num_llms] -= instance.num_llms + 2
-        load = self._active / (slots[:, None] * instance.places)
-        people = self._people / slots[:, None]
+        load = self._active / (looks * instance.places)
+        people = self._people / looks
         used = sorted(set(hosts[hosts >= 0].tolist()))
         place = {llm: k for k, llm in enumerate(used)} | {NOTHING: NOTHING, LOADS: LOADS}
         return {
@@ -106,7 +111,7 @@ class Timeline:
             self._of(self._by_attempt, len(ATTEMPTS)),
             self._of(self._by_kind, len(self._kinds)),
         ]
-        slots = np.concatenate(groups) / max(arrivals, 1)
+        slots = self._every * np.concatenate(groups) / max(arrivals, 1)
         return {
             "places": list(PLACES),
             "groups": [*ATTEMPTS, *self._kinds],
