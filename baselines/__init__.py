@@ -12,6 +12,7 @@ from baselines.interface import (
     ServeProblem,
 )
 from baselines.registry import agent_spec, make_agent, register, registered_agents
+from baselines.saving import load_agent
 
 __all__ = [
     "Agent",
@@ -21,6 +22,7 @@ __all__ = [
     "QueueProblem",
     "ServeProblem",
     "agent_spec",
+    "load_agent",
     "make_agent",
     "register",
     "registered_agents",

@@ -9,6 +9,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.instance import ServingInstance
+from llmqueue_gym.state import write_state
 from llmqueue_gym.workloads.pool import OfflineData
 
 Observation = Mapping[str, NDArray[Any]]
@@ -204,6 +206,18 @@ class Agent(ABC):
         info: Mapping[str, Any],
     ) -> None:
         """Learn from one step: the action taken on ``observation`` and what came of it."""
+
+    def save(self, path: str | Path) -> None:
+        """Save the agent as it is now, its random numbers too: arrays and JSON, nothing pickled.
+
+        `baselines.saving.load_agent` reads it back; the two then play alike, bit for bit.
+
+        Raises
+        ------
+        UsageError
+            If the file cannot be written, or the agent holds what cannot be saved.
+        """
+        write_state(path, self, "agent", kind=self.kind)
 
 
 class DeployAgent(Agent):

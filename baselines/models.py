@@ -12,7 +12,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from baselines.interface import AgentSpec, DeployProblem, QueueProblem
 from llmqueue_gym.errors import UsageError
@@ -61,7 +61,7 @@ def models_folder() -> Path:
     return Path(os.environ.get(MODELS_VARIABLE) or "models")
 
 
-def read_card(path: str | Path) -> dict[str, Any]:
+def read_card(path: str | Path | BinaryIO) -> dict[str, Any]:
     """Read what a model file says about itself; nothing in it is executed.
 
     Raises
@@ -111,7 +111,7 @@ def check_sizes(archive: zipfile.ZipFile) -> None:
 
 
 def _check_types(
-    path: str | Path, entries: Mapping[str, Any], types: Mapping[str, Any], place: str = ""
+    path: object, entries: Mapping[str, Any], types: Mapping[str, Any], place: str = ""
 ) -> None:
     for key, expected in types.items():
         value = entries.get(key, _ABSENT)

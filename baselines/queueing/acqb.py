@@ -131,6 +131,7 @@ class ACQB(QueueAgent):
         # Large factors are read and written at the speed of the memory.
         precision = "float64" if dim <= DIRECT_DIM else "float32"
         self.confidence = ConfidenceFactors(size, dim, ridge, precision)
+        self.dim = dim
         self.alpha_coef = alpha_coef
         self.anytime = anytime
         self.ridge = ridge
@@ -176,9 +177,8 @@ class ACQB(QueueAgent):
         """Scale alpha_t of the Thompson noise."""
         problem = self.problem
         t = self.slot_number if self.anytime else problem.horizon
-        return self.alpha_coef * confidence_radius(
-            t, problem.context_dim, problem.assortment_size, self.ridge
-        )
+        radius = confidence_radius(t, self.dim, problem.assortment_size, self.ridge)
+        return self.alpha_coef * radius
 
 
 @agent("CQB-eps", source=f"authors' repository of {SOURCE}")

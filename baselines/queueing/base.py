@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from itertools import combinations
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,7 +144,7 @@ class Remembered:
 
 
 class AssortmentCycle:
-    """A fixed round-robin over all C(N, K) assortments, walked lazily.
+    """A fixed round-robin over all C(N, K) assortments, in lexicographic order.
 
     Parameters
     ----------
@@ -156,16 +155,19 @@ class AssortmentCycle:
     """
 
     def __init__(self, num_llms: int, assortment_size: int) -> None:
-        self._assortments = self._walk(num_llms, assortment_size)
-
-    @staticmethod
-    def _walk(num_llms: int, assortment_size: int) -> Iterator[tuple[int, ...]]:
-        while True:
-            yield from combinations(range(num_llms), assortment_size)
+        self._num_llms = num_llms
+        self._next = list(range(assortment_size))
 
     def next(self) -> list[int]:
         """Return the next assortment."""
-        return list(next(self._assortments))
+        llms, size = self._next, len(self._next)
+        place = size - 1
+        while place >= 0 and llms[place] == self._num_llms - size + place:
+            place -= 1  # this one and those after it have come to their last
+        first = llms[place] + 1 if place >= 0 else 0
+        kept = llms[: max(place, 0)]
+        self._next = [*kept, *range(first, first + size - len(kept))]
+        return llms
 
 
 def newest(observation: Observation, waiting: int) -> int:

@@ -313,6 +313,7 @@ class ACQBCL(ACQB):
             c1,
             ridge,
         )
+        self.problem = problem
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Choose as ACQB on projected contexts."""

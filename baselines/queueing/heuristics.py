@@ -5,9 +5,6 @@ They bound every table from below and tell what scheduling alone is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import numpy as np
 
 from baselines.interface import Observation, QueueProblem
@@ -15,7 +12,8 @@ from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served
 from baselines.registry import agent
 from llmqueue_gym import checks
 
-Rule = TypeVar("Rule")
+SCHEDULES = ("fifo", "lifo", "random", "most-retried")
+ROUTINGS = ("best-mean", "round-robin", "random")
 
 
 @agent("random", source="lower bound of every table")
@@ -62,27 +60,15 @@ class Scheduled(QueueAgent):
         routing: str = "best-mean",
     ) -> None:
         super().__init__(problem, seed)
-        schedules: dict[str, Callable[[Observation, int], int]] = {
-            "fifo": lambda observation, waiting: 0,
-            "lifo": lambda observation, waiting: waiting - 1,
-            "random": lambda observation, waiting: int(self.rng.integers(waiting)),
-            "most-retried": lambda observation, waiting: int(
-                observation["retrials"][:waiting].argmax()
-            ),
-        }
-        routings: dict[str, Callable[[], list[int]]] = {
-            "best-mean": self._best_mean,
-            "round-robin": AssortmentCycle(problem.num_llms, problem.assortment_size).next,
-            "random": self._random,
-        }
-        self._schedule = _pick("schedule", schedule, schedules)
-        self._route = _pick("routing", routing, routings)
+        self.schedule = checks.choice("schedule", schedule, SCHEDULES)
+        self.routing = checks.choice("routing", routing, ROUTINGS)
+        self._cycle = AssortmentCycle(problem.num_llms, problem.assortment_size)
         self._kept = np.zeros(problem.num_llms)
         self._shown = np.zeros(problem.num_llms)
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Apply both rules."""
-        return Pairing(self._schedule(observation, waiting), self._route())
+        return Pairing(self._slot(observation, waiting), self._llms())
 
     def learn(self, served: Served) -> None:
         """Count the answers shown and kept."""
@@ -90,17 +76,20 @@ class Scheduled(QueueAgent):
         if served.kept >= 0:
             self._kept[served.kept] += 1
 
-    def _best_mean(self) -> list[int]:
+    def _slot(self, observation: Observation, waiting: int) -> int:
+        if self.schedule == "random":
+            return int(self.rng.integers(waiting))
+        if self.schedule == "most-retried":
+            return int(observation["retrials"][:waiting].argmax())
+        return 0 if self.schedule == "fifo" else waiting - 1
+
+    def _llms(self) -> list[int]:
+        size = self.problem.assortment_size
+        if self.routing == "round-robin":
+            return self._cycle.next()
+        if self.routing == "random":
+            llms: list[int] = self.rng.permutation(self.problem.num_llms)[:size].tolist()
+            return llms
         untried = self._shown == 0
         mean = np.where(untried, np.inf, self._kept / np.maximum(self._shown, 1))
-        return top_llms(mean, self.problem.assortment_size)
-
-    def _random(self) -> list[int]:
-        llms = self.rng.permutation(self.problem.num_llms)[: self.problem.assortment_size]
-        return llms.tolist()  # type: ignore[no-any-return]
-
-
-def _pick(argument: str, name: str, rules: dict[str, Rule]) -> Rule:
-    if name not in rules:
-        raise checks.unknown_name(argument, name, rules)
-    return rules[name]
+        return top_llms(mean, size)

@@ -5,7 +5,7 @@ They are the strong baselines that learning online is measured against, under ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,27 +124,16 @@ class OfflineRouter(QueueAgent):
         trees: int = 100,
     ) -> None:
         super().__init__(problem, seed)
-        fits: dict[str, Fit] = {
-            "knn": lambda x, r: fit_knn(x, r, neighbours),
-            "ridge": fit_ridge,
-            "logistic": lambda x, r: fit_logistic(x, r, inverse_ridge),
-            "boosting": lambda x, r: fit_boosting(x, r, trees),
-        }
-        if predictor not in fits:
-            raise checks.unknown_name("predictor", predictor, fits)
+        checks.choice("predictor", predictor, FITS)
         checks.count("neighbours", neighbours)
         checks.count("trees", trees)
         checks.number("inverse_ridge", inverse_ridge, "(0, inf)")
         data = offline_data(problem, f"offline-{predictor}")
-        contexts, rates = data.contexts.astype(np.float64), expit(data.utilities)
+        settings = {"knn": neighbours, "logistic": inverse_ridge, "boosting": trees}
         with needing(f'agent "offline-{predictor}"', "scikit-learn", "data"):
-            self._predict = fits[predictor](contexts, rates)
-            self.strength = (
-                prior_strength(contexts, rates, fits[predictor]) if heed_retrials else np.inf
-            )
-        self._rates = Remembered(
-            lambda x: np.clip(self._predict(x.astype(np.float64)), *RATE_BOUNDS)
-        )
+            model = Fitted(data, predictor, settings.get(predictor))
+            self.strength = model.prior_strength() if heed_retrials else np.inf
+        self._rates = Remembered(model)
         self._retrials: dict[bytes, Floats] = {}  # of the queries that wait, by LLM shown
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
@@ -171,6 +160,47 @@ class OfflineRouter(QueueAgent):
         else:
             counts = self._retrials.setdefault(key, np.zeros(self.problem.num_llms))
             counts[served.shown] += 1.0
+
+
+class Fitted:
+    """A model of the offline split: contexts (n, d) -> success rates (n, N) within `RATE_BOUNDS`.
+
+    A saved one is fitted again to the same split.
+
+    Parameters
+    ----------
+    data : OfflineData
+        The split.
+    predictor : str
+        One of `FITS`.
+    setting : float, optional
+        Its setting, where it has one.
+    """
+
+    def __init__(self, data: OfflineData, predictor: str, setting: float | None) -> None:
+        self.data, self.predictor, self.setting = data, predictor, setting
+        self._predict = self._fit(*self._split())
+
+    def _fit(self, contexts: Floats, rates: Floats) -> Predict:
+        own = () if self.setting is None else (self.setting,)
+        return FITS[self.predictor](contexts, rates, *own)
+
+    def _split(self) -> tuple[Floats, Floats]:
+        return self.data.contexts.astype(np.float64), expit(self.data.utilities)
+
+    def __call__(self, contexts: Contexts) -> Floats:
+        """Predict."""
+        return np.clip(self._predict(contexts.astype(np.float64)), *RATE_BOUNDS)
+
+    def prior_strength(self) -> float:
+        """Return the strength of the prior around its predictions."""
+        return prior_strength(*self._split(), self._fit)
+
+    def __getstate__(self) -> tuple[OfflineData, str, float | None]:
+        return self.data, self.predictor, self.setting
+
+    def __setstate__(self, state: tuple[OfflineData, str, float | None]) -> None:
+        Fitted.__init__(self, *state)
 
 
 def prior_strength(contexts: Floats, rates: Floats, fit: Fit) -> float:
@@ -245,3 +275,12 @@ def fit_boosting(contexts: Floats, rates: Floats, trees: int) -> Predict:
             return np.stack([model.predict(x) for model in models], axis=1)
 
     return predict
+
+
+FITS: Mapping[str, Callable[..., Predict]] = {
+    "knn": fit_knn,
+    "ridge": fit_ridge,
+    "logistic": fit_logistic,
+    "boosting": fit_boosting,
+}
+"""By their names; the third argument is the setting of those that have one."""

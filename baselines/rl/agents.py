@@ -62,10 +62,8 @@ class TrainedQueueAgent(Agent):
         super().__init__(problem, seed)
         keys = ("num_llms", "assortment_size", "context_dim", "window")
         shape = {key: getattr(problem, key) for key in keys}
-        path = _model_path(self, model)
-        self._policy, used = _load_policy(
-            path, sha256, QUEUE_ENV, shape, lambda used: queue_spaces(problem, used.recalls)
-        )
+        self._file = _read_model(_model_path(self, model), sha256, QUEUE_ENV, shape)
+        self._policy, used = self._network()
         self._masked = used.name == "MaskablePPO"
         self._recurrent = used.recalls
         self._state: Any = None
@@ -74,6 +72,18 @@ class TrainedQueueAgent(Agent):
             "previous_llms": np.zeros(problem.num_llms, dtype=np.int8),
         }
         self._sets = assortments(problem.num_llms, problem.assortment_size)
+
+    def _network(self) -> tuple[Any, Recipe]:
+        return _make_policy(self._file, lambda used: queue_spaces(self.problem, used.recalls))
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = self._state and tuple(tensor.numpy() for tensor in self._state)
+        return {**self.__dict__, "_policy": None, "_state": hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._state = self._state and tuple(torch.from_numpy(part) for part in self._state)
+        self._policy, _ = self._network()
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
@@ -144,16 +154,24 @@ class TrainedDeployAgent(DeployAgent):
     ) -> None:
         super().__init__(problem, seed)
         shape = {"num_llms": problem.num_llms}
-        path = _model_path(self, model)
-        self._policy, _ = _load_policy(
-            path, sha256, STAGE_ENV, shape, lambda used: stage_spaces(problem)
-        )
+        self._file = _read_model(_model_path(self, model), sha256, STAGE_ENV, shape)
+        self._policy, _ = self._network()
         self._rules = DeploymentRules(
             problem.horizon, problem.num_stages, problem.max_deployed, problem.alpha, problem.budget
         )
         self._stage, self._place = -1, 0
         self._plan = np.zeros(0, dtype=np.int64)
         self._bits = np.zeros(problem.num_llms, dtype=np.int64)
+
+    def _network(self) -> tuple[Any, Recipe]:
+        return _make_policy(self._file, lambda _: stage_spaces(self.problem))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_policy": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._policy, _ = self._network()
 
     def act(self, observation: Observation) -> Action:
         """Return N deployment bits and the LLM that answers, shape (N + 1,)."""
@@ -249,14 +267,10 @@ def _model_path(agent: Any, model: str | None) -> str:
     return str(path)
 
 
-def _load_policy(
-    path: str,
-    sha256: str | None,
-    env_id: str,
-    shape: Mapping[str, int],
-    make_spaces: Callable[[Recipe], tuple[spaces.Dict, spaces.Space[Any]]],
-) -> tuple[Any, Recipe]:
-    """Rebuild the network of a model file and read its weights."""
+def _read_model(
+    path: str, sha256: str | None, env_id: str, shape: Mapping[str, int]
+) -> NDArray[np.uint8]:
+    """Read a model file whole, and check that it plays tasks of this shape."""
     card = read_card(path)
     if card["env_id"] != env_id:
         raise UsageError(f"model={path!r} was trained on {card['env_id']}, this is {env_id}")
@@ -272,12 +286,22 @@ def _load_policy(
         UserWarning,
         stacklevel=4,
     )
-    used = recipe(card["agent"], env_id)
+    return np.frombuffer(content, np.uint8)
+
+
+def _make_policy(
+    file: NDArray[np.uint8],
+    make_spaces: Callable[[Recipe], tuple[spaces.Dict, spaces.Space[Any]]],
+) -> tuple[Any, Recipe]:
+    """Rebuild the network of a model file and read its weights."""
+    content = io.BytesIO(file.tobytes())
+    card = read_card(content)
+    used = recipe(card["agent"], card["env_id"])
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
         policy = load_class(used.policy)(
             *make_spaces(used), lambda _: 0.0, **policy_arguments(used, card["problem"])
         )
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zipfile.ZipFile(content) as archive:
         weights = io.BytesIO(archive.read("policy.pth"))
     policy.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     policy.set_training_mode(False)

@@ -89,6 +89,12 @@ class _OnlineAgent(Agent):
         self._decision = 0
         self._time = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise UsageError(
+            f"{type(self).__name__} learns in the run by Stable-Baselines3 and cannot be saved; "
+            "`llmqueue-bench train` makes agents that can"
+        )
+
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
         self._decision = self._decide(observation, legal_decisions(observation, len(self._sets)))

@@ -164,6 +164,12 @@ class Chain:
         self.moves = np.stack([self._move(action) for action in self.actions])
         self.step, self.cost = self._slot()
 
+    def __getstate__(self) -> tuple[SmallProblem, int]:
+        return self.problem, self.cap
+
+    def __setstate__(self, state: tuple[SmallProblem, int]) -> None:
+        Chain.__init__(self, *state)
+
     def _move(self, action: Ints) -> Ints:
         """Return the state that an action leads to, -1 where it is illegal."""
         taken = np.bincount(action, minlength=self.waiting.shape[1] + 1)[1:]

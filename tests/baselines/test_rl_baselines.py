@@ -27,7 +27,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3.common.utils import obs_as_tensor
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from baselines import DeployProblem, QueueProblem, make_agent
+from baselines import DeployProblem, QueueProblem, load_agent, make_agent
 from baselines.models import CARD
 from baselines.rl import RECIPES, Progress, read_card, recipe, train
 from baselines.rl.agents import TrainedQueueAgent, queue_spaces, stage_spaces
@@ -342,6 +342,39 @@ def test_one_seed_gives_equal_weights(name: str, env_id: str, tmp_path: Path) ->
     first, second, third = runs
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("name", "env_id"), [("RecurrentPPO", "LLMQueue-v0"), ("PPO", "LLMDeployStage-v0")]
+)
+def test_a_trained_agent_is_saved_with_its_weights(name: str, env_id: str, tmp_path: Path) -> None:
+    model, path = tmp_path / "model.zip", tmp_path / "agent"
+    train_tiny(name, env_id, model, steps=32)
+    env: Any
+    problem: Any
+    if env_id == "LLMQueue-v0":
+        env, problem = gym.make(env_id, **QUEUE), PROBLEM
+    else:
+        env = gym.make("LLMDeploy-v0", disable_env_checker=True, **STAGE)
+    observation, _ = env.reset(seed=0)
+    if env_id != "LLMQueue-v0":
+        problem = DeployProblem(**env.unwrapped.problem)
+    agents: list[Any] = [make_agent(str(model), problem, 0)]
+    for step in range(40):
+        if step == 20:
+            agents[0].save(path)
+            model.unlink()
+            agents.append(load_agent(path, problem))
+        action, *others = (agent.act(observation) for agent in agents)
+        assert all(np.array_equal(action, other) for other in others)
+        following, reward, _, _, info = env.step(action)
+        for agent in agents:
+            agent.update(observation, action, float(reward), following, info)
+        observation = following
+    online = make_agent("DQN-online", PROBLEM, 0)
+    with pytest.raises(ValueError, match=r"learns in the run .* cannot be saved"):
+        online.save(path)
 
 
 @quiet

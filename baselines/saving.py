@@ -1,0 +1,52 @@
+"""Saved agents: `Agent.save` writes one, `load_agent` reads it back, and it plays on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from baselines.interface import Agent, DeployProblem, QueueProblem, ServeProblem
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.state import read_state
+
+SHAPE = ("num_llms", "context_dim", "assortment_size", "max_deployed", "num_replicas")
+"""Parameters of a problem that an agent's arrays depend on."""
+
+
+def load_agent(
+    path: str | Path,
+    problem: QueueProblem | DeployProblem | ServeProblem | None = None,
+    packages: Sequence[str] = (),
+) -> Agent:
+    """Read an agent that `Agent.save` wrote; it plays on as the saved one would have, bit for bit.
+
+    Reading builds objects of known classes and unpickles nothing.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    problem : QueueProblem, DeployProblem or ServeProblem, optional
+        What it is to play, checked against what it was made for.
+    packages : sequence of str
+        Your own top-level modules, where the agent's class is in one of them.
+
+    Raises
+    ------
+    UsageError
+        If it is no saved agent, is damaged, was saved by another version, or was made for a problem
+        of another kind or shape.
+    """
+    agent, _ = read_state(path, "agent", packages)
+    if not isinstance(agent, Agent):
+        raise UsageError(f"path={str(path)!r} holds a {type(agent).__name__}, which is no agent")
+    if problem is None:
+        return agent
+    if agent.kind != problem.kind:
+        raise UsageError(f"path={str(path)!r} plays {agent.kind} tasks, not {problem.kind} ones")
+    own, other = vars(agent.problem), vars(problem)
+    wrong = {name: own[name] for name in SHAPE if own.get(name) != other.get(name)}
+    if wrong:
+        here = {name: other.get(name) for name in wrong}
+        raise UsageError(f"path={str(path)!r} was made for {wrong}, the problem has {here}")
+    return agent
