@@ -35,6 +35,18 @@ class Served(NamedTuple):
     kept: int
 
 
+def read_answer(
+    observation: Observation, action: Action, next_observation: Observation
+) -> Served | None:
+    """Return what the user served by ``action`` did; None where nothing is heard."""
+    feedback = int(next_observation["feedback"])
+    if feedback == 0:
+        return None
+    slot, *llms = action.tolist()
+    kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
+    return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept)
+
+
 class Answers:
     """What users did, told together with whom and what they were shown.
 
@@ -55,13 +67,7 @@ class Answers:
         self._unjudged.append((observation, action))
         if len(self._unjudged) <= self._delay:
             return None
-        seen, taken = self._unjudged.popleft()
-        feedback = int(next_observation["feedback"])
-        if feedback == 0:
-            return None
-        slot, *llms = taken.tolist()
-        kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
-        return Served(seen["contexts"][slot], list(dict.fromkeys(llms)), kept)
+        return read_answer(*self._unjudged.popleft(), next_observation)
 
 
 class Pairing(NamedTuple):

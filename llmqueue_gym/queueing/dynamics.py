@@ -82,8 +82,8 @@ class SlotOutcome(NamedTuple):
 
 
 Seen = tuple[Singles, NDArray[np.int8], Singles]
-"""What a provider sees of the queue: contexts (B, W d), waiting (B, W), and retrials, age and wait
-(3, B, W)."""
+"""What a provider sees of the W places in service order: contexts (B, W d), waiting (B, W), and
+retrials, age and wait (3, B, W); zero where nobody waits."""
 
 
 @compiled
@@ -100,9 +100,8 @@ def run_slot(
 
     ``state`` is a `State`, changed in place, and ``truth`` a `Truth`. ``actions`` (B, 1 + K) are
     the window slot to serve, where an empty one serves nobody, and the LLMs shown, a set. ``draws``
-    (n, NUM_STREAMS, B) are uniform draws of several slots, with noise of one stream more;
-    ``position`` says which is this one. Filled are ``outcome``, what `SlotOutcome.of` takes, and
-    ``seen``, a `Seen`: W places in service order, zero where nobody waits.
+    (n, NUM_STREAMS, B), one stream more with noise, are uniform draws of several slots, of which
+    this is ``position``. Filled are ``outcome``, what `SlotOutcome.of` takes, and ``seen``.
 
     Return the longest queue, the largest number of slots completed, and a number of no meaning,
     without which the compiler would not read ahead.
@@ -128,8 +127,7 @@ def run_slot(
             came = window[lane, ARRIVED, slot]
             draw = draws[position, OUTCOMES, lane]
             kept = choose(table, first_row[lane] + query, first_odds, actions, lane, draw)
-            # 3. It leaves its place, and those behind move up.
-            # (Of a signed index numba asks each time whether it counts from the end.)
+            # 3. It leaves its place, and those behind move up (numba is slower at signed indices).
             place, following = np.uint64(slot), np.uint64(visible - 1 - slot)
             for field in range(FIELDS):
                 for i in range(following):
@@ -140,9 +138,8 @@ def run_slot(
             # 4. If it retries, it joins the tail again; unseen, as one that has just arrived.
             if kept < 0:
                 if missed > 0.0 and draws[position, HEARING, lane] < missed:
-                    push(backlog, lane, first + behind, query, 0, now, now)
-                else:
-                    push(backlog, lane, first + behind, query, retrials + 1, came, now)
+                    retrials, came = -1, now
+                push(backlog, lane, first + behind, query, retrials + 1, came, now)
                 behind += 1
 
         # 5. A query arrives with probability lambda.
@@ -163,7 +160,6 @@ def run_slot(
             first, behind, visible = first + 1, behind - 1, visible + 1
         length = visible + behind
         clock[lane], queue_length[lane], head[lane] = now, length, first
-
         departed, retried = kept >= 0, served and kept < 0
         feedback[lane] = FIRST_LLM + kept if departed else RETRIED if retried else NOTHING_SERVED
         all_arrived[lane], all_served[lane], all_departed[lane] = arrived, served, departed

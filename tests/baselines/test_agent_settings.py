@@ -55,6 +55,7 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     "memory": (0, 2.5),
     "error": (0, 1),
     "similarity": (1.1,),
+    "at": (1.1,),
     "trees": (0, 2.5),
     "min_per_llm": (2.5,),
     "epochs": (2.5,),
@@ -67,7 +68,7 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
 ZERO_MEANS_SOMETHING = {
     *("alpha", "alpha_coef", "beta_coef", "c1", "cutoff", "exploration_rate", "gamma", "width"),
     *("step", "scale", "optimism", "exploration", "exploration_final_eps", "held_out"),
-    *("explore", "surely", "similarity"),
+    *("explore", "surely", "similarity", "at"),
     *("forced_pulls", "min_per_llm", "epochs", "gae_lambda", "epsilon"),
 }
 FAST = {"ACQB-CL": {"epochs": 0, "hidden": 4}, "offline-boosting": {"trees": 2}}
