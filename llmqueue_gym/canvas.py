@@ -5,6 +5,7 @@ Drawn by pygame-ce without a display; every problem's picture stands in its own 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -25,6 +26,11 @@ PAPER, INK, MUTED, FAINT = (255, 255, 255), (33, 37, 41), (95, 103, 112), (214, 
 RETRIALS = ((198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
 KEPT, RETRY = (0, 130, 95), (202, 84, 0)
 TRACE, _TRACE_FILL = (33, 113, 181), (226, 237, 247)
+
+TEXT_COLUMNS, NAME_LETTERS = 64, 28
+"""Of a window or a trace in a text, and of a name there."""
+TRACE_SLOTS = 300
+"""Slots of queue length that a picture's trace goes back."""
 
 _OVERSAMPLING = 2  # drawn twice as large and scaled down: smooth edges, even letter spacing
 SMALL, MEDIUM, LARGE = 15, 18, 24
@@ -66,6 +72,13 @@ class Canvas:
         picture = self._pygame.transform.smoothscale(self._surface, (WIDTH, HEIGHT))
         pixels = self._pygame.surfarray.array3d(picture)
         return np.ascontiguousarray(pixels.transpose(1, 0, 2), dtype=np.uint8)
+
+    def title(self, name: str, clock: str, totals: str, size: int = MEDIUM) -> None:
+        """Write the first line, with a rule under it."""
+        x = self.text(name, MARGIN, TITLE_LINE, size=LARGE)
+        self.text(clock, x + 14, TITLE_LINE + 2, MUTED, size)
+        self.text(totals, WIDTH - MARGIN, TITLE_LINE + 2, MUTED, align="right")
+        self.line((MARGIN, RULE), (WIDTH - MARGIN, RULE), FAINT)
 
     def text_width(self, text: str, size: int = SMALL) -> int:
         """Return how wide a text is, rounded up."""
@@ -142,6 +155,15 @@ class Canvas:
             colour = INK if shade < 2 else PAPER
             self.text(str(retrials), x + size / 2, y + size / 2, colour, font_size, "centre")
 
+    def retrials_legend(self, y: float) -> int:
+        """Name the colours of tiles at the right edge; return where that begins."""
+        x = WIDTH - MARGIN
+        for label, colour in zip(("3+", "2", "1", "0"), reversed(RETRIALS), strict=True):
+            x = self.text(label, x, y, MUTED, align="right") - 18
+            self.box((x, y - 7, 14, 14), colour)
+            x -= 10
+        return self.text("retrials", x, y, MUTED, align="right")
+
     def chip_width(self, name: str) -> int:
         """Return how wide the box of a name is."""
         return self.text_width(name) + 2 * _CHIP_PADDING
@@ -180,6 +202,32 @@ class Canvas:
         corners = [_enlarged(point) for point in points]
         self._pygame.draw.lines(self._surface, TRACE, False, corners, 2 * _OVERSAMPLING)
 
+    def trace(self, lengths: Sequence[int], now: int, frame: tuple[int, int, int, int]) -> None:
+        """Draw the queue's lengths, the last one at slot ``now``, with axes around the frame."""
+        left, top, right, bottom = frame
+        highest, first = _axis_top(max(lengths)), max(0, now - TRACE_SLOTS)
+
+        def point(slot: int, length: int) -> Point:
+            x = left + (slot - first) * (right - left) / TRACE_SLOTS
+            return x, bottom - length * (bottom - top) / highest
+
+        for tick in (0, highest // 2, highest):
+            _, y = point(first, tick)
+            self.line((left, y), (right, y), FAINT)
+            self.text(f"{tick:,}", left - 8, y, MUTED, align="right")
+        for slot in range(-(-first // 100) * 100, first + TRACE_SLOTS + 1, 100):
+            self.text(f"{slot:,}", point(slot, 0)[0], bottom + 15, MUTED, align="centre")
+        steps: list[Point] = []
+        for slot, length in enumerate(lengths, now - len(lengths) + 1):
+            x, y = point(slot, length)
+            if steps:
+                steps.append((x, steps[-1][1]))
+            steps.append((x, y))
+        self.curve(steps, bottom)
+        x, y = steps[-1]
+        self.dot((x, y), TRACE)
+        self.text(f"{lengths[-1]:,}", x + 10, y, TRACE, MEDIUM)
+
     def _polygon(self, corners: list[Point], colour: Colour) -> None:
         self._pygame.draw.polygon(self._surface, colour, [_enlarged(point) for point in corners])
 
@@ -191,3 +239,39 @@ class Canvas:
 
 def _enlarged(position: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(round(value * _OVERSAMPLING) for value in position)
+
+
+def _axis_top(highest: int) -> int:
+    """Round up to 4, 10, 20, 40, 100, 200, ...: even numbers, so that half is a tick too."""
+    scale = 1
+    while True:
+        for top in (4, 10, 20):
+            if highest <= top * scale:
+                return top * scale
+        scale *= 10
+
+
+def short_name(name: str) -> str:
+    """Make a name fit its column of a text."""
+    half = (NAME_LETTERS - 1) // 2
+    return name if len(name) <= NAME_LETTERS else f"{name[:half]}…{name[-half:]}"
+
+
+def digits(retrials: Sequence[int], places: int) -> str:
+    """Write a digit a query, ``+`` above 9, and ``.`` for every free place."""
+    return "".join(str(count) if count <= 9 else "+" for count in retrials).ljust(places, ".")
+
+
+def window_lines(retrials: Sequence[int], window: int, beyond: str) -> str:
+    """Write a window, head first, over as many lines as it takes; ``beyond`` says what it hides."""
+    tiles = digits(retrials, window)
+    rows = [tiles[i : i + TEXT_COLUMNS] for i in range(0, window, TEXT_COLUMNS)]
+    return "head [" + "\n      ".join(rows) + "]" + (f"  +{beyond}" if beyond else "")
+
+
+def trace_line(lengths: Sequence[int]) -> str:
+    """Write the last lengths of the queue as bars."""
+    recent = list(lengths)[-TEXT_COLUMNS:]
+    top = max(1, *recent)
+    bars = "".join(BARS[value * (len(BARS) - 1) // top] for value in recent)
+    return f"trace {bars} (0 to {top}, one bar a slot)"

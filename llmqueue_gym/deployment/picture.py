@@ -16,18 +16,18 @@ from llmqueue_gym.canvas import (
     BARS,
     FAINT,
     INK,
-    LARGE,
     MARGIN,
     MEDIUM,
     MUTED,
+    NAME_LETTERS,
     RETRY,
-    RULE,
-    TITLE_LINE,
+    SMALL,
     TRACE,
     WIDTH,
     Canvas,
     Colour,
     Point,
+    short_name,
 )
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.workloads.pool import printable
@@ -38,7 +38,6 @@ MAX_COLUMNS = 64
 """Columns of the timeline; with more stages a column holds several."""
 
 _SPEND_POINTS = 400  # of the spend curve, over the horizon
-_NAME_LETTERS = 28  # of a name in the text
 
 _RELEASED = (150, 158, 166)
 # From idle to the largest share an LLM may take: ColorBrewer's Blues, ordered by lightness, so told
@@ -197,19 +196,19 @@ class DeployRenderer:
         seen = self._dynamics.observe_first()
         width = max(len(self._edges) - 1, len("stages"))
         lines.append(
-            f"{'':{_NAME_LETTERS}}  {'stages':{width}}  {'traffic':>7} {'reward':>6} {'$/1k':>9}"
+            f"{'':{NAME_LETTERS}}  {'stages':{width}}  {'traffic':>7} {'reward':>6} {'$/1k':>9}"
         )
         shown, others = self._rows()
         for llm in shown:
-            name = _cut(self._llms[llm])
+            name = short_name(self._llms[llm])
             share, reward, cost = self._numbers(llm, seen)
             lines.append(
-                f"{name:{_NAME_LETTERS}} |{self._bars([llm]):{width}}| "
+                f"{name:{NAME_LETTERS}} |{self._bars([llm]):{width}}| "
                 f"{share:>7} {reward:>6} {cost:>9}"
             )
         if others:
             share, name = self._total_share(others), f"+{len(others)} more"
-            lines.append(f"{name:{_NAME_LETTERS}} |{self._bars(others):{width}}| {share:>7}")
+            lines.append(f"{name:{NAME_LETTERS}} |{self._bars(others):{width}}| {share:>7}")
         if (self._released < 0).any():
             lines.append(self._to_come())
         return "\n".join([*lines, ""])
@@ -245,10 +244,7 @@ class DeployRenderer:
         """
         canvas = Canvas()
         clock, totals = self._headline()
-        x = canvas.text("LLMDeploy", MARGIN, TITLE_LINE, size=LARGE)
-        canvas.text(clock, x + 14, TITLE_LINE + 2, MUTED)
-        canvas.text(totals, WIDTH - MARGIN, TITLE_LINE + 2, MUTED, align="right")
-        canvas.line((MARGIN, RULE), (WIDTH - MARGIN, RULE), FAINT)
+        canvas.title("LLMDeploy", clock, totals, SMALL)
         self._draw_legend(canvas)
         bottom = self._draw_rows(canvas)
         self._draw_spend(canvas, bottom + 46)
@@ -371,9 +367,3 @@ def _without_provider(llms: Sequence[str]) -> tuple[str, ...]:
     """Drop what comes before the last slash, if the names stay different."""
     short = tuple(name.rsplit("/", 1)[-1] for name in llms)
     return short if len(set(short)) == len(short) else tuple(llms)
-
-
-def _cut(name: str) -> str:
-    """Make a name fit its column of the text."""
-    half = (_NAME_LETTERS - 1) // 2
-    return name if len(name) <= _NAME_LETTERS else f"{name[:half]}…{name[-half:]}"

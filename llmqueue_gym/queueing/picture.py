@@ -14,35 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.canvas import (
-    BARS,
     CHIP_HEIGHT,
-    FAINT,
     INK,
     KEPT,
-    LARGE,
     MARGIN,
     MEDIUM,
     MUTED,
-    RETRIALS,
     RETRY,
-    RULE,
-    TITLE_LINE,
-    TRACE,
+    TRACE_SLOTS,
     WIDTH,
     Canvas,
+    trace_line,
+    window_lines,
 )
 from llmqueue_gym.queueing.lanes import QueueDynamics
 from llmqueue_gym.workloads.pool import printable
 
-TRACE_SLOTS = 300
-"""Slots of queue length that the picture's trace goes back."""
-
-_TEXT_COLUMNS = 64
 _QUEUE_LINE, _LAST_LINE = 74, 228
 _TILES_LEFT, _TILES_TOP, _TILES_WIDTH, _TILES_HEIGHT = 72, 96, 640, 112
 _LARGEST_PITCH, _SMALLEST_PITCH, _MAX_ROWS, _ROW_GAP = 38, 10, 4, 6
 _CHIPS_TOP, _CHIP_GAP, _MAX_CHIPS = 246, 10, 4
-_TRACE_LEFT, _TRACE_TOP, _TRACE_RIGHT, _TRACE_BOTTOM = 72, 326, 696, 414
+_TRACE = (72, 326, 696, 414)  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -142,23 +134,17 @@ class QueueRenderer:
             Totals; the window as digits, head first (retrials of each query, ``+`` above 9, ``.``
             for an empty slot); the last slot in words; a sparkline of the queue length.
         """
-        length, window, last = self._lengths[-1], self._dynamics.window, self._last
-        tiles = "".join(str(count) if count <= 9 else "+" for count in self._retrials)
-        tiles = tiles.ljust(window, ".")
-        rows = [tiles[i : i + _TEXT_COLUMNS] for i in range(0, window, _TEXT_COLUMNS)]
+        length, last = self._lengths[-1], self._last
         backlog = length - len(self._retrials)
-        rows[-1] += f"]  +{backlog} in the backlog" if backlog else "]"
-        recent = list(self._lengths)[-_TEXT_COLUMNS:]
-        top = max(1, *recent)
-        bars = "".join(BARS[value * (len(BARS) - 1) // top] for value in recent)
+        beyond = f"{backlog} in the backlog" if backlog else ""
         return "\n".join(
             [
                 f"slot {self._dynamics.slot[0]}  queue length {length}  "
                 f"arrivals {self._arrivals}  departures {self._departures}  "
                 f"retrials {self._retried}",
-                "head [" + "\n      ".join(rows),
+                window_lines(self._retrials, self._dynamics.window, beyond),
                 f"last: {last.words(with_names=True) if last else 'no slot has run yet'}",
-                f"trace {bars} (0 to {top}, one bar a slot)",
+                trace_line(self._lengths),
                 "",
             ]
         )
@@ -178,21 +164,15 @@ class QueueRenderer:
             If pygame is not installed.
         """
         canvas = Canvas()
-        self._draw_title(canvas)
-        self._draw_queue(canvas)
-        self._draw_last_slot(canvas)
-        self._draw_trace(canvas)
-        return canvas.pixels()
-
-    def _draw_title(self, canvas: Canvas) -> None:
-        x = canvas.text("LLMQueue-v0", MARGIN, TITLE_LINE, size=LARGE)
-        canvas.text(f"slot {self._dynamics.slot[0]:,}", x + 14, TITLE_LINE + 2, MUTED, MEDIUM)
         totals = (
             f"arrivals {self._arrivals:,}    departures {self._departures:,}    "
             f"retrials {self._retried:,}"
         )
-        canvas.text(totals, WIDTH - MARGIN, TITLE_LINE + 2, MUTED, align="right")
-        canvas.line((MARGIN, RULE), (WIDTH - MARGIN, RULE), FAINT)
+        canvas.title("LLMQueue-v0", f"slot {self._dynamics.slot[0]:,}", totals)
+        self._draw_queue(canvas)
+        self._draw_last_slot(canvas)
+        self._draw_trace(canvas)
+        return canvas.pixels()
 
     def _draw_queue(self, canvas: Canvas) -> None:
         length, last = self._lengths[-1], self._last
@@ -217,12 +197,8 @@ class QueueRenderer:
 
     @staticmethod
     def _draw_legend(canvas: Canvas) -> None:
-        x, y = WIDTH - MARGIN, _QUEUE_LINE
-        for label, colour in zip(("3+", "2", "1", "0"), reversed(RETRIALS), strict=True):
-            x = canvas.text(label, x, y, MUTED, align="right") - 18
-            canvas.box((x, y - 7, 14, 14), colour)
-            x -= 10
-        x = canvas.text("retrials", x, y, MUTED, align="right") - 24
+        y = _QUEUE_LINE
+        x = canvas.retrials_legend(y) - 24
         x = canvas.text("just retried", x, y, MUTED, align="right") - 18
         canvas.outline((x, y - 7, 14, 14), RETRY, 3)
         x = canvas.text("served from here", x - 24, y, MUTED, align="right") - 10
@@ -257,32 +233,9 @@ class QueueRenderer:
             x = canvas.chip(end, (x, _CHIPS_TOP), fill) + _CHIP_GAP
 
     def _draw_trace(self, canvas: Canvas) -> None:
-        left, top, right, bottom = _TRACE_LEFT, _TRACE_TOP, _TRACE_RIGHT, _TRACE_BOTTOM
-        canvas.text("Queue length", MARGIN, top - 24, size=MEDIUM)
-        now, highest = int(self._dynamics.slot[0]), _axis_top(max(self._lengths))
-        first = max(0, now - TRACE_SLOTS)
-
-        def point(slot: int, length: int) -> tuple[float, float]:
-            x = left + (slot - first) * (right - left) / TRACE_SLOTS
-            return x, bottom - length * (bottom - top) / highest
-
-        for tick in (0, highest // 2, highest):
-            _, y = point(first, tick)
-            canvas.line((left, y), (right, y), FAINT)
-            canvas.text(f"{tick:,}", left - 8, y, MUTED, align="right")
-        for slot in range(-(-first // 100) * 100, first + TRACE_SLOTS + 1, 100):
-            canvas.text(f"{slot:,}", point(slot, 0)[0], bottom + 15, MUTED, align="centre")
-        canvas.text("slot", WIDTH - MARGIN, bottom + 15, MUTED, align="right")
-        steps: list[tuple[float, float]] = []
-        for slot, length in enumerate(self._lengths, now - len(self._lengths) + 1):
-            x, y = point(slot, length)
-            if steps:
-                steps.append((x, steps[-1][1]))
-            steps.append((x, y))
-        canvas.curve(steps, bottom)
-        x, y = steps[-1]
-        canvas.dot((x, y), TRACE)
-        canvas.text(f"{self._lengths[-1]:,}", x + 10, y, TRACE, MEDIUM)
+        canvas.text("Queue length", MARGIN, _TRACE[1] - 24, size=MEDIUM)
+        canvas.text("slot", WIDTH - MARGIN, _TRACE[3] + 15, MUTED, align="right")
+        canvas.trace(self._lengths, int(self._dynamics.slot[0]), _TRACE)
 
 
 class _Grid:
@@ -305,13 +258,3 @@ class _Grid:
         columns = -(-self.count // rows)
         height = _TILES_HEIGHT // rows - _ROW_GAP
         return min(_LARGEST_PITCH, _TILES_WIDTH // columns, height)
-
-
-def _axis_top(highest: int) -> int:
-    """Round up to 4, 10, 20, 40, 100, 200, ...: even numbers, so that half is a tick too."""
-    scale = 1
-    while True:
-        for top in (4, 10, 20):
-            if highest <= top * scale:
-                return top * scale
-        scale *= 10

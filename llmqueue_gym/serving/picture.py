@@ -13,20 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.canvas import (
-    BARS,
     FAINT,
     INK,
-    LARGE,
     MARGIN,
     MEDIUM,
     MUTED,
+    NAME_LETTERS,
     RETRIALS,
     RETRY,
     RULE,
-    TITLE_LINE,
     TRACE,
+    TRACE_SLOTS,
     WIDTH,
     Canvas,
+    digits,
+    short_name,
+    trace_line,
+    window_lines,
 )
 from llmqueue_gym.serving import dynamics as fields
 from llmqueue_gym.serving.dynamics import PHASES
@@ -35,14 +38,12 @@ from llmqueue_gym.workloads.pool import printable
 
 MAX_ROWS = 8
 """Replicas that are shown one by one."""
-TRACE_SLOTS = 300
-"""Slots of queue length that the picture's trace goes back."""
 
-_NAME_LETTERS, _PLACES, _TEXT_COLUMNS = 24, 40, 64
+_PLACES = 40
 _ROWS_TOP, _ROWS_HEIGHT, _LARGEST_ROW = 88, 168, 36
 _PHASE_LEFT, _PLACES_LEFT, _PLACES_RIGHT = 214, 296, 730
 _QUEUE_LINE, _QUEUE_TOP, _TILE, _TILES_RIGHT = 280, 298, 20, 730
-_TRACE_LEFT, _TRACE_TOP, _TRACE_RIGHT, _TRACE_BOTTOM = 72, 350, 480, 418
+_TRACE = _LEFT, _TOP, _, _ = 72, 350, 480, 418
 _CLOCK_LEFT, _CLOCK_RIGHT = 540, 776
 
 
@@ -151,27 +152,22 @@ class ServingRenderer:
         ]
         for r in range(self._rows()):
             name, phase, retrials, places = self._replica(r)
-            tiles = _digits(retrials).ljust(places, ".")
+            tiles = digits(retrials, places)
             if places > _PLACES:
                 tiles = f"{tiles[:_PLACES]} {len(retrials)} of {places}"
-            lines.append(f"{_cut(name):{_NAME_LETTERS}}  {phase:11}  [{tiles}]")
+            lines.append(f"{short_name(name):{NAME_LETTERS}}  {phase:11}  [{tiles}]")
         if self._rows() < instance.num_replicas:
             lines.append(f"+{instance.num_replicas - self._rows()} more replicas")
         waiting = self._waiting()
-        tiles = _digits(waiting).ljust(instance.window, ".")
-        rows = [tiles[i : i + _TEXT_COLUMNS] for i in range(0, len(tiles), _TEXT_COLUMNS)]
-        beyond = int(dynamics.queue_length[0]) - len(waiting)
-        rows[-1] += f"]  +{beyond} beyond the window" if beyond else "]"
-        recent = list(self._lengths)[-_TEXT_COLUMNS:]
-        top = max(1, *recent)
-        bars = "".join(BARS[value * (len(BARS) - 1) // top] for value in recent)
+        hidden = int(dynamics.queue_length[0]) - len(waiting)
+        beyond = f"{hidden} beyond the window" if hidden else ""
         return "\n".join(
             [
                 *lines,
-                "head [" + "\n      ".join(rows),
+                window_lines(waiting, instance.window, beyond),
                 f"next update: {self._clock()[1]}",
                 f"last: {self._last}",
-                f"trace {bars} (0 to {top}, one bar a slot)",
+                trace_line(self._lengths),
                 "",
             ]
         )
@@ -191,27 +187,19 @@ class ServingRenderer:
             If pygame is not installed.
         """
         canvas = Canvas()
-        x = canvas.text("LLMServe-v0", MARGIN, TITLE_LINE, size=LARGE)
-        slot = f"slot {self._dynamics.slot[0]:,}"
-        canvas.text(slot, x + 14, TITLE_LINE + 2, MUTED, MEDIUM)
         totals = "    ".join(f"{label} {count:,}" for label, count in self._totals().items())
-        canvas.text(totals, WIDTH - MARGIN, TITLE_LINE + 2, MUTED, align="right")
-        canvas.line((MARGIN, RULE), (WIDTH - MARGIN, RULE), FAINT)
+        canvas.title("LLMServe-v0", f"slot {self._dynamics.slot[0]:,}", totals)
         self._draw_replicas(canvas)
         self._draw_queue(canvas)
-        self._draw_trace(canvas)
+        canvas.text("Queue length", MARGIN, _TOP - 14, size=MEDIUM)
+        canvas.trace(self._lengths, int(self._dynamics.slot[0]), _TRACE)
         self._draw_clock(canvas)
         return canvas.pixels()
 
     def _draw_replicas(self, canvas: Canvas) -> None:
         instance = self._dynamics.instances[0]
         canvas.text("Replicas", MARGIN, RULE + 18, size=MEDIUM)
-        x = WIDTH - MARGIN
-        for label, colour in zip(("3+", "2", "1", "0"), reversed(RETRIALS), strict=True):
-            x = canvas.text(label, x, RULE + 18, MUTED, align="right") - 18
-            canvas.box((x, RULE + 11, 14, 14), colour)
-            x -= 10
-        canvas.text("retrials", x, RULE + 18, MUTED, align="right")
+        canvas.retrials_legend(RULE + 18)
         rows = min(instance.num_replicas, MAX_ROWS)
         pitch = min(_LARGEST_ROW, _ROWS_HEIGHT / rows)
         for r in range(self._rows()):
@@ -259,53 +247,22 @@ class ServingRenderer:
         canvas.text(f"{lost:,} lost", x, _QUEUE_LINE + 1, RETRY if lost else MUTED)
         canvas.text("head", MARGIN, _QUEUE_TOP + _TILE / 2, MUTED)
         window = self._dynamics.instances[0].window
-        most = int((_TILES_RIGHT - _TRACE_LEFT) // (_TILE + 2))
+        most = int((_TILES_RIGHT - _LEFT) // (_TILE + 2))
         for place in range(min(window, most)):
-            box = (_TRACE_LEFT + place * (_TILE + 2), _QUEUE_TOP, _TILE, _TILE)
+            box = (_LEFT + place * (_TILE + 2), _QUEUE_TOP, _TILE, _TILE)
             canvas.tile(box, waiting[place] if place < len(waiting) else None)
         if length > min(window, most):
             beyond = f"+{length - min(window, most):,}"
-            x = _TRACE_LEFT + min(window, most) * (_TILE + 2) + 6
+            x = _LEFT + min(window, most) * (_TILE + 2) + 6
             canvas.text(beyond, x, _QUEUE_TOP + _TILE / 2)
-
-    def _draw_trace(self, canvas: Canvas) -> None:
-        left, top, right, bottom = _TRACE_LEFT, _TRACE_TOP, _TRACE_RIGHT, _TRACE_BOTTOM
-        canvas.text("Queue length", MARGIN, top - 14, size=MEDIUM)
-        now, highest = int(self._dynamics.slot[0]), max(4, *self._lengths)
-        first = max(0, now - TRACE_SLOTS)
-        for tick in (0, highest):
-            y = bottom - tick * (bottom - top) / highest
-            canvas.line((left, y), (right, y), FAINT)
-            canvas.text(f"{tick:,}", left - 8, y, MUTED, align="right")
-        points = [
-            (
-                left + (slot - first) * (right - left) / TRACE_SLOTS,
-                bottom - n * (bottom - top) / highest,
-            )
-            for slot, n in enumerate(self._lengths, now - len(self._lengths) + 1)
-        ]
-        canvas.curve(points, bottom)
-        canvas.dot(points[-1], TRACE)
-        canvas.text(f"slot {first:,}", left, bottom + 15, MUTED)
-        canvas.text(f"{first + TRACE_SLOTS:,}", right, bottom + 15, MUTED, align="right")
 
     def _draw_clock(self, canvas: Canvas) -> None:
         share, words = self._clock()
-        left, right, y = _CLOCK_LEFT, _CLOCK_RIGHT, _TRACE_TOP + 12
-        canvas.text("Next update", left, _TRACE_TOP - 14, size=MEDIUM)
-        canvas.text(words, right, _TRACE_TOP - 13, MUTED, align="right")
+        left, right, y = _CLOCK_LEFT, _CLOCK_RIGHT, _TOP + 12
+        canvas.text("Next update", left, _TOP - 14, size=MEDIUM)
+        canvas.text(words, right, _TOP - 13, MUTED, align="right")
         canvas.box((left, y - 5, right - left, 10), FAINT)
         if share > 0.0:
             canvas.box((left, y - 5, (right - left) * share, 10), TRACE)
         canvas.text("Last slot", left, y + 30, size=MEDIUM)
         canvas.text(canvas.shorten(self._last, right - left), left, y + 50, MUTED)
-
-
-def _digits(retrials: list[int]) -> str:
-    return "".join(str(count) if count <= 9 else "+" for count in retrials)
-
-
-def _cut(name: str) -> str:
-    """Make a name fit its column of the text."""
-    half = (_NAME_LETTERS - 1) // 2
-    return name if len(name) <= _NAME_LETTERS else f"{name[:half]}…{name[-half:]}"

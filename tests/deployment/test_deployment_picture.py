@@ -308,7 +308,7 @@ def test_close_frees_the_renderer():
 def test_names_keep_their_provider_only_where_they_need_it():
     assert drawing._without_provider(["a/x", "b/y"]) == ("x", "y")
     assert drawing._without_provider(["a/x", "b/x"]) == ("a/x", "b/x")
-    assert len(drawing._cut("n" * 90)) <= drawing._NAME_LETTERS
+    assert len(canvas.short_name("n" * 90)) <= canvas.NAME_LETTERS
 
 
 @given(st.floats(min_value=1e-300, max_value=1e300))

@@ -267,7 +267,7 @@ def test_missing_pygame_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("highest", [0, 1, 4, 5, 17, 633, 99_999])
 def test_axis_holds_the_trace_and_halves_evenly(highest):
-    top = drawing._axis_top(highest)
+    top = shapes._axis_top(highest)
     assert top >= highest
     assert top % 2 == 0
     assert top == 4 or top <= 2.5 * highest
