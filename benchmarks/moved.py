@@ -4,7 +4,7 @@ from __future__ import annotations
 
 MOVED = {
     "agent_files": "plan.agent_files",
-    "arrivals": "commands.arrivals",
+    "arrivals": "commands.logs",
     "changes": "commands.compare",
     "compare": "commands.compare",
     "completion": "commands.completion",

@@ -152,7 +152,7 @@ def arrivals_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how bursty a trace is, before and after it is laid on slots."""
-    from benchmarks.commands.arrivals import show_trace
+    from benchmarks.commands.logs import show_trace
 
     show_trace(path, rate, column, unit, as_json)
 

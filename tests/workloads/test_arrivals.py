@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.commands.arrivals import describe_trace, show_trace
+from benchmarks.commands.logs import describe_trace, show_trace
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite
 from llmqueue_gym.envs import LLMQueueEnv

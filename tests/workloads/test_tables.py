@@ -30,7 +30,7 @@ from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.parquet import read_footer
 from llmqueue_gym.workloads.prices import read_prices
 from llmqueue_gym.workloads.rows import read_rows
-from llmqueue_gym.workloads.sources.table import parse, read_layout, table_pool, table_workload
+from llmqueue_gym.workloads.sources.table import read_layout, table_pool, table_workload
 
 
 @pytest.fixture(autouse=True)
@@ -433,12 +433,3 @@ def test_only_names_of_options_are_spelled_as_options() -> None:
         as_options(),
     ):
         raise UsageError("/data/text=x.csv: clip='text=1', `other`")
-
-
-def test_blank_lines_are_skipped_and_ragged_rows_refused(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text('x,a\n\n"[1]",0\n\n\n"[2]",1\n\n')
-    assert parse(read_layout(str(path), ["a"], embedding="x")).quality == [[0.0], [1.0]]
-    path.write_text('x,a\n"[1]",0\n"[2]",1,5\n')
-    with pytest.raises(ValueError, match="row 2: 3 cells for 2 columns"):
-        parse(read_layout(str(path), ["a"], embedding="x"))

@@ -7,14 +7,14 @@ from functools import cache
 import made_up
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_up import board_of, deploy_cell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.plan.cells import make_plan
-from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
+from benchmarks.plan.suite import SuiteError, parse_suite
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.deployment.board import KIND as DEPLOYMENT
 from benchmarks.problems.deployment.board import adoption_delays
@@ -26,10 +26,7 @@ from benchmarks.report.draw import draw_legend
 from benchmarks.report.page import board_page
 from benchmarks.report.series import heat_map
 from benchmarks.report.words import sweep_title
-from benchmarks.run.engines import LocalEngine
-from benchmarks.run.runner import InvalidActionError, run_cell
-from benchmarks.score.fairness import violations
-from benchmarks.score.scoring import tidy
+from benchmarks.run.runner import run_cell
 
 TASK = {
     "name": "tiny",
@@ -63,10 +60,6 @@ class First(DeployAgent):
         self.turn += 1
         bits = [int(m in self.llms) for m in range(self.problem.num_llms)]
         return [*bits, self.llms[self.turn % len(self.llms)]]
-
-class Outside(First):
-    def act(self, observation):
-        return [2, *super().act(observation)[1:]]
 
 class KnowsTheDraws(First):
     '''Pays for no answer that will be bad: it refuses those queries.'''
@@ -193,23 +186,6 @@ def test_policies_of_one_seed_meet_one_instance_and_a_cell_is_a_function_of_its_
         assert first[part] == second[part]
 
 
-def test_workers_give_the_results_of_this_process_with_a_third_partys_agent_among_them(own):
-    plan = make_plan(parse_suite("s", {**SUITE, "seeds": 1}), agents=[f"{own}:First"])
-    outcomes = {outcome.cell.key: outcome.payload for outcome in LocalEngine(2).run(plan.cells)}
-    assert len(outcomes) == 5
-    for cell in plan.cells:
-        here = run_cell(cell.spec, cell.kwargs)
-        for part in ("metrics", "curve", "traffic"):
-            assert outcomes[cell.key][part] == here[part]
-
-
-def test_an_action_outside_the_space_is_refused_with_agent_and_layout(own):
-    plan = make_plan(parse_suite("s", {**SUITE, "agents": []}), agents=[f"{own}:Outside"])
-    [cell, _] = [c for c in plan.cells if ":" in c.spec["agent"]["name"]]
-    with pytest.raises(InvalidActionError, match=r"Outside.*step 0.*\[N deployment bits, LLM\]"):
-        run_cell(cell.spec, cell.kwargs)
-
-
 # --- suites ---------------------------------------------------------------------------------------
 
 
@@ -226,10 +202,6 @@ def test_agents_play_the_tasks_of_their_kind_only(own):
     assert plan.skipped == {}
     alone = make_plan(parse_suite("s", {**both, "task": [TASK]}))
     assert "queueing" in alone.skipped["greedy"]
-
-
-def test_random_is_the_uniform_agent():
-    assert CELLS["random", 0].spec["agent"]["name"] == "uniform"
 
 
 def test_content_of_a_table_changes_the_key(tmp_path):
@@ -256,19 +228,6 @@ def test_an_unknown_instance_is_an_error_of_the_suite():
         make_plan(parse_suite("s", document))
 
 
-def test_built_in_suites_hold_what_the_issue_names():
-    tasks = load_suite("deployment").tasks
-    budgets = {t.kwargs["budget_per_query"] for t in tasks if t.kwargs["instance"] == "routerbench"}
-    assert budgets == {3e-4, 1e-3, 2e-3}
-    catalog = [t.kwargs for t in tasks if t.kwargs["instance"] == "catalog"]
-    grid = {(kwargs["max_deployed"], kwargs["budget_per_query"]) for kwargs in catalog}
-    assert grid == {(4, 1e-3), (4, 5e-3), (8, 1e-3), (8, 5e-3)}
-    stages = {t.kwargs["num_stages"] for t in load_suite("deployment-sweep-k").tasks}
-    assert stages == {5, 11, 33, 100, 365}
-    horizons = {t.horizon for t in load_suite("deployment-sweep-horizon").tasks}
-    assert (min(horizons), max(horizons)) == (1000, 100_000)
-
-
 # --- scores ---------------------------------------------------------------------------------------
 
 
@@ -284,26 +243,7 @@ def cells_of(ledgers):
     return made_up.cells_of(deploy_cell, ledgers)
 
 
-@settings(max_examples=25)
-@given(st.floats(0.0, 0.4), st.floats(0.5, 1.0), st.floats(-0.5, 1.0))
-def test_score_is_0_for_random_1_for_the_oracle_and_linear_in_the_ledger(random, oracle, share):
-    ledger = random + share * (oracle - random)
-    table = tidy(cells_of({"oracle": [oracle], "random": [random], "a": [ledger]}), DEPLOYMENT)
-    scores = dict(zip(table["agent"], table["score"], strict=True))
-    assert scores["oracle"] == 1.0
-    assert scores["random"] == 0.0
-    assert scores["a"] == pytest.approx(share, abs=1e-9)
-
-
 REFERENCES = {"oracle": [0.60, 0.62, 0.58, 0.61, 0.59], "random": [0.1] * 5}
-
-
-def test_beating_the_oracle_on_every_seed_is_named():
-    cells = cells_of({**REFERENCES, "a": [x + 0.05 for x in REFERENCES["oracle"]]})
-    [text] = violations(tidy(cells, DEPLOYMENT), DEPLOYMENT)
-    assert "a (5 seeds) beats the oracle: paired gap in minus the ledger score -0.05" in text
-    lucky = cells_of({**REFERENCES, "a": [0.7, *REFERENCES["oracle"][1:]]})
-    assert violations(tidy(lucky, DEPLOYMENT), DEPLOYMENT) == []
 
 
 def test_an_agent_that_knows_the_draws_is_found_within_one_run(own):
@@ -469,12 +409,6 @@ def test_tasks_that_differ_in_two_parameters_or_are_only_two_are_no_sweep():
     [sweep] = boards([(16, 1), (4, 1), (8, 1), (4, 2), (8, 2)])
     assert (sweep.axis, sweep.values.tolist()) == ("max_deployed", [4, 8, 16])
     assert sweep.exponents == {}
-
-
-def test_stages_of_one_horizon_are_a_sweep_of_their_own():
-    cells = [deploy_cell("a", 0, 0.5, f"x-k{k}", kwargs={"num_stages": k}) for k in (5, 33, 11)]
-    [sweep] = board_of(cells).sweeps
-    assert (sweep.axis, sweep.name, sweep.values.tolist()) == ("num_stages", "x", [5, 11, 33])
 
 
 @pytest.mark.parametrize("stored", [0, 2])

@@ -62,17 +62,6 @@ class RealTimeSignal(RandomAgent):
 class SysExits(RandomAgent):
     def act(self, observation):
         sys.exit("leaving")
-
-class Meddles(RandomAgent):
-    """Changes global state, prints and leaves a child behind."""
-    def __init__(self, problem, seed):
-        super().__init__(problem, seed)
-        np.random.seed(0)
-        print("x" * 100_000)
-        os.environ["OMP_NUM_THREADS"] = "7"
-        if os.fork() == 0:
-            time.sleep(60)
-            os._exit(0)
 '''
 
 SUITE = {
@@ -192,19 +181,6 @@ def test_a_killed_worker_costs_its_cell_only_and_is_run_again(agents, tmp_path):
     assert "killed by SIGKILL" in failure(store, "Waits")["error"]
     again = run(plan("Waits", "Fine"), store, LocalEngine(2, timeout=1))
     assert (again.computed, again.reused, again.failed) == (0, 3, 1)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
-def test_a_meddling_agent_ends_and_changes_no_other_result(agents, tmp_path):
-    alone, beside = Store(tmp_path / "a"), Store(tmp_path / "b")
-    run(plan("Fine"), alone, LocalEngine(1))
-    started = time.monotonic()
-    tally = run(plan("Meddles", "Fine"), beside, LocalEngine(1))
-    assert tally.failed == 0
-    assert time.monotonic() - started < 30  # the child it left behind does not hold the run up
-    for cell in plan("Fine").cells:
-        first, second = alone.load(cell.key), beside.load(cell.key)
-        assert first["metrics"] == second["metrics"]
 
 
 def test_results_are_equal_for_any_number_of_workers(tmp_path):

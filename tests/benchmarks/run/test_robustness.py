@@ -103,6 +103,15 @@ class ForksAndBothGoOn(RandomAgent):
             os.fork()
         return super().act(observation)
 
+class LeavesAChild(RandomAgent):
+    """Which holds what this process had open, and the run not up."""
+    def __init__(self, problem, seed):
+        super().__init__(problem, seed)
+        print("x" * 100_000)
+        if not os.fork():
+            time.sleep(300)
+            os._exit(0)
+
 class TouchesGlobals(RandomAgent):
     """Reseeds, patches and rewires what others might share."""
     def __init__(self, problem, seed):
@@ -299,48 +308,6 @@ def test_a_write_error_names_file_and_reason(here, monkeypatch):
         run(plan(), store, LocalEngine(1))
 
 
-# --- files are damaged ----------------------------------------------------------------------------
-
-
-def edit(path):
-    record = json.loads(path.read_text())
-    record["payload"]["metrics"]["mean_queue"] += 1.0
-    path.write_text(json.dumps(record))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def blank(path):
-    path.write_bytes(b"")
-
-
-def fill_with_zeros(path):
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-@pytest.mark.parametrize("damage", [edit, truncate, blank, fill_with_zeros])
-def test_a_damaged_result_is_computed_again_with_a_note(here, damage):
-    store, work, notes = Store(here / "r"), plan(), []
-    run(work, store, LocalEngine(1))
-    whole = store.load(work.cells[0].key)
-    damage(here / "r" / "cells" / f"{work.cells[0].key}.json")
-    tally = run(work, store, LocalEngine(1), on_note=notes.append)
-    assert (tally.computed, tally.reused) == (1, 1)
-    assert "computing tiny / oracle / seed 0 again" in notes[0]
-    assert store.load(work.cells[0].key)["metrics"] == whole["metrics"]
-
-
-def test_results_swapped_between_cells_are_noticed(here):
-    store, work, notes = Store(here / "r"), plan(), []
-    run(work, store, LocalEngine(1))
-    first, second = (here / "r" / "cells" / f"{cell.key}.json" for cell in work.cells)
-    second.write_bytes(first.read_bytes())
-    assert run(work, store, LocalEngine(1), on_note=notes.append).computed == 1
-    assert "holds the result of another cell" in notes[0]
-
-
 # --- agents that misbehave ------------------------------------------------------------------------
 
 
@@ -382,7 +349,9 @@ def test_a_stopped_worker_meets_the_timeout(here):
     assert not alive(int((here / "stopped").read_text()))
 
 
-@pytest.mark.parametrize("agent", ["ClosesStdout", "ForksAndBothGoOn", "TouchesGlobals"])
+@pytest.mark.parametrize(
+    "agent", ["ClosesStdout", "ForksAndBothGoOn", "LeavesAChild", "TouchesGlobals"]
+)
 def test_an_agent_that_meddles_gets_its_result_and_changes_no_other(here, agent):
     alone, beside = Store(here / "a"), Store(here / "b")
     run(plan("Fine"), alone, LocalEngine(1))
