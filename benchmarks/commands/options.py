@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 LEADERBOARD = Path("leaderboard")
+WALL = typer.Option(
+    "--wall/--trust",
+    help="Every agent plays behind the wall, or none; default: those from elsewhere do.",
+)
 TIMEOUT = 3600.0
 """Seconds a cell may take unless told otherwise: a hanging agent must end some day."""
 TRAIN_TIMEOUT = 86_400.0

@@ -22,6 +22,7 @@ from benchmarks.commands.options import (
     RESULTS,
     TIMEOUT,
     TRAIN_TIMEOUT,
+    WALL,
     cores,
     exit_code,
     read_data,
@@ -102,14 +103,17 @@ def run_command(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster: HOST:PORT or auto; default: a new one.")
     ] = None,
+    wall: Annotated[bool | None, WALL] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Run the cells of a suite that have no result yet; train first what has to be trained."""
     chosen = load_suite(suite)
     store = Store(results or RESULTS / chosen.name)
     models = (store.root or RESULTS / chosen.name) / "models"
-    runner = _engine(engine, address, workers, timeout, memory)
-    arguments = (chosen, agent or [], task or [], seeds, data or [], models)
+    hidden = [] if store.root is None else [str(store.root)]
+    runner = _engine(engine, address, workers, timeout, memory, hidden)
+    trust = None if wall is None else not wall
+    arguments = (chosen, agent or [], task or [], seeds, data or [], models, trust)
     plan = _plan(*arguments)
     untrained: dict[str, str] = {}
     if plan.trainings:
@@ -181,9 +185,12 @@ def _plan(
     seeds: int | None,
     data: list[str],
     models: Path,
+    trust: bool | None,
 ) -> Plan:
     paths = read_data(data)
-    return make_plan(suite, seeds=seeds, tasks=tasks, agents=agents, data=paths, models=models)
+    return make_plan(
+        suite, seeds=seeds, tasks=tasks, agents=agents, data=paths, models=models, trust=trust
+    )
 
 
 def _train(
@@ -374,18 +381,19 @@ def _engine(
     workers: int | None,
     timeout: float,
     memory: float | None,
+    hidden: list[str],
 ) -> Engine:
     from benchmarks.run.engines import LocalEngine
 
     if name == "local":
         if address is not None:
             raise UsageError(f"--address {address} belongs to --engine ray")
-        return LocalEngine(workers or cores(), timeout, memory)
+        return LocalEngine(workers or cores(), timeout, memory, hidden)
     if name != "ray":
         raise UsageError(f"--engine {name!r} is not one of local, ray")
     from benchmarks.run.ray_engine import RayEngine
 
-    return RayEngine(address, workers, timeout, memory)
+    return RayEngine(address, workers, timeout, memory, hidden)
 
 
 def _progress(console: Console) -> Progress:

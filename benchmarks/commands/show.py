@@ -15,6 +15,7 @@ from benchmarks.commands.options import (
     POSITIVE,
     SHARE,
     TIMEOUT,
+    WALL,
     chosen_results,
     cores,
     read_data,
@@ -210,6 +211,7 @@ def verify_command(
     timeout: Annotated[
         float, typer.Option(help="Seconds a cell may take.", callback=POSITIVE)
     ] = TIMEOUT,
+    wall: Annotated[bool | None, WALL] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compute a sample of stored cells again and compare bit for bit; 1 if one differs.
@@ -219,10 +221,11 @@ def verify_command(
     from benchmarks.commands.verify import show_verification
     from benchmarks.run.engines import LocalEngine
 
-    engine = LocalEngine(workers or cores(), timeout)
-    verified = show_verification(
-        chosen_results(results), sample, seed, engine, read_data(data or []), as_json, models
-    )
+    where = chosen_results(results)
+    engine = LocalEngine(workers or cores(), timeout, hidden=[str(where)])
+    trust = None if wall is None else not wall
+    arguments = (sample, seed, engine, read_data(data or []), as_json, models, trust)
+    verified = show_verification(where, *arguments)
     raise typer.Exit(OK if verified else FAILED)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.plan.cells import Cell, kwargs_here, spec_here
+from benchmarks.plan.players import is_walled
 from benchmarks.plan.suite import load_suite, spec_key
 from benchmarks.run.engines import LocalEngine, Outcome
-from benchmarks.run.runner import platform_here
+from benchmarks.run.runner import agent_seed, platform_here
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.score.export import ExportedRun, as_exported, open_results
 from benchmarks.terminal import make_console, print_json, say
@@ -24,7 +25,7 @@ from llmqueue_gym.errors import UsageError
 
 Record = Mapping[str, Any]
 
-NOT_COMPARED = ("spec", "timing", "provenance", "reads", "llms")
+NOT_COMPARED = ("spec", "timing", "provenance", "reads", "llms", "wall")
 
 _SHOWN = 5  # differing fields named a cell
 _DECIDES = {
@@ -114,6 +115,7 @@ def verify(
     engine: LocalEngine,
     data: Mapping[str, str] | None = None,
     models: Path | None = None,
+    trust: bool | None = None,
     on_start: Callable[[int], None] = lambda count: None,
     on_checked: Callable[[Checked], None] = lambda checked: None,
 ) -> Verification:
@@ -133,6 +135,9 @@ def verify(
     models : Path, optional
         Folder of the suite's own trainings; by default ``models`` beside the results, or
         ``results/SUITE/models`` if those are an export or behind a URL.
+    trust : bool, optional
+        Who plays behind the wall, as for a run; with True nobody does. By default also whoever did
+        in the run. Agents get the seeds that they had.
     on_start, on_checked : callables
         Told of the number of cells chosen and of each one checked.
     """
@@ -161,7 +166,7 @@ def verify(
         except CorruptResultError as error:
             note(Checked(str(cell), cell.key, "damaged", notes=[str(error)]))
             continue
-        here = _with_code_here(cell)
+        here = _where_it_played(_with_code_here(cell), record, trust)
         whole[here.key] = cell, record, _changes(cell, record.get("provenance", {}))
         played.append(here)
     exported = isinstance(store, ExportedRun)
@@ -241,6 +246,14 @@ def _with_code_here(cell: Cell) -> Cell:
     except UsageError:  # nor will it run: computing it says why
         return cell
     return replace(cell, spec={**cell.spec, "agent": {**agent, "code": code}})
+
+
+def _where_it_played(cell: Cell, record: Record, trust: bool | None) -> Cell:
+    """Return the cell with the seed that its agent had, and behind the wall if it was there."""
+    agent, apart = cell.spec["agent"], record.get("wall")
+    walled = is_walled(agent, trust) or (trust is None and apart is not None)
+    seed = agent_seed(cell.spec["seed"]) if apart is None else apart["agent_seed"]
+    return replace(cell, walled=walled, agent_seed=seed)
 
 
 def _changes(cell: Cell, provenance: Record) -> list[str]:
@@ -328,6 +341,7 @@ def show_verification(
     data: Mapping[str, str],
     as_json: bool,
     models: Path | None = None,
+    trust: bool | None = None,
 ) -> bool:
     """Verify results and print what came of it, cells as they come; return whether all is well."""
     from rich.progress import Progress
@@ -348,6 +362,7 @@ def show_verification(
             engine=engine,
             data=data,
             models=models,
+            trust=trust,
             on_start=lambda count: progress.update(bar, total=count),
             on_checked=note,
         )

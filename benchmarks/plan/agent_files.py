@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,26 @@ def agent_folder(agent: Mapping[str, Any]) -> Path | None:
     """
     if "code" not in agent:
         return None
-    try:
-        found = find_spec(agent_spec(agent["name"]).target.partition(":")[0])
-    except (ValueError, ModuleNotFoundError):
-        return None
+    found = find_module(agent_spec(agent["name"]).target.partition(":")[0])
     return Path(found.origin).resolve().parent if found and found.origin else None
+
+
+def find_module(name: str) -> ModuleSpec | None:
+    """Find a module as an import would, and import nothing, not even the packages it lies in."""
+    parts = name.split(".")
+    places: Sequence[str] | None = None
+    found: ModuleSpec | None = None
+    for end in range(1, len(parts) + 1):
+        full = ".".join(parts[:end])
+        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+        specs = (find(full, places) for find in finders if find is not None)
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None:
+            return None
+        places = found.submodule_search_locations
+        if places is None and end < len(parts):
+            return None
+    return found
 
 
 def watch_folder(folder: Path) -> Callable[[], Digests]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.plan.players import Player, find_player, trained_player
+from benchmarks.plan.players import Player, find_player, is_walled, trained_player
 from benchmarks.plan.suite import (
     REFERENCES,
     AgentEntry,
@@ -52,11 +52,17 @@ class Cell:
         The task's kwargs as the environment receives them on this machine.
     model : str, optional
         File of a trained agent on this machine; its digest is part of ``spec``.
+    walled : bool
+        Whether the agent plays behind the wall (`benchmarks.wall`); no part of ``spec``.
+    agent_seed : int, optional
+        Seed of the agent, of a cell that is computed again.
     """
 
     spec: Mapping[str, Any]
     kwargs: Mapping[str, Any]
     model: str | None = None
+    walled: bool = False
+    agent_seed: int | None = None
 
     @property
     def key(self) -> str:
@@ -125,6 +131,7 @@ def make_plan(
     agents: Sequence[str] = (),
     data: Mapping[str, str] | None = None,
     models: Path | None = None,
+    trust: bool | None = None,
 ) -> Plan:
     """Expand a suite into cells.
 
@@ -143,6 +150,9 @@ def make_plan(
     models : Path, optional
         Folder of the suite's own trainings. Agents whose training is not finished there are listed
         in the plan's ``trainings`` and have no cells.
+    trust : bool, optional
+        Who plays behind the wall (`benchmarks.plan.players.is_walled`); by default whoever is
+        neither this project's nor the suite's own.
 
     Raises
     ------
@@ -177,7 +187,7 @@ def make_plan(
                     continue
             else:
                 if entry not in players:
-                    players[entry] = find_player(entry)
+                    players[entry] = find_player(entry, trust)
                 player = players[entry]
             if player.kind not in (None, kind):
                 continue
@@ -186,7 +196,8 @@ def make_plan(
                 curves.append({"task": task.name, "agent": entry.label, **player.curve})
             for seed in range(seeds or suite.seeds):
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
-                cells.append(Cell(spec, kwargs, player.model))
+                walled = is_walled(player.identity, trust)
+                cells.append(Cell(spec, kwargs, player.model, walled))
     for entry in players.keys() - played:
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)

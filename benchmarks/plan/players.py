@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.plan.suite import PROTOCOLS, AgentEntry
+from benchmarks.plan.agent_files import find_module
+from benchmarks.plan.suite import PROTOCOLS, YARDSTICK, AgentEntry
 from llmqueue_gym.errors import MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from baselines.interface import AgentSpec
     from benchmarks.plan.cells import Training
+
+
+_IMPORT_TIMEOUT = 120.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -28,44 +33,93 @@ class Player:
     curve: Mapping[str, Any] | None = None
 
 
-def find_player(entry: AgentEntry) -> Player:
-    """Name, label and settings; the code of agents from elsewhere and a model's facts count too."""
-    from baselines.models import class_training, read_card, training_facts
+def find_player(entry: AgentEntry, trust: bool | None = None) -> Player:
+    """Name, label and settings; the code of agents from elsewhere and a model's facts count too.
+
+    Unless it is trusted, code from elsewhere is imported behind the wall only.
+    """
+    from baselines.models import read_card, training_facts
     from baselines.registry import agent_spec
 
     curve = None
-    identity = {"name": entry.name, "label": entry.label, "settings": dict(entry.settings)}
+    identity: dict[str, Any] = {"name": entry.name, "label": entry.label}
+    identity["settings"] = dict(entry.settings)
     if entry.name == "oracle":
         return Player(identity, PROTOCOLS[0], None)
     spec = agent_spec(entry.name)
     module = spec.target.partition(":")[0]
     if module.split(".")[0] != "baselines":
         identity["code"] = agent_code(module, entry.name)
-    cls = _loaded(spec)
+    apart = is_walled(identity, trust) and "code" in identity
+    facts = _facts_apart(entry.name, identity["code"]) if apart else _facts(spec)
     model = spec.settings.get("model")
-    brought = model or getattr(cls, "model", None)  # a class may name its own file
+    brought = model or facts.get("model")  # a class may name its own file
     if isinstance(brought, str):
         identity["training"] = training_facts(brought)
         curve = read_card(brought)["curve"]
-    elif cls is not None and (declared := class_training(cls)) is not None:
+    elif (declared := facts.get("training")) is not None:
         identity["training"] = declared
-    if given := getattr(cls, "trained_on", ""):
+    if given := facts.get("trained_on"):
         identity["trained_on"] = given
-    own = "pretrained" if model else getattr(cls, "protocol", PROTOCOLS[0])
+    own = "pretrained" if model else facts.get("protocol", PROTOCOLS[0])
     path = str(Path(model).resolve()) if model else None
-    return Player(identity, entry.protocol or own, getattr(cls, "kind", None), path, curve)
+    return Player(identity, entry.protocol or own, facts.get("kind"), path, curve)
 
 
-def _loaded(spec: AgentSpec) -> type | None:
-    """Class of an agent, or None if only running it will tell what is wrong with its module."""
+def is_walled(identity: Mapping[str, Any], trust: bool | None) -> bool:
+    """Whether an agent plays behind the wall (`benchmarks.wall`).
+
+    Parameters
+    ----------
+    identity : Mapping[str, Any]
+        The ``agent`` of a cell's identity.
+    trust : bool, optional
+        True: nobody does; False: everybody whom nobody tells the truth; None: code and model files
+        that are neither this project's nor the suite's own.
+    """
+    knows = identity["name"] == "oracle" or identity["name"].startswith(YARDSTICK)
+    if knows or trust or not hasattr(os, "fork"):
+        return False
+    brought = "training" in identity and "key" not in identity["training"]
+    return trust is False or "code" in identity or brought
+
+
+def class_facts(cls: type) -> dict[str, Any]:
+    """Return what an agent's class says of itself, JSON-plain."""
+    from baselines.models import class_training
+
+    facts = {name: getattr(cls, name, None) for name in ("kind", "protocol", "trained_on", "model")}
+    said = {name: value for name, value in facts.items() if isinstance(value, str)}
+    return said if "model" in said else {**said, "training": class_training(cls)}
+
+
+def _facts(spec: AgentSpec) -> dict[str, Any]:
+    """Facts of an agent's class; none if only running it will tell what is wrong with it."""
     try:
-        return spec.load()
+        cls = spec.load()
     except MissingPackageError:
-        return None
+        return {}
     except UsageError:  # no such class: not worth the trainings and cells that come before it
         raise
     except Exception:  # somebody else's module
-        return None
+        return {}
+    return class_facts(cls)
+
+
+@cache
+def _facts_apart(name: str, code: str) -> Mapping[str, Any]:
+    """Facts of the class of an agent with that code, which is imported in another process."""
+    from benchmarks.run.pool import Pool
+    from benchmarks.run.worker import FAILED, class_facts_of
+
+    pool = Pool(1, timeout=_IMPORT_TIMEOUT, method="spawn")
+    [report] = pool.run([name], class_facts_of, is_walled=lambda _: True)
+    if report.state != FAILED:
+        return report.payload
+    kind, _, words = report.payload["error"].partition(": ")
+    if kind == UsageError.__name__:
+        raise UsageError(words)
+    return {}
 
 
 def trained_player(
@@ -102,11 +156,7 @@ def agent_code(module: str, agent: str) -> str:
     UsageError
         If there is no such module.
     """
-    try:
-        top = importlib.util.find_spec(module.partition(".")[0])
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        top = found = None
+    top, found = find_module(module.partition(".")[0]), find_module(module)
     if top is None or found is None or found.origin is None or not Path(found.origin).is_file():
         raise UsageError(
             f"agent={agent!r}: there is no module {module!r}; "
@@ -121,13 +171,15 @@ def agent_code(module: str, agent: str) -> str:
     return digest.hexdigest()
 
 
-def check_agent_code(agent: Mapping[str, Any]) -> None:
+def check_agent_code(agent: Mapping[str, Any], only_code: bool = False) -> None:
     """Insist on the code, and a class's own model file, that a cell was planned with.
 
     Parameters
     ----------
     agent : Mapping[str, Any]
         The ``agent`` of a cell's identity.
+    only_code : bool
+        Look at the code only, of which then nothing is run.
 
     Raises
     ------
@@ -143,7 +195,7 @@ def check_agent_code(agent: Mapping[str, Any]) -> None:
     spec = agent_spec(name)
     if agent_code(spec.target.partition(":")[0], name) != agent["code"]:
         changed = "code"
-    elif "training" in agent:
+    elif "training" in agent and not only_code:
         found = class_training(spec.load())
         if found is None or found.get("sha256") != agent["training"].get("sha256"):
             changed = "model file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 from baselines.registry import agent_spec
@@ -123,6 +124,9 @@ def _missing(cells: Sequence[Cell], store: Store, on_note: Callable[[str], None]
             yield cell
         elif found is None:
             yield cell
+        elif cell.walled and "wall" not in found:
+            on_note(f"{cell} was not played behind the wall; computing it again")
+            yield cell
         elif name := changed_file(cell.spec["agent"], found.get("reads", {})):
             on_note(f"{name} was changed since {cell} read it; computing it again")
             yield cell
@@ -136,18 +140,23 @@ class LocalEngine:
 
     Parameters
     ----------
-    workers, timeout, memory
+    workers, timeout, memory, hidden
         See `benchmarks.run.pool.Pool`.
     """
 
     def __init__(
-        self, workers: int, timeout: float | None = None, memory: float | None = None
+        self,
+        workers: int,
+        timeout: float | None = None,
+        memory: float | None = None,
+        hidden: Sequence[str] = (),
     ) -> None:
-        self._pool = Pool(workers, timeout, memory)
+        self._pool = Pool(workers, timeout, memory, hidden=hidden)
 
     def run(self, cells: Sequence[Cell]) -> Generator[Outcome]:
         """Run the cells and yield outcomes in order of completion."""
-        with closing(self._pool.run(cells, play, _preloaded(cells))) as reports:
+        reports = self._pool.run(cells, play, _preloaded(cells), attrgetter("walled"))
+        with closing(reports):
             for report in reports:
                 yield Outcome(report.job, report.payload, report.state == FAILED)
 

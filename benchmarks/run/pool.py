@@ -16,12 +16,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
+from tempfile import mkdtemp
 from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 from benchmarks.plan.cells import code_hash
-from benchmarks.run.worker import DONE, FAILED, PROGRESS, SAFE_PATH, Tell, work
+from benchmarks.run.worker import DONE, FAILED, PROGRESS, SAFE_PATH, work
+from benchmarks.wall.judge import Fence
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
@@ -60,6 +63,7 @@ class _Running(Generic[Job]):
     results: Connection
     output: Connection | None  # None at its end
     deadline: float
+    folder: str | None = None  # of the agent behind the wall
     tail: bytes = b""
 
     def drain(self) -> None:
@@ -102,6 +106,10 @@ class Pool:
         Megabytes of data a job may hold; beyond them its allocations fail (Linux).
     option : str
         What the user calls the timeout.
+    method : str, optional
+        How processes are started; "spawn" leaves the fork server alone.
+    hidden : Sequence of str
+        Files and folders that agents behind the wall must not see.
     """
 
     def __init__(
@@ -110,7 +118,10 @@ class Pool:
         timeout: float | None = None,
         memory: float | None = None,
         option: str = "timeout",
+        method: str | None = None,
+        hidden: Sequence[str] = (),
     ) -> None:
+        self._hidden = (*map(os.path.abspath, hidden), get_temp_dir())  # there listens the server
         self.workers = checks.count("workers", workers)
         self.timeout = float("inf") if timeout is None else timeout
         checks.number(option, self.timeout, "(0, inf]", " (seconds)")
@@ -120,13 +131,15 @@ class Pool:
                 raise UsageError(f"memory={memory}: only Linux limits the memory of a process")
         self.memory, self._option = memory, option
         server = "forkserver" in multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context("forkserver" if server else "spawn")
+        method = method or ("forkserver" if server else "spawn")
+        self._context: Any = multiprocessing.get_context(method)
 
     def run(
         self,
         jobs: Iterable[Job],
-        task: Callable[[Job, Tell], dict[str, Any]],
+        task: Callable[..., dict[str, Any]],
         preload: Sequence[str] = (),
+        is_walled: Callable[[Job], bool] = lambda job: False,
     ) -> Generator[Report[Job]]:
         """Run the jobs and yield what they report; closing the generator stops those at work.
 
@@ -135,9 +148,12 @@ class Pool:
         jobs : Iterable
             What is to be done.
         task : callable
-            Does a job in its process and returns its result, JSON-plain.
+            Does a job in its process and returns its result, JSON-plain; of the job, a
+            function to tell of its progress and, for those behind the wall, a `WalledAgent`.
         preload : Sequence[str]
             Modules that a fork server imports once for all jobs, besides the runner.
+        is_walled : callable
+            Whether a job needs a process for an agent.
         """
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload([*_PRELOADED, *preload])
@@ -147,7 +163,7 @@ class Pool:
             try:
                 while True:
                     while len(running) < self.workers and (job := next(waiting, None)) is not None:
-                        running.append(self._start(job, task))
+                        running.append(self._start(job, task, is_walled(job)))
                     if not running:
                         return
                     _wait(running)
@@ -163,19 +179,25 @@ class Pool:
                 for at_work in running:
                     _stop(at_work)
 
-    def _start(self, job: Job, task: Callable[[Job, Tell], dict[str, Any]]) -> _Running[Job]:
-        results, sender = self._context.Pipe(duplex=False)
+    def _start(
+        self, job: Job, task: Callable[..., dict[str, Any]], is_walled: bool
+    ) -> _Running[Job]:
+        results, sender = self._context.Pipe()
         output = printer = None
         if sys.platform != "win32":  # whose pipes cannot stand in for stdout
             output, printer = self._context.Pipe(duplex=False)
             os.set_blocking(output.fileno(), False)
-        arguments = (task, job, dict(os.environ), sender, printer, self.memory)
+        fence = Fence(self._hidden, mkdtemp(prefix="llmqueue-agent-")) if is_walled else None
+        arguments = (task, sender, printer, self.memory, fence)
         process = self._context.Process(target=work, args=arguments)
         _start(process)
         sender.close()  # so that the worker's death ends the pipes
         if printer is not None:
             printer.close()
-        return _Running(job, process, results, output, monotonic() + self.timeout)
+        with suppress(OSError):  # it is gone already, which its report will say
+            results.send((job, dict(os.environ)))
+        folder = None if fence is None else fence.folder
+        return _Running(job, process, results, output, monotonic() + self.timeout, folder)
 
     def _report(self, at_work: _Running[Job]) -> Report[Job] | None:
         """Return what a job has to say, or None."""
@@ -262,6 +284,8 @@ def _stop(job: _Running[Job]) -> None:
             os.killpg(job.process.pid, signal.SIGKILL)
     job.process.join()
     job.process.close()
+    if job.folder is not None:
+        shutil.rmtree(job.folder, ignore_errors=True)
 
 
 @contextmanager

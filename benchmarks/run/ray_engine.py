@@ -38,7 +38,7 @@ class RayEngine:
         it a cluster of one node is started on this machine and ended with the run.
     workers : int, optional
         Cells run at once; all cores of the cluster, also of nodes that join later, when not given.
-    timeout, memory : float, optional
+    timeout, memory, hidden
         As for the local engine.
     """
 
@@ -48,10 +48,12 @@ class RayEngine:
         workers: int | None = None,
         timeout: float | None = None,
         memory: float | None = None,
+        hidden: Sequence[str] = (),
     ) -> None:
         LocalEngine(
             1 if workers is None else workers, timeout, memory
         )  # refuses impossible settings here and now
+        self.hidden = tuple(hidden)
         self.address = address
         self.workers = workers
         self.timeout = timeout
@@ -72,7 +74,8 @@ class RayEngine:
                     # autoscaler sees that there is work, but a million are not queued at once.
                     limit = self.workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
                     while len(running) < limit and (cell := next(queue, None)) is not None:
-                        running[task.remote(cell, self.timeout, self.memory, sys.path)] = cell
+                        settings = self.timeout, self.memory, self.hidden
+                        running[task.remote(cell, settings, sys.path)] = cell
                     if not running:
                         return
                     for job in ray.wait(list(running), num_returns=1)[0]:
@@ -135,8 +138,7 @@ _checked: set[str] = set()
 
 def _run(
     cell: Cell,
-    timeout: float | None,
-    memory: float | None,
+    settings: tuple[float | None, float | None, Sequence[str]],
     path: list[str],
 ) -> tuple[dict[str, Any], bool, Mapping[str, str]]:
     """Run one cell in a process of its own; return payload, whether it failed, and where."""
@@ -145,7 +147,7 @@ def _run(
     sys.path += [folder for folder in path if folder not in sys.path and os.path.isdir(folder)]
     if complaint := _complaint(cell):
         return {"error": complaint, "traceback": "", "output": ""}, True, platform_here()
-    [outcome] = LocalEngine(1, timeout, memory).run([cell])
+    [outcome] = LocalEngine(1, *settings).run([cell])
     return outcome.payload, outcome.failed, platform_here()
 
 

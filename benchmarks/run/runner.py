@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from secrets import randbits
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +36,9 @@ from benchmarks.problems.interface import Recorder
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 
+if TYPE_CHECKING:
+    from benchmarks.wall.judge import WalledAgent
+
 CURVE_POINTS = 200
 """Log-spaced steps at which the learning curve is stored."""
 
@@ -47,7 +51,11 @@ class InvalidActionError(ValueError):
 
 
 def run_cell(
-    spec: Mapping[str, Any], kwargs: Mapping[str, Any], model: str | None = None
+    spec: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    model: str | None = None,
+    seed: int | None = None,
+    walled: WalledAgent | None = None,
 ) -> dict[str, Any]:
     """Play one cell and measure it.
 
@@ -59,12 +67,17 @@ def run_cell(
         The environment's arguments on this machine.
     model : str, optional
         File of the trained agent that plays.
+    seed : int, optional
+        Seed of the agent; by default `agent_seed` of the cell's, behind the wall a secret one.
+    walled : WalledAgent, optional
+        A process that waits for an agent; it plays here without one.
 
     Returns
     -------
     dict
-        JSON-plain ``metrics``, ``curve``, ``timing``, what else the task's kind records, and the
-        ``warnings`` of the instance, if there are any.
+        JSON-plain ``metrics``, ``curve``, ``timing``, what else the task's kind records, the
+        ``warnings`` of the instance, if there are any, and of an agent behind the wall ``wall``:
+        its ``isolation`` and ``agent_seed``, and what it ``reads``.
 
     Raises
     ------
@@ -75,9 +88,15 @@ def run_cell(
     """
     started = perf_counter()
     warned: list[str] = []
-    env, policy, observation, recorder = set_up(spec, kwargs, model, warned)
+    apart: dict[str, Any] = {}
+    if walled is not None:
+        seed = randbits(32) if seed is None else seed
+    env, policy, observation, recorder = set_up(spec, kwargs, model, warned, seed, walled)
     try:
         clock = play_cell(spec, env, policy, observation, recorder)
+        if policy is walled:
+            reads = walled.finish()
+            apart = {"isolation": walled.isolation, "agent_seed": seed, "reads": reads}
         result = recorder.result()
     finally:
         env.close()
@@ -85,6 +104,7 @@ def run_cell(
     return {
         **result,
         **({"warnings": warned} if warned else {}),
+        **({"wall": apart} if apart else {}),
         "curve": learning_curve(result["curve"]),
         "timing": {
             "decision_us_median": float(np.median(decisions)) / 1e3 if decisions.size else None,
@@ -100,30 +120,40 @@ def set_up(
     kwargs: Mapping[str, Any],
     model: str | None = None,
     warned: list[str] | None = None,
+    seed: int | None = None,
+    walled: WalledAgent | None = None,
 ) -> tuple[gym.Env[Any, Any], Any, Any, Recorder]:
     """Return a cell's environment after its reset, its agent, first observation and recorder.
 
-    What the environment warns of is added to ``warned``.
+    What the environment warns of is added to ``warned``; for the others see `run_cell`.
     """
-    task, agent, seed = spec["task"], spec["agent"], spec["seed"]
-    play, horizon = problem_of(task["env"]).play, task["horizon"]
+    task, agent = spec["task"], spec["agent"]
+    problem, horizon = problem_of(task["env"]), task["horizon"]
+    play = problem.play
     texts = [] if warned is None else warned
     with _noting(texts):
         env = _make_env(task, kwargs)
     try:
         with _noting(texts):
-            observation, _ = env.reset(seed=seed)
+            observation, info = env.reset(seed=spec["seed"])
         if agent["name"] == "oracle":
             policy = play.make_oracle(env)
         else:
-            check_agent_code(agent)
+            check_agent_code(agent, only_code=walled is not None)
             public = play.public_problem(env, horizon, spec["protocol"] == "pretrained")
             if agent["name"].startswith(YARDSTICK):
                 public = play.told_all(env, public)
             settings = agent["settings"]
             if model is not None:  # the very file that the cell names
                 settings = {**settings, "sha256": agent["training"]["sha256"]}
-            policy = make_agent(model or agent["name"], public, agent_seed(seed), **settings)
+            seed = agent_seed(spec["seed"]) if seed is None else seed
+            if walled is None:
+                policy = make_agent(model or agent["name"], public, seed, **settings)
+            else:
+                told = {"agent": agent, "model": model, "problem": public, "seed": seed}
+                told |= {"settings": settings, "horizon": horizon, "words": problem.action_layout}
+                walled.make(told, observation, info, _choices(env))
+                policy = walled
         return env, policy, observation, play.Recorder(env, horizon)
     except BaseException:
         env.close()
@@ -222,9 +252,10 @@ def play(
     -------
     ndarray, shape (T,)
         Nanoseconds of act and update; -1 where there was nothing to decide. Reading the action
-        is part of act: the work may wait there.
+        is part of act: the work may wait there. Of an agent behind the wall it is the time until
+        its answer: the update of the step before, the action and a round trip.
     """
-    choices = np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
+    choices = _choices(env)
     update = getattr(policy, "update", None)  # the oracle has nothing to learn
     clock = np.full(horizon, -1, dtype=np.int64)
     for t in range(horizon):
@@ -245,6 +276,10 @@ def play(
         if terminated or (truncated and t + 1 < horizon):
             raise RuntimeError(f"the environment ended in step {t + 1} of {horizon}")
     return clock
+
+
+def _choices(env: gym.Env[Any, Any]) -> NDArray[Any]:
+    return np.asarray(env.action_space.nvec)  # type: ignore[attr-defined]
 
 
 def checked_action(

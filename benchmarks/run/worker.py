@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from baselines.registry import agent_spec
-from benchmarks.plan.agent_files import agent_folder, watch_folder
+from benchmarks.plan.agent_files import agent_folder, digests, watch_folder
 from benchmarks.plan.cells import Cell, Training
 from benchmarks.plan.suite import canonical
+from benchmarks.wall.judge import AgentError, Fence, WalledAgent, start_agent
 
 SAFE_PATH = "PYTHONSAFEPATH"
 """Variable that keeps the current folder from coming before the installed packages."""
@@ -37,35 +38,40 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 def work(
-    task: Callable[[Any, Tell], dict[str, Any]],
-    job: Any,
-    environment: dict[str, str],
+    task: Callable[..., dict[str, Any]],
     sender: Connection,
     printer: Connection | None,
     memory: float | None,
+    fence: Fence | None,
 ) -> None:
-    """Do one job, send its result as JSON, and leave at once."""
+    """Do the one job that is sent, send its result as JSON, and leave at once.
+
+    With a fence the process of an agent is forked before the job is there, so that it cannot be
+    found in its memory.
+    """
     own = os.getpid()
-    os.environ.clear()  # the fork server's is that of the first run of its parent
-    os.environ.update(environment)
-    os.environ.pop(SAFE_PATH, None)  # an agent's subprocesses are its own affair
     _detach(printer)
     if memory is not None:
         _limit_memory(memory, memory + _SPARE_MEMORY)
+    partners = [] if fence is None else [start_agent(fence, memory)]
+    job, environment = sender.recv()
+    os.environ.clear()  # the fork server's is that of the first run of its parent
+    os.environ.update(environment)
+    os.environ.pop(SAFE_PATH, None)  # an agent's subprocesses are its own affair
 
     def send(state: str, payload: dict[str, Any]) -> None:
         if os.getpid() == own:  # else a child that the agent forked and let go on
             sender.send_bytes(json.dumps({"state": state, "payload": payload}).encode())
 
     try:
-        payload, state = task(job, partial(send, PROGRESS)), DONE
+        payload, state = task(job, partial(send, PROGRESS), *partners), DONE
         canonical(payload)  # refuses what is not JSON-plain
     except BaseException as error:  # whatever an agent raises, SystemExit included
-        if memory is not None:
-            _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
-        place = _place(error, job) if isinstance(job, Cell) else ""
-        payload, state = {"error": _summary(error, memory) + place}, FAILED
+        name = job.spec["agent"]["name"] if isinstance(job, Cell) else ""
+        payload, state = error_words(error, name, memory), FAILED
         payload["traceback"] = traceback.format_exc()
+        if isinstance(error, AgentError):
+            payload |= {"error": str(error), "traceback": error.traceback}
     if os.getpid() == own:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # the agent may have closed or replaced it
@@ -75,14 +81,23 @@ def work(
     os._exit(0)
 
 
-def play(cell: Cell, tell: Tell) -> dict[str, Any]:
-    """Run a cell."""
+def play(cell: Cell, tell: Tell, walled: WalledAgent | None = None) -> dict[str, Any]:
+    """Run a cell, its agent behind the wall if there is one."""
     from benchmarks.run.runner import run_cell
 
     folder = agent_folder(cell.spec["agent"])
-    reads = watch_folder(folder) if folder else dict
-    payload = run_cell(cell.spec, cell.kwargs, cell.model)
-    return payload | ({"reads": found} if (found := reads()) else {})
+    reads = watch_folder(folder) if folder and walled is None else dict
+    payload = run_cell(cell.spec, cell.kwargs, cell.model, cell.agent_seed, walled)
+    found = reads()
+    if "wall" in payload and (names := payload["wall"].pop("reads")):
+        assert folder is not None
+        found = digests(folder, names)
+    return payload | ({"reads": found} if found else {})
+
+
+def class_facts_of(name: str, tell: Tell, walled: WalledAgent) -> dict[str, Any]:
+    """Return what the class of an agent says of itself."""
+    return walled.facts(name)
 
 
 def train_model(
@@ -108,6 +123,13 @@ def train_model(
     return {"steps": card["steps"]}
 
 
+def error_words(error: BaseException, agent: str, memory: float | None) -> dict[str, Any]:
+    """Return the ``error`` of a job in words, with its place in the agent's file if it has one."""
+    if memory is not None:
+        _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
+    return {"error": _summary(error, memory) + (_place(error, agent) if agent else "")}
+
+
 def _summary(error: BaseException, memory: float | None) -> str:
     summary = f"{type(error).__name__}: {error}"
     starved = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
@@ -117,10 +139,10 @@ def _summary(error: BaseException, memory: float | None) -> str:
     return summary
 
 
-def _place(error: BaseException, cell: Cell) -> str:
+def _place(error: BaseException, agent: str) -> str:
     """Return the last line of the agent's own file that an error came through, in brackets."""
     with suppress(Exception):  # an agent that cannot be found is the error itself
-        module = sys.modules[agent_spec(cell.spec["agent"]["name"]).target.partition(":")[0]]
+        module = sys.modules[agent_spec(agent).target.partition(":")[0]]
         frames = traceback.extract_tb(error.__traceback__)
         *_, last = (frame for frame in frames if frame.filename == module.__file__)
         return f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"

@@ -203,6 +203,8 @@ def _pack_group(
             group["traffic"] = [_pack_traffic(record["traffic"], shared) for record in records]
         if any("warnings" in record for record in records):
             group["warnings"] = [shared(record.get("warnings", [])) for record in records]
+        if any("wall" in record for record in records):
+            group["wall"] = [record.get("wall") for record in records]
         if "llms" in records[0]:
             group["llms"] = [shared(_rounded_lists(record["llms"])) for record in records]
         if "spent" in records[0]:
@@ -316,6 +318,8 @@ def _unpack_cell(group: Record, number: int, shared: Sequence[Any]) -> Record:
         cell["traffic"] = _unpack_traffic(group["traffic"][number], shared)
     if "warnings" in group and (warned := shared[group["warnings"][number]]):
         cell["warnings"] = warned
+    if "wall" in group and (apart := group["wall"][number]):
+        cell["wall"] = apart
     if "llms" in group:
         cell["llms"] = shared[group["llms"][number]]
     if "spent" in group:

@@ -220,6 +220,7 @@ def test_an_empty_board_is_still_a_page(here, bench, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_ctrl_c_ends_the_workers_and_keeps_what_is_done(here, bench):
     command = [sys.executable, "-m", "benchmarks.cli", "run", "tiny.toml", "--seeds", "1"]
+    command += ["--trust"]
     runner = subprocess.Popen(
         [*command, "--agent", "my_cli_agents:Waits", "--results", "r", "--workers", "2"],
         stderr=subprocess.PIPE,
@@ -235,7 +236,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_done(here, bench):
     assert "Traceback" not in err
     assert "interrupted: finished cells are kept" in err
     wait_until(lambda: not alive(worker))
-    again = ("run", "tiny.toml", "--seeds", "1", "--agent", "my_cli_agents:Waits")
+    again = ("run", "tiny.toml", "--trust", "--seeds", "1", "--agent", "my_cli_agents:Waits")
     assert bench(*again, "--results", "r", "--timeout", "1") == 1
     assert len(list(cells.glob("*.json"))) == 4
 

@@ -12,4 +12,5 @@ SERVING = Problem(
     oracle="optimum, or the best rule",
     horizon_argument="max_episode_steps",
     action_layout="[window slot, replica] * A + [LLM] * R",
+    warm=("random-dispatch",),
 )

@@ -85,9 +85,10 @@ def agents(tmp_path, monkeypatch):
     return tmp_path
 
 
-def plan(*labels, seeds=1):
-    suite = parse_suite("s", {**SUITE, "agents": []})
-    return make_plan(suite, seeds=seeds, agents=[f"odd_agents:{label}" for label in labels])
+def plan(*labels, seeds=1, trust=True):
+    """Agents that play in the workers' own processes, unless they are not trusted."""
+    suite, agents = parse_suite("s", {**SUITE, "agents": []}), [f"odd_agents:{a}" for a in labels]
+    return make_plan(suite, seeds=seeds, agents=agents, trust=trust)
 
 
 def run(plan, store, engine, **callbacks):

@@ -80,9 +80,8 @@ def agents(tmp_path, monkeypatch):
 
 
 def plan(*labels, seeds=2):
-    return make_plan(
-        parse_suite("s", SUITE), seeds=seeds, agents=[f"ray_agents:{label}" for label in labels]
-    )
+    named = [f"ray_agents:{label}" for label in labels]
+    return make_plan(parse_suite("s", SUITE), seeds=seeds, agents=named, trust=True)
 
 
 @pytest.fixture(scope="module")

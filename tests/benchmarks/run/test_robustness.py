@@ -148,7 +148,8 @@ def here(tmp_path, monkeypatch):
 
 def plan(*agents, seeds=1, tasks=(TASK,)):
     document = {"seeds": seeds, "agents": [], "task": [{**t, "kwargs": KWARGS} for t in tasks]}
-    return make_plan(parse_suite("s", document), agents=[f"odd:{name}" for name in agents])
+    named = [f"odd:{name}" for name in agents]
+    return make_plan(parse_suite("s", document), agents=named, trust=True)
 
 
 def run(plan, store, engine, **callbacks):
@@ -161,6 +162,9 @@ def failure(plan, store, agent):
     return store.load_failure(cell.key)
 
 
+RESULTS = ("--results", "r")
+
+
 def command(here, *arguments, suite=(TASK,), seeds=1):
     """Arguments of a runner in a process of its own."""
     lines = [f"seeds = {seeds}", "agents = []"]
@@ -168,7 +172,16 @@ def command(here, *arguments, suite=(TASK,), seeds=1):
         lines += ["[[task]]", *(f"{key} = {json.dumps(value)}" for key, value in task.items())]
         lines += ["[task.kwargs]", *(f"{key} = {value}" for key, value in KWARGS.items())]
     (here / "s.toml").write_text("\n".join(lines))
-    return [sys.executable, "-m", "benchmarks.cli", "run", "s.toml", "--results", "r", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "benchmarks.cli",
+        "run",
+        "s.toml",
+        "--trust",
+        *RESULTS,
+        *arguments,
+    ]
 
 
 def start(here, arguments, **more):
@@ -238,7 +251,7 @@ def test_what_a_killed_runner_left_half_written_is_cleared_away(here):
 def test_a_second_runner_on_the_folder_is_refused_until_the_first_has_ended(here, bench, capsys):
     first = start(here, command(here, "--agent", "odd:Waits"))
     wait_until((here / "waiting").exists)
-    again = ("run", "s.toml", "--results", "r", "--agent", "odd:Fine", "--workers", "1")
+    again = ("run", "s.toml", "--trust", *RESULTS, "--agent", "odd:Fine", "--workers", "1")
     assert bench(*again) == 2
     error = capsys.readouterr().err
     assert f"results folder r is in use by process {first.pid} on " in error

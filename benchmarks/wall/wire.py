@@ -1,0 +1,148 @@
+"""What goes between judge and agent: JSON before and after, blocks of fixed layout in between.
+
+Nothing is pickled. The judge reads numbers and JSON from the agent, and checks both.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FIRST, GO_ON, END = range(3)
+"""What a block of the judge asks for: an action; to learn, and an action; to learn for the last
+time."""
+
+ACTION, WORDS = range(2)
+"""What the agent answers: an action, or JSON."""
+
+MAX_WORDS = 2**22
+"""Bytes of JSON that are read from an agent."""
+
+Part = tuple[str, str, Sequence[int]]
+"""Name, dtype and shape of an array."""
+
+
+class Block:
+    """Named arrays at fixed places of one run of bytes, after what is asked for and the reward.
+
+    Parameters
+    ----------
+    observation, info : sequence of Part
+        What the arrays are; an empty name stands for an observation that is no mapping.
+    """
+
+    def __init__(self, observation: Sequence[Part], info: Sequence[Part]) -> None:
+        sizes = [
+            np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+            for _, dtype, shape in (*observation, *info)
+        ]
+        ends = np.cumsum([16, *(-(-size // 8) * 8 for size in sizes)]).tolist()
+        self.bytes: NDArray[np.uint8] = np.zeros(ends[-1], dtype=np.uint8)
+        self.asked: NDArray[Any] = self.bytes[:8].view(np.int64)
+        self.reward: NDArray[Any] = self.bytes[8:16].view(np.float64)
+        views = [
+            (name, self.bytes[start : start + size].view(dtype).reshape(tuple(shape)))
+            for (name, dtype, shape), start, size in zip(
+                (*observation, *info), ends, sizes, strict=False
+            )
+        ]
+        self.observation = views[: len(observation)]
+        self.info = views[len(observation) :]
+
+
+def parts_of(values: Any) -> list[Part]:
+    """Return the layout of an observation or of ``info``."""
+    named = values if isinstance(values, Mapping) else {"": values}
+    arrays = {name: np.asarray(value) for name, value in named.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"{name or 'observation'}={named[name]!r} is no array of numbers")
+    return [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+
+
+def read_into(handle: int, target: NDArray[Any]) -> bool:
+    """Fill an array from a pipe; False if the pipe ended first."""
+    read = os.readv(handle, [target.data])
+    if read == target.nbytes:
+        return True
+    rest = target.data.cast("B")
+    while read < target.nbytes:
+        more = os.readv(handle, [rest[read:]])
+        if not more:
+            return False
+        read += more
+    return True
+
+
+def write_all(handle: int, content: Any) -> None:
+    """Write the bytes of an array, or bytes, into a pipe."""
+    written = os.write(handle, content)
+    rest = memoryview(content).cast("B")
+    while written < rest.nbytes:
+        written += os.write(handle, rest[written:])
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def pack(value: Any) -> bytes:
+    """Return a value of plain parts as JSON; `unpack` gives it back with the very same bits."""
+    return json.dumps(_plain(value)).encode()
+
+
+def unpack(content: bytes) -> Any:
+    """Return what `pack` was given. Only for what the judge has written: it names classes."""
+    return _whole(json.loads(content))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.hasobject:
+            raise TypeError(f"an array of objects cannot be handed to an agent: {value!r}")
+        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        return {"array": data, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _of_class(value, value._asdict())
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(entry) for entry in value]}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {"items": [[_plain(key), _plain(entry)] for key, entry in value.items()]}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _of_class(value, {f.name: getattr(value, f.name) for f in fields(value)})
+    raise TypeError(f"{value!r} cannot be handed to an agent: it is neither plain nor an array")
+
+
+def _of_class(value: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
+    name = f"{type(value).__module__}:{type(value).__qualname__}"
+    return {"class": name, "fields": {key: _plain(entry) for key, entry in entries.items()}}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        data = bytearray(base64.b64decode(value["array"]))  # writable
+        return np.frombuffer(data, dtype=value["dtype"]).reshape(value["shape"])[()]
+    if "tuple" in value:
+        return tuple(_whole(entry) for entry in value["tuple"])
+    if "items" in value:
+        return {_whole(key): _whole(entry) for key, entry in value["items"]}
+    module, _, name = value["class"].partition(":")
+    made: Any = import_module(module)
+    for part in name.split("."):
+        made = getattr(made, part)
+    return made(**{key: _whole(entry) for key, entry in value["fields"].items()})
