@@ -151,8 +151,7 @@ def make_plan(
         Folder of the suite's own trainings. Agents whose training is not finished there are listed
         in the plan's ``trainings`` and have no cells.
     trust : bool, optional
-        Who plays behind the wall (`benchmarks.plan.players.is_walled`); by default whoever is
-        neither this project's nor the suite's own.
+        Who plays behind the wall (`benchmarks.plan.players.is_walled`).
 
     Raises
     ------
@@ -179,16 +178,14 @@ def make_plan(
                 skipped[entry.label] = missing
                 continue
             player: Player | None
-            if entry.train is not None:
+            if entry.train is None:
+                player = players[entry] = players.get(entry) or find_player(entry, trust)
+            else:
                 training = _training(task, entry, kwargs, content)
                 player = trained_player(entry, training, kind, models)
                 if player is None:
                     trainings[training.key] = training
                     continue
-            else:
-                if entry not in players:
-                    players[entry] = find_player(entry, trust)
-                player = players[entry]
             if player.kind not in (None, kind):
                 continue
             played.add(entry)
@@ -196,8 +193,7 @@ def make_plan(
                 curves.append({"task": task.name, "agent": entry.label, **player.curve})
             for seed in range(seeds or suite.seeds):
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
-                walled = is_walled(player.identity, trust)
-                cells.append(Cell(spec, kwargs, player.model, walled))
+                cells.append(Cell(spec, kwargs, player.model, is_walled(player.identity, trust)))
     for entry in players.keys() - played:
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)

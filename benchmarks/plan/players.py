@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.plan.agent_files import find_module
 from benchmarks.plan.suite import PROTOCOLS, YARDSTICK, AgentEntry
 from llmqueue_gym.errors import MissingPackageError, UsageError
+from llmqueue_gym.workloads.pool import file_sha256
 
 if TYPE_CHECKING:
     from baselines.interface import AgentSpec
@@ -58,7 +60,9 @@ def find_player(entry: AgentEntry, trust: bool | None = None) -> Player:
         identity["training"] = training_facts(brought)
         curve = read_card(brought)["curve"]
     elif (declared := facts.get("training")) is not None:
-        identity["training"] = declared
+        identity["training"] = dict(declared)
+        if "file" in facts:  # which may be another by now
+            identity["training"]["sha256"] = file_sha256(facts["file"])
     if given := facts.get("trained_on"):
         identity["trained_on"] = given
     own = "pretrained" if model else facts.get("protocol", PROTOCOLS[0])
@@ -84,13 +88,18 @@ def is_walled(identity: Mapping[str, Any], trust: bool | None) -> bool:
     return trust is False or "code" in identity or brought
 
 
-def class_facts(cls: type) -> dict[str, Any]:
+def class_facts(cls: Any) -> dict[str, Any]:
     """Return what an agent's class says of itself, JSON-plain."""
     from baselines.models import class_training
 
     facts = {name: getattr(cls, name, None) for name in ("kind", "protocol", "trained_on", "model")}
     said = {name: value for name, value in facts.items() if isinstance(value, str)}
-    return said if "model" in said else {**said, "training": class_training(cls)}
+    if "model" in said:
+        return said
+    training = class_training(cls)
+    if training is not None and "sha256" in training:
+        said["file"] = str(Path(inspect.getfile(cls)).parent / cls.training["file"])
+    return {**said, "training": training}
 
 
 def _facts(spec: AgentSpec) -> dict[str, Any]:

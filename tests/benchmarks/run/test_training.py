@@ -362,7 +362,7 @@ def test_a_declared_training_stands_in_the_table(here, monkeypatch, bench):
 def test_a_wrong_declaration_is_named(here, monkeypatch, training, protocol, message):
     suite = declare(here, monkeypatch, training, protocol)
     with pytest.raises(SuiteError, match=message):
-        make_plan(suite)
+        make_plan(suite, trust=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""Behind the wall an agent plays as it does in the judge's process, and is given bytes only."""
+
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from baselines.interface import DeployProblem, QueueProblem
+from benchmarks.commands.verify import verify
+from benchmarks.plan.agent_files import find_module
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.players import is_walled
+from benchmarks.plan.suite import parse_suite
+from benchmarks.run.engines import LocalEngine, execute
+from benchmarks.run.runner import agent_seed
+from benchmarks.run.store import Store
+from benchmarks.wall import fence, wire
+from llmqueue_gym.workloads.pool import OfflineData
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the wall needs POSIX processes")
+
+SUITE = {
+    "seeds": 1,
+    "agents": ["ACQB", "StageRoute", "c-mu"],
+    "task": [
+        {"name": "queue", "env": "LLMQueue-v0", "horizon": 300, "kwargs": {"load": 0.8}},
+        {"name": "deploy", "env": "LLMDeploy-v0", "horizon": 300, "kwargs": {}},
+        {"name": "serve", "env": "LLMServe-v0", "horizon": 150, "kwargs": {}},
+    ],
+}
+COMPARED = ("metrics", "curve", "llms", "traffic")
+
+
+def test_agents_of_all_problems_play_bit_for_bit_as_without_the_wall_and_verify_says_so(tmp_path):
+    """The references `random` are among them; the oracles know the truth and stay inside."""
+    plan, store = make_plan(parse_suite("s", SUITE), trust=False), Store(tmp_path)
+    assert execute(plan, store, LocalEngine(2), {"command": "test"}).failed == 0
+    apart = [cell for cell in plan.cells if cell.walled]
+    assert len(apart) == 6
+    assert {c.spec["agent"]["name"] for c in plan.cells} - {
+        c.spec["agent"]["name"] for c in apart
+    } == {"oracle"}
+    stored = {cell.key: store.load(cell.key) for cell in apart}
+    seeds = {key: record["wall"]["agent_seed"] for key, record in stored.items()}
+    assert len({*seeds.values(), agent_seed(0)}) == len(apart) + 1
+    inside = [replace(cell, walled=False, agent_seed=seeds[cell.key]) for cell in apart]
+    for outcome in LocalEngine(2).run(inside):
+        record = stored[outcome.cell.key]
+        assert "wall" not in outcome.payload
+        assert [outcome.payload.get(part) for part in COMPARED] == [record.get(p) for p in COMPARED]
+    checked = verify(store, sample=len(plan.cells), engine=LocalEngine(2))
+    assert checked.verified
+    assert checked.candidates == len(plan.cells)
+
+
+def test_a_result_from_inside_is_computed_again_where_the_wall_is_asked_for(tmp_path):
+    suite = parse_suite("s", {**SUITE, "agents": [], "task": SUITE["task"][:1]})
+    store, engine, notes = Store(tmp_path), LocalEngine(1), []
+    inside, apart = (make_plan(suite, trust=trust) for trust in (True, False))
+    assert [c.key for c in inside.cells] == [c.key for c in apart.cells]
+    execute(inside, store, engine, {"command": "test"})
+    tally = execute(apart, store, engine, {"command": "test"}, on_note=notes.append)
+    assert (tally.computed, tally.reused) == (1, 1)
+    assert "was not played behind the wall" in notes[0]
+    assert execute(inside, store, engine, {"command": "test"}).reused == 2
+
+
+@pytest.mark.parametrize(
+    ("identity", "by_default", "wanted"),
+    [
+        ({"name": "oracle"}, False, False),
+        ({"name": "known-c-mu"}, False, False),
+        ({"name": "greedy"}, False, True),
+        ({"name": "mine:Agent", "code": "0" * 64}, True, True),
+        ({"name": "m.zip", "training": {"sha256": ""}}, True, True),
+        ({"name": "PPO", "training": {"key": "", "sha256": ""}}, False, True),
+    ],
+)
+def test_who_plays_behind_the_wall(identity, by_default, wanted):
+    found = [is_walled(identity, trust) for trust in (None, False, True)]
+    assert found == [by_default, wanted, False]
+
+
+# --- what goes through it -------------------------------------------------------------------------
+
+
+def test_problems_go_through_with_the_same_bits():
+    offline = OfflineData(np.ones((3, 2), np.float32), np.full((3, 4), 0.1))
+    queue = QueueProblem(4, 1, 2, 8, 0.1 + 0.2, 10, offline)
+    deploy = DeployProblem(2, 1, 9, 3, 0.1, (0.5, 1 / 3), 0.0, float("inf"))
+    for problem in (queue, deploy, {"a": [1, (2.5, None)], "b": np.int64(3)}):
+        found = wire.unpack(wire.pack(problem))
+        assert type(found) is type(problem)
+        assert found == problem
+    found = wire.unpack(wire.pack(queue)).offline
+    assert found.contexts.dtype == np.float32
+    np.testing.assert_array_equal(found.utilities, offline.utilities)
+    assert found.utilities.flags.writeable
+
+
+@pytest.mark.parametrize("value", [object(), {"env": sys}, np.array([None])])
+def test_what_is_neither_plain_nor_an_array_does_not_go_through(value):
+    with pytest.raises(TypeError, match="cannot be handed to an agent"):
+        wire.pack(value)
+
+
+def test_a_block_holds_every_array_at_a_place_of_its_own():
+    parts = [("a", "<f4", (3, 2)), ("b", "|i1", (5,)), ("c", "<f8", ())]
+    block = wire.Block(parts[:2], parts[2:])
+    views = [view for _, view in block.observation + block.info]
+    assert [(v.dtype.str, v.shape) for v in views] == [(d, s) for _, d, s in parts]
+    for number, view in enumerate([block.asked, block.reward, *views]):
+        view[...] = number + 1
+    assert [int(view.flat[0]) for view in [block.asked, block.reward, *views]] == [1, 2, 3, 4, 5]
+    assert wire.parts_of(np.zeros(2)) == [("", "<f8", (2,))]
+
+
+def test_a_module_is_found_and_nothing_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loud").mkdir()
+    (tmp_path / "loud/__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "loud/agents.py").write_text("")
+    assert find_module("loud.agents").origin == str(tmp_path / "loud/agents.py")
+    assert [find_module(name) for name in ("loud.none", "nowhere.at.all", "math.pi")] == [None] * 3
+    assert "loud" not in sys.modules
+
+
+def test_only_named_variables_are_passed_on(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"AWS_SECRET_ACCESS_KEY": "s", "PATH": "/bin"})
+    monkeypatch.setattr(sys, "argv", ["llmqueue-bench", "--results", "r"])
+    fence.limit_environment(dict(os.environ))
+    assert os.environ == {"PATH": "/bin"}
+    assert sys.argv == ["agent"]
