@@ -17,7 +17,7 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from benchmarks.plan.suite import REFERENCES
-from benchmarks.problems.kind import Panel
+from benchmarks.problems.kind import Fleet, Panel
 from benchmarks.report.data import Json, board_data, sections
 from benchmarks.report.series import heat_map, mean_and_error, panels, training_panels
 from benchmarks.report.words import (
@@ -211,7 +211,31 @@ def _drawings(task: TaskBoard, training: Panel | None) -> Json:
         "panels": [_panel(panel) for panel in panels(task)],
         "training": None if training is None else _panel(training),
         "heat": _heat(task),
+        "fleets": {label: _fleet(fleet) for label, fleet in task.fleets.items()},
+        "spent": _spent(task),
     }
+
+
+def _fleet(fleet: Fleet) -> Json:
+    """Load in percent."""
+    return {
+        "seed": fleet.seed,
+        "replicas": fleet.replicas,
+        "llms": fleet.llms,
+        "edges": fleet.edges,
+        "hosts": fleet.hosts,
+        "load": np.rint(100 * fleet.load),
+        "people": fleet.people,
+    }
+
+
+def _spent(task: TaskBoard) -> Json | None:
+    """Mean over seeds of the slots a user spends in each place, by agent and group."""
+    if not task.spent:
+        return None
+    first = next(iter(task.spent.values()))
+    slots = {label: spent.slots.mean(axis=0) for label, spent in task.spent.items()}
+    return {"places": first.places, "groups": first.groups, "slots": slots}
 
 
 def _panel(panel: Panel) -> Json:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from benchmarks.problems.kind import CLOCK, LUCK, Kind, Panel, TrainingCurve, first_shown
+from benchmarks.problems.kind import (
+    CLOCK,
+    LUCK,
+    Kind,
+    Line,
+    Panel,
+    Scale,
+    TrainingCurve,
+    curve_gaps,
+    first_shown,
+)
 from benchmarks.problems.serving.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -18,14 +28,48 @@ def _about_serving(table: pl.DataFrame) -> str:
     return f"load {float(table['load'].to_numpy().mean()):.2f}"
 
 
-def _panel(task: TaskBoard, name: str, quantity: str) -> Panel:
-    lines = {
-        label: (curves.t, curves.sums[name] / curves.t) for label, curves in task.curves.items()
+def _panels(task: TaskBoard) -> list[Panel]:
+    """Return what a slot costs and what is paid for not being the oracle; or what is earned."""
+    oracle = task.curves.get("oracle")
+    costs = {label: (curves.t, curves.sums["cost"]) for label, curves in task.curves.items()}
+    if oracle is not None and oracle.sums["cost"][:, -1].mean() < 0.0:
+        rewards = {label: (t, -sums / t) for label, (t, sums) in costs.items()}
+        waiting = {label: (c.t, c.sums["waiting"] / c.t) for label, c in task.curves.items()}
+        return [
+            _panel(task, "mean reward a slot so far", rewards, "linear"),
+            _panel(task, "mean number in the system so far", waiting, "log"),
+        ]
+    gaps = {
+        label: (curves.t, gap)
+        for label, curves in task.curves.items()
+        if label != "oracle" and (gap := curve_gaps(curves, oracle, "cost")) is not None
     }
+    means = {label: (t, sums / t) for label, (t, sums) in costs.items()}
+    return [
+        _panel(task, "mean cost a slot so far", means, "log"),
+        _panel(task, "cost beyond the oracle's so far", gaps, "log"),
+    ]
+
+
+def _panel(task: TaskBoard, quantity: str, lines: dict[str, Line], scale: Scale) -> Panel:
+    """Return a panel over time; on a linear axis what is random may lie outside."""
     first, last = first_shown(task), float(task.task["horizon"])
-    shown = np.concatenate([mean.mean(axis=0)[t >= first] for t, mean in lines.values()])
-    low, high = float(shown.min(initial=0.0)), float(shown.max(initial=0.01))
-    return Panel("slot t", quantity, lines, "log", "linear", (first, last), (low, 1.05 * high))
+    shown = [
+        values.mean(axis=0)[t >= first]
+        for label, (t, values) in lines.items()
+        if scale == "log" or label != "random"
+    ]
+    heights = np.concatenate([np.zeros(0), *shown])
+    if scale == "log":
+        heights = heights[heights > 0.0]
+    if not heights.size:
+        heights = np.ones(1)
+    low, high = float(heights.min()), float(heights.max())
+    room = 0.08 * (high - low) + 1e-3
+    span = (
+        (max(0.8 * low, 1e-4 * high), 1.3 * high) if scale == "log" else (low - room, high + room)
+    )
+    return Panel("slot t", quantity, lines, "log", scale, (first, last), span)
 
 
 KIND = Kind(
@@ -51,11 +95,8 @@ reward a slot. *waiting*, *in service*, *thinking*: mean numbers; who thinks is 
 agent. *lost*: share of the users who left without an answer they keep. *illegal*: dispatches that
 did nothing.""",
     compared=("mean_reward", "mean_waiting", "retrials_per_kept", "lost_share"),
-    picture=("serving", "cost a slot and queries in the system over time"),
-    panels=lambda task: [
-        _panel(task, "cost", "mean cost a slot so far"),
-        _panel(task, "waiting", "mean number in the system so far"),
-    ],
+    picture=("serving", "cost a slot, and beyond the oracle's, over time"),
+    panels=_panels,
     exact=pl.col("exact") == 1.0,
     training=TrainingCurve("waiting", "number in the system while training", log=True),
 )

@@ -29,6 +29,7 @@ from llmqueue_gym.serving.lanes import ServingDynamics
 
 BINS = 60
 LOOKS = 2000
+ALL = "all users"
 ATTEMPTS = ("first attempt", "1st retrial", "2nd retrial", "later retrials")
 PLACES = ("waiting", "in service", "thinking")
 """In the order of `WAITS`, `IS_SERVED` and `IS_AWAY`."""
@@ -107,14 +108,13 @@ class Timeline:
 
     def spent(self, arrivals: int) -> dict[str, Any]:
         """Return what `benchmarks.problems.kind.Spent` holds, JSON-plain."""
-        groups = [
-            self._of(self._by_attempt, len(ATTEMPTS)),
-            self._of(self._by_kind, len(self._kinds)),
-        ]
-        slots = self._every * np.concatenate(groups) / max(arrivals, 1)
+        attempts = self._of(self._by_attempt, len(ATTEMPTS))
+        kinds = self._of(self._by_kind, len(self._kinds))
+        counts = np.concatenate([attempts.sum(axis=0, keepdims=True), attempts, kinds])
+        slots = self._every * counts / max(arrivals, 1)
         return {
             "places": list(PLACES),
-            "groups": [*ATTEMPTS, *self._kinds],
+            "groups": [ALL, *ATTEMPTS, *self._kinds],
             "slots": [[float(f"{value:.4g}") for value in row] for row in slots.tolist()],
         }
 

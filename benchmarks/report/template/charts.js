@@ -103,7 +103,7 @@ const besides = () => (narrow() ? 72 : 116); // pixels for those names
 
 const meanOver = (seeds) => `Mean over ${count(seeds, "seed")}${seeds > 1 ? ", band one standard error" : ""}.`;
 
-function panelChart(section, panel, note) {
+function panelChart(section, task, panel, note) {
   const [low, high] = panel.xRange;
   return chart(capital(panel.quantity), note, () => {
     const logarithmic = panel.yScale !== "linear";
@@ -114,7 +114,7 @@ function panelChart(section, panel, note) {
     const scaled = (v) => (logarithmic ? Math.log10(Math.max(v, floor)) : v);
     const bottom = logarithmic ? [Math.log10(floor), Math.log10(panel.yRange[1])] : panel.yRange;
     const ends = [];
-    for (const agent of shown(section)) {
+    for (const agent of shown(section, task)) {
       const line = panel.lines[agent];
       if (!Array.isArray(line)) continue;
       const [mean, error, own] = line;
@@ -268,5 +268,103 @@ function heatChart(section, task, agent) {
     };
   }, true);
   figure.querySelector(".chart").style.height = `${Math.max(15, 5 + heat.names.length * 1.05)}rem`;
+  return figure;
+}
+
+// --- fleets: what replicas host, and where users are ------------------------------------------
+
+const placeColours = () => [colour("--warm"), colour("--accent"), isDark() ? "#7d8694" : "#9a9a9a"];
+
+/** Runs of the same number: [from, to), number. */
+function runsOf(row) {
+  const found = [];
+  row.forEach((value, i) => {
+    if (i && value === row[i - 1]) found.at(-1)[1] = i + 1;
+    else found.push([i, i + 1, value]);
+  });
+  return found;
+}
+
+function fleetChart(task, agent) {
+  const fleet = task.fleets[agent];
+  const note = `Seed ${fleet.seed}. A row is a replica, a colour an LLM, the fuller the busier; grey: loading; blank: empty.`;
+  const figure = chart(`Fleet of ${agent}`, note, () => {
+    const rows = fleet.replicas.map((_, r) => r);
+    const centre = fleet.edges.slice(1).map((edge, i) => (edge + fleet.edges[i]) / 2);
+    const look = PALETTE[isDark() ? "dark" : "light"];
+    const layer = (z, colorscale, name) => ({
+      type: "heatmap", z, x: fleet.edges, y: rows, zmin: 0, zmax: 100, colorscale, showscale: false, ygap: 3,
+      customdata: rows.map((r) => centre.map((_, i) => [escaped(fleet.replicas[r]), fleet.edges[i], fleet.edges[i + 1]])),
+      hovertemplate: `<b>%{customdata[0]}</b>, slots %{customdata[1]:,} to %{customdata[2]:,}<br>${name}<extra></extra>`,
+      yaxis: "y",
+    });
+    const where = (host, value) => fleet.hosts.map((row, r) => row.map((h, i) => (h === host ? value(r, i) : null)));
+    const data = fleet.llms.map((llm, m) => {
+      const tone = look[m % look.length];
+      return layer(where(m, (r, i) => fleet.load[r][i]), [[0, alpha(tone, 0.16)], [1, alpha(tone, isDark() ? 0.6 : 0.75)]], `${escaped(llm)}, %{z:.0f}% of its places in use`);
+    });
+    const grey = isDark() ? "#4a525f" : "#c9c7c0";
+    data.push(layer(where(-2, () => 50), [[0, grey], [1, grey]], "loading"));
+    const least = (narrow() ? 0.24 : 0.13) * centre.length;
+    const annotations = fleet.hosts.flatMap((row, r) => runsOf(row).filter(([from, to, host]) => host >= 0 && to - from >= least).map(([from, to, host]) => ({
+      x: fleet.edges[from], y: r, xref: "x", yref: "y", xanchor: "left", xshift: 3, showarrow: false, align: "left",
+      text: escaped(shortened(fleet.llms[host], Math.floor(((narrow() ? 38 : 64) * (to - from)) / centre.length))), font: { size: 11, color: colour("--ink") },
+    })));
+    const names = Object.keys(fleet.people), tones = placeColours();
+    const highest = Math.max(1, ...names.flatMap((name) => fleet.people[name])) * 1.08;
+    names.forEach((name, k) => {
+      data.push({ type: "scatter", mode: "lines", x: centre, y: fleet.people[name], yaxis: "y2", line: { color: tones[k], width: 1.8 }, name, hovertemplate: `${name} %{y:.3~g}<extra></extra>` });
+    });
+    const ends = names.map((name, k) => [name, fleet.people[name].at(-1), tones[k]]).sort((a, b) => a[1] - b[1]);
+    const least2 = (ROOM / 105) * highest;
+    ends.forEach((end, i) => { if (i) end[1] = Math.max(end[1], ends[i - 1][1] + least2); });
+    annotations.push(...ends.map(([name, y, tone]) => ({
+      xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "y2", y, yanchor: "middle", showarrow: false, text: name, font: { size: narrow() ? 10 : 11.5, color: tone },
+    })));
+    const span = [fleet.edges[0], fleet.edges.at(-1)], top = 1 - rows.length * 26 / (rows.length * 26 + 130);
+    return {
+      data,
+      layout: {
+        margin: { l: 20, r: 74, t: 6, b: 44 },
+        annotations,
+        xaxis: axis("slot", { showgrid: false, range: span, nticks: narrow() ? 4 : 7, tickformat: ",", anchor: "y2" }),
+        yaxis: axis("", { showgrid: false, zeroline: false, domain: [top, 1], range: [rows.length - 0.5, -0.5], tickmode: "array", tickvals: rows, ticktext: fleet.replicas.map((n) => escaped(n)), tickfont: { size: 11 } }),
+        yaxis2: axis("users", { domain: [0, top - 0.06], range: [0, highest], nticks: 4, zeroline: false }),
+      },
+    };
+  });
+  figure.querySelector(".chart").style.height = `${13 + 1.75 * fleet.replicas.length}rem`;
+  return figure;
+}
+
+/** Stacked bars of one group of users, an agent a row; all groups of a task have one axis. */
+function spentChart(section, task, title, of) {
+  const { places, slots } = task.spent;
+  const agents = () => shown(section, task).filter((a) => slots[a]);
+  const sum = (values) => values.reduce((a, b) => a + b, 0);
+  const figure = chart(title, "", () => {
+    const drawn = agents(), tones = placeColours(), size = narrow() ? 13 : 17;
+    const totals = drawn.map((a) => sum(of(slots[a])));
+    // What is random may wait for ever: the axis is for the others.
+    const others = drawn.filter((a) => a !== "random");
+    const most = Math.max(1e-9, ...(others.length ? others : drawn).map((a) => Math.max(...Object.values(task.spentGroups).map((f) => sum(f(slots[a])))))) * 1.3;
+    return {
+      data: places.map((place, k) => ({
+        type: "bar", orientation: "h", x: drawn.map((a) => of(slots[a])[k]), y: drawn.map((_, i) => i), marker: { color: tones[k] },
+        customdata: drawn.map(escaped), hovertemplate: `<b>%{customdata}</b><br>${escaped(place)}: %{x:.3~g} slots<extra></extra>`,
+      })),
+      layout: {
+        barmode: "stack", bargap: 0.3,
+        margin: { l: 10, r: 10, t: 4, b: 30 },
+        annotations: drawn.map((_, i) => ({
+          x: Math.min(totals[i], most * 0.86), y: i, xanchor: "left", xshift: 3, showarrow: false, font: { size: 11, color: colour("--ink") },
+          bgcolor: totals[i] > most * 0.86 ? colour("--card") : undefined, text: `${+totals[i].toPrecision(3)}${totals[i] > most * 0.86 ? " →" : ""}`,
+        })),
+        xaxis: axis("", { range: [0, most], nticks: 4 }),
+        yaxis: axis("", { showgrid: false, zeroline: false, tickmode: "array", tickvals: drawn.map((_, i) => i), ticktext: drawn.map((a) => escaped(shortened(a, size))), tickfont: { size: 11 }, range: [drawn.length - 0.5, -0.5] }),
+      },
+    };
+  });
+  figure.querySelector(".chart").style.height = "15rem";
   return figure;
 }

@@ -146,23 +146,28 @@ function swatch(section, agent) {
 const who = (section, agent) =>
   h("span", { class: "who", title: agent }, swatch(section, agent), h("span", { class: "name" }, agent));
 
-function hiddenAgents(section) {
-  if (!section.hidden) {
-    const learning = section.agents.filter((a) => !section.references.includes(a));
-    section.hidden = new Set(learning.slice(VISIBLE));
+/** The agents that a page of a section, or of one of its tasks, can draw. */
+const drawable = (section, task) => (task ? section.agents.filter((a) => task.rows.some((r) => r.agent === a)) : section.agents);
+
+/** Those not drawn; at first all but the best, by the rows of the task if there is one. */
+function hiddenAgents(section, task) {
+  const owner = task || section;
+  if (!owner.hidden) {
+    const learning = (task ? task.rows.map((r) => r.agent) : section.agents).filter((a) => !section.references.includes(a));
+    owner.hidden = new Set(learning.slice(VISIBLE));
   }
-  return section.hidden;
+  return owner.hidden;
 }
 
-const shown = (section) => section.agents.filter((a) => !hiddenAgents(section).has(a));
+const shown = (section, task) => drawable(section, task).filter((a) => !hiddenAgents(section, task).has(a));
 
-function chips(section) {
+function chips(section, task) {
   const list = h("ul", { class: "chips", "aria-label": "Agents in the charts" });
-  for (const agent of section.agents) {
+  for (const agent of drawable(section, task)) {
     const button = h("button", {
-      type: "button", class: "chip", title: agent, "aria-pressed": String(!hiddenAgents(section).has(agent)),
+      type: "button", class: "chip", title: agent, "aria-pressed": String(!hiddenAgents(section, task).has(agent)),
       onclick: () => {
-        const hidden = hiddenAgents(section);
+        const hidden = hiddenAgents(section, task);
         if (!hidden.delete(agent)) hidden.add(agent);
         button.setAttribute("aria-pressed", String(!hidden.has(agent)));
         redraw();

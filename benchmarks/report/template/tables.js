@@ -24,7 +24,7 @@ function sortable({ name, columns, rows, order, details, cls }) {
     const x = columns[state.place].sort(a), y = columns[state.place].sort(b);
     const none = (v) => v === null || v === undefined;
     if (none(x) || none(y)) return none(x) - none(y);
-    const least = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
+    const least = typeof x === "string" ? byNumbers(x, y) : x - y;
     return state.up ? least : -least;
   }
 
@@ -64,6 +64,16 @@ function sortable({ name, columns, rows, order, details, cls }) {
     show(some) { current = some; fill(); },
     sortBy(place, up) { state.place = place; state.up = up; fill(); },
   };
+}
+
+/** Compare texts, and the decimal numbers in them by their size: load0.59 before load0.7. */
+function byNumbers(a, b) {
+  const [x, y] = [a, b].map((text) => text.split(/(\d+(?:\.\d+)?)/));
+  for (let i = 0; i < Math.min(x.length, y.length); i++) {
+    const least = i % 2 ? x[i] - y[i] : x[i].localeCompare(y[i], "en");
+    if (least) return least;
+  }
+  return x.length - y.length;
 }
 
 /** A table that may be wider than the page, and a line that says what is out of sight. */

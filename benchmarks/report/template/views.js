@@ -170,15 +170,23 @@ function taskView(section, task) {
       task.warnings.map((w) => h("p", { class: "warning" }, `Warning: ${w}.`)),
       h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`)),
       task.data.length ? h("p", { class: "small muted" }, "Data: ", task.data.map((d, i) => [i ? "; " : "", d])) : null),
-    h("section", {}, chips(section), h("div", { class: "grid" }, task.panels.map((panel) => panelChart(section, panel, meanOver(task.seeds))),
-      task.training ? panelChart(section, task.training, "Before the scored runs, one training each.") : null)),
+    h("section", {}, chips(section, task), h("div", { class: "grid" }, task.panels.map((panel) => panelChart(section, task, panel, meanOver(task.seeds))),
+      task.training ? panelChart(section, task, task.training, "Before the scored runs, one training each.") : null)),
     h("section", {}, h("h3", {}, "Agents"), table.element),
   ];
   const both = protocolsPart(section, task);
   if (both) parts.push(both);
   if (task.published) parts.push(publishedPart(task));
   if (task.llms) parts.push(h("section", {}, h("h3", {}, "LLMs"), h("p", { class: "lead" }, task.llms.note), plainTable(`LLMs of ${task.task}`, task.llms.columns, task.llms.lines)));
-  if (task.heat) parts.push(trafficPart(section, task));
+  if (task.heat) {
+    parts.push(beside("Which LLM answers, stage by stage", null, section, Object.keys(task.heat.shares), (agent) => heatChart(section, task, agent)));
+  }
+  if (task.spent) parts.splice(3, 0, spentPart(section, task));
+  if (Object.keys(task.fleets).length) {
+    const drawn = drawable(section, task).filter((a) => task.fleets[a]);
+    const order = [...drawn.filter((a) => a === "oracle"), ...task.rows.map((r) => r.agent).filter((a) => a !== "oracle" && drawn.includes(a))];
+    parts.splice(3, 0, beside("The fleet over time", "What each replica hosts and how busy it is, and below it how many users wait, are served, and think before they come back.", section, order, (agent) => fleetChart(task, agent)));
+  }
   return parts;
 }
 
@@ -212,17 +220,29 @@ function plainTable(title, columns, lines) {
   return scrolling(title, h("table", {}, h("caption", { class: "sr" }, title), h("thead", {}, head), h("tbody", {}, rows)));
 }
 
-function trafficPart(section, task) {
-  const agents = Object.keys(task.heat.shares);
+/** Charts of two agents side by side, each to be chosen: at first the first one and the best that learns. */
+function beside(title, lead, section, agents, draw) {
   const best = agents.find((a) => !section.references.includes(a)) || agents[0];
   const grid = h("div", { class: "grid" });
   const chosen = [agents[0], best];
   const selects = chosen.map((value, i) => h("label", {}, i ? "Right" : "Left", h("select", {
-    id: `heat${i}`, onchange: (e) => { chosen[i] = e.target.value; fill(); },
+    onchange: (e) => { chosen[i] = e.target.value; fill(); },
   }, agents.map((a) => h("option", { value: a, selected: a === value }, a)))));
-  const fill = () => grid.replaceChildren(...chosen.map((agent) => heatChart(section, task, agent)));
+  const fill = () => grid.replaceChildren(...chosen.map(draw));
   fill();
-  return h("section", {}, h("h3", {}, "Which LLM answers, stage by stage"), h("div", { class: "controls" }, selects), grid);
+  return h("section", {}, h("h3", {}, title), lead ? h("p", { class: "lead" }, lead) : null, h("div", { class: "controls" }, selects), grid);
+}
+
+/** Where users spend their time: small multiples of one axis, a group of attempts or queries each. */
+function spentPart(section, task) {
+  const { places, groups, slots } = task.spent;
+  const all = Object.values(slots);
+  const seen = groups.map((_, g) => all.some((of) => of[g].some((v) => v > 0)));
+  task.spentGroups = Object.fromEntries(groups.map((name, g) => [capital(name), (of) => of[g]]).filter((_, g) => seen[g]));
+  const key = h("p", { class: "key squares" }, places.map((place, k) => h("span", { class: `place${k}` }, place)));
+  return h("section", {}, h("h3", {}, "Where users spend their time"),
+    h("p", { class: "lead" }, `Mean slots a user of the run, of ${count(task.seeds, "seed")}; all charts have one axis, which random may leave (→).`), key,
+    h("div", { class: "grid small" }, Object.entries(task.spentGroups).map(([title, of]) => spentChart(section, task, title, of))));
 }
 
 function pairsView(section) {
