@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from baselines.interface import AgentSpec, DeployProblem, QueueProblem
+from baselines.interface import AgentSpec, DeployProblem, QueueProblem, ServeProblem
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import file_sha256
 
@@ -31,10 +31,15 @@ OWN_FILES = "a model file decides what it does: load only files of your own"
 _AGENTS = {
     "LLMQueue-v0": "baselines.rl.agents:TrainedQueueAgent",
     "LLMDeployStage-v0": "baselines.rl.agents:TrainedDeployAgent",
+    "LLMServe-v0": "baselines.rl.agents:TrainedServeAgent",
 }
 """What plays a model, by the environment it was trained on."""
 
-_KINDS = {"LLMQueue-v0": QueueProblem.kind, "LLMDeployStage-v0": DeployProblem.kind}
+_KINDS = {
+    "LLMQueue-v0": QueueProblem.kind,
+    "LLMDeployStage-v0": DeployProblem.kind,
+    "LLMServe-v0": ServeProblem.kind,
+}
 
 _FIELDS: Mapping[str, Any] = {
     "agent": str,
@@ -52,6 +57,10 @@ _FIELDS: Mapping[str, Any] = {
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "LLMQueue-v0": dict.fromkeys(("num_llms", "assortment_size", "context_dim", "window"), int),
     "LLMDeployStage-v0": {"num_llms": int, "budget": int | float},
+    "LLMServe-v0": {
+        **dict.fromkeys(("num_llms", "context_dim", "window", "dispatches"), int),
+        "places": list,
+    },
 }
 """Types of a card's entries, and of its entry ``problem``."""
 

@@ -20,7 +20,7 @@ with needing("baselines.rl", "Stable-Baselines3 and sb3-contrib", "rl"):
     import stable_baselines3  # noqa: F401
 
 from baselines.models import read_card
-from baselines.rl.agents import TrainedDeployAgent, TrainedQueueAgent
+from baselines.rl.agents import TrainedDeployAgent, TrainedQueueAgent, TrainedServeAgent
 from baselines.rl.recipes import RECIPES, Recipe, recipe
 from baselines.rl.training import Progress, train
 
@@ -30,6 +30,7 @@ __all__ = [
     "Recipe",
     "TrainedDeployAgent",
     "TrainedQueueAgent",
+    "TrainedServeAgent",
     "read_card",
     "recipe",
     "train",

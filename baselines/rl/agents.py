@@ -18,13 +18,23 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from baselines.interface import Action, Agent, DeployAgent, DeployProblem, Observation, QueueProblem
+from baselines.interface import (
+    Action,
+    Agent,
+    DeployAgent,
+    DeployProblem,
+    Observation,
+    QueueProblem,
+    ServeProblem,
+)
 from baselines.models import OWN_FILES, read_card
-from baselines.rl.recipes import QUEUE_ENV, STAGE_ENV, Recipe, recipe
+from baselines.rl.recipes import QUEUE_ENV, SERVE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
+from llmqueue_gym.adapters.dispatches import CANDIDATES, Dispatches
 from llmqueue_gym.adapters.wrappers import assortments, previous_decision
 from llmqueue_gym.deployment.rules import DeploymentRules, stage_plan, stage_schedule
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.serving.dynamics import SERVING
 
 _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
 
@@ -98,15 +108,7 @@ class TrainedQueueAgent(Agent):
 
     def _sample(self, seen: Observation, legal: NDArray[np.bool_]) -> int:
         """Draw a legal decision of a recurrent policy: its randomness is how it explores."""
-        tensors, _ = self._policy.obs_to_tensor(seen)
-        with torch.no_grad():
-            if self._state is None:
-                zeros = torch.zeros(self._policy.lstm_hidden_state_shape)
-                self._state = (zeros, zeros)
-            distribution, self._state = self._policy.get_distribution(
-                tensors, self._state, torch.zeros(1)
-            )
-        logits = distribution.distribution.logits[0].double().numpy()
+        logits, self._state = recall(self._policy, seen, self._state)
         weights = np.where(legal, np.exp(logits - logits[legal].max()), 0.0)
         return int(self.rng.choice(len(weights), p=weights / weights.sum()))
 
@@ -204,6 +206,75 @@ class TrainedDeployAgent(DeployAgent):
         self._plan = stage_schedule(shares, length)
 
 
+class TrainedServeAgent(Agent):
+    """A policy trained on LLMServe-v0, frozen: it dispatches, and leaves the fleet as it is.
+
+    Parameters
+    ----------
+    problem : ServeProblem
+        Public parameters of the task; N, d, W, A and the places as in the training.
+    seed : int
+        Unused: the best decision is played.
+    model : str
+        File written by `baselines.rl.train`; load only files of your own. Subclasses may set
+        it as a class attribute instead.
+    sha256 : str, optional
+        Digest the file must have, so that a stored result names the very weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such model, or was trained for another shape of task.
+    """
+
+    kind = "serving"
+    protocol = "pretrained"
+    model: str | None = None
+    problem: ServeProblem  # type: ignore[assignment]
+
+    def __init__(
+        self, problem: ServeProblem, seed: int, model: str | None = None, sha256: str | None = None
+    ) -> None:
+        self.problem = problem
+        places = list(problem.places)
+        keys = ("num_llms", "context_dim", "window", "dispatches")
+        shape = {**{key: getattr(problem, key) for key in keys}, "places": places}
+        path = _model_path(self, model)
+        self._dispatches = Dispatches(CANDIDATES, problem.window, problem.dispatches, places)
+        self._policy, used = _load_policy(
+            path, sha256, SERVE_ENV, shape, lambda used: serve_spaces(problem)
+        )
+        self._masked, self._recurrent = used.name == "MaskablePPO", used.recalls
+        self._state: Any = None
+
+    def act(self, observation: Observation) -> Action:
+        """Return ``[slot, replica] * A`` and a target for every replica, shape (2 A + R,)."""
+        one = {key: value[None] for key, value in observation.items()}
+        order, shown = self._dispatches.choose(one)
+        seen = {key: shown[key] for key in self._policy.observation_space.spaces}
+        room = (one["phase"][:, :, SERVING] > 0) & (one["active"] < np.array(self.problem.places))
+        legal = self._dispatches.legal(one["waiting"] > 0, room, order)
+        if self._recurrent:
+            logits, self._state = recall(self._policy, seen, self._state)
+            number = np.array([np.where(legal[0], logits, -np.inf).argmax()])
+        else:
+            masks = {"action_masks": legal} if self._masked else {}
+            number, _ = self._policy.predict(seen, deterministic=True, **masks)
+        action: Action = self._dispatches.decode(number, order)[0]
+        return action
+
+
+def recall(policy: Any, seen: Mapping[str, Any], state: Any) -> tuple[NDArray[Any], Any]:
+    """Return the logits of a recurrent policy's decisions, and its next state."""
+    tensors, _ = policy.obs_to_tensor(seen)
+    with torch.no_grad():
+        if state is None:
+            zeros = torch.zeros(policy.lstm_hidden_state_shape)
+            state = (zeros, zeros)
+        distribution, state = policy.get_distribution(tensors, state, torch.zeros(1))
+    return distribution.distribution.logits[0].double().numpy(), state
+
+
 def legal_decisions(observation: Observation, num_sets: int) -> NDArray[np.bool_]:
     """Return the mask of the discrete decisions, (W C(N, K),); slot 0 stays legal if all is empty.
 
@@ -258,6 +329,28 @@ def stage_spaces(problem: DeployProblem) -> tuple[spaces.Dict, spaces.Box]:
     for key in ("query_progress", "spent", "budget_left"):
         observed[key] = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     return spaces.Dict(observed), spaces.Box(-1.0, 1.0, (2 * size,), np.float32)
+
+
+def serve_spaces(problem: ServeProblem) -> tuple[spaces.Dict, spaces.Discrete]:
+    """Return the spaces of LLMServe-v0 with discrete actions; no bounds, networks need none."""
+    window, fleet, llms = problem.window, problem.num_replicas, problem.num_llms
+    chosen = Dispatches(CANDIDATES, window, problem.dispatches, problem.places)
+    size, dim = chosen.candidates, problem.context_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "active": (fleet,),
+        "contexts": (size, dim),
+        "kept": (llms,),
+        "not_kept": (llms,),
+        "phase": (fleet, 4),
+        "queue_length": (1,),
+        "serving": (fleet, dim),
+        "total": (dim,),
+        **dict.fromkeys(("age", "retrials", "wait", "waiting"), (size,)),
+    }
+    observed: dict[str, spaces.Space[Any]] = {
+        key: spaces.Box(-np.inf, np.inf, shape, np.float32) for key, shape in shapes.items()
+    }
+    return spaces.Dict(observed), chosen.space
 
 
 def _model_path(agent: Any, model: str | None) -> str:

@@ -50,13 +50,17 @@ class QueueFeatures(BaseFeaturesExtractor):
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         """Return shape (B, W F + G)."""
-        counts = [torch.log1p(observation[key]) for key in _SLOT_COUNTS]
-        columns = torch.stack([*counts, observation["waiting"].float()], dim=-1)
-        slots = torch.cat([observation["contexts"], columns], dim=-1)
         length = torch.log1p(observation["queue_length"])
         queue = [length, observation["feedback"].flatten(1)]
         queue += [observation[key].float() for key in self.previous]
-        return torch.cat([slots.flatten(1), *queue], dim=-1)
+        return torch.cat([slot_features(observation), *queue], dim=-1)
+
+
+def slot_features(observation: dict[str, Tensor]) -> Tensor:
+    """Return the features of the window's slots, flat, shape (B, W F)."""
+    counts = [torch.log1p(observation[key]) for key in _SLOT_COUNTS]
+    columns = torch.stack([*counts, observation["waiting"].float()], dim=-1)
+    return torch.cat([observation["contexts"], columns], dim=-1).flatten(1)
 
 
 class SetEncoder(nn.Module):

@@ -29,8 +29,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
 from baselines.models import CARD, FORMAT, read_card
-from baselines.rl.recipes import QUEUE_ENV, Recipe, recipe
+from baselines.rl.recipes import QUEUE_ENV, SERVE_ENV, STAGE_ENV, Recipe, recipe
 from llmqueue_gym import checks
+from llmqueue_gym.adapters.dispatches import DispatchesVector
 from llmqueue_gym.adapters.sb3 import GymnasiumVecEnv, make_vec_env
 from llmqueue_gym.adapters.wrappers import DiscreteActionsVector, PreviousDecisionVector
 from llmqueue_gym.errors import MissingPackageError, UsageError
@@ -86,7 +87,7 @@ def train(
     ----------
     agent : str
         A recipe: PPO, A2C, DQN, MaskablePPO or RecurrentPPO on LLMQueue-v0, PPO or SAC on
-        LLMDeployStage-v0.
+        LLMDeployStage-v0, MaskablePPO, DQN or RecurrentPPO on LLMServe-v0.
     env_id : str
         The environment of the task. LLMDeploy-v0 is learned stage by stage.
     kwargs : Mapping[str, Any], optional
@@ -171,6 +172,8 @@ def policy_arguments(used: Recipe, problem: Mapping[str, Any]) -> dict[str, Any]
     if used.env_id == QUEUE_ENV:
         own = {key: problem[key] for key in ("num_llms", "assortment_size")}
         return {**own, **used.network}
+    if used.env_id == SERVE_ENV:
+        return {**{key: problem[key] for key in ("places", "dispatches")}, **used.network}
     from baselines.rl.networks import DeployFeatures
 
     return {
@@ -211,7 +214,8 @@ def _new_card(
 
 def _curves(env_id: str) -> tuple[str, ...]:
     """Means per step that the learning curve holds, those of the exploring policy."""
-    return ("reward", "queue") if env_id == QUEUE_ENV else ("reward",)
+    more = {QUEUE_ENV: ("queue",), SERVE_ENV: ("waiting",)}
+    return ("reward", *more.get(env_id, ()))
 
 
 def _check(path: Path, **counts: int | None) -> None:
@@ -241,14 +245,19 @@ def _earlier(path: Path, card: dict[str, Any], resume: bool) -> dict[str, Any] |
 
 def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
     arguments = {**card["kwargs"], **used.env}
-    if used.env_id == QUEUE_ENV:
-        episode = used.episode or gym.spec(QUEUE_ENV).max_episode_steps or 1
-        horizon = card["horizon"]
-        arguments["max_episode_steps"] = episode if horizon is None else min(episode, horizon)
-        wrapper: Callable[[Any], Any] = _recalling if used.recalls else DiscreteActionsVector
-    else:
+    if used.env_id == STAGE_ENV:
         if card["horizon"] is not None:
             arguments["horizon"] = card["horizon"]
+    else:
+        episode = used.episode or gym.spec(used.env_id).max_episode_steps or 1
+        horizon = card["horizon"]
+        arguments["max_episode_steps"] = episode if horizon is None else min(episode, horizon)
+    wrapper: Callable[[Any], Any]
+    if used.env_id == QUEUE_ENV:
+        wrapper = _recalling if used.recalls else DiscreteActionsVector
+    elif used.env_id == SERVE_ENV:
+        wrapper = partial(_serving, gamma=card["settings"]["gamma"])
+    else:
         wrapper = stage_wrapper
     env = make_vec_env(used.env_id, card["num_envs"], wrapper=wrapper, monitor=False, **arguments)
     assert isinstance(env, GymnasiumVecEnv)
@@ -257,6 +266,12 @@ def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
 
 def _recalling(venv: Any) -> Any:
     return DiscreteActionsVector(PreviousDecisionVector(venv))
+
+
+def _serving(venv: Any, gamma: float) -> Any:
+    from baselines.rl.serving import LearnedReward
+
+    return LearnedReward(DispatchesVector(venv), gamma)
 
 
 def stage_wrapper(venv: Any) -> Any:
@@ -273,10 +288,12 @@ def _scale(reward: Any, length: float) -> Any:
 
 def _shape(env: GymnasiumVecEnv, used: Recipe) -> dict[str, Any]:
     """Return what the network's shape depends on."""
-    if used.env_id != QUEUE_ENV:
+    base: Any = env.venv.unwrapped
+    if used.env_id == STAGE_ENV:
         problem = env.get_attr("problem")[0]
         return {"num_llms": problem["num_llms"], "budget": problem["budget"]}
-    base: Any = env.venv.unwrapped
+    if used.env_id == SERVE_ENV:
+        return serve_shape(base.task.public)
     choices = base.single_action_space.nvec
     contexts = env.observation_space["contexts"]  # type: ignore[index]
     return {
@@ -284,6 +301,17 @@ def _shape(env: GymnasiumVecEnv, used: Recipe) -> dict[str, Any]:
         "assortment_size": len(choices) - 1,
         "context_dim": int(contexts.shape[1]),
         "window": int(choices[0]),
+    }
+
+
+def serve_shape(public: Any) -> dict[str, Any]:
+    """Return what the network's shape depends on of a serving task."""
+    return {
+        "num_llms": public.num_llms,
+        "context_dim": public.contexts.shape[1],
+        "window": public.window,
+        "dispatches": public.dispatches,
+        "places": public.places.tolist(),
     }
 
 
@@ -344,8 +372,11 @@ class _Watch(BaseCallback):
     def _on_step(self) -> bool:
         rewards = self.locals["rewards"]
         self._sums["reward"] += float(rewards.sum())
+        seen = self.locals["new_obs"]
         if "queue" in self._sums:
-            self._sums["queue"] += float(self.locals["new_obs"]["queue_length"].sum())
+            self._sums["queue"] += float(seen["queue_length"].sum())
+        if "waiting" in self._sums:  # or served
+            self._sums["waiting"] += float(seen["queue_length"].sum() + seen["active"].sum())
         self._count += len(rewards)
         point = self.num_timesteps - self._drawn >= self._total / _CURVE_POINTS
         if point or perf_counter() - self._told > _SECONDS_BETWEEN_REPORTS:

@@ -368,7 +368,8 @@ def _training_code_hash() -> str:
     import baselines
     import llmqueue_gym
 
-    own = [_root(baselines) / "rl" / f"{name}.py" for name in ("networks", "recipes", "training")]
+    names = ("networks", "recipes", "serving", "training")
+    own = [_root(baselines) / "rl" / f"{name}.py" for name in names]
     return _files_hash(own, _root(llmqueue_gym).rglob("*.py"))
 
 

@@ -36,6 +36,11 @@ STAGE = {
     "horizon": 500,
     "problem": {"num_llms": 3, "budget": 0.5},
 }
+SERVE = {
+    **QUEUE,
+    "env_id": "LLMServe-v0",
+    "problem": {"num_llms": 2, "context_dim": 2, "window": 6, "dispatches": 2, "places": [1, 1]},
+}
 ODD = {"format": 1, "agent": "PPO", "env_id": "LLMQueue-v0"}
 
 
@@ -91,7 +96,7 @@ def test_a_model_does_not_hide_a_built_in_agent(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("card", [QUEUE, STAGE], ids=["queue", "stage"])
+@pytest.mark.parametrize("card", [QUEUE, STAGE, SERVE], ids=["queue", "stage", "serve"])
 def test_every_entry_of_a_card_is_needed_and_has_its_type(
     card: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3.common.utils import obs_as_tensor
 
 import llmqueue_gym  # noqa: F401 - registers the environments
-from baselines import DeployProblem, QueueProblem, load_agent, make_agent
+from baselines import DeployProblem, QueueProblem, ServeProblem, load_agent, make_agent
 from baselines.models import CARD
 from baselines.rl import RECIPES, Progress, read_card, recipe, train
 from baselines.rl.agents import TrainedQueueAgent, queue_spaces, stage_spaces
@@ -37,6 +37,8 @@ from baselines.rl.networks import (
     SetPolicy,
     SetQPolicy,
 )
+from baselines.rl.serving import LearnedReward, MaskableServePolicy
+from llmqueue_gym.adapters.dispatches import QUEUE_KEYS, DispatchesVector
 from llmqueue_gym.adapters.sb3 import make_vec_env
 from llmqueue_gym.adapters.wrappers import DiscreteActionsVector, PreviousDecision
 
@@ -45,6 +47,8 @@ PROBLEM = QueueProblem(
 )
 QUEUE: dict[str, Any] = {"num_llms": 3, "window": 6, "load": 0.7, "instance_seed": 0}
 STAGE: dict[str, Any] = {"num_stages": 6}
+SERVE: dict[str, Any] = {"preset": "tiny-pair", "load": 0.7}
+TASKS = {"LLMQueue-v0": QUEUE, "LLMDeployStage-v0": STAGE, "LLMServe-v0": SERVE}
 TINY: dict[tuple[str, str], dict[str, Any]] = {
     ("PPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
     ("MaskablePPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
@@ -53,6 +57,9 @@ TINY: dict[tuple[str, str], dict[str, Any]] = {
     ("DQN", "LLMQueue-v0"): {"learning_starts": 50, "buffer_size": 500, "batch_size": 16},
     ("PPO", "LLMDeployStage-v0"): {"n_steps": 6, "batch_size": 12, "n_epochs": 2},
     ("SAC", "LLMDeployStage-v0"): {"learning_starts": 20, "buffer_size": 500, "batch_size": 16},
+    ("MaskablePPO", "LLMServe-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    ("RecurrentPPO", "LLMServe-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    ("DQN", "LLMServe-v0"): {"buffer_size": 500, "batch_size": 16},
 }
 quiet = pytest.mark.filterwarnings("ignore:loading the model file:UserWarning")
 
@@ -63,12 +70,11 @@ def _one_thread() -> None:
 
 
 def train_tiny(name: str, env_id: str, out: Path, steps: int = 160, **more: Any) -> dict[str, Any]:
-    queue = env_id == "LLMQueue-v0"
     settings = {**TINY[name, env_id], **more.pop("settings", {})}
     return train(
         name,
         env_id,
-        QUEUE if queue else STAGE,
+        TASKS[env_id],
         steps=steps,
         out=out,
         horizon=60,
@@ -307,6 +313,10 @@ def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -
         if name == "RecurrentPPO":
             env = PreviousDecision(env)
         agent: Any = make_agent(str(out), PROBLEM, 0)
+    elif env_id == "LLMServe-v0":
+        env = gym.make("LLMServe-v0", max_episode_steps=60, **SERVE)
+        env.reset(seed=0)
+        agent = make_agent(str(out), ServeProblem(**env.unwrapped.problem, horizon=60), 0)  # type: ignore[attr-defined]
     else:
         env = gym.make("LLMDeploy-v0", horizon=60, **STAGE)
         public = DeployProblem(**env.unwrapped.problem)  # type: ignore[attr-defined]
@@ -319,10 +329,12 @@ def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -
         if env_id == "LLMDeploy-v0":
             assert not info["refused"]
             assert not info["projected"]
+        elif env_id == "LLMServe-v0":
+            assert not info["illegal"]
         elif name == "MaskablePPO":
             assert info["served"] == bool(observation["queue_length"][0])
         agent.update(observation, action, float(reward), following, info)
-        if name == "RecurrentPPO":  # what it keeps in mind is what the wrapper shows
+        if name == "RecurrentPPO" and env_id == "LLMQueue-v0":  # it keeps what the wrapper shows
             for key, value in agent._previous.items():
                 np.testing.assert_array_equal(value, following[key])
         observation = following
@@ -679,6 +691,63 @@ def test_trained_agents_leave_the_global_generators_alone(
     agent = make_agent(str(stage_file), DeployProblem(**env.unwrapped.problem), 0)  # type: ignore[attr-defined]
     agent.act(env.reset(seed=0)[0])
     assert state() == before
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+def test_serving_scores_follow_the_candidates_and_values_ignore_their_order() -> None:
+    venv: Any = gym.make_vec("LLMServe-v0", 4, autoreset_mode="SameStep", **SERVE)
+    env = DispatchesVector(venv)
+    policy = MaskableServePolicy(
+        env.single_observation_space,
+        env.single_action_space,
+        lambda _: 0.0,
+        places=[1, 1],
+        dispatches=2,
+    )
+    env.reset(seed=0)
+    for _ in range(30):
+        observation, *_ = env.step(np.zeros(4, dtype=np.int64))
+    turned = dict(observation)
+    for key in QUEUE_KEYS:
+        turned[key] = observation[key][:, ::-1].copy()
+    sets, size = env.dispatches.sets, env.dispatches.candidates
+    candidate, replica = np.divmod(sets, 2)
+    moved = np.where(candidate < size, size - 1 - candidate, size) * 2 + replica
+    place = {tuple(sorted(row)): i for i, row in enumerate(sets.tolist())}
+    order = [place[tuple(sorted(row))] for row in moved.tolist()]
+    with torch.no_grad():
+        logits, values = [], []
+        for seen in (observation, turned):
+            tensors, _ = policy.obs_to_tensor(seen)
+            logits.append(policy.get_distribution(tensors).distribution.logits.numpy())
+            values.append(policy.predict_values(tensors).numpy())
+    assert np.ptp(logits[0][0]) > 0.01
+    np.testing.assert_allclose(logits[0][:, order], logits[1], atol=1e-4)
+    np.testing.assert_allclose(values[0], values[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_what_is_learned_from_differs_from_the_reward_by_a_potential(load: float) -> None:
+    """Discounted, both differ by what no policy changes: arrivals, and the potential at the end."""
+    task, gamma, slots = SERVE | {"load": load}, 0.9, 300
+    venv: Any = gym.make_vec("LLMServe-v0", 3, autoreset_mode="SameStep", **task)
+    env = LearnedReward(DispatchesVector(venv), gamma)
+    env.reset(seed=0)
+    rng, rate = np.random.default_rng(0), venv.unwrapped.task.public.arrival_rate
+    paid, learned, arrivals = np.zeros((3, 3))
+    discount = 1.0
+    for _ in range(slots):
+        actions = [rng.choice(np.flatnonzero(mask)) for mask in env.action_masks()]
+        observation, rewards, _, _, info = env.step(np.array(actions))
+        there = observation["queue_length"][:, 0] + observation["active"].sum(axis=1)
+        paid -= discount * there
+        learned += discount * rewards
+        arrivals += discount * (info["arrived"] - rate)
+        discount *= gamma
+    left = discount * there  # of the potential
+    np.testing.assert_allclose(learned, (1 - gamma) * paid + arrivals - left, atol=1e-6)
 
 
 # --- deployment -----------------------------------------------------------------------------------
