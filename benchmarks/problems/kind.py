@@ -258,7 +258,8 @@ class Kind:
     blind : tuple[str, ...]
         References that do not know the draws: their luck is judged like the agents'.
     reference : tuple[str, ...]
-        Metrics of the references that columns compare with: ``NAME_oracle``, ``NAME_random``.
+        Metrics of the references that columns compare with: ``NAME_oracle``, ``NAME_random``, and
+        ``NAME_known`` of the same agent told the truth.
     about : callable
         Table of a task -> words about its instances.
     columns : tuple[Column, ...]

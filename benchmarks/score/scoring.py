@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from benchmarks.plan.suite import PROTOCOLS, REFERENCES, canonical, spec_key
+from benchmarks.plan.suite import PROTOCOLS, REFERENCES, YARDSTICK, canonical, spec_key
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.kind import Kind, Sweeps, Traffic, is_stuck
 from benchmarks.run.store import CorruptResultError
@@ -217,6 +217,7 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     ``h_oracle`` and ``h_random`` are null where the reference of that seed is missing. So is then
     ``score``; it is null on all seeds of a task if on one of them random does no worse than the
     oracle (``inverted``): the mean over the others would be one over seeds chosen by their outcome.
+    ``NAME_known`` is a reference metric of the yardstick that plays the same rule with the truth.
     ``score_shuffled`` is that of the same seed on the task's copy with shuffled contexts, if any.
     """
     schema = {
@@ -247,6 +248,7 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
         columns = [pl.col(column).alias(f"{column}_{name}") for column in ("h", *kind.reference)]
         reference = table.filter(pl.col("agent") == name).select("task", "seed", *columns)
         table = table.join(reference, on=["task", "seed"], how="left")
+    table = _with_twins(table, kind)
     # In NumPy: Polars divides by multiplying with the reciprocal, which makes 1 - 1e-16 of 1.
     h, low, high = (table[name].to_numpy() for name in ("h", "h_oracle", "h_random"))
     span = np.where(high - low > 0, high - low, np.nan)
@@ -264,6 +266,14 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     ).drop_nulls("task")
     table = table.join(shuffled, on=["task", "agent", "seed"], how="left")
     return table.sort("task", "agent", "seed")
+
+
+def _with_twins(table: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Add what the same agent did that is told the truth, ``NAME_known``."""
+    columns = [pl.col(column).alias(f"{column}_known") for column in kind.reference]
+    twins = table.select("task", "seed", pl.col("agent").alias("twin"), *columns)
+    table = table.with_columns((YARDSTICK + pl.col("agent")).alias("twin"))
+    return table.join(twins, on=["task", "seed", "twin"], how="left").drop("twin")
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

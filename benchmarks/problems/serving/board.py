@@ -89,9 +89,9 @@ cost a slot), or minus the mean reward where kept answers earn something. 1 is t
 where the state is small (tiny-pair, slow-server, impatient: relative values over all states), else
 a reference that knows who keeps what (known-rollout; with windows known-forecast, and where LLMs
 arrive known-reactive), which may be beaten; the run fails if the bound of a linear program is.
-*known-* agents know who keeps what and are outside the ranking: the oracle less known-X is what
-control costs, known-X less X what learning costs. *behind the oracle*: paired difference of the
-reward a slot. *waiting*, *in service*, *thinking*: mean numbers; who thinks is not seen by an
+*known-* agents know who keeps what and are outside the ranking. *behind the oracle*: paired
+difference of the reward a slot. It is the sum of what *control* costs, the oracle less known-X, and
+what *learning* costs, known-X less X, for every X that has such a twin. *waiting*, *in service*, *thinking*: mean numbers; who thinks is not seen by an
 agent. *lost*: share of the users who left without an answer they keep. *illegal*: dispatches that
 did nothing.""",
     compared=("mean_reward", "mean_waiting", "retrials_per_kept", "lost_share"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,9 @@ from llmqueue_gym.serving.dynamics import (
 )
 from llmqueue_gym.serving.instance import Rewards
 from llmqueue_gym.serving.lanes import ServingDynamics
+
+ORACLE, KNOWN = "mean_reward_oracle", "mean_reward_known"
+"""What the oracle, and the same rule told the truth, earned on the same seed."""
 
 
 @dataclass
@@ -146,10 +150,14 @@ def _mean(what: int) -> Metric[Run]:
     return Metric(names[what], lambda run: float(run.trace.counts[:, what].mean()), (column,))
 
 
-def _control(evidence: Evidence) -> Interval | None:
-    """Reward a slot that the oracle earns beyond this agent."""
-    gaps = (evidence.table["mean_reward_oracle"] - evidence.table["mean_reward"]).drop_nulls()
-    return t_interval(gaps.to_numpy()) if gaps.len() else None
+def _behind(better: str, worse: str = "mean_reward") -> Callable[[Evidence], Interval | None]:
+    """Reward a slot that one earns beyond the other, paired by seed; None where one is missing."""
+
+    def figure(evidence: Evidence) -> Interval | None:
+        gaps = (evidence.table[better] - evidence.table[worse]).drop_nulls()
+        return t_interval(gaps.to_numpy()) if gaps.len() else None
+
+    return figure
 
 
 METRICS: tuple[Metric[Run], ...] = (
@@ -161,7 +169,9 @@ METRICS: tuple[Metric[Run], ...] = (
         lambda run: run.mean_reward,
         (
             Column("reward / slot", "reward", interval_of("mean_reward"), 3),
-            Column("behind the oracle", "", _control, 3, oracle="0"),
+            Column("behind the oracle", "", _behind(ORACLE), 3, oracle="0"),
+            Column("of it control", "", _behind(ORACLE, KNOWN), 3, oracle=""),
+            Column("of it learning", "", _behind(KNOWN), 3, oracle=""),
         ),
     ),
     Metric("h", lambda run: compared(run.mean_reward, run.earns)),
