@@ -91,9 +91,9 @@ a reference that knows who keeps what (known-rollout; with windows known-forecas
 arrive known-reactive), which may be beaten; the run fails if the bound of a linear program is.
 *known-* agents know who keeps what and are outside the ranking. *behind the oracle*: paired
 difference of the reward a slot. It is the sum of what *control* costs, the oracle less known-X, and
-what *learning* costs, known-X less X, for every X that has such a twin. *waiting*, *in service*, *thinking*: mean numbers; who thinks is not seen by an
-agent. *lost*: share of the users who left without an answer they keep. *illegal*: dispatches that
-did nothing.""",
+what *learning* costs, known-X less X, for every X that has such a twin. *waiting*, *in service*,
+*thinking*: mean numbers; who thinks is not seen by an agent. *lost*: share of the users who left
+without an answer they keep. *illegal*: dispatches that did nothing.""",
     compared=("mean_reward", "mean_waiting", "retrials_per_kept", "lost_share"),
     picture=("serving", "cost a slot, and beyond the oracle's, over time"),
     panels=_panels,

@@ -53,6 +53,29 @@ def test_the_optimum_scores_one_and_is_beaten_by_nobody(results):
     assert not board.violations
 
 
+def test_regret_is_what_control_and_what_learning_cost(results):
+    board = load_board(results)
+    (task,) = board.tasks
+    titles = [column.title for column in task.columns]
+    shown = {row.agent: dict(zip(titles, row.figures, strict=True)) for row in task.rows}
+    mine, told = shown["maxweight"], shown["known-maxweight"]
+    control, learning = mine["of it control"], mine["of it learning"]
+    assert control == told["behind the oracle"]
+    assert control.low > 0.0
+    assert control.value + learning.value == pytest.approx(mine["behind the oracle"].value)
+    rewards = {
+        name: np.array([c["metrics"]["mean_reward"] for c in board.cells if _label(c) == name])
+        for name in ("maxweight", "known-maxweight")
+    }
+    gaps = rewards["known-maxweight"] - rewards["maxweight"]
+    assert learning.value == pytest.approx(gaps.mean())
+    assert told["of it control"] is told["of it learning"] is None
+
+
+def _label(cell):
+    return cell["spec"]["agent"]["label"]
+
+
 def test_users_spend_their_time_where_the_counts_say(results, tmp_path):
     export_run(results, tmp_path / "s.json.gz")
     (task,) = load_board(results).tasks
