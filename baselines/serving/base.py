@@ -252,6 +252,21 @@ class Ranked(ServeAgent):
         """P(an answer ends in the slot and is kept), mu p, with one query more; shape (Q, R)."""
         return self.success_at(seen) * self.service.rates(seen.hosts, seen.active + 1)
 
+    def worth(self, contexts: Array, queue: int) -> Floats:
+        """Return what it saves to serve a query now, relative to one without patience, (Q,).
+
+        Who is left to wait costs holding until he is served or his patience is over, and then what
+        a lost user costs. He is served after w slots, for which the queue of now waits on average
+        (Little): w = queue / lambda.
+        """
+        theta = self.kinds.impatience()[self.kinds.of(contexts)]
+        rewards, rate = self.problem.rewards, self.problem.arrival_rate
+        wait = max(queue / max(rate, 1e-9), 1.0)
+        leaves = -np.expm1(wait * np.log1p(-np.minimum(theta, 1.0 - 1e-9)))
+        held = np.where(theta > 0.0, leaves / np.maximum(theta, 1e-300), wait)
+        saves = rewards["holding"] * held + (rewards["lost"] + rewards["kept"]) * leaves
+        return np.asarray(saves / saves.max()) if saves.any() else np.ones(len(saves))
+
     def kinds_of(self, contexts: Array, keeps: Floats) -> Ints:
         """Return the kind of each query: its context if there are few, else its best replica."""
         return self.kinds.of(contexts) if self.kinds.few else keeps.argmax(axis=1)

@@ -116,7 +116,7 @@ class Threshold(Ranked):
         self.level = level
 
     def scores(self, seen: Seen) -> Floats:
-        """Return 1 + mu p at the best replica, and mu p elsewhere if enough wait."""
+        """Return 1 + mu p at the best replica, mu p elsewhere if enough wait; by what it saves."""
         success = self.success_at(seen)
         alone = success * self.service.rates(seen.hosts, np.ones_like(seen.active))
         level = self.levels(seen.contexts, alone)
@@ -124,6 +124,7 @@ class Threshold(Ranked):
         kinds = self.kinds_of(seen.contexts, alone)
         left = (np.bincount(kinds)[kinds] - taken)[:, None]
         keeps = success * self.service.rates(seen.hosts, seen.active + 1)
+        keeps = keeps * self.worth(seen.contexts, seen.queue)[:, None]
         return np.where(level == 0.0, 1.0 + keeps, np.where(left >= level, keeps, 0.0))
 
     def levels(self, contexts: Array, alone: Floats) -> Floats:

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from baselines.interface import ServeProblem
 from baselines.registry import agent
 from baselines.serving.base import Pairs, Seen, ServeAgent, best_pairs
-from baselines.serving.estimates import MAX_KINDS, Array, Floats, Ints
+from baselines.serving.estimates import LEAST_IMPATIENCE, MAX_KINDS, Array, Floats, Ints
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.oracles import Chain, SmallProblem
@@ -105,7 +105,7 @@ class ValueIteration(ServeAgent):
             self.problem.arrival_rate * shares,
             np.repeat(rates[:, None], count, axis=1),
             self.success.sample(contexts)[:, hosts].T,
-            np.where(theta < 1e-3, 0.0, theta) if not self.known else theta,
+            np.where(theta <= LEAST_IMPATIENCE, 0.0, theta) if not self.known else theta,
             holding=rewards["holding"],
             kept=rewards["kept"],
             lost=rewards["lost"],

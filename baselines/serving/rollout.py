@@ -14,7 +14,7 @@ import numpy as np
 from baselines.interface import Action, Observation, ServeProblem
 from baselines.registry import agent
 from baselines.serving.base import Pairs, Seen
-from baselines.serving.estimates import Array, Floats, Ints
+from baselines.serving.estimates import LEAST_IMPATIENCE, Array, Floats, Ints
 from baselines.serving.index import Threshold
 from llmqueue_gym import checks
 from llmqueue_gym.compiled import compiled
@@ -113,8 +113,12 @@ class Rollout(Threshold):
         rewards = self.problem.rewards
         chances = self.problem.arrival_rate, self._returned / self._thought
         weights = rewards["holding"], rewards["kept"]
-        numbers = np.array([*chances, *weights, self.problem.dispatches, first])
-        model = success, rates, level, kinds, numbers
+        numbers = np.array([*chances, *weights, self.problem.dispatches, first, rewards["lost"]])
+        saves = self.worth(every, seen.queue)
+        theta = self.kinds.impatience()[self.kinds.of(every)]
+        if not self.known:
+            theta[theta <= LEAST_IMPATIENCE] = 0.0
+        model = success, rates, level, kinds, numbers, saves, theta
         waiting = np.arange(queries)
         return model, np.column_stack([waiting, waiting]), served, np.column_stack([away, away])
 
@@ -149,12 +153,13 @@ class Rollout(Threshold):
 
 # --- the simulation -------------------------------------------------------------------------------
 
-# A model is (success, rates, level, kinds, numbers): P(an answer is kept) (rows, R); P(an answer
-# ends in a slot) while n queries are active (R, C + 2); how many of its kind must wait beside a
-# query, 0 at its best replica (rows, R); kinds (rows,); and arrival rate, return rate, cost of
-# holding, worth of a kept answer, dispatches a slot, first row of those who may come.
+# A model is (success, rates, level, kinds, numbers, saves, theta): P(an answer is kept) (rows, R);
+# P(an answer ends in a slot) while n queries are active (R, C + 2); how many of its kind must wait
+# beside a query, 0 at its best replica (rows, R); kinds (rows,); arrival rate, return rate, cost of
+# holding, worth of a kept answer, dispatches a slot, first row of those who may come, and cost of a
+# lost user; what it saves to serve a query now, and P(it leaves in a slot if it waits) (rows,).
 # A query is (row, identity).
-Model = tuple[Floats, Floats, Floats, Ints, Floats]
+Model = tuple[Floats, Floats, Floats, Ints, Floats, Floats, Floats]
 
 
 @compiled
@@ -235,7 +240,7 @@ def pick(
 
     With ``only``, the best query for that replica, however few wait.
     """
-    success, rates, level, kinds, _ = model
+    success, rates, level, kinds, _, saves, _ = model
     weight[:] = 0.0
     for i in range(count):
         weight[kinds[queue[i, 0]]] += 1.0
@@ -246,7 +251,7 @@ def pick(
         rate = rates[r, active_of(busy[r]) + 1]
         for i in range(count):
             row = queue[i, 0]
-            score = success[row, r] * rate
+            score = success[row, r] * rate * saves[row]
             if level[row, r] == 0.0:
                 score += 1.0
             elif only < 0:
@@ -295,9 +300,10 @@ def simulate(
     slots: int,
 ) -> float:
     """Return the cost of some slots in which the rule dispatches, ``allowed`` in the first."""
-    success, rates, _, _, numbers = model
+    success, rates, _, _, numbers, _, theta = model
     arrival_rate, return_rate, holding, worth = numbers[0], numbers[1], numbers[2], numbers[3]
-    dispatches, first = int(numbers[4]), int(numbers[5])
+    dispatches, first, loss = int(numbers[4]), int(numbers[5]), numbers[6]
+    impatient = theta.max() > 0.0
     cost = 0.0
     for slot in range(slots):
         for _ in range(allowed):
@@ -308,6 +314,15 @@ def simulate(
             queue[place : count - 1] = queue[place + 1 : count]
             count -= 1
         allowed = dispatches
+        if impatient:
+            left = 0
+            for i in range(count):
+                if draw(draws, offset, queue[i, 1], slot, 5) < theta[queue[i, 0]]:
+                    cost += loss
+                else:
+                    queue[left] = queue[i]
+                    left += 1
+            count = left
         in_service, back = 0, thinking
         for r in range(len(busy)):
             active, stay = active_of(busy[r]), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_planning_learners_beat_maxweight_and_myopia() -> None:
     assert costs["maxweight"] < 0.95 * costs["myopic"]
 
 
+@pytest.mark.parametrize("name", ["known-threshold", "known-rollout"])
+def test_users_who_leave_by_themselves_are_left_to_it(name: str) -> None:
+    """One server, two classes: c mu / theta is optimal, and c mu costs more than twice as much."""
+    costs = {
+        rule: sum(-play(rule, "impatient", 1500, seed)[1] for seed in range(2))
+        for rule in (name, "known-c-mu", "known-c-mu-theta")
+    }
+    assert costs[name] < 1.1 * costs["known-c-mu-theta"] < 0.8 * costs["known-c-mu"]
+
+
 # --- the rollout's simulation ---------------------------------------------------------------------
 
 PAIR = SmallProblem(
@@ -156,23 +167,26 @@ PAIR = SmallProblem(
 )
 
 
-def pair_model(level: float) -> Any:
+def pair_model(level: float, theta: float = 0.0) -> Any:
     """The pair of LLMs as the rollout has it: two queries, then a hundred of those who may come."""
     success = PAIR.success.T[np.repeat([0, 1, 0, 1], [1, 1, 77, 23])]
     kinds = np.repeat([0, 1, 0, 1], [1, 1, 77, 23])
     rates = np.repeat(PAIR.finish[:, :1], 3, axis=1)
     levels = np.array([[0.0, level], [level, 0.0]])[kinds]
-    numbers = np.array([PAIR.arrival.sum(), 1.0, 1.0, 0.0, 2.0, 2.0])
-    return success, rates, levels, kinds, numbers
+    numbers = np.array([PAIR.arrival.sum(), 1.0, 1.0, 0.0, 2.0, 2.0, 3.0])
+    return success, rates, levels, kinds, numbers, np.ones(len(kinds)), theta * kinds
 
 
-def test_the_simulation_costs_what_the_chain_says() -> None:
+@pytest.mark.parametrize("theta", [0.0, 0.1])
+def test_the_simulation_costs_what_the_chain_says(theta: float) -> None:
     slots, rng = 60_000, np.random.default_rng(0)
     queue, out = np.empty((2, slots + 50, 2), dtype=np.int64)
     busy = np.full((2, 1, 2), -1)
     draws = rng.random(1_000_003)
-    found = simulate(queue, 0, busy, out, 0, 2, pair_model(4.0), np.zeros(2), draws, 0, slots)
-    chain = Chain(PAIR, 40)
+    model = pair_model(4.0, theta)
+    found = simulate(queue, 0, busy, out, 0, 2, model, np.zeros(2), draws, 0, slots)
+    problem = replace(PAIR, impatience=np.array([0.0, theta]), lost=3.0)
+    chain = Chain(problem, 20 if theta else 40)
     expected = chain.evaluate(chain.follow(threshold(4)))[0]
     assert found / slots == pytest.approx(expected, rel=0.1)
 
