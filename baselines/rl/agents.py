@@ -9,6 +9,7 @@ import hashlib
 import io
 import warnings
 import zipfile
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,27 @@ from llmqueue_gym.serving.dynamics import SERVING
 _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
 
 
-class TrainedQueueAgent(Agent):
+class _Saved:
+    """What is kept of a trained agent: all but the network, which its file makes again."""
+
+    _policy: Any
+    _state: Any = None
+
+    @abstractmethod
+    def _network(self) -> tuple[Any, Recipe]:
+        """Make the network of the file."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = self._state and tuple(tensor.numpy() for tensor in self._state)
+        return {**self.__dict__, "_policy": None, "_state": hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._state = self._state and tuple(torch.from_numpy(part) for part in self._state)
+        self._policy, _ = self._network()
+
+
+class TrainedQueueAgent(_Saved, Agent):
     """A policy trained on LLMQueue-v0, frozen.
 
     A decision costs about a millisecond: one pass of the network over the waiting queries.
@@ -76,7 +97,6 @@ class TrainedQueueAgent(Agent):
         self._policy, used = self._network()
         self._masked = used.name == "MaskablePPO"
         self._recurrent = used.recalls
-        self._state: Any = None
         self._previous: dict[str, NDArray[Any]] = {
             "previous_context": np.zeros(problem.context_dim, dtype=np.float32),
             "previous_llms": np.zeros(problem.num_llms, dtype=np.int8),
@@ -85,15 +105,6 @@ class TrainedQueueAgent(Agent):
 
     def _network(self) -> tuple[Any, Recipe]:
         return _make_policy(self._file, lambda used: queue_spaces(self.problem, used.recalls))
-
-    def __getstate__(self) -> dict[str, Any]:
-        hidden = self._state and tuple(tensor.numpy() for tensor in self._state)
-        return {**self.__dict__, "_policy": None, "_state": hidden}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._state = self._state and tuple(torch.from_numpy(part) for part in self._state)
-        self._policy, _ = self._network()
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
@@ -206,7 +217,7 @@ class TrainedDeployAgent(DeployAgent):
         self._plan = stage_schedule(shares, length)
 
 
-class TrainedServeAgent(Agent):
+class TrainedServeAgent(_Saved, Agent):
     """A policy trained on LLMServe-v0, frozen: it dispatches, and leaves the fleet as it is.
 
     Parameters
@@ -239,13 +250,19 @@ class TrainedServeAgent(Agent):
         places = list(problem.places)
         keys = ("num_llms", "context_dim", "window", "dispatches")
         shape = {**{key: getattr(problem, key) for key in keys}, "places": places}
-        path = _model_path(self, model)
-        self._dispatches = Dispatches(CANDIDATES, problem.window, problem.dispatches, places)
-        self._policy, used = _load_policy(
-            path, sha256, SERVE_ENV, shape, lambda used: serve_spaces(problem)
-        )
+        self._file = _read_model(_model_path(self, model), sha256, SERVE_ENV, shape)
+        self._policy, used = self._network()
         self._masked, self._recurrent = used.name == "MaskablePPO", used.recalls
-        self._state: Any = None
+
+    def _network(self) -> tuple[Any, Recipe]:
+        problem = self.problem
+        self._dispatches = Dispatches(
+            CANDIDATES, problem.window, problem.dispatches, problem.places
+        )
+        return _make_policy(self._file, lambda used: serve_spaces(problem))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_dispatches": None}
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, replica] * A`` and a target for every replica, shape (2 A + R,)."""

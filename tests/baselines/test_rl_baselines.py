@@ -358,19 +358,26 @@ def test_one_seed_gives_equal_weights(name: str, env_id: str, tmp_path: Path) ->
 
 @quiet
 @pytest.mark.parametrize(
-    ("name", "env_id"), [("RecurrentPPO", "LLMQueue-v0"), ("PPO", "LLMDeployStage-v0")]
+    ("name", "env_id"),
+    [
+        ("RecurrentPPO", "LLMQueue-v0"),
+        ("PPO", "LLMDeployStage-v0"),
+        ("RecurrentPPO", "LLMServe-v0"),
+    ],
 )
 def test_a_trained_agent_is_saved_with_its_weights(name: str, env_id: str, tmp_path: Path) -> None:
     model, path = tmp_path / "model.zip", tmp_path / "agent"
     train_tiny(name, env_id, model, steps=32)
     env: Any
     problem: Any
-    if env_id == "LLMQueue-v0":
-        env, problem = gym.make(env_id, **QUEUE), PROBLEM
-    else:
-        env = gym.make("LLMDeploy-v0", disable_env_checker=True, **STAGE)
+    played = env_id.replace("Stage", "")
+    env = gym.make(played, disable_env_checker=True, **TASKS[env_id])
     observation, _ = env.reset(seed=0)
-    if env_id != "LLMQueue-v0":
+    if env_id == "LLMQueue-v0":
+        problem = PROBLEM
+    elif env_id == "LLMServe-v0":
+        problem = ServeProblem(**env.unwrapped.problem, horizon=60)
+    else:
         problem = DeployProblem(**env.unwrapped.problem)
     agents: list[Any] = [make_agent(str(model), problem, 0)]
     for step in range(40):
