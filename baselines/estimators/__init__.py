@@ -1,4 +1,4 @@
-"""Estimators shared by the agents: ridge MNL likelihood, mirror descent, confidence factors.
+"""Estimators shared by the agents: ridge MNL likelihood, mirror descent, confidence, refusals.
 
 Each learns one parameter vector per LLM from contexts and the answers users kept.
 """
@@ -6,6 +6,7 @@ Each learns one parameter vector per LLM from contexts and the answers users kep
 from baselines.estimators.confidence import ConfidenceFactors
 from baselines.estimators.linear import RidgeRegression
 from baselines.estimators.mirror_descent import OnlineMirrorDescentMNL
+from baselines.estimators.refusals import Refusals
 from baselines.estimators.ridge_mnl import RidgeMNL
 
-__all__ = ["ConfidenceFactors", "OnlineMirrorDescentMNL", "RidgeMNL", "RidgeRegression"]
+__all__ = ["ConfidenceFactors", "OnlineMirrorDescentMNL", "Refusals", "RidgeMNL", "RidgeRegression"]

@@ -19,6 +19,7 @@ from baselines.estimators.confidence import DIRECT_DIM
 from baselines.interface import Action, Observation, QueueProblem
 from baselines.queueing.base import (
     AssortmentCycle,
+    Contexts,
     Pairing,
     QueueAgent,
     Served,
@@ -148,8 +149,12 @@ class ACQB(QueueAgent):
             return Pairing(newest(observation, waiting), self._cycle.next())
         contexts = observation["contexts"][:waiting]
         noise = self.confidence.noise(contexts, self.rng, self.samples)
-        utilities = contexts @ self.estimator.theta.T + self.alpha() * noise
+        utilities = self.estimates(observation, waiting) + self.alpha() * noise
         return best_pairing(utilities, self.problem.assortment_size)
+
+    def utilities(self, contexts: Contexts) -> Contexts:
+        """Return x . theta-hat_j of contexts (Q, d), shape (Q, N)."""
+        return contexts @ self.estimator.theta.T
 
     def update(
         self,
@@ -166,7 +171,7 @@ class ACQB(QueueAgent):
 
     def learn(self, served: Served) -> None:
         """Refit the LLMs shown and shrink their confidence ellipsoids."""
-        self.estimator.update(*served)
+        self.estimator.update(served.context, served.shown, served.kept)
         self.confidence.observe(served.shown, served.context)
 
     def exploration_probability(self) -> float:

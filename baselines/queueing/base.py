@@ -28,11 +28,15 @@ MAX_REMEMBERED = 4096
 
 
 class Served(NamedTuple):
-    """One user's answer: the context (d,), the LLMs shown, and the one kept (-1 for a retrial)."""
+    """One user's answer: the context (d,), the LLMs shown, and the one kept (-1 for a retrial).
+
+    ``age`` is that of the query when it was served: slots since its arrival.
+    """
 
     context: Contexts
     shown: list[int]
     kept: int
+    age: int = 0
 
 
 def read_answer(
@@ -44,7 +48,8 @@ def read_answer(
         return None
     slot, *llms = action.tolist()
     kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
-    return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept)
+    age = int(observation["age"][slot])
+    return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept, age)
 
 
 class Answers:
@@ -123,6 +128,14 @@ class QueueAgent(Agent):
 
     def learn(self, served: Served) -> None:
         """Learn from one served user; agents that do not learn have nothing to do here."""
+
+    def utilities(self, contexts: Contexts) -> Contexts:
+        """Return estimated utilities of contexts (Q, d), shape (Q, N), of agents that have them."""
+        raise NotImplementedError(f"{type(self).__name__} estimates no utilities")
+
+    def estimates(self, observation: Observation, waiting: int) -> Contexts:
+        """Estimated utilities of the waiting queries, shape (Q, N), a new array."""
+        return self.utilities(observation["contexts"][:waiting])
 
 
 class Remembered:

@@ -67,19 +67,23 @@ class GreedyMLE(QueueAgent):
         probability = self.exploration_probability()
         if probability > 0 and self.rng.random() < probability:
             return Pairing(newest(observation, waiting), self._cycle.next())
-        return self.exploit(observation["contexts"][:waiting])
+        return self.exploit(observation, waiting)
 
     def exploration_probability(self) -> float:
         """Probability that the current slot explores."""
         return self.epsilon
 
-    def exploit(self, contexts: Contexts) -> Pairing:
-        """Best pairing under the estimate, for contexts (Q, d)."""
-        return best_pairing(contexts @ self.estimator.theta.T, self.problem.assortment_size)
+    def exploit(self, observation: Observation, waiting: int) -> Pairing:
+        """Best pairing under the estimate."""
+        return best_pairing(self.estimates(observation, waiting), self.problem.assortment_size)
+
+    def utilities(self, contexts: Contexts) -> Contexts:
+        """Return x . theta-hat_j of contexts (Q, d), shape (Q, N)."""
+        return contexts @ self.estimator.theta.T
 
     def learn(self, served: Served) -> None:
         """Refit the LLMs shown."""
-        self.estimator.update(*served)
+        self.estimator.update(served.context, served.shown, served.kept)
 
 
 @agent("CQB-Opt", source=_CQB)
@@ -116,14 +120,15 @@ class CQBOpt(GreedyMLE):
         self.beta_coef = beta_coef
         self.confidence = ConfidenceFactors(problem.num_llms, problem.context_dim, ridge)
 
-    def exploit(self, contexts: Contexts) -> Pairing:
-        """Best pairing under upper confidence bounds, for contexts (Q, d)."""
+    def exploit(self, observation: Observation, waiting: int) -> Pairing:
+        """Best pairing under upper confidence bounds."""
         problem = self.problem
         radius = confidence_radius(self.slot_number, problem.context_dim, 1, self.estimator.ridge)
-        scores = (contexts @ self.estimator.theta.T).astype(np.float64)
+        scores = self.estimates(observation, waiting).astype(np.float64)
         if problem.assortment_size == 1:
             scores = expit(scores)
-        scores += self.beta_coef * radius * self.confidence.norms(contexts)
+        norms = self.confidence.norms(observation["contexts"][:waiting])
+        scores += self.beta_coef * radius * norms
         return best_pairing(scores, problem.assortment_size)
 
     def learn(self, served: Served) -> None:

@@ -138,8 +138,11 @@ class OfflineRouter(QueueAgent):
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Take the best pairing under the predictions."""
-        utilities = logit(self.success_rates(observation["contexts"][:waiting]))
-        return best_pairing(utilities, self.problem.assortment_size)
+        return best_pairing(self.estimates(observation, waiting), self.problem.assortment_size)
+
+    def utilities(self, contexts: Contexts) -> Floats:
+        """Return the log odds of the expected success rates for contexts (Q, d), shape (Q, N)."""
+        return np.asarray(logit(self.success_rates(contexts)))
 
     def success_rates(self, contexts: Contexts) -> Floats:
         """Return the expected success rate of every LLM for contexts (Q, d), shape (Q, N)."""

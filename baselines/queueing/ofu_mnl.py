@@ -58,4 +58,4 @@ class OFUMNLPlus(QueueAgent):
 
     def learn(self, served: Served) -> None:
         """Take one mirror descent step."""
-        self.estimator.update(*served)
+        self.estimator.update(served.context, served.shown, served.kept)

@@ -36,7 +36,10 @@ from benchmarks.score.scoring import load_board
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, offline_rows
 from llmqueue_gym.workloads.pool import OfflineData
 
-ROUTERS = ["offline-knn", "offline-ridge", "offline-logistic", "offline-boosting"]
+ROUTERS = [
+    *("offline-knn", "offline-ridge", "offline-logistic", "offline-boosting"),
+    "offline-ridge-mixed",
+]
 SMALL = {"offline-boosting": {"trees": 10}, "ACQB-CL": {"epochs": 3, "hidden": 4}}
 NAMES = [*ROUTERS, "ACQB-CL"]
 
@@ -448,5 +451,5 @@ def test_a_note_under_the_table_names_the_agents_trained_offline(table, tmp_path
 
 
 def test_every_registered_offline_agent_is_tested_here():
-    found = {s.name for s in registered_agents() if "offline" in s.target or "contrast" in s.target}
+    found = {s.name for s in registered_agents() if "offline" in s.name or "contrast" in s.target}
     assert found == set(NAMES)

@@ -32,5 +32,5 @@ QUEUEING = Problem(
     action_layout="[slot, llm_1, ..., llm_K]",
     shuffled=_shuffled,
     new_llms=_new_llms,
-    warm=("ACQB", "ACQB-OMD", "CQB-Opt", "LinTS"),
+    warm=("ACQB-mixed", "ACQB-OMD", "CQB-Opt", "LinTS"),
 )

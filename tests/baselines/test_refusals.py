@@ -1,0 +1,84 @@
+"""Memory of refusals: its mode is the posterior's, and it acts only where answers ask for it."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+import llmqueue_gym  # noqa: F401 - registers the environment
+from baselines import make_agent
+from baselines.estimators.refusals import Refusals, effects_mode
+from benchmarks.problems.queueing.play import public_problem
+
+
+@pytest.mark.parametrize(("s_a", "s_b"), [(0.0, 2.0), (2.0, 0.5), (1.0, 4.0)])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_effects_are_the_mode_of_the_posterior(size: int, s_a: float, s_b: float) -> None:
+    rng = np.random.default_rng(size)
+    utilities, num_llms = rng.normal(0.0, 3.0, 5), 5
+    refused = np.array([rng.permutation(num_llms)[:size] for _ in range(3)])
+    counts = np.array([1, 4, 2])
+    precision = np.linalg.inv(s_a**2 + s_b**2 * np.eye(num_llms))
+
+    def loss(e: np.ndarray) -> float:
+        odds = np.exp(utilities + e)[refused].sum(axis=1)
+        return float(e @ precision @ e / 2 + counts @ np.log1p(odds))
+
+    effects = np.zeros(num_llms)
+    effects_mode(utilities, refused, counts, s_a, s_b, effects)
+    found = minimize(loss, np.zeros(num_llms), tol=1e-10)
+    np.testing.assert_allclose(effects, found.x, atol=1e-4)
+
+
+def test_answers_tell_whether_anything_persists() -> None:
+    for s_b, least in ((0.0, 0.0), (4.0, 2.0)):
+        rng = np.random.default_rng(1)
+        memory = Refusals(4)
+        for arrival in range(300):
+            utilities = np.zeros(4)
+            truth = rng.normal(0.0, s_b, 4) if s_b else utilities
+            kept, times = -1, 0
+            while kept < 0 and times < 5:
+                llm, times = times % 2, times + 1
+                kept = llm if rng.random() < 1.0 / (1.0 + np.exp(-truth[llm])) else -1
+                memory.judge(arrival, utilities, [llm], kept)
+                memory.note(arrival, utilities, [llm], kept)
+        assert memory.spread[1] >= least
+        assert bool(memory.spread[1]) == bool(s_b)
+
+
+def test_a_query_is_remembered_until_it_leaves() -> None:
+    memory = Refusals(3)
+    memory.evidence[-1] = np.inf
+    memory.note(7, np.zeros(3), [2, 0], -1)
+    utilities = np.zeros((2, 3))
+    memory.add_to(utilities, np.array([5, 7]))
+    assert not utilities[0].any()
+    assert utilities[1, 0] == pytest.approx(utilities[1, 2])  # shown together
+    assert utilities[1, 0] < utilities[1, 1] < 0.0  # and a little of it is the query's own
+    memory.note(7, np.zeros(3), [1], 1)
+    left = np.zeros((1, 3))
+    memory.add_to(left, np.array([7]))
+    assert not left.any()
+
+
+@pytest.mark.parametrize("name", ["ACQB", "CQB-Opt"])
+def test_where_nothing_persists_the_decisions_are_the_twins(name: str) -> None:
+    actions = []
+    for agent_name in (name, f"{name}-mixed"):
+        env = gym.make("LLMQueue-v0", 400, num_llms=4, context_dim=5, load=0.8, slack=None)
+        observation, _ = env.reset(seed=3)
+        agent = make_agent(agent_name, public_problem(env, 400), 0)
+        if agent_name != name:
+            agent.memory.evidence[0] = np.inf
+        for _ in range(400):
+            action = agent.act(observation)
+            following, reward, _, _, info = env.step(action)
+            agent.update(observation, action, float(reward), following, info)
+            observation = following
+            actions.append(action.tolist())
+        env.close()
+    assert agent.memory._effects  # it did remember
+    assert actions[:400] == actions[400:]
