@@ -28,66 +28,97 @@ JITTER = {"float64": 1e-9, "float32": 1e-6}
 
 @summing
 def project(factor: Array, context: Array) -> Array:
-    """Return v = A^T x, shape (d,)."""
-    projected = np.zeros(len(factor), factor.dtype)
-    for a in range(len(factor)):
-        for k in range(len(factor)):
-            projected[k] += context[a] * factor[a, k]
+    """Return v = B x, shape (d,)."""
+    projected = np.empty(len(factor), factor.dtype)
+    for k in range(len(factor)):
+        total = factor.dtype.type(0.0)
+        for a in range(k + 1):
+            total += factor[k, a] * context[a]
+        projected[k] = total
     return projected
 
 
 @summing
-def shrink(factor: Array, v: Array) -> None:
-    """Set A <- A - b (A v) v^T with b = 1 / (r (r + 1)), r = sqrt(1 + |v|^2)."""
-    square = 1.0
+def shrink(factor: Array, v: Array) -> Array:
+    """Set B <- C^{-1} B for the Cholesky factor C of I + v v^T; return what V^{-1} loses.
+
+    It loses p p^T, where p = B^T v / sqrt(1 + |v|^2) with B as it was. Row k of C^{-1} takes
+    v_k / s_{k-1} times the sum of v_i B_i over the rows above from B_k, and multiplies by
+    sqrt(s_{k-1} / s_k), where s_k = 1 + v_1^2 + ... + v_k^2.
+    """
+    real = factor.dtype.type
+    above, square = np.zeros(len(v), factor.dtype), 1.0
     for k in range(len(v)):
-        square += v[k] * v[k]
-    root = math.sqrt(square)
-    scale = 1.0 / (root * (root + 1.0))
-    for a in range(len(v)):
-        along = 0.0
-        for k in range(len(v)):
-            along += factor[a, k] * v[k]
-        for k in range(len(v)):
-            factor[a, k] -= scale * along * v[k]
+        grown = square + v[k] * v[k]
+        part, kept, along = real(v[k]), real(math.sqrt(square / grown)), real(v[k] / square)
+        for a in range(k + 1):
+            entry = factor[k, a]
+            factor[k, a] = kept * (entry - along * above[a])
+            above[a] += part * entry
+        square = grown
+    above /= real(math.sqrt(square))
+    return above
 
 
 @summing
-def _observe(factors: Array, shown: Ints, context: Array) -> None:
-    for llm in shown:
-        shrink(factors[llm], project(factors[llm], context))
+def _update(factor: Array, context: Array, weight: float) -> Array:
+    v = project(factor, context)
+    if weight != 1.0:
+        v *= factor.dtype.type(math.sqrt(weight))
+    return shrink(factor, v)
+
+
+@summing
+def _observe(factors: Array, shown: Ints, context: Array) -> Array:
+    """Update the LLMs shown; return what each V_j^{-1} loses, shape (K, d)."""
+    lost = np.empty((len(shown), len(context)), factors.dtype)
+    for place in range(len(shown)):
+        lost[place] = _update(factors[shown[place]], context, 1.0)
+    return lost
+
+
+@summing
+def _solve(factors: Array, contexts: Array) -> Array:
+    """Return V_j^{-1} x, shape (N, Q, d): each half factor is read once from memory."""
+    num_llms, dim, _ = factors.shape
+    solved = np.zeros((num_llms, len(contexts), dim), factors.dtype)
+    for j in range(num_llms):
+        for q in range(len(contexts)):
+            v = project(factors[j], contexts[q])
+            for k in range(dim):
+                for a in range(k + 1):
+                    solved[j, q, a] += v[k] * factors[j, k, a]
+    return solved
 
 
 @summing
 def _direct_norms(factors: Array, contexts: Array) -> Floats:
-    """Return |A_j^T x|, shape (Q, N)."""
+    """Return |B_j x|, shape (Q, N)."""
     norms = np.empty((len(contexts), len(factors)))
-    v = np.empty(contexts.shape[1])
     for j in range(len(factors)):
         for q in range(len(contexts)):
-            v[:] = 0.0
-            for a in range(len(v)):
-                for k in range(len(v)):
-                    v[k] += contexts[q, a] * factors[j, a, k]
             square = 0.0
-            for k in range(len(v)):
-                square += v[k] * v[k]
+            for k in range(contexts.shape[1]):
+                along = 0.0
+                for a in range(k + 1):
+                    along += factors[j, k, a] * contexts[q, a]
+                square += along * along
             norms[q, j] = math.sqrt(square)
     return norms
 
 
 @summing
 def _direct_noise(factors: Array, contexts: Array, draws: Floats) -> Floats:
-    """Return max_m x^T A_j g_{j,m}, shape (Q, N), for draws of shape (N, d, M)."""
+    """Return max_m x^T B_j^T g_{j,m}, shape (Q, N), for draws of shape (N, d, M)."""
     num_llms, dim, samples = draws.shape
     largest = np.empty((len(contexts), num_llms))
     offsets, noise = np.empty((dim, samples)), np.empty(samples)
     for j in range(num_llms):
         offsets[:] = 0.0
-        for a in range(dim):
-            for k in range(dim):
+        for k in range(dim):
+            for a in range(k + 1):
                 for m in range(samples):
-                    offsets[a, m] += factors[j, a, k] * draws[j, k, m]
+                    offsets[a, m] += factors[j, k, a] * draws[j, k, m]
         for q in range(len(contexts)):
             noise[:] = 0.0
             for a in range(dim):
@@ -97,21 +128,54 @@ def _direct_noise(factors: Array, contexts: Array, draws: Floats) -> Floats:
     return largest
 
 
+@summing
+def _correlated_noise(
+    products: Floats, rows: Ints, draws: Floats, jitter: float
+) -> tuple[Floats, bool]:
+    """Return max_m of Gaussians of covariance ``products[j, rows, rows]``, shape (N, Q).
+
+    And whether every covariance has a Cholesky factor. ``draws`` have shape (N, Q, M). Contexts
+    that are nearly equal make it nearly singular: ``jitter`` is added, less than alpha can resolve.
+    """
+    num_llms, size, samples = draws.shape
+    largest = np.empty((num_llms, size))
+    most = 0.0
+    for j in range(num_llms):
+        for row in rows:
+            most = max(most, products[j, row, row])
+    root = np.empty((size, size))
+    for j in range(num_llms):
+        for q in range(size):
+            for r in range(q + 1):
+                entry = products[j, rows[q], rows[r]]
+                if r == q:
+                    entry += jitter * most + jitter**2
+                for i in range(r):
+                    entry -= root[q, i] * root[r, i]
+                if r == q and not entry > 0.0:
+                    return largest, False
+                root[q, r] = math.sqrt(entry) if r == q else entry / root[r, r]
+            largest[j, q] = -np.inf
+            for m in range(samples):
+                noise = 0.0
+                for i in range(q + 1):
+                    noise += root[q, i] * draws[j, i, m]
+                largest[j, q] = max(largest[j, q], noise)
+    return largest, True
+
+
 class ConfidenceFactors:
-    r"""Factors A_j with V_j^{-1} = A_j A_j^T, where V_j = ridge I + sum of w x x^T.
+    r"""Lower triangular factors B_j with V_j^{-1} = B_j^T B_j, V_j = ridge I + sum of w x x^T.
 
-    With v = A^T x the rank-one update of the Gram matrix is exactly
-
-        A <- A - b (A v) v^T,    b = 1 / (r (r + 1)),    r = sqrt(1 + |v|^2),
-
-    because (I - b v v^T)^2 = (I + v v^T)^{-1}. Then ||x||_{V^{-1}} = |A^T x|, and x^T A g with
-    g ~ N(0, I) is Gaussian noise of covariance x^T V^{-1} x.
+    B_j is the inverse of V_j's Cholesky factor. With v = B x the rank-one update of the Gram matrix
+    is exactly B <- C^{-1} B, where C is the Cholesky factor of I + v v^T, known in closed form
+    (`shrink`). Then ||x||_{V^{-1}} = |B x|, and x^T B^T g with g ~ N(0, I) is Gaussian noise of
+    covariance x^T V^{-1} x.
 
     Costs, all flat in the number of updates: an update is O(d^2). Up to ``DIRECT_DIM`` dimensions
-    norms of Q queries are O(Q N d^2). Above that the projections A_j^T x of the waiting queries
-    and their inner products x^T V_j^{-1} x' are computed when a query is first seen,
-    O(N d (d + Q)), and kept current by the same rank-one formula, so norms are O(Q N), noise
-    O(N Q^3) and an update O(d^2 + Q d).
+    norms of Q queries are O(Q N d^2). Above that the products x^T V_j^{-1} x' of the waiting
+    queries are computed when a query is first seen, O(N d (d + Q)), and kept current, so norms are
+    O(Q N), noise O(N Q^3) and an update O(d^2 + Q d). What takes the time is reading the factors.
 
     Parameters
     ----------
@@ -123,7 +187,7 @@ class ConfidenceFactors:
         Weight of the identity in V_j, lambda_0.
     dtype : {"float64", "float32"}
         Storage of the factors. Single precision halves the memory traffic, which is the cost at
-        large d; A_j A_j^T stays positive definite whatever the rounding.
+        large d; B_j^T B_j stays positive definite whatever the rounding.
 
     Raises
     ------
@@ -133,48 +197,28 @@ class ConfidenceFactors:
 
     def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
         checks.number("ridge", ridge, "(0, inf)")
-        self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # A_j
+        self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # B_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
         self._direct = dim <= DIRECT_DIM
-        self._rows: dict[bytes, int] = {}  # context bytes -> row of self._kept
-        self._kept: Array = np.zeros((num_llms, 0, dim), dtype)  # A_j^T x of the waiting queries
+        self._rows: dict[bytes, int] = {}  # context bytes -> row of self._contexts
+        self._contexts: Array = np.zeros((0, dim), dtype)  # of the waiting queries
         self._products = np.zeros((num_llms, 0, 0))  # x^T V_j^{-1} x' of the waiting queries
-
-    def project(self, llm: int, context: Array) -> Array:
-        """Return v = A_j^T x, shape (d,), for one LLM and one context."""
-        if not self._direct:
-            row = self._rows.get(context.tobytes())
-            if row is not None:
-                kept: Array = self._kept[llm, row].copy()
-                return kept
-        return project(self.factors[llm], context)
 
     def update(self, llm: int, context: Array, weight: float = 1.0) -> None:
         """Add ``weight`` x x^T to V_j."""
-        v = self.project(llm, context)
-        if weight != 1.0:
-            v *= weight**0.5
-        shrink(self.factors[llm], v)
-        self.follow(llm, v)
+        self.follow(llm, _update(self.factors[llm], context, weight))
 
     def observe(self, shown: Sequence[int], context: Array) -> None:
         """Add x x^T to the V_j of the LLMs shown."""
-        if self._direct:
-            _observe(self.factors, np.array(shown, np.int64), context)
-        else:
-            for llm in shown:
-                self.update(llm, context)
+        lost = _observe(self.factors, np.array(shown, np.int64), context)
+        for llm, p in zip(shown, lost, strict=True):
+            self.follow(llm, p)
 
-    def follow(self, llm: int, v: Array) -> None:
-        """Keep what is known of the waiting queries current after `shrink` of A_j by v."""
+    def follow(self, llm: int, lost: Array) -> None:
+        """Keep the products of the waiting queries current after V_j^{-1} has lost p p^T."""
         if self._rows:
-            kept, products = self._kept[llm], self._products[llm]
-            square = 1.0 + float(v @ v)
-            root = square**0.5
-            scale = 1.0 / (root * (root + 1.0))
-            along = kept @ v
-            kept -= np.multiply.outer(along, scale * v)
-            products -= np.multiply.outer(along / square, along)
+            along = (self._contexts @ lost).astype(np.float64)
+            self._products[llm] -= np.multiply.outer(along, along)
 
     def norms(self, contexts: Array) -> Floats:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
@@ -196,22 +240,13 @@ class ConfidenceFactors:
             return _direct_noise(self.factors, contexts, draws)
         rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
         draws = rng.standard_normal((num_llms, len(rows), samples))
-        try:
-            roots = self._covariance_roots(rows)
-        except np.linalg.LinAlgError:  # rounding has built up in products kept for very long
+        jitter = JITTER[self.factors.dtype.name]
+        noise, sound = _correlated_noise(self._products, rows, draws, jitter)
+        if not sound:  # rounding has built up in products kept for very long
             self._rows = {}
             rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
-            roots = self._covariance_roots(rows)
-        noise: Floats = np.matmul(roots, draws).max(axis=2)[:, queries]
-        return noise.T
-
-    def _covariance_roots(self, rows: NDArray[np.intp]) -> Floats:
-        """Cholesky factors of x^T V_j^{-1} x' over distinct waiting queries, shape (N, Q, Q)."""
-        covariance = self._products[:, rows[:, None], rows]
-        # Contexts that are nearly equal make it nearly singular; alpha could not resolve this.
-        jitter = JITTER[self.factors.dtype.name]
-        covariance += (jitter * covariance.max() + jitter**2) * np.eye(len(rows))
-        return np.asarray(np.linalg.cholesky(covariance), np.float64)
+            noise, _ = _correlated_noise(self._products, rows, draws, jitter)
+        return noise[:, queries].T
 
     def _waiting(self, contexts: Array) -> NDArray[np.intp]:
         """Rows of the waiting queries in what is kept of them from slot to slot, shape (Q,)."""
@@ -221,17 +256,16 @@ class ConfidenceFactors:
             waiting = set(keys)
             self._rows = {key: row for key, row in self._rows.items() if key in waiting}
             taken = set(self._rows.values())
-            size = self._kept.shape[1]
+            size = len(self._contexts)
             free = [row for row in range(size) if row not in taken]
             missing = len(new) - len(free)
             if missing > 0:
                 free.extend(range(size, size + missing))
-                self._kept = np.pad(self._kept, ((0, 0), (0, missing), (0, 0)))
+                self._contexts = np.pad(self._contexts, ((0, missing), (0, 0)))
                 self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
             rows = free[: len(new)]
-            fresh = contexts[list(new.values())] @ self.factors  # (N, new, d)
-            self._kept[:, rows] = fresh
-            products = np.matmul(fresh, self._kept.transpose(0, 2, 1))  # (N, new, R)
+            self._contexts[rows] = fresh = contexts[list(new.values())]
+            products = _solve(self.factors, fresh) @ self._contexts.T  # (N, new, R)
             self._products[:, rows] = products
             self._products[:, :, rows] = products.transpose(0, 2, 1)
             self._rows.update(zip(new, rows, strict=True))

@@ -5,6 +5,7 @@ Kept current by rank-one updates through the confidence factors; flat in time.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -35,22 +36,19 @@ class RidgeRegression:
 
     def update(self, context: NDArray[np.floating[Any]], llm: int, outcome: float) -> None:
         """Learn from one outcome y of LLM ``llm`` on a context x, shape (d,)."""
-        v = _regress(self.theta[llm], self.confidence.factors[llm], context, outcome)
-        self.confidence.follow(llm, v)
+        lost = _regress(self.theta[llm], self.confidence.factors[llm], context, outcome)
+        self.confidence.follow(llm, lost)
 
 
 @summing
 def _regress(theta: Array, factor: Array, context: Array, outcome: float) -> Array:
-    """Learn y of x and return v = A^T x: V_new^{-1} x = A v / (1 + |v|^2), A as it was before."""
+    """Learn y of x and return p: V_new^{-1} x = p / sqrt(1 + |v|^2), where V^{-1} loses p p^T."""
     v = project(factor, context)
     error, square = outcome, 1.0
     for k in range(len(v)):
         error -= context[k] * theta[k]
         square += v[k] * v[k]
-    for a in range(len(v)):
-        along = 0.0
-        for k in range(len(v)):
-            along += factor[a, k] * v[k]
-        theta[a] += error / square * along
-    shrink(factor, v)
-    return v
+    lost = shrink(factor, v)
+    for k in range(len(v)):
+        theta[k] += error / math.sqrt(square) * lost[k]
+    return lost

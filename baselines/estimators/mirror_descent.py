@@ -57,9 +57,9 @@ class OnlineMirrorDescentMNL:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
         llms = np.array(shown, np.int64)
         factors = self.confidence.factors
-        along = _descend(self.theta, factors, context, llms, kept, self.step_size)
-        for llm, v in zip(shown, along, strict=True):
-            self.confidence.follow(llm, v)
+        lost = _descend(self.theta, factors, context, llms, kept, self.step_size)
+        for llm, p in zip(shown, lost, strict=True):
+            self.confidence.follow(llm, p)
 
 
 @summing
@@ -84,7 +84,7 @@ def _choice(theta: Array, context: Array, shown: Ints) -> Array:
 def _descend(
     theta: Array, factors: Array, context: Array, shown: Ints, kept: int, eta: float
 ) -> Array:
-    """Take the step, add the new curvature to H, and return what shrank it, (K, d)."""
+    """Take the step, add the new curvature to H, and return what each H_j^{-1} loses, (K, d)."""
     choice = _choice(theta, context, shown)
     projections = np.empty((len(shown), len(context)))
     for place in range(len(shown)):
@@ -96,11 +96,11 @@ def _descend(
             square += v[k] * v[k]
         error = probability - (1.0 if llm == kept else 0.0)
         step = eta * error / (1.0 + eta * probability * (1.0 - probability) * square)
-        for a in range(len(v)):
-            for k in range(len(v)):
-                theta[llm, a] -= step * factors[llm, a, k] * v[k]
+        for k in range(len(v)):
+            for a in range(k + 1):
+                theta[llm, a] -= step * v[k] * factors[llm, k, a]
     choice = _choice(theta, context, shown)
     for place in range(len(shown)):
-        projections[place] *= math.sqrt(choice[place] * (1.0 - choice[place]))
-        shrink(factors[shown[place]], projections[place])
+        v = projections[place] * math.sqrt(choice[place] * (1.0 - choice[place]))
+        projections[place] = shrink(factors[shown[place]], v)
     return projections

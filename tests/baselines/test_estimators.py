@@ -155,7 +155,7 @@ def test_factors_give_the_inverse_gram_matrix(dim: int) -> None:
         confidence.update(llm, context, weight)
         gram[llm] += weight * np.outer(context, context)
     for factor, matrix in zip(confidence.factors, gram, strict=True):
-        np.testing.assert_allclose(factor @ factor.T @ matrix, np.eye(dim), atol=1e-9)
+        np.testing.assert_allclose(factor.T @ factor @ matrix, np.eye(dim), atol=1e-9)
     contexts = rng.normal(size=(3, dim))
     inverse = np.linalg.inv(gram)
     expected = np.sqrt(np.einsum("qd,nde,qe->qn", contexts, inverse, contexts))
@@ -170,7 +170,7 @@ def test_kept_projections_follow_the_factors() -> None:
     pool = rng.normal(size=(12, dim)).astype(np.float32)
     for _ in range(120):
         queue = pool[rng.choice(12, size=int(rng.integers(1, 8)))]  # with repeated contexts
-        fresh = np.einsum("qd,nde->qne", queue, confidence.factors)
+        fresh = np.einsum("qd,ned->qne", queue, confidence.factors)
         norms = np.linalg.norm(fresh, axis=2)
         np.testing.assert_allclose(confidence.norms(queue), norms, rtol=1e-9)
         confidence.update(int(rng.integers(3)), queue[0])
@@ -217,7 +217,7 @@ def test_thompson_noise_has_the_covariance_of_the_ellipsoid(dim: int) -> None:
     samples = 40_000 if dim < 10 else 8_000
     noise = np.stack([confidence.noise(contexts, rng, 1) for _ in range(samples)], axis=2)
     for llm, factor in enumerate(confidence.factors):
-        expected = contexts @ factor @ factor.T @ contexts.T
+        expected = contexts @ factor.T @ factor @ contexts.T
         scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
         error = (noise[:, llm] @ noise[:, llm].T / samples - expected) / scale
         assert np.abs(error).max() < 6 / samples**0.5  # 6 standard errors and more

@@ -300,25 +300,25 @@ def test_a_query_is_projected_once_and_the_ellipsoids_know_it_again(monkeypatch)
     agent = make_agent("ACQB-CL", task(data, 2), 0, epochs=0, exploration_rate=0.0)
     assert agent.projection.model.dim > DIRECT_DIM
     projected, known = [], []
-    project, shrink = Projection.__call__, agent.confidence.update
+    project, shrink = Projection.__call__, agent.confidence.observe
 
     def counting(self, contexts):
         projected.extend(context.tobytes() for context in contexts)
         return project(self, contexts)
 
-    def looking(llm, context, weight=1.0):
+    def looking(shown, context):
         known.append(context.tobytes() in agent.confidence._rows)
-        shrink(llm, context, weight)
+        shrink(shown, context)
 
     monkeypatch.setattr(Projection, "__call__", counting)
-    monkeypatch.setattr(agent.confidence, "update", looking)
+    monkeypatch.setattr(agent.confidence, "observe", looking)
     for slot in range(60):  # batches of 1 to 6 round differently
         observation = observe(data.contexts[: 1 + slot % 6])
         action = agent.act(observation)
         answer = observation | {"feedback": np.int64(1)}
         agent.update(observation, action, -1.0, answer, {"arrived": True})
     assert sorted(projected) == sorted(context.tobytes() for context in data.contexts[:6])
-    assert len(known) == 120
+    assert len(known) == 60
     assert all(known)
 
 
