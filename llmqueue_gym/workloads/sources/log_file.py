@@ -30,12 +30,8 @@ from llmqueue_gym.workloads.cells import (
     truth_of,
     vector_cell,
 )
-from llmqueue_gym.workloads.embeddings import (
-    DEFAULT_CONTEXT_DIM,
-    ContextMethod,
-    embed_texts,
-    offline_rows,
-)
+from llmqueue_gym.workloads.embeddings import ContextMethod, embed_texts
+from llmqueue_gym.workloads.encoder import TextEncoder
 from llmqueue_gym.workloads.pool import file_sha256, printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
@@ -134,11 +130,17 @@ class Log:
             return self.vectors
         assert self.texts is not None
         distinct = sorted(set(self.texts))
-        if context_dim is None and (how is None or how.method == ContextMethod().method):
-            context_dim = min(DEFAULT_CONTEXT_DIM, max(2, int(offline_rows(distinct).sum())))
         place = {text: row for row, text in enumerate(distinct)}
         vectors = embed_texts(distinct, context_dim, how)
         return vectors[[place[text] for text in self.texts]]
+
+    def encoder(
+        self, context_dim: int | None = None, how: ContextMethod | None = None
+    ) -> TextEncoder:
+        """Return the encoder that gives the same `contexts`, and those of texts to come."""
+        if self.texts is None:
+            raise UsageError(f"{self.path}: the log brings vectors, so there is no text to encode")
+        return TextEncoder(sorted(set(self.texts)), context_dim, how)
 
 
 def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: bool = False) -> Log:

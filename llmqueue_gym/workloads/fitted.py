@@ -1,0 +1,133 @@
+"""What is fitted to offline texts: TF-IDF with a truncated SVD, and principal directions.
+
+Each turns a batch or a single text or vector into the same bits, and is saved as its arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.errors import needing
+
+Floats = NDArray[np.float64]
+
+NEEDED_FOR = "turning text into contexts"
+PIPELINE: dict[str, Any] = {
+    "version": 1,
+    "ngram_range": (3, 5),
+    "n_features": 2**15,
+    "sublinear_tf": True,
+    "random_state": 0,
+}
+
+
+def utf8(text: str) -> bytes:
+    """Return the bytes of a text; JSON can smuggle in lone surrogates, which are not UTF-8."""
+    return text.encode("utf-8", "replace")
+
+
+@cache
+def _hasher() -> Any:
+    with needing(NEEDED_FOR, "scikit-learn", "data"):
+        from sklearn.feature_extraction.text import HashingVectorizer
+    return HashingVectorizer(
+        analyzer="char",
+        ngram_range=PIPELINE["ngram_range"],
+        n_features=PIPELINE["n_features"],
+        norm=None,
+        alternate_sign=False,
+    )
+
+
+def counts_of(texts: Iterable[str]) -> Any:
+    """Return how often each hashed n-gram of characters is in the texts, sparse (n, features)."""
+    return _hasher().transform(utf8(text).decode() for text in texts)
+
+
+class Tfidf:
+    """TF-IDF of hashed n-grams of characters, in its leading singular directions.
+
+    Parameters
+    ----------
+    counts : sparse matrix, shape (n, features)
+        `counts_of` the texts to fit.
+    dim : int
+        Directions.
+    """
+
+    def __init__(self, counts: Any, dim: int) -> None:
+        with needing(NEEDED_FOR, "scikit-learn", "data"):
+            from sklearn.decomposition import TruncatedSVD
+            from sklearn.feature_extraction.text import TfidfTransformer
+            from threadpoolctl import threadpool_limits
+        weighing = TfidfTransformer(sublinear_tf=PIPELINE["sublinear_tf"]).fit(counts)
+        # One BLAS thread, so that the bits do not depend on the machine's load or worker settings;
+        # the division that may be 0/0 is the explained variance ratio, which is not used.
+        with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
+            svd = TruncatedSVD(dim, random_state=PIPELINE["random_state"])
+            svd.fit(weighing.transform(counts))
+        self.idf: Floats = np.asarray(weighing.idf_)
+        self.directions: Floats = np.ascontiguousarray(svd.components_.T)  # (features, dim)
+
+    def __call__(self, counts: Any) -> Floats:
+        """Return directions, shape (n, dim)."""
+        from sklearn.preprocessing import normalize
+
+        weights = counts.astype(np.float64)
+        np.log(weights.data, out=weights.data)
+        weights.data += 1.0
+        weights.data *= self.idf[weights.indices]
+        return np.asarray(normalize(weights, copy=False) @ self.directions)
+
+
+class Principal:
+    """Leading principal directions, of unit variance if whitened.
+
+    Parameters
+    ----------
+    vectors : ndarray, shape (n, D)
+        To fit.
+    dim : int
+        Directions.
+    whiten : bool
+    """
+
+    def __init__(self, vectors: NDArray[Any], dim: int, whiten: bool) -> None:
+        with needing(NEEDED_FOR, "scikit-learn", "data"):
+            from sklearn.decomposition import PCA
+            from threadpoolctl import threadpool_limits
+        with threadpool_limits(1):  # the bits do not depend on the machine's load
+            pca = PCA(dim, whiten=whiten, svd_solver="full").fit(vectors.astype(np.float64))
+        self.whiten = whiten
+        self.mean, self.directions = pca.mean_, pca.components_
+        self.variance = pca.explained_variance_
+
+    def __call__(self, vectors: NDArray[Any]) -> Floats:
+        """Return directions, shape (n, dim)."""
+        with needing(NEEDED_FOR, "scikit-learn", "data"):
+            from sklearn.decomposition import PCA
+        pca = PCA(len(self.directions), whiten=self.whiten)
+        pca.mean_, pca.components_ = self.mean, self.directions
+        pca.explained_variance_ = self.variance
+        return np.asarray(pca.transform(vectors.astype(np.float64)))
+
+
+def unit(directions: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale rows to norm 1; a row of zeros stays."""
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    norms[norms < 1e-9] = np.inf
+    return np.asarray(directions / norms, dtype=np.float32)
+
+
+def with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale rows to norm 1, append the constant, scale again."""
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    norms[norms < 1e-9] = np.inf
+    contexts = np.hstack([directions / norms, np.ones((len(directions), 1))])
+    contexts /= np.linalg.norm(contexts, axis=1, keepdims=True)
+    return contexts.astype(np.float32)
