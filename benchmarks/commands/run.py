@@ -28,6 +28,7 @@ from benchmarks.commands.options import (
     read_data,
 )
 from benchmarks.plan.cells import Plan, make_plan
+from benchmarks.plan.held_out import HeldOut, read_held_out
 from benchmarks.plan.suite import REFERENCES, Suite, load_suite
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.terminal import make_console, print_json, say
@@ -104,16 +105,20 @@ def run_command(
         str | None, typer.Option(help="Ray cluster: HOST:PORT or auto; default: a new one.")
     ] = None,
     wall: Annotated[bool | None, WALL] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="File with a secret that seeds are drawn from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Run the cells of a suite that have no result yet; train first what has to be trained."""
     chosen = load_suite(suite)
     store = Store(results or RESULTS / chosen.name)
     models = (store.root or RESULTS / chosen.name) / "models"
-    hidden = [] if store.root is None else [str(store.root)]
+    secret = None if held_out is None else read_held_out(held_out)
+    hidden = [str(path) for path in (store.root, held_out) if path is not None]
     runner = _engine(engine, address, workers, timeout, memory, hidden)
     trust = None if wall is None else not wall
-    arguments = (chosen, agent or [], task or [], seeds, data or [], models, trust)
+    arguments = (chosen, agent or [], task or [], seeds, data or [], models, trust, secret)
     plan = _plan(*arguments)
     untrained: dict[str, str] = {}
     if plan.trainings:
@@ -186,10 +191,17 @@ def _plan(
     data: list[str],
     models: Path,
     trust: bool | None,
+    held_out: HeldOut | None,
 ) -> Plan:
-    paths = read_data(data)
     return make_plan(
-        suite, seeds=seeds, tasks=tasks, agents=agents, data=paths, models=models, trust=trust
+        suite,
+        seeds=seeds,
+        tasks=tasks,
+        agents=agents,
+        data=read_data(data),
+        models=models,
+        trust=trust,
+        held_out=held_out,
     )
 
 

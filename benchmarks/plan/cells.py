@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from benchmarks.plan.held_out import HeldOut
 from benchmarks.plan.players import Player, find_player, is_walled, trained_player
 from benchmarks.plan.suite import (
     REFERENCES,
@@ -121,6 +122,7 @@ class Plan:
     trainings: tuple[Training, ...] = ()
     data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     curves: tuple[Mapping[str, Any], ...] = ()
+    held_out: HeldOut | None = None
 
 
 def make_plan(
@@ -132,6 +134,7 @@ def make_plan(
     data: Mapping[str, str] | None = None,
     models: Path | None = None,
     trust: bool | None = None,
+    held_out: HeldOut | None = None,
 ) -> Plan:
     """Expand a suite into cells.
 
@@ -152,6 +155,8 @@ def make_plan(
         in the plan's ``trainings`` and have no cells.
     trust : bool, optional
         Who plays behind the wall (`benchmarks.plan.players.is_walled`).
+    held_out : HeldOut, optional
+        Secret from which the seeds are drawn, in place of 0, 1, ...
 
     Raises
     ------
@@ -159,6 +164,8 @@ def make_plan(
         If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
     """
     chosen = _chosen_tasks(suite, tasks)
+    numbers, hidden = range(seeds or suite.seeds), [] if held_out is None else [str(held_out.path)]
+    drawn = numbers if held_out is None else [held_out.seed(number) for number in numbers]
     _check_data(suite, data or {})
     added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
     players: dict[AgentEntry, Player] = {}
@@ -179,7 +186,7 @@ def make_plan(
                 continue
             player: Player | None
             if entry.train is None:
-                player = players[entry] = players.get(entry) or find_player(entry, trust)
+                player = players[entry] = players.get(entry) or find_player(entry, trust, hidden)
             else:
                 training = _training(task, entry, kwargs, content)
                 player = trained_player(entry, training, kind, models)
@@ -191,15 +198,20 @@ def make_plan(
             played.add(entry)
             if player.curve is not None:
                 curves.append({"task": task.name, "agent": entry.label, **player.curve})
-            for seed in range(seeds or suite.seeds):
+            for seed in drawn:
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
                 cells.append(Cell(spec, kwargs, player.model, is_walled(player.identity, trust)))
     for entry in players.keys() - played:
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
-    reading = {task.name: task.data for task in chosen if task.data and task.name not in skipped}
     return Plan(
-        suite.name, tuple(cells), skipped, tuple(trainings.values()), reading, tuple(curves)
+        suite.name,
+        tuple(cells),
+        skipped,
+        tuple(trainings.values()),
+        {task.name: task.data for task in chosen if task.data and task.name not in skipped},
+        tuple(curves),
+        held_out,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,10 +35,11 @@ class Player:
     curve: Mapping[str, Any] | None = None
 
 
-def find_player(entry: AgentEntry, trust: bool | None = None) -> Player:
+def find_player(entry: AgentEntry, trust: bool | None = None, hidden: Sequence[str] = ()) -> Player:
     """Name, label and settings; the code of agents from elsewhere and a model's facts count too.
 
-    Unless it is trusted, code from elsewhere is imported behind the wall only.
+    Unless it is trusted, code from elsewhere is imported behind the wall only, where it must not
+    see what is ``hidden``.
     """
     from baselines.models import read_card, training_facts
     from baselines.registry import agent_spec
@@ -53,7 +54,8 @@ def find_player(entry: AgentEntry, trust: bool | None = None) -> Player:
     if module.split(".")[0] != "baselines":
         identity["code"] = agent_code(module, entry.name)
     apart = is_walled(identity, trust) and "code" in identity
-    facts = _facts_apart(entry.name, identity["code"]) if apart else _facts(spec)
+    known = (entry.name, identity["code"], tuple(hidden)) if apart else None
+    facts = _facts(spec) if known is None else _facts_apart(*known)
     model = spec.settings.get("model")
     brought = model or facts.get("model")  # a class may name its own file
     if isinstance(brought, str):
@@ -116,12 +118,12 @@ def _facts(spec: AgentSpec) -> dict[str, Any]:
 
 
 @cache
-def _facts_apart(name: str, code: str) -> Mapping[str, Any]:
+def _facts_apart(name: str, code: str, hidden: tuple[str, ...]) -> Mapping[str, Any]:
     """Facts of the class of an agent with that code, which is imported in another process."""
     from benchmarks.run.pool import Pool
     from benchmarks.run.worker import FAILED, class_facts_of
 
-    pool = Pool(1, timeout=_IMPORT_TIMEOUT, method="spawn")
+    pool = Pool(1, timeout=_IMPORT_TIMEOUT, method="spawn", hidden=hidden)
     [report] = pool.run([name], class_facts_of, is_walled=lambda _: True)
     if report.state != FAILED:
         return report.payload

@@ -102,6 +102,7 @@ def execute(
                 "cells": [cell.spec for cell in plan.cells],
                 "data": {name: dict(paths) for name, paths in plan.data.items()},
                 "provenance": provenance,
+                **({"held_out": plan.held_out.digest} if plan.held_out else {}),
             }
         )
         on_start(len(missing))
