@@ -229,6 +229,17 @@ class ServingTask:
         fleet = _read_replicas(
             settings["replicas"], llms, slot_seconds, mean, float(inputs.mean()), update_every > 0
         )
+        if not update_every and llms.arrives.any():
+            late = llms.names[int(llms.arrives.argmax())]
+            raise UsageError(
+                f"llms: {late!r} arrives at slot {llms.arrives.max()}, and with update_every=0 "
+                "nothing is ever loaded; set update_every, or leave it out"
+            )
+        if len(lengths) and any("finish" in row for row in settings["replicas"]):
+            raise UsageError(
+                f"tokens: law={settings['tokens']['law']!r} contradicts a replica with 'finish', a "
+                "probability a slot, which needs the law 'geometric'; give it 'base_seconds' (W)"
+            )
         self.public = ServingInstance(
             *queries,
             lengths=lengths,
@@ -383,6 +394,8 @@ def _read_replicas(
     for row in _entries("replicas", given, known):
         if sum(key in row for key in speeds) != 1:
             raise UsageError(f"replicas: {row!r} must have exactly one of {', '.join(speeds)}")
+        if "each_seconds" in row and "base_seconds" not in row:
+            raise UsageError(f"replicas: {row!r}: each_seconds (H) belongs to base_seconds (W)")
         usd, places, chunk = 0.0, 1, 0
         if "gpu" in row:
             gpu = GPUS[checks.choice("replicas: gpu", row["gpu"], GPUS)]

@@ -144,10 +144,17 @@ def test_mean_slots_are_those_of_the_law(tmp_path):
         (
             {
                 "llms": [{"name": "a", "arrives": 9}],
-                "replicas": [{"finish": 0.5, "hosts": "a"}],
+                "replicas": [{"gpu": "A10G", "hosts": "a"}],
+                "update_every": 100,
             },
             "arrives at slot 9 only",
         ),
+        (
+            {"llms": ["small", "medium", "large", {"name": "a", "arrives": 9}]},
+            "'a' arrives at slot 9, and with update_every=0",
+        ),
+        ({"replicas": [{"finish": 0.5, "hosts": "small"}]}, "law='lognormal' contradicts a replic"),
+        ({"replicas": [{"gpu": "H100", "each_seconds": 1}]}, "belongs to base_seconds"),
         ({"queries": [{"keep": [0.5]}]}, "each of 3 LLMs"),
         ({"queries": [{"keep": [0.5, 0.5, 1.5]}]}, "keep=1.5"),
         ({"queries": {"source": "nowhere"}}, "workload source 'nowhere'"),
