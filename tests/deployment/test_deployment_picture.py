@@ -1,12 +1,10 @@
 """Text and pictures of LLMDeploy-v0: what was deployed, routed and paid is what is shown."""
 
 import re
-import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
@@ -277,32 +275,6 @@ def test_pictures_are_deterministic_and_change_nothing():
 
 
 # ----------------------------------------------------------------------- rest
-
-
-def test_without_a_render_mode_there_is_no_renderer():
-    env = make(None, **SHORT).unwrapped
-    play(env, 10)
-    assert env._renderer is None
-    with pytest.warns(UserWarning, match="rgb_array"):
-        assert env.render() is None
-
-
-def test_missing_pygame_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pygame", None)
-    env = make("rgb_array", **SHORT)
-    env.reset(seed=0)
-    with pytest.raises(DependencyNotInstalled, match=r'pip install "llmqueue_gym\[render\]"'):
-        env.render()
-    text = make("ansi", **SHORT)
-    text.reset(seed=0)
-    assert text.render().startswith("query 0 ")
-
-
-def test_close_frees_the_renderer():
-    env = make(**SHORT)
-    play(env, 5)
-    env.close()
-    assert env.unwrapped._renderer is None
 
 
 def test_names_keep_their_provider_only_where_they_need_it():

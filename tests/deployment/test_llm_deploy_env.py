@@ -226,21 +226,6 @@ def test_core_dependencies_suffice():
     assert out.stdout.strip() == "LLMDeployVectorEnv []"
 
 
-def test_disabled_autoreset_resets_by_mask_only():
-    env = gym.make_vec("LLMDeploy-v0", 3, horizon=5, num_stages=2, autoreset_mode="DISABLED")
-    env.reset(seed=0)
-    actions = np.zeros((3, 12), dtype=np.int64)
-    for _ in range(5):
-        *_, truncated, _ = env.step(actions)
-    assert truncated.all()
-    with pytest.raises(ValueError, match="reset_mask"):
-        env.step(actions)
-    env.reset(options={"reset_mask": np.array([True, False, True])})
-    np.testing.assert_array_equal(env.unwrapped.dynamics.query, [0, 5, 0])
-    with pytest.raises(ValueError, match="reset_mask"):
-        env.reset(options={"reset_mask": np.zeros(3, dtype=bool)})
-
-
 @pytest.mark.parametrize("budget", [1e-4, 1.04e-4, 3e-4])
 @pytest.mark.parametrize("initial", [1, 2])
 def test_what_the_constructor_accepts_never_fails_at_a_reset(budget, initial):
@@ -446,11 +431,6 @@ def test_bad_actions_are_refused_and_change_nothing(action):
     with pytest.raises(ValueError, match="action="):
         env.step(action)
     assert env.dynamics.query[0] == 0
-    vector = LLMDeployVectorEnv(2)
-    vector.reset(seed=0)
-    with pytest.raises(ValueError, match="2 rows of integers"):
-        vector.step([action, action])
-    assert vector.dynamics.query[0] == 0
 
 
 @pytest.mark.parametrize("action", [[0.5] * 21, [1.5] * 22, [np.nan] * 22, None, "go"])
@@ -460,10 +440,3 @@ def test_bad_stage_actions_are_refused_and_change_nothing(action):
     with pytest.raises(ValueError, match="action="):
         env.step(action)
     assert env.dynamics.query[0] == 0
-
-
-def test_vector_environment_names_bad_arguments():
-    with pytest.raises(ValueError, match="NEXT_STEP"):
-        LLMDeployVectorEnv(2, autoreset_mode="sometimes")
-    with pytest.raises(ValueError, match="2 entries for 3 lanes"):
-        LLMDeployVectorEnv(3).reset(seed=[1, 2])

@@ -1,8 +1,6 @@
 """LLMQueue-v0: the Gymnasium contract, lane equality, masks, coupling and its errors."""
 
 import json
-import subprocess
-import sys
 import warnings
 
 import gymnasium as gym
@@ -59,19 +57,6 @@ def test_vector_lanes_equal_scalar_environments(kwargs, mode):
 def test_masks_and_coupling(kwargs):
     check_masks(gym.make("LLMQueue-v0", **kwargs))
     check_coupling(lambda: gym.make("LLMQueue-v0", **kwargs))
-
-
-def test_make_without_import_in_a_fresh_process():
-    code = (
-        "import gymnasium as gym\n"
-        "env = gym.make('llmqueue_gym:LLMQueue-v0')\n"
-        "env.reset(seed=0)\n"
-        "print(env.spec.id, env.spec.max_episode_steps)\n"
-        "vec = gym.make_vec('llmqueue_gym:LLMQueue-v0', num_envs=2)\n"
-        "print(type(vec.unwrapped).__name__)\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["LLMQueue-v0", "5000", "LLMQueueVectorEnv"]
 
 
 def test_registration_kwargs_are_json_plain_and_the_spec_round_trips():

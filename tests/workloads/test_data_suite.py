@@ -61,19 +61,6 @@ def test_without_data_every_task_is_skipped_and_the_reason_says_how_to_import() 
                 assert f"llmqueue-bench data import {source} PATH" in reason
 
 
-def test_the_suite_crosses_load_assortment_and_cost_weight() -> None:
-    found: dict[str, set[Any]] = {}
-    for task in load_suite("datasets").tasks:
-        workload = task.kwargs["workload"]
-        setting = (task.kwargs.get("load"), task.kwargs["assortment_size"])
-        found.setdefault(workload["source"], set()).add((*setting, workload.get("cost_weight")))
-    both = {(load, k) for load in (0.8, 0.95) for k in (1, 2)}
-    for source in ("routerbench", "sprout"):
-        assert {(*pair, weight) for pair in both for weight in (0, 1, 5)} <= found[source]
-    for source in ("embedllm", "wildchat"):  # no costs are recorded
-        assert found[source] == {(*pair, None) for pair in both}
-
-
 def test_the_reproductions_have_the_settings_of_the_authors() -> None:
     suite = load_suite("datasets")
     tasks = [task for task in suite.tasks if "reproduction" in task.tags]

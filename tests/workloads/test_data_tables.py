@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from llmqueue_gym.workloads import make_workload
 from llmqueue_gym.workloads.datasets import import_dataset
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
-from llmqueue_gym.workloads.rows import read_csv
 from llmqueue_gym.workloads.sources.embedllm import COLUMNS, read_embedllm
 from llmqueue_gym.workloads.sources.sprout import PRICES, read_sprout
 from llmqueue_gym.workloads.stored import read_table, stored_names
@@ -322,15 +321,6 @@ def test_a_missing_column_of_embedllm_is_named(column: str, tmp_path: Path) -> N
         import_dataset("embedllm", path)
 
 
-def test_a_truncated_long_csv_names_the_row(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "train.csv", long_rows())
-    whole = path.read_bytes()
-    for cut in (whole.index(b"quoted"), len(whole) - 12):
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"train\.csv, row \d+.*cut off"):
-            import_dataset("embedllm", path)
-
-
 def test_mixed_encodings_are_found_in_their_row(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "train.csv", long_rows())
     path.write_bytes(path.read_bytes().replace(b"second", "façade".encode("latin-1")))
@@ -364,13 +354,6 @@ def test_any_rows_give_the_largest_label_of_each_pair(
         for llm in facts.llms:
             assert row[f"quality:{llm}"] == best.get((row["id"], llm), 0)
     assert facts.notes["repeated_pairs"] == len(pairs) - len(best)
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=8))
-def test_any_cells_survive_the_csv_reader(tmp_path: Path, cells: list[list[str]]) -> None:
-    path = write_rows(tmp_path / "t.csv", cells, ["a", "b"])
-    assert list(read_csv(path, ["a"])) == [["a", "b"], *cells]
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
