@@ -160,6 +160,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         assert isinstance(action_space, spaces.MultiDiscrete)
         self.dict_observation_space = single.dict_observation_space
         self.layout = single.layout
+        self._draws = type(single)._make_renderer  # what draws the scalar one draws lane 0
         self.single_observation_space = single.observation_space
         self.single_action_space = action_space
         self.observation_space = batch_space(single.observation_space, num_envs)
@@ -171,6 +172,9 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         self._started = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._info_masks: tuple[str, ...] = ()
+
+    def _make_renderer(self) -> Any:
+        return self._draws(self)
 
     @abstractmethod
     def _play(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:

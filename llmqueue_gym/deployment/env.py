@@ -381,11 +381,6 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
     def _problem(self, lane: int) -> dict[str, Any]:
         return self._task.problem()
 
-    def _make_renderer(self) -> Any:
-        from llmqueue_gym.deployment.picture import DeployRenderer
-
-        return DeployRenderer(self.dynamics, self.llms)
-
     def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
         starts = [self._task.start(generator) for generator in generators]
         instances, streams = zip(*starts, strict=True)

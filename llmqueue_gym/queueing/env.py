@@ -313,11 +313,6 @@ class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
     def _problem(self, lane: int) -> dict[str, Any]:
         return self._task.problem(self.dynamics, lane)
 
-    def _make_renderer(self) -> Any:
-        from llmqueue_gym.queueing.picture import QueueRenderer
-
-        return QueueRenderer(self.dynamics, self.llms)
-
     def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
         starts = [self._task.start(generator) for generator in generators]
         populations, rates, streams = zip(*starts, strict=True)

@@ -432,11 +432,6 @@ class LLMServeVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
     def _problem(self, lane: int) -> dict[str, Any]:
         return problem_of(self.dynamics, lane)
 
-    def _make_renderer(self) -> Any:
-        from llmqueue_gym.serving.picture import ServingRenderer
-
-        return ServingRenderer(self.dynamics)
-
     def _start_lanes(self, lanes: NDArray[np.int64], generators: list[np.random.Generator]) -> None:
         start(self.task, self.dynamics, lanes.tolist(), generators)
 
