@@ -6,11 +6,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit
 
 import llmqueue_gym  # noqa: F401 - registers the environment
 from baselines import make_agent
 from baselines.estimators.refusals import Refusals, effects_mode
 from benchmarks.problems.queueing.play import public_problem
+from llmqueue_gym.workloads import Synthetic
 
 
 @pytest.mark.parametrize(("s_a", "s_b"), [(0.0, 2.0), (2.0, 0.5), (1.0, 4.0)])
@@ -30,6 +32,32 @@ def test_effects_are_the_mode_of_the_posterior(size: int, s_a: float, s_b: float
     effects_mode(utilities, refused, counts, s_a, s_b, effects)
     found = minimize(loss, np.zeros(num_llms), tol=1e-10)
     np.testing.assert_allclose(effects, found.x, atol=1e-4)
+
+
+def test_after_refusals_the_utilities_of_mixed_queries_are_what_the_posterior_says() -> None:
+    workload = Synthetic("mixed", 2, 3, 60_000, explained=0.2)
+    rng = np.random.default_rng(0)
+    contexts, truth, _ = workload.draw(rng)
+    x = contexts.astype(np.float64)
+    known = x @ np.linalg.lstsq(x, truth, rcond=None)[0]
+    # LLM 0 was refused twice.
+    refused = np.all(rng.random((len(truth), 2)) > expit(truth[:, :1]), axis=1)
+    known, true_effects = known[refused], (truth - known)[refused]
+
+    s_a, s_b = workload.spreads
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    a, b = np.meshgrid(s_a * nodes, s_b * nodes)
+    prior = np.multiply.outer(weights, weights)
+    posterior = prior * expit(-(known[:, 0, None, None] + a + b)) ** 2
+    posterior /= posterior.sum(axis=(1, 2), keepdims=True)
+    exact = np.stack([np.sum(posterior * (a + b), (1, 2)), np.sum(posterior * a, (1, 2))], axis=1)
+    error = (true_effects - exact).mean(axis=0)
+    assert np.all(np.abs(error) < 4 * true_effects.std(axis=0) / np.sqrt(refused.sum()))
+
+    modes = np.zeros((500, 2))
+    for utilities, mode in zip(known, modes, strict=False):
+        effects_mode(utilities, np.array([[0]]), np.array([2]), s_a, s_b, mode)
+    assert np.abs(modes - exact[:500]).max() < 0.4  # a mode is no mean: the posterior leans
 
 
 def test_answers_tell_whether_anything_persists() -> None:

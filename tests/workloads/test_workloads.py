@@ -65,7 +65,7 @@ def best_rate(utilities: Array) -> Array:
 # --- synthetic -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["uniform", "specialists", "lookalike", "easy-hard"])
+@pytest.mark.parametrize("kind", ["uniform", "specialists", "lookalike", "easy-hard", "mixed"])
 def test_synthetic_draw_has_the_promised_shapes_and_follows_the_generator(kind: str) -> None:
     workload = build({"source": "synthetic", "kind": kind, "pool_size": 300}, num_llms=4)
     contexts, utilities, _ = workload.draw(np.random.default_rng(3))
@@ -126,6 +126,22 @@ def test_easy_hard_queries_differ_in_a_hardness_that_all_llms_share() -> None:
     centres = linear_parameters(topics, utilities - 3.0 + 2.5 * hardness)
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1.0, atol=1e-3)
     assert len(np.unique(utilities.argmax(axis=1))) == 10
+
+
+@pytest.mark.parametrize("explained", [0.2, 0.9, 1.0])
+def test_contexts_explain_a_share_of_mixed_and_the_rest_is_the_queries_own(
+    explained: float,
+) -> None:
+    workload = Synthetic("mixed", 40, 16, 20_000, explained)
+    contexts, utilities, _ = workload.draw(np.random.default_rng(0))
+    x = contexts.astype(np.float64)
+    rest = utilities - x @ np.linalg.lstsq(x, utilities, rcond=None)[0]
+    assert abs(1.0 - rest.var() / utilities.var(axis=0).mean() - explained) < 0.02
+    assert abs(utilities.var(axis=0).mean() - 2.5**2) < 0.2
+    own, total = np.cov(rest.T)[~np.eye(40, dtype=bool)].mean(), rest.var()
+    s_a, s_b = workload.spreads
+    assert abs(own - s_a**2) < 0.1
+    assert abs(total - own - s_b**2) < 0.1
 
 
 @pytest.mark.parametrize("accept", [None, lambda u: best_rate(u) >= 0.6])
@@ -785,6 +801,16 @@ def test_a_missing_file_has_no_fingerprint(tmp_path: Path) -> None:
         ({"source": "synthetic", "kind": "lookalikes"}, {}, "did you mean 'lookalike'"),
         ({"source": "synthetic", "kind": "lookalike"}, {"context_dim": 1}, "context_dim=1"),
         ({"source": "synthetic", "kind": "easy-hard"}, {"context_dim": 2}, "at least 3"),
+        (
+            {"source": "synthetic", "kind": "mixed", "explained": 1.1},
+            {},
+            r"explained=1.1 .* \[0, 1\]",
+        ),
+        (
+            {"source": "synthetic", "explained": 0.2},
+            {},
+            "explained=0.2 belongs to the kind 'mixed'",
+        ),
         ({"source": "paretobandit", "shuffle_contexts": "yes"}, {}, "must be true or false"),
         ({"source": "synthetic", "kind": ["uniform"]}, {}, r"kind \['uniform'\] is not known"),
         ({"source": "synthetic", "pool_size": 0}, {}, "pool_size=0"),
