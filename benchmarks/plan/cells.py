@@ -164,10 +164,8 @@ def make_plan(
         If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
     """
     chosen = _chosen_tasks(suite, tasks)
-    numbers, hidden = range(seeds or suite.seeds), [] if held_out is None else [str(held_out.path)]
-    drawn = numbers if held_out is None else [held_out.seed(number) for number in numbers]
     _check_data(suite, data or {})
-    added = tuple(agent_entry(name) for name in dict.fromkeys(agents))
+    added = tuple(map(agent_entry, dict.fromkeys(agents)))
     players: dict[AgentEntry, Player] = {}
     trainings: dict[str, Training] = {}
     curves: list[Mapping[str, Any]] = []
@@ -186,7 +184,7 @@ def make_plan(
                 continue
             player: Player | None
             if entry.train is None:
-                player = players[entry] = players.get(entry) or find_player(entry, trust, hidden)
+                player = players[entry] = players.get(entry) or find_player(entry, trust, held_out)
             else:
                 training = _training(task, entry, kwargs, content)
                 player = trained_player(entry, training, kind, models)
@@ -198,21 +196,19 @@ def make_plan(
             played.add(entry)
             if player.curve is not None:
                 curves.append({"task": task.name, "agent": entry.label, **player.curve})
-            for seed in drawn:
+            for seed in _seeds(seeds or suite.seeds, held_out):
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
                 cells.append(Cell(spec, kwargs, player.model, is_walled(player.identity, trust)))
     for entry in players.keys() - played:
         skipped[entry.label] = f"it plays {players[entry].kind} tasks and none of those was chosen"
     cells.sort(key=lambda cell: cell.spec["agent"]["label"] not in REFERENCES)
-    return Plan(
-        suite.name,
-        tuple(cells),
-        skipped,
-        tuple(trainings.values()),
-        {task.name: task.data for task in chosen if task.data and task.name not in skipped},
-        tuple(curves),
-        held_out,
-    )
+    reading = {task.name: task.data for task in chosen if task.data and task.name not in skipped}
+    trained = tuple(trainings.values())
+    return Plan(suite.name, tuple(cells), skipped, trained, reading, tuple(curves), held_out)
+
+
+def _seeds(count: int, held_out: HeldOut | None) -> list[int]:
+    return [number if held_out is None else held_out.seed(number) for number in range(count)]
 
 
 def _task_here(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.plan.agent_files import find_module
+from benchmarks.plan.held_out import HeldOut
 from benchmarks.plan.suite import PROTOCOLS, YARDSTICK, AgentEntry
 from llmqueue_gym.errors import MissingPackageError, UsageError
 from llmqueue_gym.workloads.pool import file_sha256
@@ -35,11 +36,13 @@ class Player:
     curve: Mapping[str, Any] | None = None
 
 
-def find_player(entry: AgentEntry, trust: bool | None = None, hidden: Sequence[str] = ()) -> Player:
+def find_player(
+    entry: AgentEntry, trust: bool | None = None, held_out: HeldOut | None = None
+) -> Player:
     """Name, label and settings; the code of agents from elsewhere and a model's facts count too.
 
     Unless it is trusted, code from elsewhere is imported behind the wall only, where it must not
-    see what is ``hidden``.
+    see what is held out.
     """
     from baselines.models import read_card, training_facts
     from baselines.registry import agent_spec
@@ -54,8 +57,8 @@ def find_player(entry: AgentEntry, trust: bool | None = None, hidden: Sequence[s
     if module.split(".")[0] != "baselines":
         identity["code"] = agent_code(module, entry.name)
     apart = is_walled(identity, trust) and "code" in identity
-    known = (entry.name, identity["code"], tuple(hidden)) if apart else None
-    facts = _facts(spec) if known is None else _facts_apart(*known)
+    hidden = () if held_out is None else (str(held_out.path),)
+    facts = _facts_apart(entry.name, identity["code"], hidden) if apart else _facts(spec)
     model = spec.settings.get("model")
     brought = model or facts.get("model")  # a class may name its own file
     if isinstance(brought, str):
