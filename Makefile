@@ -17,17 +17,22 @@ leaderboard: $(VENV)/.bench
 
 # A suite's page is docs/leaderboards/SUITE.md; README.md shows the quick one too.
 PAGE = docs/leaderboards/$$(basename $$results .json.gz).md
+ROUTERS = docs/leaderboards/production-routers.md
 
 readme: $(VENV)/.bench
 	$(BIN)/llmqueue-bench run quick
 	$(BIN)/llmqueue-bench export results/quick benchmarks/results/quick.json.gz
 	for results in benchmarks/results/*.json.gz; do \
 	  $(BIN)/llmqueue-bench report $$results --readme $(PAGE) >/dev/null || exit 1; done
+	for suite in queueing deployment; do \
+	  $(BIN)/llmqueue-bench report benchmarks/results/$$suite.json.gz --readme $(ROUTERS) >/dev/null || exit 1; done
 	$(BIN)/llmqueue-bench report benchmarks/results/quick.json.gz --readme README.md >/dev/null
 
 readme-check: $(VENV)/.bench
 	for results in benchmarks/results/*.json.gz; do \
 	  $(BIN)/llmqueue-bench report $$results --readme $(PAGE) --check || exit 1; done
+	for suite in queueing deployment; do \
+	  $(BIN)/llmqueue-bench report benchmarks/results/$$suite.json.gz --readme $(ROUTERS) --check || exit 1; done
 	$(BIN)/llmqueue-bench report benchmarks/results/quick.json.gz --readme README.md --check
 
 test: $(VENV)/.dev

@@ -46,6 +46,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     assert config.nav is not None
     suites = [path.name.removesuffix(".json.gz") for path in sorted(RESULTS.glob("*.json.gz"))]
     boards = [{suite: f"leaderboards/{suite}.md"} for suite in suites]
+    boards.append({"Production routers": "leaderboards/production-routers.md"})
     filled = {"Agents": entries, "Leaderboards": ["leaderboards/index.md", *boards]}
     for item in config.nav:
         item.update({title: pages for title, pages in filled.items() if title in item})

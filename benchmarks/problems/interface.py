@@ -49,6 +49,10 @@ class Problem:
         Arguments -> whether the LLMs differ from episode to episode.
     warm : tuple of str
         Agents with compiled kernels, which a worker loads before its first cell.
+    shipped, controls : tuple of str
+        Agents that gateways ship, and simple ones beside which they are shown.
+    rivals : tuple of str
+        Agents that these are compared with, besides the best of the others.
     """
 
     name: str
@@ -61,6 +65,9 @@ class Problem:
     shuffled: Callable[[Arguments], dict[str, Any] | None] = lambda kwargs: None
     new_llms: Callable[[Arguments], bool] = lambda kwargs: False
     warm: tuple[str, ...] = ()
+    shipped: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
 
     @cached_property
     def play(self) -> Play:

@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from benchmarks.report.contrasts import breaks_markdown, routers_markdown
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
 from benchmarks.report.page import board_page
 from benchmarks.report.paper import Format, write_figure
@@ -126,7 +127,10 @@ def serve(folder: Path, port: int = 0) -> None:
 
 
 def _with_tables(text: str, board: Board, images: Path) -> str:
-    """Put the short tables between the markers of the board's suite, pictures from ``images``.
+    """Put what a page wants between its markers of the board's suite, pictures from ``images``.
+
+    ``leaderboard``: the short tables; ``routers``: what production routers leave on the table;
+    ``breaks``: what breaks first.
 
     Raises
     ------
@@ -135,8 +139,20 @@ def _with_tables(text: str, board: Board, images: Path) -> str:
     """
     if not board.cells:
         raise UsageError(f"no cell of {board.suite} has a result: a page would show empty tables")
+    for name, written in _OTHER_PARTS.items():
+        if f"<!-- {name} {board.suite}: begin -->" in text:
+            text = insert_between_markers(text, f"{name} {board.suite}", written(board))
+            if not _has_leaderboard(text, board):
+                return text
     shown = list(_readme_pictures(board, images).values())
     return insert_between_markers(text, f"leaderboard {board.suite}", board_summary(board, shown))
+
+
+_OTHER_PARTS = {"routers": routers_markdown, "breaks": breaks_markdown}
+
+
+def _has_leaderboard(text: str, board: Board) -> bool:
+    return f"<!-- leaderboard {board.suite}: begin -->" in text
 
 
 def _images(page: Path) -> Path:
@@ -164,6 +180,8 @@ def _write_readme(readme: Path, board: Board, pictures: list[Picture]) -> None:
     """Put the short tables between the markers of a page, with the pictures of each section."""
     images = _images(readme)
     text = _with_tables(readme.read_text(encoding="utf-8"), board, images)
+    if not _has_leaderboard(text, board):
+        pictures = []
     drawn = {picture.path.name: picture.path for picture in pictures}
     for name, shown in _readme_pictures(board, images).items():
         if name not in drawn:  # a section of which nothing was run has no picture

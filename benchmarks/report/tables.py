@@ -72,25 +72,25 @@ def board_tables(board: Board) -> list[Table | str]:
 def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
     """Return ``leaderboard.md``, beside which the pictures lie."""
     data = board_data(board)
-    origin = _origin(data)
-    parts = [f"# Leaderboard: {_escaped(data['suite'])}\n"]
-    parts += [f"**The oracle was beaten.** {_escaped(text)}\n" for text in data["violations"]]
+    origin = origin_text(data)
+    parts = [f"# Leaderboard: {escaped(data['suite'])}\n"]
+    parts += [f"**The oracle was beaten.** {escaped(text)}\n" for text in data["violations"]]
     mark = "##" if len(data["overall"]) < 2 else "###"
     for overall, tasks, sweeps in sections(data):
         parts += [*_overall(overall, "##"), f"{origin}\n", *_images(overall, figures)]
         for sweep in (sweep["text"] for sweep in sweeps):
-            parts += [f"{mark} {_escaped(sweep['title'])}\n"]
-            parts += [_markdown(SWEEP_COLUMNS, sweep["lines"]), f"{sweep['note']}\n{origin}\n"]
+            parts += [f"{mark} {escaped(sweep['title'])}\n"]
+            parts += [markdown_table(SWEEP_COLUMNS, sweep["lines"]), f"{sweep['note']}\n{origin}\n"]
         for task in tasks:
             text = task["text"]
-            parts += [f"{mark} {_escaped(text['title'])}\n"]
-            parts += [_markdown(text["columns"], text["lines"]), f"{_seeds(task)} {origin}\n"]
-            parts += [f"Warning: {_escaped(warning)}.\n" for warning in task["warnings"]]
+            parts += [f"{mark} {escaped(text['title'])}\n"]
+            parts += [markdown_table(text["columns"], text["lines"]), f"{_seeds(task)} {origin}\n"]
+            parts += [f"Warning: {escaped(warning)}.\n" for warning in task["warnings"]]
             if text["published"]:
-                parts += [f"{_escaped(text['published'])}\n"]
-                parts += [_markdown(PUBLISHED_COLUMNS, text["published_lines"])]
+                parts += [f"{escaped(text['published'])}\n"]
+                parts += [markdown_table(PUBLISHED_COLUMNS, text["published_lines"])]
         if lines := [_origin_line(row) for row in overall["rows"] if row["cells"]]:
-            parts += [f"{mark} Where the overall rows come from\n", _markdown(_ORIGIN, lines)]
+            parts += [f"{mark} Where the overall rows come from\n", markdown_table(_ORIGIN, lines)]
         text = overall["text"]
         notes = f"{SCORE_NOTE}{text['protocol']}{INTERVALS}"
         parts += [f"**How to read it.** {text['legend']}\n{notes}"]
@@ -107,26 +107,26 @@ def board_summary(board: Board, figures: Sequence[Picture]) -> str:
     for overall, tasks, sweeps in sections(data):
         parts += [*_overall(overall, "###"), *_images(overall, figures)]
         for sweep in (sweep["text"] for sweep in sweeps):
-            parts += [f"**{_escaped(sweep['title'])}**\n"]
-            parts += [_markdown(SWEEP_COLUMNS, sweep["lines"])]
+            parts += [f"**{escaped(sweep['title'])}**\n"]
+            parts += [markdown_table(SWEEP_COLUMNS, sweep["lines"])]
         parts += [sweeps[0]["text"]["note"]] if sweeps else []
         if len(tasks) <= _README_TASKS:
-            names = ", ".join(_escaped(task["task"]) for task in tasks)
+            names = ", ".join(escaped(task["task"]) for task in tasks)
             parts += [f"<details><summary>Task by task: {names}</summary>\n"]
             for task in tasks:
                 text = task["text"]
                 columns = ("rank", *text["short_columns"][1:])
-                parts += [f"**{_escaped(text['title'])}**, {_seeds(task)}\n"]
-                parts += [_markdown(columns, text["short_lines"])]
+                parts += [f"**{escaped(text['title'])}**, {_seeds(task)}\n"]
+                parts += [markdown_table(columns, text["short_lines"])]
             parts += ["</details>\n"]
-    return "\n".join([*parts, f"{_origin(data)}\n"])
+    return "\n".join([*parts, f"{origin_text(data)}\n"])
 
 
 def agents_markdown(board: TaskBoard, agents: Collection[str]) -> str:
     """Markdown table of some agents of a task beside the references."""
     shown = [row.agent in {*agents, *REFERENCES} for row in board.rows]
     lines = [line for line, own in zip(task_lines(board, short=True), shown, strict=True) if own]
-    return _markdown(task_columns(board, short=True), lines)
+    return markdown_table(task_columns(board, short=True), lines)
 
 
 def insert_between_markers(text: str, name: str, content: str) -> str:
@@ -152,15 +152,15 @@ def _overall(overall: Json, mark: str) -> list[str]:
     """Name of a section, its overall table and what it is over."""
     text = overall["text"]
     parts = [f"{mark} {text['name'].capitalize()}\n"] if text["name"] else []
-    parts += [_markdown(text["columns"], text["lines"])] if text["lines"] else []
-    return [*parts, f"{_escaped(text['note'])}\n"]
+    parts += [markdown_table(text["columns"], text["lines"])] if text["lines"] else []
+    return [*parts, f"{escaped(text['note'])}\n"]
 
 
 def _images(overall: Json, figures: Sequence[Picture]) -> list[str]:
     """Pictures of a section."""
     own = overall["kind"], overall["protocol"]
     return [
-        f"![{_escaped(figure.caption)}]({figure.path.as_posix()})\n"
+        f"![{escaped(figure.caption)}]({figure.path.as_posix()})\n"
         for figure in figures
         if (figure.section.kind.name, figure.section.protocol) == own
     ]
@@ -170,13 +170,13 @@ def _seeds(task: Json) -> str:
     return f"{task['seeds']} seeds."
 
 
-def _origin(data: Json) -> str:
+def origin_text(data: Json) -> str:
     """Command, version, commit and machine behind a table; all commits that cells come from."""
     run = data["provenance"]
     versions = f"Python {run['python']}, NumPy {run['numpy']}, Gymnasium {run['gymnasium']}"
     return (
         f"{_code(run['command'])}; llmqueue_gym {run['version']} ({', '.join(data['commits'])}); "
-        f"{versions}; {_escaped('; '.join(data['machines']))}."
+        f"{versions}; {escaped('; '.join(data['machines']))}."
     )
 
 
@@ -187,7 +187,7 @@ def _origin_line(row: Json) -> list[str]:
         row["agent"],
         seed_ranges(origin["seeds"]),
         duration(origin["wall_seconds"]),
-        *(", ".join(_escaped(part) for part in origin[name]) for name in lists),
+        *(", ".join(escaped(part) for part in origin[name]) for name in lists),
         ", ".join(_code(part) for part in origin["commands"]),
     ]
 
@@ -197,21 +197,21 @@ def _trouble(data: Json) -> list[str]:
     parts = []
     if data["warnings"]:
         parts += ["## Above the oracle, perhaps by chance\n", WARNINGS_NOTE]
-        parts += [f"- {_escaped(text)}" for text in data["warnings"]] + [""]
+        parts += [f"- {escaped(text)}" for text in data["warnings"]] + [""]
     if data["failures"]:
         parts += ["## Failed cells\n"]
         parts += [
-            f"- {_escaped(failure['cell'])}: {_code(failure['error'])}"
+            f"- {escaped(failure['cell'])}: {_code(failure['error'])}"
             for failure in data["failures"]
         ]
         parts.append("")
     if data["missing"]:
         parts += ["## Not run\n", "The run was interrupted; the same command computes the rest.\n"]
-        parts += [f"- {_escaped(name)}" for name in data["missing"]] + [""]
+        parts += [f"- {escaped(name)}" for name in data["missing"]] + [""]
     if data["skipped"]:
         parts += ["## Skipped\n"]
         parts += [
-            f"- {_escaped(name)}: {_escaped(reason)}" for name, reason in data["skipped"].items()
+            f"- {escaped(name)}: {escaped(reason)}" for name, reason in data["skipped"].items()
         ]
         parts.append("")
     return parts
@@ -220,7 +220,7 @@ def _trouble(data: Json) -> list[str]:
 # --- text that others wrote -----------------------------------------------------------------------
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text that Markdown and the HTML made of it show as it is."""
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
@@ -249,12 +249,12 @@ def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
     return table
 
 
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table; agents are other people's text, all else is escaped where it comes from."""
     rules = [":---" if name in ("agent", "command") else "---:" for name in columns]
     rows = [
         [
-            _escaped(cell) if name == "agent" else cell.replace("|", "\\|")
+            escaped(cell) if name == "agent" else cell.replace("|", "\\|")
             for name, cell in zip(columns, line, strict=True)
         ]
         for line in lines

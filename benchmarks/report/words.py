@@ -168,7 +168,7 @@ def overall_lines(standing: Standing) -> Lines:
 
 def _overall_line(row: OverallRow, families: Sequence[str]) -> list[str]:
     scores = [row.score, *(row.families.get(family) for family in families), row.iqm]
-    line = [_rank(row.rank), row.agent, *(_interval(score, 3) for score in scores)]
+    line = [_rank(row.rank), row.agent, *(interval_text(score, 3) for score in scores)]
     line.append(f"{row.cells}/{row.expected}")
     if row.section.protocol == "pretrained":
         line.append(_number(row.train_steps, 0))
@@ -219,7 +219,7 @@ def _task_line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
     score = (
         _number(row.score and row.score.value)
         if row.agent in REFERENCES
-        else _interval(row.score, 3)
+        else interval_text(row.score, 3)
     )
     line = [_rank(row.rank), row.agent + missing, score]
     for place in _shown(board, short):
@@ -230,7 +230,7 @@ def _task_line(row: TaskRow, board: TaskBoard, short: bool) -> list[str]:
             line.append(column.missing)
         elif isinstance(figure, Interval):
             digits = column.digits
-            line.append(_number(figure.value, digits) if short else _interval(figure, digits))
+            line.append(_number(figure.value, digits) if short else interval_text(figure, digits))
         else:
             line.append(_number(figure, column.digits))
     return line
@@ -255,7 +255,7 @@ def published_lines(board: TaskBoard) -> Lines:
         own = t_interval(curves.sums["regret"][:, -1] / curves.t[-1])
         if row.agent in figures:
             given = " ± ".join(f"{part:.4f}" for part in np.atleast_1d(figures[row.agent]))
-            lines.append([row.agent, given, _interval(own, 4), str(row.seeds)])
+            lines.append([row.agent, given, interval_text(own, 4), str(row.seeds)])
     return lines
 
 
@@ -273,7 +273,7 @@ def sweep_lines(sweep: Sweep) -> Lines:
     lines = []
     for label, regret in sweep.regret.items():
         exponent = sweep.exponents.get(label)
-        line = [label, _interval(exponent) if exponent else "none" if sweep.exponents else ""]
+        line = [label, interval_text(exponent) if exponent else "none" if sweep.exponents else ""]
         for part in (sweep.stuck.get(label), regret, sweep.ledger[label]):
             if part is None:
                 line.append("")
@@ -300,7 +300,8 @@ def _number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if digits > 2 and abs(value) < 1.995 else f"{value:.2f}"
 
 
-def _interval(interval: Interval | None, digits: int = 2) -> str:
+def interval_text(interval: Interval | None, digits: int = 2) -> str:
+    """Return ``value [low, high]``; "" where there is none."""
     if interval is None:
         return ""
     value, low, high = (_number(part, digits) for part in interval)

@@ -12,4 +12,7 @@ DEPLOYMENT = Problem(
     oracle="whole budget",
     horizon_argument="horizon",
     action_layout="[N deployment bits, LLM]",
+    shipped=("routing-sampling-deploy",),
+    controls=("epsilon-first",),
+    rivals=("StageRoute-paced", "known-static-mix-deploy"),
 )

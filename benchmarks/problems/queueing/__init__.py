@@ -33,4 +33,7 @@ QUEUEING = Problem(
     shuffled=_shuffled,
     new_llms=_new_llms,
     warm=("ACQB-mixed", "ACQB-OMD", "CQB-Opt", "LinTS"),
+    shipped=("routing-sampling", "litellm-adaptive", "litellm-adaptive-retrials"),
+    controls=("knn-guard", "fifo-best-mean"),
+    rivals=("ACQB", "known-static-mix-queue"),
 )
