@@ -25,8 +25,8 @@ def seen(context: Any = CONTEXT, retrials: int = 0) -> dict[str, Any]:
     """Return an observation of one waiting query."""
     contexts = np.zeros((4, 2), np.float32)
     contexts[0] = context
-    count = np.array([retrials, 0, 0, 0], np.float32)
-    return {"contexts": contexts, "waiting": np.array([1, 0, 0, 0], np.int8), "retrials": count}
+    waiting, count = np.array([1, 0, 0, 0], np.int8), np.array([retrials, 0, 0, 0], np.float32)
+    return {"contexts": contexts, "waiting": waiting, "retrials": count, "age": count}
 
 
 # ------------------------------------------------------------------ routing_sampling
