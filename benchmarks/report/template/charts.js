@@ -56,7 +56,7 @@ function logTicks(low, high) {
   const all = [];
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) for (const m of [1, 2, 5]) all.push(m * 10 ** e);
   let ticks = all.filter((v) => v >= low * 0.999 && v <= high * 1.001);
-  if (ticks.length > 6) ticks = ticks.filter((v) => /^(1|0\.0*1)0*$/.test(v.toPrecision(1).replace(/e.*/, "")) || String(v).replace(/[0.]/g, "")[0] === "1");
+  if (ticks.length > (narrow() ? 4 : 6)) ticks = ticks.filter((v) => /^(1|0\.0*1)0*$/.test(v.toPrecision(1).replace(/e.*/, "")) || String(v).replace(/[0.]/g, "")[0] === "1");
   const label = (v) => (v >= 1000 ? v.toLocaleString("en") : String(+v.toPrecision(2)));
   return { tickmode: "array", tickvals: ticks, ticktext: ticks.map(label) };
 }
@@ -347,7 +347,7 @@ function spentChart(section, task, title, of) {
     const totals = drawn.map((a) => sum(of(slots[a])));
     // What is random may wait for ever: the axis is for the others.
     const others = drawn.filter((a) => a !== "random");
-    const most = Math.max(1e-9, ...(others.length ? others : drawn).map((a) => Math.max(...Object.values(task.spentGroups).map((f) => sum(f(slots[a])))))) * 1.3;
+    const most = Math.max(1e-9, ...(others.length ? others : drawn).map((a) => Math.max(...Object.values(task.spentGroups).map((f) => sum(f(slots[a])))))) * 1.35;
     return {
       data: places.map((place, k) => ({
         type: "bar", orientation: "h", x: drawn.map((a) => of(slots[a])[k]), y: drawn.map((_, i) => i), marker: { color: tones[k] },
@@ -356,10 +356,13 @@ function spentChart(section, task, title, of) {
       layout: {
         barmode: "stack", bargap: 0.3,
         margin: { l: 10, r: 10, t: 4, b: 30 },
-        annotations: drawn.map((_, i) => ({
-          x: Math.min(totals[i], most * 0.86), y: i, xanchor: "left", xshift: 3, showarrow: false, font: { size: 11, color: colour("--ink") },
-          bgcolor: totals[i] > most * 0.86 ? colour("--card") : undefined, text: `${+totals[i].toPrecision(3)}${totals[i] > most * 0.86 ? " →" : ""}`,
-        })),
+        annotations: drawn.map((_, i) => {
+          const beyond = totals[i] > most, text = (+totals[i].toPrecision(3)).toLocaleString("en");
+          return {
+            x: beyond ? most : totals[i], y: i, xanchor: beyond ? "right" : "left", xshift: beyond ? 0 : 3, showarrow: false, font: { size: 11, color: colour("--ink") },
+            ...(beyond ? { bgcolor: colour("--card"), text: ` ${text} →` } : { text }),
+          };
+        }),
         xaxis: axis("", { range: [0, most], nticks: 4 }),
         yaxis: axis("", { showgrid: false, zeroline: false, tickmode: "array", tickvals: drawn.map((_, i) => i), ticktext: drawn.map((a) => escaped(shortened(a, size))), tickfont: { size: 11 }, range: [drawn.length - 0.5, -0.5] }),
       },

@@ -177,15 +177,15 @@ function taskView(section, task) {
   const both = protocolsPart(section, task);
   if (both) parts.push(both);
   if (task.published) parts.push(publishedPart(task));
-  if (task.llms) parts.push(h("section", {}, h("h3", {}, "LLMs"), h("p", { class: "lead" }, task.llms.note), plainTable(`LLMs of ${task.task}`, task.llms.columns, task.llms.lines)));
+  if (task.llms) parts.push(h("section", {}, h("h3", {}, "LLMs"), h("p", { class: "lead" }, task.llms.note), folded(task.llms.lines.length, "LLM", plainTable(`LLMs of ${task.task}`, task.llms.columns, task.llms.lines))));
   if (task.heat) {
-    parts.push(beside("Which LLM answers, stage by stage", null, section, Object.keys(task.heat.shares), (agent) => heatChart(section, task, agent)));
+    parts.push(beside("Which LLM answers, stage by stage", null, task, Object.keys(task.heat.shares), (agent) => heatChart(section, task, agent)));
   }
   if (task.spent) parts.splice(3, 0, spentPart(section, task));
   if (Object.keys(task.fleets).length) {
     const drawn = drawable(section, task).filter((a) => task.fleets[a]);
     const order = [...drawn.filter((a) => a === "oracle"), ...task.rows.map((r) => r.agent).filter((a) => a !== "oracle" && drawn.includes(a))];
-    parts.splice(3, 0, beside("The fleet over time", "What each replica hosts and how busy it is, and below it how many users wait, are served, and think before they come back.", section, order, (agent) => fleetChart(task, agent)));
+    parts.splice(3, 0, beside("The fleet over time", "What each replica hosts and how busy it is, and below it how many users wait, are served, and think before they come back.", task, order, (agent) => fleetChart(task, agent)));
   }
   return parts;
 }
@@ -213,6 +213,9 @@ function publishedPart(task) {
     plainTable(task.published, task.published_columns, task.published_lines));
 }
 
+/** A table that is open at first unless it is long. */
+const folded = (length, what, table) => h("details", { open: length <= 30 }, h("summary", {}, length > 1 ? `All ${count(length, what)}` : count(length, what)), table);
+
 /** Lines of text under their columns, as they come. */
 function plainTable(title, columns, lines) {
   const head = h("tr", {}, columns.map((c, i) => h("th", { scope: "col", class: i ? null : "left" }, c)));
@@ -220,9 +223,9 @@ function plainTable(title, columns, lines) {
   return scrolling(title, h("table", {}, h("caption", { class: "sr" }, title), h("thead", {}, head), h("tbody", {}, rows)));
 }
 
-/** Charts of two agents side by side, each to be chosen: at first the first one and the best that learns. */
-function beside(title, lead, section, agents, draw) {
-  const best = agents.find((a) => !section.references.includes(a)) || agents[0];
+/** Charts of two agents side by side, each to be chosen: at first the first one and the best that is ranked. */
+function beside(title, lead, task, agents, draw) {
+  const best = agents.find((a) => task.rows.some((r) => r.agent === a && r.rank === 1)) || agents.at(-1);
   const grid = h("div", { class: "grid" });
   const chosen = [agents[0], best];
   const selects = chosen.map((value, i) => h("label", {}, i ? "Right" : "Left", h("select", {
@@ -284,7 +287,7 @@ function pairsView(section) {
       h("p", { class: "lead" }, "How often, in percent, a run of the row's agent scores above one of the column's, averaged over the headline tasks with the weights of the score. Bold: the paired difference of the two scores is separated from 0."),
       scrolling("Probability of improvement", table)),
     h("section", {}, h("h2", {}, "Paired differences"), h("p", { class: "lead" }, "Both with 95% intervals of the same stratified bootstrap: tasks are strata, seeds are resampled together."),
-      h("details", { open: section.comparisons.length <= 30 }, h("summary", {}, `All ${count(section.comparisons.length, "pair")}`), pairs.element)),
+      folded(section.comparisons.length, "pair", pairs.element)),
   ];
 }
 
