@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from time import monotonic as clock
@@ -28,8 +29,8 @@ from benchmarks.commands.options import (
     read_data,
 )
 from benchmarks.plan.cells import Plan, make_plan
-from benchmarks.plan.held_out import HeldOut, read_held_out
-from benchmarks.plan.suite import REFERENCES, Suite, load_suite
+from benchmarks.plan.held_out import read_held_out
+from benchmarks.plan.suite import REFERENCES, load_suite
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.terminal import make_console, print_json, say
 from llmqueue_gym.errors import UsageError
@@ -118,14 +119,24 @@ def run_command(
     hidden = [str(path) for path in (store.root, held_out) if path is not None]
     runner = _engine(engine, address, workers, timeout, memory, hidden)
     trust = None if wall is None else not wall
-    arguments = (chosen, agent or [], task or [], seeds, data or [], models, trust, secret)
-    plan = _plan(*arguments)
+    plan_now = partial(
+        make_plan,
+        chosen,
+        seeds=seeds,
+        tasks=task or [],
+        agents=agent or [],
+        data=read_data(data or []),
+        models=models,
+        trust=trust,
+        held_out=secret,
+    )
+    plan = plan_now()
     untrained: dict[str, str] = {}
     if plan.trainings:
         failed = _train(plan, store, models, workers or cores(), train_timeout)
         if failed is None:
             raise typer.Exit(INTERRUPTED)
-        plan = _plan(*arguments)
+        plan = plan_now()
         untrained = {str(t): failed.get(str(t), "it did not finish") for t in plan.trainings}
         skipped = {name: f"not trained: {reason}" for name, reason in untrained.items()}
         plan = replace(plan, skipped={**plan.skipped, **skipped})
@@ -181,28 +192,6 @@ def train_command(
         )
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _plan(
-    suite: Suite,
-    agents: list[str],
-    tasks: list[str],
-    seeds: int | None,
-    data: list[str],
-    models: Path,
-    trust: bool | None,
-    held_out: HeldOut | None,
-) -> Plan:
-    return make_plan(
-        suite,
-        seeds=seeds,
-        tasks=tasks,
-        agents=agents,
-        data=read_data(data),
-        models=models,
-        trust=trust,
-        held_out=held_out,
-    )
 
 
 def _train(

@@ -107,14 +107,78 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the built-in suites and their tasks."""
-    list_suites(as_json)
+    from rich.table import Table
+
+    if as_json:
+        print_json(
+            {
+                "suites": [
+                    {
+                        "name": suite.name,
+                        "description": suite.description,
+                        "seeds": suite.seeds,
+                        "tasks": [
+                            {
+                                "name": task.name,
+                                "env": task.env,
+                                "horizon": task.horizon,
+                                "agents": [*REFERENCES, *(entry.label for entry in task.agents)],
+                                "tags": list(task.tags),
+                                "headline": task.headline,
+                            }
+                            for task in suite.tasks
+                        ],
+                    }
+                    for suite in map(load_suite, built_in_suites())
+                ]
+            }
+        )
+        return
+    for name in built_in_suites():
+        suite = load_suite(name)
+        table = Table(title=f"{name}: {suite.description}", title_justify="left")
+        for column in ("task", "T", "agents", "seeds", "tags"):
+            table.add_column(column)
+        for task in suite.tasks:
+            count = str(len(task.agents) + len(REFERENCES))
+            tags = ", ".join(task.tags)
+            row = (task.name, f"{task.horizon:,}", count, str(suite.seeds), tags)
+            add_row(table, *row)
+        show_table(table)
 
 
 def agents_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the agents by name, with their sources."""
-    list_agents(as_json)
+    from rich.table import Table
+
+    from baselines.registry import registered_agents
+    from benchmarks.problems import PROBLEMS
+
+    policies = (f"{problem.oracle} ({problem.name})" for problem in PROBLEMS.values())
+    truth = f"knows the truth: {', '.join(policies)}"
+    if as_json:
+        agents: list[dict[str, Any]] = [
+            {"name": "oracle", "kind": "", "settings": {}, "source": truth}
+        ]
+        agents += [
+            {
+                "name": spec.name,
+                "kind": spec.kind,
+                "settings": dict(spec.settings),
+                "source": spec.source,
+            }
+            for spec in registered_agents()
+        ]
+        print_json({"agents": agents})
+        return
+    table = Table("agent", "plays", "settings", "source")
+    table.add_row("oracle", "", "", truth)
+    for spec in registered_agents():
+        settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
+        add_row(table, spec.name, spec.kind, settings, spec.source)
+    show_table(table)
 
 
 def compare_command(
@@ -297,77 +361,3 @@ def _print_board(results: Path | str) -> int:
     board = load_board(open_results(results))
     print_json(board_json(board))
     return verdict(board)
-
-
-def list_suites(as_json: bool = False) -> None:
-    """Print the built-in suites and their tasks."""
-    from rich.table import Table
-
-    if as_json:
-        print_json(
-            {
-                "suites": [
-                    {
-                        "name": suite.name,
-                        "description": suite.description,
-                        "seeds": suite.seeds,
-                        "tasks": [
-                            {
-                                "name": task.name,
-                                "env": task.env,
-                                "horizon": task.horizon,
-                                "agents": [*REFERENCES, *(entry.label for entry in task.agents)],
-                                "tags": list(task.tags),
-                                "headline": task.headline,
-                            }
-                            for task in suite.tasks
-                        ],
-                    }
-                    for suite in map(load_suite, built_in_suites())
-                ]
-            }
-        )
-        return
-    for name in built_in_suites():
-        suite = load_suite(name)
-        table = Table(title=f"{name}: {suite.description}", title_justify="left")
-        for column in ("task", "T", "agents", "seeds", "tags"):
-            table.add_column(column)
-        for task in suite.tasks:
-            count = str(len(task.agents) + len(REFERENCES))
-            tags = ", ".join(task.tags)
-            row = (task.name, f"{task.horizon:,}", count, str(suite.seeds), tags)
-            add_row(table, *row)
-        show_table(table)
-
-
-def list_agents(as_json: bool = False) -> None:
-    """Print the registered agents and where they come from."""
-    from rich.table import Table
-
-    from baselines.registry import registered_agents
-    from benchmarks.problems import PROBLEMS
-
-    policies = (f"{problem.oracle} ({problem.name})" for problem in PROBLEMS.values())
-    truth = f"knows the truth: {', '.join(policies)}"
-    if as_json:
-        agents: list[dict[str, Any]] = [
-            {"name": "oracle", "kind": "", "settings": {}, "source": truth}
-        ]
-        agents += [
-            {
-                "name": spec.name,
-                "kind": spec.kind,
-                "settings": dict(spec.settings),
-                "source": spec.source,
-            }
-            for spec in registered_agents()
-        ]
-        print_json({"agents": agents})
-        return
-    table = Table("agent", "plays", "settings", "source")
-    table.add_row("oracle", "", "", truth)
-    for spec in registered_agents():
-        settings = ", ".join(f"{key}={value}" for key, value in spec.settings.items())
-        add_row(table, spec.name, spec.kind, settings, spec.source)
-    show_table(table)

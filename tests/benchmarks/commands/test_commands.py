@@ -201,7 +201,7 @@ def join():
     "fault", [broadcast, convert, join, lambda: int("many"), lambda: [].index(1)]
 )
 def test_our_own_faults_are_no_wrong_usage(here, bench, monkeypatch, fault):
-    monkeypatch.setattr("benchmarks.commands.show.list_suites", lambda as_json: fault())
+    monkeypatch.setattr("benchmarks.commands.show.built_in_suites", fault)
     monkeypatch.setattr(sys, "argv", ["llmqueue-bench", "list"])
     with pytest.raises(Exception) as caught:  # noqa: PT011 - Python prints it and leaves with 1
         cli.main()
