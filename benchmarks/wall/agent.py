@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -51,12 +53,12 @@ def serve(
 
 
 def _words(handle: int) -> bytes:
-    size: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
-    if not wire.read_into(handle, size):
+    size = bytearray(8)
+    if not wire.read_into(handle, memoryview(size)):
         os._exit(0)  # the judge has ended, or plays without
-    words = np.zeros(int(size[0]), dtype=np.uint8)
-    wire.read_into(handle, words)
-    return words.tobytes()
+    words = bytearray(int.from_bytes(size, sys.byteorder))
+    wire.read_into(handle, memoryview(words))
+    return bytes(words)
 
 
 def _say(handle: int, room: int, words: dict[str, Any]) -> None:
@@ -64,6 +66,13 @@ def _say(handle: int, room: int, words: dict[str, Any]) -> None:
     content = json.dumps(words).encode()[: wire.MAX_WORDS].ljust(8 * room)
     header = np.array([wire.WORDS, len(content)], dtype=np.int64).tobytes()
     wire.write_all(handle, header + content)
+
+
+def _readers(parts: Sequence[tuple[str, NDArray[Any]]]) -> list[tuple[str, Callable[[], Any]]]:
+    """Return what reads every part: a copy of an array, a scalar where it has no dimensions."""
+    return [
+        (name, view.copy if view.ndim else partial(view.__getitem__, ())) for name, view in parts
+    ]
 
 
 def _play(told: dict[str, Any], requests: int, replies: int) -> None:
@@ -76,25 +85,29 @@ def _play(told: dict[str, Any], requests: int, replies: int) -> None:
     _say(replies, choices.size, {"ready": True})
 
     block = wire.Block(*told["layout"])
-    content, asked, reward = block.bytes, block.asked, block.reward
-    whole = "" in dict(block.observation)
+    seen, told_of = _readers(block.observation), _readers(block.info)
+    whole = "" in dict(seen)
     frame: NDArray[np.int64] = np.full(choices.size + 1, wire.ACTION, dtype=np.int64)
-    chosen: NDArray[np.int64] = frame[1:]
+    answer, chosen, shape = frame.data.cast("B"), frame[1:], choices.shape
     observation: Any = None
     action: Any = None
     for t in range(told["horizon"] + 1):
-        if not wire.read_into(requests, content):
+        if not wire.read_into(requests, block.content):
             return
-        following: Any = {name: view.copy() for name, view in block.observation}
+        following: Any = {name: read() for name, read in seen}
         if whole:
             following = following[""]
         if t:
-            info = {name: view.copy() if view.ndim else view[()] for name, view in block.info}
-            policy.update(observation, action, reward.item(), following, info)
+            info = {name: read() for name, read in told_of}
+            policy.update(observation, action, block.reward.item(), following, info)
         observation = following
-        if asked.item() == wire.END:
+        if block.asked.item() == wire.END:
             break
-        action = checked_action(policy.act(observation), choices, agent["label"], t, told["words"])
+        action = policy.act(observation)
+        if type(action) is np.ndarray and action.dtype == np.int64 and action.shape == shape:
+            action = action.copy()  # the judge checks its entries
+        else:
+            action = checked_action(action, choices, agent["label"], t, told["words"])
         chosen[:] = action
-        wire.write_all(replies, frame)
+        wire.write_all(replies, answer)
     _say(replies, choices.size, {"reads": list(reads())})

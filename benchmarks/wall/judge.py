@@ -167,6 +167,7 @@ class WalledAgent:
         import numpy as np
 
         self._frame: NDArray[np.int64] = np.zeros(room + 1, dtype=np.int64)
+        self._room = self._frame.data.cast("B")
         limits = np.zeros(room, dtype=np.int64) if choices is None else choices
         content = wire.pack({**told, "choices": limits})
         self._write(np.array([len(content)], dtype=np.int64).tobytes() + content)
@@ -180,7 +181,7 @@ class WalledAgent:
         else:
             for name, view in block.observation:
                 view[...] = observation[name]
-        self._write(block.bytes)
+        self._write(block.content)
 
     def _write(self, content: Any) -> None:
         try:
@@ -199,7 +200,7 @@ class WalledAgent:
     def _receive(self) -> dict[str, Any] | None:
         """Return the words that the agent answers, None if it is an action in the frame."""
         frame = self._frame
-        if not wire.read_into(self._replies, frame):
+        if not wire.read_into(self._replies, self._room):
             raise self._ended()
         kind, size = frame.item(0), frame.item(1)
         if kind == wire.ACTION:
@@ -207,22 +208,16 @@ class WalledAgent:
         room = frame.nbytes - 16
         if kind != wire.WORDS or not room <= size <= wire.MAX_WORDS + room:
             raise AgentError("the agent's process sent something that is no answer")
-        rest = frame[:0].view("u1") if size == room else self._rest(size - room)
+        rest = bytearray(size - room)
+        if rest and not wire.read_into(self._replies, memoryview(rest)):
+            raise self._ended()
         try:
-            words = json.loads(frame.tobytes()[16:] + rest.tobytes())
+            words = json.loads(frame.tobytes()[16:] + rest)
         except (ValueError, RecursionError):
             words = None
         if not isinstance(words, dict):
             raise AgentError("the agent's process sent something that is no answer")
         return words
-
-    def _rest(self, size: int) -> NDArray[Any]:
-        import numpy as np
-
-        rest = np.zeros(size, dtype=np.uint8)
-        if not wire.read_into(self._replies, rest):
-            raise self._ended()
-        return rest
 
     def _wrong(self, words: Mapping[str, Any]) -> AgentError:
         if "error" in words:

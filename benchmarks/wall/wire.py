@@ -46,6 +46,7 @@ class Block:
         ]
         ends = np.cumsum([16, *(-(-size // 8) * 8 for size in sizes)]).tolist()
         self.bytes: NDArray[np.uint8] = np.zeros(ends[-1], dtype=np.uint8)
+        self.content = self.bytes.data.cast("B")
         self.asked: NDArray[Any] = self.bytes[:8].view(np.int64)
         self.reward: NDArray[Any] = self.bytes[8:16].view(np.float64)
         views = [
@@ -68,26 +69,22 @@ def parts_of(values: Any) -> list[Part]:
     return [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
 
 
-def read_into(handle: int, target: NDArray[Any]) -> bool:
-    """Fill an array from a pipe; False if the pipe ended first."""
-    read = os.readv(handle, [target.data])
-    if read == target.nbytes:
-        return True
-    rest = target.data.cast("B")
-    while read < target.nbytes:
-        more = os.readv(handle, [rest[read:]])
+def read_into(handle: int, room: memoryview) -> bool:
+    """Fill bytes from a pipe; False if the pipe ended first."""
+    read = os.readv(handle, [room])
+    while read < len(room):
+        more = os.readv(handle, [room[read:]])
         if not more:
             return False
         read += more
     return True
 
 
-def write_all(handle: int, content: Any) -> None:
-    """Write the bytes of an array, or bytes, into a pipe."""
+def write_all(handle: int, content: bytes | memoryview) -> None:
+    """Write bytes into a pipe."""
     written = os.write(handle, content)
-    rest = memoryview(content).cast("B")
-    while written < rest.nbytes:
-        written += os.write(handle, rest[written:])
+    while written < len(content):
+        written += os.write(handle, content[written:])
 
 
 # --- JSON -----------------------------------------------------------------------------------------
