@@ -96,7 +96,22 @@ def overall_note(board: Board, standing: Standing) -> str:
             given.setdefault(agent["trained_on"], set()).add(agent["label"])
     for what, labels in given.items():
         note += f" Trained beforehand on {what}: {', '.join(sorted(labels))}."
-    return note
+    return note + _walls(board, section.protocol)
+
+
+def _walls(board: Board, protocol: str) -> str:
+    """Say who played behind the wall (`benchmarks.wall`), and whose code from elsewhere did not."""
+    places: dict[str, set[str]] = {}
+    for cell in board.cells:
+        agent = cell["spec"]["agent"]
+        if cell["spec"]["protocol"] != protocol:
+            continue
+        if "wall" in cell:
+            place = f"In a process apart ({cell['wall']['isolation']})"
+            places.setdefault(place, set()).add(agent["label"])
+        elif "code" in agent:
+            places.setdefault("Trusted, in one process with the truth", set()).add(agent["label"])
+    return "".join(f" {where}: {', '.join(sorted(who))}." for where, who in sorted(places.items()))
 
 
 def inverted_seeds(board: TaskBoard) -> str:

@@ -62,7 +62,7 @@ def panel(tmp_path, monkeypatch):
 
         def engine():
             hidden = (str(results), str(tmp_path / "secret"))
-            engines.append(LocalEngine(2, timeout=60, hidden=hidden))
+            engines.append(LocalEngine(2, hidden=hidden))
             return engines[-1]
 
         play.results = results
