@@ -32,7 +32,7 @@ from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KERNEL_FOLDERS = 8  # versions of the code whose compiled kernels are kept
 _OUTPUT_TAIL = 4000  # bytes of a job's output kept with its error
-_PRELOADED = ("benchmarks.run.runner", "benchmarks.run.warm")
+_PRELOADED = ("benchmarks.run.runner", "benchmarks.run.warm", "benchmarks.wall.agent")
 
 Job = TypeVar("Job")
 

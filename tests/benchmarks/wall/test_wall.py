@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_up import board_of, cells_of, queue_cell
 
 from baselines.interface import DeployProblem, QueueProblem
 from benchmarks.commands.verify import verify
@@ -13,9 +14,11 @@ from benchmarks.plan.agent_files import find_module
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.players import is_walled
 from benchmarks.plan.suite import parse_suite
+from benchmarks.report import board_markdown
 from benchmarks.run.engines import LocalEngine, execute
 from benchmarks.run.runner import agent_seed
 from benchmarks.run.store import Store
+from benchmarks.score.export import ExportedRun, export_run
 from benchmarks.wall import fence, wire
 from llmqueue_gym.workloads.pool import OfflineData
 
@@ -50,7 +53,12 @@ def test_agents_of_all_problems_play_bit_for_bit_as_without_the_wall_and_verify_
         record = stored[outcome.cell.key]
         assert "wall" not in outcome.payload
         assert [outcome.payload.get(part) for part in COMPARED] == [record.get(p) for p in COMPARED]
-    checked = verify(store, sample=len(plan.cells), engine=LocalEngine(2))
+    export_run(store, tmp_path / "run.json.gz")
+    exported = ExportedRun(tmp_path / "run.json.gz")
+    assert {key: exported.load(key)["wall"] for key in stored} == {
+        key: record["wall"] for key, record in stored.items()
+    }
+    checked = verify(exported, sample=len(plan.cells), engine=LocalEngine(2))
     assert checked.verified
     assert checked.candidates == len(plan.cells)
 
@@ -81,6 +89,21 @@ def test_a_result_from_inside_is_computed_again_where_the_wall_is_asked_for(tmp_
 def test_who_plays_behind_the_wall(identity, by_default, wanted):
     found = [is_walled(identity, trust) for trust in (None, False, True)]
     assert found == [by_default, wanted, False]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"wall": {"isolation": "namespaces", "agent_seed": 7}}, "In a process apart (namespaces)"),
+        ({}, "Trusted, in one process with the truth"),
+    ],
+)
+def test_a_report_says_who_played_behind_the_wall(part, words):
+    cells = cells_of(queue_cell, {"oracle": [1.0, 1.1], "random": [90.0, 91.0], "mine": [5.0, 6.0]})
+    for cell in cells[-2:]:
+        cell["spec"]["agent"]["code"] = "0" * 64
+        cell.update(part)
+    assert f"{words}: mine." in board_markdown(board_of(cells))
 
 
 # --- what goes through it -------------------------------------------------------------------------
