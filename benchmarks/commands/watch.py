@@ -53,7 +53,9 @@ def watched_cell(task: str, agent: str, seed: int, data: Mapping[str, str]) -> C
     found = find_task(task)
     listed = tuple(entry for entry in found.agents if entry.label == agent)
     alone = Suite(found.name, "", 1, (replace(found, agents=listed),))
-    plan = make_plan(alone, agents=[] if listed or agent == "oracle" else [agent], data=data)
+    plan = make_plan(
+        alone, agents=[] if listed or agent == "oracle" else [agent], data=data, trust=True
+    )
     for cell in plan.cells:
         if agent in (cell.spec["agent"]["label"], cell.spec["agent"]["name"]):
             return replace(cell, spec={**cell.spec, "seed": seed})

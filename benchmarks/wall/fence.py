@@ -128,11 +128,11 @@ def _new_namespaces() -> bool:
     user, group = os.getuid(), os.getgid()
     try:
         _call("unshare", _NEWUSER | _NEWNS | _NEWNET | _NEWPID | _NEWIPC | _NEWUTS)
-    except (OSError, AttributeError):
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"{_NOBODY} {user} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"{_NOBODY} {group} 1", encoding="ascii")
+    except (OSError, AttributeError):  # Ubuntu lets everybody have them, but do nothing there
         return False
-    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-    Path("/proc/self/uid_map").write_text(f"{_NOBODY} {user} 1", encoding="ascii")
-    Path("/proc/self/gid_map").write_text(f"{_NOBODY} {group} 1", encoding="ascii")
     return True
 
 
