@@ -220,6 +220,7 @@ def show_evaluation(
     names = (
         "agent",
         "doubly robust",
+        "gain on the log",
         "USD a request",
         "effective requests",
         "self-normalised",
@@ -228,12 +229,21 @@ def show_evaluation(
     table = Table(*names, title=f"{escape(printable(path.name))}: value of a request")
     table.title_justify = "left"
     logged, spent = found[0].logged, None if log.cost is None else log.cost[data.judge].mean()
-    cells = _shown(logged), _dollars(spent), f"{len(data.judge):,}", _shown(logged), ""
+    cells = _shown(logged), "", _dollars(spent), f"{len(data.judge):,}", _shown(logged), ""
     add_row(table, "the log itself", *cells)
     for row in found:
         plain, normalised, robust = (_shown(row.estimates[key]) for key in ESTIMATES)
         usd = _dollars(None if row.usd is None else row.usd.value)
-        add_row(table, row.agent, robust, usd, f"{row.effective:,.0f}", normalised, plain)
+        add_row(
+            table,
+            row.agent,
+            robust,
+            _shown(row.gain, "+"),
+            usd,
+            f"{row.effective:,.0f}",
+            normalised,
+            plain,
+        )
     show_table(table)
     say(
         f"learned on the first {len(data.train):,} requests, judged on {len(data.judge):,} "
@@ -273,6 +283,8 @@ def _as_json(
                 "agent": row.agent,
                 **{name: list(value) for name, value in row.estimates.items()},
                 "usd": None if row.usd is None else list(row.usd),
+                "gain": list(row.gain),
+                "usd_gain": None if row.usd_gain is None else list(row.usd_gain),
                 "effective_requests": row.effective,
                 "mean_weight": row.mean_weight,
                 "largest_weight": row.largest_weight,
@@ -306,10 +318,11 @@ def _with_progress(
     return found
 
 
-def _shown(interval: Interval) -> str:
+def _shown(interval: Interval, sign: str = "") -> str:
     if not np.isfinite(interval.value):
         return "none"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    value, low, high = (f"{number:{sign}.3f}" for number in interval)
+    return f"{value} [{low}, {high}]"
 
 
 def _dollars(usd: float | None) -> str:

@@ -60,6 +60,8 @@ class Evaluation(NamedTuple):
         Mean reward of whoever logged, on the same requests.
     usd : Interval, optional
         Mean cost a request, doubly robust; None where the log has no costs.
+    gain, usd_gain : Interval
+        Reward and cost a request beyond the log's own, paired by request and doubly robust.
     effective : float
         Effective number of requests behind the weights.
     mean_weight, largest_weight : float
@@ -79,6 +81,8 @@ class Evaluation(NamedTuple):
     estimates: Mapping[str, Interval]
     logged: Interval
     usd: Interval | None
+    gain: Interval
+    usd_gain: Interval | None
     effective: float
     mean_weight: float
     largest_weight: float
@@ -259,8 +263,10 @@ def judge_policy(data: Prepared, policy: Floats, name: str, trained_on: int = 0)
     spare = data.reward[data.judge] - data.log.reward[data.judge]  # less the weighted cost
     low, high = float(spare.min()), 1.0 + float(spare.max())
     refusal = _refusal(weight, outside)
+    nothing = Interval(np.nan, -np.inf, np.inf)
+    gain, usd_gain = nothing, None
     if refusal:
-        found = dict.fromkeys(ESTIMATES, Interval(np.nan, -np.inf, np.inf))
+        found = dict.fromkeys(ESTIMATES, nothing)
     else:
         model = predicted[rows, llm], expected
         estimates = (
@@ -272,19 +278,27 @@ def judge_policy(data: Prepared, policy: Floats, name: str, trained_on: int = 0)
             key: within(estimate, low, high)
             for key, estimate in zip(ESTIMATES, estimates, strict=True)
         }
+        beyond = expected - reward
+        gain = doubly_robust(reward, weight, predicted[rows, llm], beyond, data.estimated)
+        gain = within(gain, low - high, high - low)
     effective = effective_sample_size(weight)
     usd = None
     if data.log.cost is not None:
         cost, price = data.log.cost[requests], data.price
-        usd = Interval(np.nan, 0.0, np.inf)
+        usd, usd_gain = Interval(np.nan, 0.0, np.inf), nothing
         if not refusal:
-            usd = doubly_robust(cost, weight, price[llm], chances @ price, data.estimated)
-            usd = within(usd, 0.0, float(data.log.cost.max()))
+            mean, most = chances @ price, float(data.log.cost.max())
+            usd = doubly_robust(cost, weight, price[llm], mean, data.estimated)
+            usd = within(usd, 0.0, most)
+            usd_gain = doubly_robust(cost, weight, price[llm], mean - cost, data.estimated)
+            usd_gain = within(usd_gain, -most, most)
     return Evaluation(
         name,
         found,
         within(t_interval(data.reward[data.judge]), low, high),
         usd,
+        gain,
+        usd_gain,
         effective,
         float(weight.mean()) if weight.size else 0.0,
         float(weight.max(initial=0.0)),

@@ -248,7 +248,7 @@ class LLMDeployEnv(DeployEnv):
 
     | Name | Default | Meaning |
     |------|---------|---------|
-    | instance | "routerbench" | where the LLMs come from: a name ("routerbench", "catalog", "synthetic", "table", "paretobandit", "dataset"), or a dict with a "source" and options |
+    | instance | "routerbench" | where the LLMs come from: a name ("routerbench", "catalog", "synthetic", "table", "paretobandit", "dataset", "logs"), or a dict with a "source" and options |
     | horizon | None | T, at most 2^24 [36497 / 36000 / 10000 / 10000] |
     | num_stages | None | K [33 / 33 / 20 / 20] |
     | max_deployed | None | M_max, at most N [5 / 5 / 4 / half of the LLMs] |

@@ -19,8 +19,10 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.interface import Agent
 from benchmarks.commands.logs import show_evaluation, show_log
 from benchmarks.score.logged import evaluate, judge_policy, prepare
+from llmqueue_gym.deployment.streams.sources import stream_fingerprint
 from llmqueue_gym.workloads import fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
+from llmqueue_gym.workloads.sources.log_file import log_fingerprint
 from llmqueue_gym.workloads.sources.logs import (
     Log,
     _distinct,
@@ -263,7 +265,7 @@ class Softmax(Agent):
 
 @pytest.mark.parametrize("name", [f"{__name__}:Softmax", "greedy", "offline-ridge"])
 def test_intervals_cover_the_agents_true_value(name):
-    hits = dict.fromkeys(("ips", "self-normalised", "doubly robust"), 0)
+    hits = dict.fromkeys(("ips", "self-normalised", "doubly robust", "gain"), 0)
     runs = 15
     for seed in range(runs):
         log, rates = simulate(500, seed)
@@ -271,6 +273,9 @@ def test_intervals_cover_the_agents_true_value(name):
         truth = float((found.policy * rates[250:]).sum(axis=1).mean())
         for key, interval in found.estimates.items():
             hits[key] += interval.low <= truth <= interval.high
+        rows = np.arange(250, 500)
+        gain = truth - float(rates[rows, log.llm[250:]].mean())
+        hits["gain"] += found.gain.low <= gain <= found.gain.high
     # 95% coverage gives fewer than 12 of 15 about once in 1,800.
     assert min(hits.values()) >= 12, hits
 
@@ -285,6 +290,54 @@ def test_an_agent_that_learns_is_worth_more_than_the_log():
     online = evaluate(data, "greedy", draws=1)
     assert 300 < online.trained_on < 1500  # where it agreed with the log
     assert online.estimates["doubly robust"].low > found.logged.value
+
+
+def test_a_gain_is_paired_by_request():
+    log, _ = simulate(2000, 0)
+    data = prepare(log, log.contexts())
+    mostly = np.full((1000, 3), 0.02)  # what the log did, nearly always
+    mostly[np.arange(1000), log.llm[1000:]] = 0.96
+    log.propensity[:] = 1.0  # of a log that is sure, so that it all but agrees with itself
+    found = judge_policy(data._replace(propensity=np.ones(1000)), mostly, "the log's own")
+    apart = found.logged.high - found.logged.low
+    assert found.gain.high - found.gain.low < 0.3 * apart
+    assert abs(found.gain.value) < 0.05
+    assert found.usd_gain.low <= 0.0 <= found.usd_gain.high or abs(found.usd_gain.value) < 1e-3
+    dearer = judge_policy(data, np.tile([0.0, 0.0, 1.0], (1000, 1)), "dearest")
+    spent = log.cost[data.judge].mean()
+    assert dearer.usd_gain.low <= 0.03 - spent <= dearer.usd_gain.high
+    assert dearer.usd_gain.low > 0.0
+
+
+def test_a_log_is_an_instance_of_llm_deploy(tmp_path):
+    rows = [
+        {"query": f"{i} {['sum', 'root', 'poem', 'verse'][i % 4]}", "llm": "ab"[i % 2]}
+        | {"kept": int(i % 3 > 0), "cost": 0.01 * (1 + i % 2)}
+        for i in range(200)
+    ]
+    path = write(tmp_path / "log.jsonl", rows)
+    spec = {"source": "logs", "path": path, "context_dim": 4, "arrivals": ["a", "b"]}
+    env = gym.make("LLMDeploy-v0", instance=spec, max_deployed=2, num_stages=4, horizon=100)
+    assert not env.unwrapped.problem["has_prices"]
+    priced = spec | {"prices": {"a": 0.02, "b": [3.0, 5.0]}, "tokens": [1000, 200]}
+    env = gym.make("LLMDeploy-v0", instance=priced, max_deployed=2, num_stages=4, horizon=100)
+    observation, _ = env.reset(seed=0)
+    assert env.unwrapped.problem["has_prices"]
+    assert observation["context"].shape == (4,)
+    assert observation["cost_prior"][0] == pytest.approx(0.02)
+    costs = [env.step(np.array([1, 0, 0]))[4]["cost"] for _ in range(20)]
+    assert costs == pytest.approx([0.01] * 20)
+    assert stream_fingerprint(spec) == log_fingerprint(path)
+    for bad, words in (
+        ({"prices": {"a": 1.0}}, "no price of LLM 'b'"),
+        ({"prices": [1.0, 2.0]}, "say with `tokens`"),
+        ({"prices": [1.0, 2.0], "tokens": ["in", "out"]}, "two numbers, those of a usual answer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            gym.make("LLMDeploy-v0", instance=spec | bad)
+    free = write(tmp_path / "free.jsonl", [{k: r[k] for k in r if k != "cost"} for r in rows])
+    with pytest.raises(ValueError, match="the log has no costs"):
+        gym.make("LLMDeploy-v0", instance=spec | {"path": free})
 
 
 @pytest.mark.parametrize("logged", [True, False])
@@ -568,7 +621,11 @@ def test_the_commands_print_tables_and_json(tmp_path, command):
     printed = command(*asked, "--each-llm")[1]
     assert "learned on the first 200 requests" in printed
     (alone,) = (line.split("│") for line in printed.splitlines() if "always x" in line)
-    assert alone[3].strip() == "0.01"
+    assert alone[4].strip() == "0.01"
+    assert routed["gain"][0] == pytest.approx(
+        routed["doubly robust"][0] - found["logged"][0], abs=0.02
+    )
+    assert f"{routed['gain'][0]:+.3f}" in printed
 
 
 def test_an_agent_that_cannot_play_is_refused_before_the_log_is_read():

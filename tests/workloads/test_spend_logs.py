@@ -425,3 +425,29 @@ def test_no_row_refuses_a_log(changes):
     )
     assert set(found.kept) <= {0.0, 1.0}
     assert all(turn.cost >= 0.0 or np.isnan(turn.cost) for turn in found.turns)
+
+
+# --- the cache and the rate limit -----------------------------------------------------------------
+
+
+def test_answers_of_the_cache_are_no_bargain_and_refusals_of_the_provider_no_failure(tmp_path):
+    limit = {"error_information": {"error_code": "429", "error_class": "RateLimitError"}}
+    broken = {"error_information": {"error_code": "500", "error_class": "InternalServerError"}}
+    rows = questions(40)
+    for i in range(10):
+        rows[i] |= {"cache_hit": "True", "spend": 0.0}
+    for i, error in ((20, limit), (21, broken)):
+        rows[i] |= {"status": "failure", "metadata": json.dumps(error)}
+    found = read(rows)
+    assert found.left_out == {"no answer: the provider's rate limit (429)": 1}
+    assert len(found.turns) == 39
+    assert found.kept.sum() == 38
+    path = tmp_path / "spend.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    log = read_log(str(path))
+    assert log.cost == pytest.approx([0.001] * 39)
+    assert any("10 answers came from the cache" in note for note in log.notes)
+    again = [call(0, ask("why is glass clear"), status="failure", metadata=limit)]
+    again.append(call(5, ask("why is glass clear")))  # the next deployment, not a retrial
+    assert read(again).kept.tolist() == [1.0]
+    assert not read(again).repeat.any()

@@ -10,10 +10,16 @@ from llmqueue_gym.deployment.streams.catalog import CatalogStream
 from llmqueue_gym.deployment.streams.routerbench import RouterBenchStream
 from llmqueue_gym.deployment.streams.stream import FACTS, StreamSource
 from llmqueue_gym.deployment.streams.synthetic import SyntheticStream
-from llmqueue_gym.deployment.streams.table import dataset_stream, paretobandit_stream, table_stream
+from llmqueue_gym.deployment.streams.table import (
+    dataset_stream,
+    logs_stream,
+    paretobandit_stream,
+    table_stream,
+)
 from llmqueue_gym.workloads.datasets import pool_header
 from llmqueue_gym.workloads.pool import file_sha256, read_spec
 from llmqueue_gym.workloads.sources import paretobandit, table
+from llmqueue_gym.workloads.sources.log_file import log_fingerprint
 
 _SOURCES: dict[str, Callable[..., StreamSource]] = {
     "routerbench": RouterBenchStream,
@@ -22,6 +28,7 @@ _SOURCES: dict[str, Callable[..., StreamSource]] = {
     "table": table_stream,
     "paretobandit": paretobandit_stream,
     "dataset": dataset_stream,
+    "logs": logs_stream,
 }
 
 
@@ -30,6 +37,8 @@ def stream_fingerprint(spec: str | Mapping[str, Any]) -> str:
     source, options = read_spec("instance", "source", spec, _SOURCES)
     if source == "table":
         return table.table_fingerprint(**options)
+    if source == "logs":
+        return log_fingerprint(**options)
     if source == "paretobandit":
         return paretobandit.paretobandit_fingerprint()
     if source == "dataset":
@@ -49,8 +58,8 @@ def make_source(spec: str | Mapping[str, Any]) -> StreamSource:
     ----------
     spec : str or mapping
         Name of an instance (``"routerbench"``, ``"catalog"``, ``"synthetic"``, ``"table"``,
-        ``"paretobandit"``, ``"dataset"``), or a mapping with its name under ``"source"`` and its
-        options beside.
+        ``"paretobandit"``, ``"dataset"``, ``"logs"``), or a mapping with its name under
+        ``"source"`` and its options beside.
 
     Raises
     ------

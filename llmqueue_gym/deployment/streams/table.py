@@ -21,7 +21,7 @@ from llmqueue_gym.deployment.streams.stream import (
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.datasets import load_pool
 from llmqueue_gym.workloads.pool import QueryPool, takes_options_of
-from llmqueue_gym.workloads.sources import paretobandit, table
+from llmqueue_gym.workloads.sources import logs, paretobandit, table
 
 
 class TableStream(Undated):
@@ -113,6 +113,18 @@ def table_stream(
 ) -> TableStream:
     """Stream from a file; options are those of the workload ``"table"`` and ``arrivals``."""
     pool, online = table.table_pool(path, quality, **options)
+    return TableStream(pool, online, arrivals)
+
+
+@takes_options_of(logs.logs_pool)
+def logs_stream(path: str, *, arrivals: Arrivals | None = None, **options: Any) -> TableStream:
+    """Stream of the queries of a log: rewards are keep rates as estimated, costs the LLMs' means.
+
+    Options are those of `llmqueue_gym.workloads.sources.logs.logs_pool` and ``arrivals``.
+    """
+    pool, online = logs.logs_pool(path, **options)
+    if pool.cost is None:
+        raise UsageError(f"{path}: the log has no costs, and deploying LLMs needs them")
     return TableStream(pool, online, arrivals)
 
 

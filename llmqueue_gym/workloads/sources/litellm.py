@@ -91,6 +91,7 @@ class _Call(NamedTuple):
     time: float
     sessions: tuple[str, ...]  # values of SESSIONS
     row: int
+    cached: bool  # answered from the cache, at no cost
 
 
 class _LeftOutError(Exception):
@@ -109,6 +110,8 @@ def read_spend_log(path: str, rows: Iterable[tuple[str, Row]]) -> SpendLog:
     calls = sorted(_calls(rows, left_out), key=lambda call: call.time)
     sessions, pause, notes = _sessions(calls)
     turns = _turns(calls, sessions, left_out, notes)
+    if cached := sum(call.cached for call in calls):
+        notes.append(f"{cached:,} answers came from the cache: their cost is taken as unknown")
     if not turns:
         causes = "; ".join(f"{count:,} with {cause}" for cause, count in left_out.most_common())
         raise UsageError(f"{path}: no row is a question to a chat LLM ({causes or 'no rows'})")
@@ -142,6 +145,8 @@ def _call(row: Row, number: int) -> _Call:
     llm = str(row.get("model_group") or row.get("model") or "").strip()
     if not llm:
         raise _LeftOutError(f"no LLM{', the call failed before one was chosen' if failed else ''}")
+    if failed and _too_many(row):
+        raise _LeftOutError("no answer: the provider's rate limit (429)")
     query, goes_on = _question(row)
     time = _time(row.get("startTime"))
     if math.isnan(time):
@@ -150,8 +155,11 @@ def _call(row: Row, number: int) -> _Call:
     cost = math.nan if spend in (None, "") else number_of(spend)
     if spend not in (None, "") and not 0.0 <= cost < math.inf:
         raise _LeftOutError("a spend that is no number of USD, 0 or more")
+    cached = str(row.get("cache_hit")).strip().lower() == "true"
+    if cached:
+        cost = math.nan  # what the answer would have cost is not known
     sessions = tuple(str(row.get(name) or "") for name in SESSIONS)
-    return _Call(query, goes_on, llm, failed, cost, time, sessions, number)
+    return _Call(query, goes_on, llm, failed, cost, time, sessions, number, cached)
 
 
 def _failed(row: Row) -> bool:
@@ -161,6 +169,14 @@ def _failed(row: Row) -> bool:
         metadata = _decoded(row.get("metadata"))
         status = metadata.get("status") if isinstance(metadata, Mapping) else None
     return str(status or "").lower().startswith(("fail", "error"))
+
+
+def _too_many(row: Row) -> bool:
+    """Whether the provider refused the call as one too many: that says nothing of the LLM."""
+    metadata = _decoded(row.get("metadata"))
+    error = metadata.get("error_information") if isinstance(metadata, Mapping) else None
+    error = error if isinstance(error, Mapping) else {}
+    return str(error.get("error_code")) == "429" or error.get("error_class") == "RateLimitError"
 
 
 def _time(value: object) -> float:

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,8 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import offline_rows, read_contexts
 from llmqueue_gym.workloads.outcomes import calibration, fit_mnl
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, takes_options_of
+from llmqueue_gym.workloads.prices import read_tariff
 from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.sources.log_file import Log, log_fingerprint, read_log
 from llmqueue_gym.workloads.sources.retrials import rate_interval
@@ -125,23 +125,19 @@ def describe_log(log: Log) -> dict[str, Any]:
     }
 
 
-def logs_workload(
+def logs_pool(
     path: str,
     *,
     columns: Mapping[str, str] | None = None,
     clip_scores: bool = False,
     context_dim: int | None = None,
     contexts: str | Mapping[str, Any] | None = None,
-    cost_weight: float = 0.0,
-    pool_size: int = 1000,
+    prices: Any = None,
+    tokens: Sequence[float] | None = None,
     min_rows: int = MIN_ROWS,
     ridge: float = 1.0,
-) -> PoolWorkload:
-    """Workload of the queries of a log; an outcome model fitted on it says what users keep.
-
-    What an LLM that did not answer would have done is the model's estimate, never an observation:
-    look at its calibration with ``llmqueue-bench logs show``. The success rate of an LLM is the
-    model's, less ``cost_weight`` times its mean cost, kept within [0.01, 0.99].
+) -> tuple[QueryPool, Ints | None]:
+    """Read the queries of a log, and which rows arrive; an outcome model says what users keep.
 
     Parameters
     ----------
@@ -151,10 +147,11 @@ def logs_workload(
         Length of a context; see `Log.contexts`.
     contexts : str or mapping, optional
         How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    cost_weight : float
-        Keep rate given up per USD.
-    pool_size : int
-        Queries per instance.
+    prices : mapping, optional
+        List price of every LLM, which agents of LLMDeploy-v0 see: USD a query, or
+        [USD per million input tokens, USD per million output tokens].
+    tokens : sequence of float, optional
+        Input and output tokens of a usual answer, which prices of tokens need.
     min_rows : int
         Requests an LLM must have; the others are left out.
     ridge : float
@@ -175,19 +172,56 @@ def logs_workload(
             f"{log.path}: no LLM has min_rows={min_rows} requests (the most has {counts.max()}); "
             "give more rows or lower it"
         )
-    if not isinstance(ridge, int | float) or isinstance(ridge, bool) or not 0 < ridge < math.inf:
-        raise UsageError(f"ridge={ridge!r} must be a positive number")
-    if checks.number("cost_weight", cost_weight, "[0, inf)") and log.cost is None:
-        raise UsageError(f"cost_weight={cost_weight!r} needs costs, and {log.path} has none")
+    checks.number("ridge", ridge, "(0, inf)")
     rows = np.flatnonzero(enough[log.llm])
     model = fit_outcomes(log, vectors, rows, ridge)
     distinct, online = _distinct(log)
-    pool_vectors = vectors[distinct]
-    rates = model.rates(pool_vectors)[:, enough]
-    cost = np.tile(model.cost[enough], (len(distinct), 1))
-    value = np.clip(rates - cost_weight * cost, *RATE_BOUNDS)
+    cost = None if log.cost is None else np.tile(model.cost[enough], (len(distinct), 1))
     llms = tuple(name for name, use in zip(log.llms, enough, strict=True) if use)
-    pool = QueryPool(pool_vectors, rates, cost if log.cost is not None else None, llms)
+    rates = model.rates(vectors[distinct])[:, enough]
+    return QueryPool(vectors[distinct], rates, cost, llms, _listed(llms, prices, tokens)), online
+
+
+def _listed(llms: Sequence[str], prices: Any, tokens: Sequence[float] | None) -> Floats | None:
+    """Return the list price of an answer of every LLM, USD."""
+    if tokens is not None and not all(isinstance(number, int | float) for number in tokens):
+        raise UsageError(f"tokens={tokens!r} must be two numbers, those of a usual answer")
+    tariff = read_tariff(prices, tokens)
+    if tariff is None:
+        return None
+    return np.array(tariff.costs(llms, tariff.tokens_of({}, llms, "prices")))
+
+
+@takes_options_of(logs_pool)
+def logs_workload(
+    path: str, *, cost_weight: float = 0.0, pool_size: int = 1000, **options: Any
+) -> PoolWorkload:
+    """Workload of the queries of a log; an outcome model fitted on it says what users keep.
+
+    What an LLM that did not answer would have done is the model's estimate, never an observation:
+    look at its calibration with ``llmqueue-bench logs show``. The success rate of an LLM is the
+    model's, less ``cost_weight`` times its mean cost, kept within [0.01, 0.99].
+
+    Parameters
+    ----------
+    path, options
+        See `logs_pool`.
+    cost_weight : float
+        Keep rate given up per USD.
+    pool_size : int
+        Queries per instance.
+
+    Raises
+    ------
+    ValueError
+        If the log cannot be read, or no outcome model can be fitted.
+    """
+    checks.number("cost_weight", cost_weight, "[0, inf)")
+    pool, online = logs_pool(path, **options)
+    if cost_weight and pool.cost is None:
+        raise UsageError(f"cost_weight={cost_weight!r} needs costs, and {path} has none")
+    spent = 0.0 if pool.cost is None else cost_weight * pool.cost
+    value = np.clip(pool.quality - spent, *RATE_BOUNDS)
     utilities = np.log(value / (1.0 - value))
     return PoolWorkload(pool, online, pool_size=pool_size, utilities=utilities)
 
