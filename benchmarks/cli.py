@@ -65,6 +65,7 @@ def build_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
     app.command("run")(run.run_command)
+    app.command("tune")(run.tune_command)
     app.command("train")(run.train_command)
     for name in ("report", "export", "list", "compare", "arrivals", "watch", "verify", "agents"):
         app.command(name)(getattr(show, f"{name}_command"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.commands import INTERRUPTED, completion
+from benchmarks.commands import INTERRUPTED, OK, completion
 from benchmarks.commands.options import (
     FINITE,
     POSITIVE,
@@ -141,6 +141,30 @@ def run_command(
         skipped = {name: f"not trained: {reason}" for name, reason in untrained.items()}
         plan = replace(plan, skipped={**plan.skipped, **skipped})
     raise typer.Exit(run(plan, store, runner, as_json, untrained))
+
+
+def tune_command(
+    suite: Annotated[
+        str, typer.Argument(help="Suite with agents that have a knob, or its TOML file.")
+    ] = "queueing-tuning",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds a task.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(help="Results folder or URL; default: results/SUITE.")
+    ] = None,
+) -> None:
+    """Run a tuning suite; print agents at their default beside the best of the same budget."""
+    try:
+        run_command(suite, seeds=seeds, workers=workers, results=results)
+    except typer.Exit as ended:
+        if ended.exit_code != OK:
+            raise
+    from benchmarks.report.contrasts import tuned_markdown
+    from benchmarks.score.scoring import load_board
+
+    say(tuned_markdown(load_board(Store(results or RESULTS / load_suite(suite).name))))
 
 
 def train_command(

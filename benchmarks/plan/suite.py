@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan.tuning import with_knobs
 from benchmarks.problems import problem_of
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
@@ -395,7 +396,7 @@ def _agents(value: object, where: str) -> tuple[AgentEntry, ...]:
     """Read a list of agent names or tables."""
     if not isinstance(value, list):
         raise UsageError(f"{where} must be a list of names or {{name = ..., settings = {{...}}}}")
-    entries = [agent_entry(item, where) for item in value]
+    entries = [agent_entry(item, where) for item in with_knobs(value, where)]
     _unique((entry.label for entry in entries), f"{where}: two agents are called")
     return tuple(entry for entry in entries if entry.label not in REFERENCES)
 

@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from benchmarks.report.contrasts import breaks_markdown, routers_markdown
+from benchmarks.report.contrasts import breaks_markdown, routers_markdown, tuned_markdown
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
 from benchmarks.report.page import board_page
 from benchmarks.report.paper import Format, write_figure
@@ -130,7 +130,7 @@ def _with_tables(text: str, board: Board, images: Path) -> str:
     """Put what a page wants between its markers of the board's suite, pictures from ``images``.
 
     ``leaderboard``: the short tables; ``routers``: what production routers leave on the table;
-    ``breaks``: what breaks first.
+    ``breaks``: what breaks first; ``tuned``: defaults beside the best of a budget.
 
     Raises
     ------
@@ -148,7 +148,11 @@ def _with_tables(text: str, board: Board, images: Path) -> str:
     return insert_between_markers(text, f"leaderboard {board.suite}", board_summary(board, shown))
 
 
-_OTHER_PARTS = {"routers": routers_markdown, "breaks": breaks_markdown}
+_OTHER_PARTS = {
+    "routers": routers_markdown,
+    "breaks": breaks_markdown,
+    "tuned": tuned_markdown,
+}
 
 
 def _has_leaderboard(text: str, board: Board) -> bool:

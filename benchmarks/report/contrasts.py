@@ -1,15 +1,18 @@
-"""Tables of differences: what production routers leave on the table, and what breaks first.
+"""Tables of differences: what production routers leave on the table, what breaks, what is tuned.
 
-Both are over the headline tasks of a section, with the weights and the bootstrap of its score.
+All are over the headline tasks of a section, with the weights and the bootstrap of its score.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from baselines.registry import agent_spec
 from benchmarks.plan.suite import is_ranked
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.problems.interface import Problem
@@ -17,7 +20,7 @@ from benchmarks.report.data import board_data
 from benchmarks.report.tables import escaped, markdown_table, origin_text
 from benchmarks.report.words import interval_text
 from benchmarks.score.bootstrap import StratifiedBootstrap, family_weights, run_weights
-from benchmarks.score.intervals import Floats, Interval, t_interval
+from benchmarks.score.intervals import Floats, Interval, competition_ranks, t_interval
 from benchmarks.score.scoring import Board, tidy
 from benchmarks.score.standing import FAMILIES, Standing, family_of
 
@@ -178,3 +181,66 @@ def _losses(calm: Runs, pairs: Mapping[str, tuple[Runs, Runs]]) -> str:
         ]
         lines.append([label, interval_text(calm.interval(calm.scores[label]), 3), *cells])
     return markdown_table(["agent", CALM, *map(escaped, pairs)], lines)
+
+
+def tuned_markdown(board: Board) -> str:
+    """Return every agent with a knob at its default and at its best value, in Markdown.
+
+    The rule: of the values tried, which are as many for every agent, the one of largest score.
+    """
+    parts: list[str] = []
+    for standing in board.standings:
+        if not standing.tasks:
+            continue
+        runs = Runs(_table(board, standing), _families(board, standing))
+        agents = [cell["spec"]["agent"] for cell in board.cells]
+        played = {own["label"]: own for own in agents if own["label"] in runs.scores}
+        trials: dict[tuple[str, str], dict[Any, str]] = {}  # agent and knob -> value -> label
+        for label, own in played.items():
+            if len(own["settings"]) == 1:
+                [(knob, value)] = own["settings"].items()
+                trials.setdefault((own["name"], knob), {})[value] = label
+        trials = {key: values for key, values in trials.items() if len(values) > 1}
+        if trials:
+            parts += [f"### {standing.section.kind.name.capitalize()}\n", _tuned(runs, trials)]
+    return _signed(board, parts) or "No agent here is played with several values of a knob.\n"
+
+
+def _tuned(runs: Runs, trials: Mapping[tuple[str, str], Mapping[Any, str]]) -> str:
+    """Return the table of one section, best tuned agents first."""
+    value = {label: runs.mean(scores)[0] for label, scores in runs.scores.items()}
+    best = {key: max(own.values(), key=value.__getitem__) for key, own in trials.items()}
+    usual = {key: own.get(default_of(*key)) for key, own in trials.items()}
+    before = _ranks(runs, [label for label in usual.values() if label])
+    after = _ranks(runs, list(best.values()))
+    lines = []
+    for key in sorted(trials, key=lambda key: -value[best[key]]):
+        label, tuned = usual[key], best[key]
+        scores = {
+            own: interval_text(runs.interval(runs.scores[own]), 3) for own in (label, tuned) if own
+        }
+        settings = {own: str(setting) for setting, own in trials[key].items()}
+        line = [key[0], key[1], str(default_of(*key))]
+        line += ["", ""] if label is None else [scores[label], str(before[label])]
+        line += [settings[tuned], str(len(settings)), scores[tuned], str(after[tuned])]
+        gain = None if label is None else runs.scores[tuned] - runs.scores[label]
+        lines.append([*line, "" if gain is None else interval_text(runs.interval(gain), 3)])
+    columns = ["agent", "knob", "default", "score", "rank"]
+    columns += ["best", "of", "its score", "its rank", "gain"]
+    return markdown_table(columns, lines)
+
+
+def default_of(agent: str, setting: str) -> Any:
+    """Return what a setting of an agent is unless a suite says otherwise."""
+    spec = agent_spec(agent)
+    return spec.settings.get(setting, inspect.signature(spec.load()).parameters[setting].default)
+
+
+def _ranks(runs: Runs, labels: list[str]) -> dict[str, int]:
+    """Rank agents; they share one unless a paired interval separates them."""
+    order = sorted(labels, key=lambda label: -runs.mean(runs.scores[label])[0])
+    ranks = competition_ranks(
+        len(order),
+        lambda i, j: runs.interval(runs.scores[order[i]] - runs.scores[order[j]]).low > 0.0,
+    )
+    return dict(zip(order, ranks, strict=True))

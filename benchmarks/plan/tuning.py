@@ -1,0 +1,47 @@
+"""Agents with a knob in a suite: a row for each of its values, the same number for every agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmqueue_gym.errors import UsageError
+
+TUNE = "tune"
+"""Key of an agent: ``tune = { alpha_coef = [0.01, 0.1] }``."""
+
+
+def with_knobs(items: list[Any], where: str) -> list[Any]:
+    """Return a suite's agents, those with a knob once for each of its values.
+
+    Raises
+    ------
+    UsageError
+        If a knob is none, or agents would get different budgets of trials.
+    """
+    found: list[Any] = []
+    budgets: dict[str, int] = {}
+    for item in items:
+        if not isinstance(item, Mapping) or TUNE not in item:
+            found.append(item)
+            continue
+        knobs, rest = item[TUNE], {key: value for key, value in item.items() if key != TUNE}
+        single = isinstance(knobs, Mapping) and len(knobs) == 1
+        values = next(iter(knobs.values())) if single else None
+        if not isinstance(values, list) or len(values) < 2:
+            raise UsageError(
+                f"{where}: {TUNE}={knobs!r} must be one setting and its values, "
+                "for example { alpha_coef = [0.01, 0.1] }"
+            )
+        [setting] = knobs
+        label = str(rest.get("label", rest.get("name")))
+        budgets[label] = len(values)
+        for value in values:
+            settings = {**rest.get("settings", {}), setting: value}
+            found.append({**rest, "label": f"{label} {setting}={value}", "settings": settings})
+    if len(set(budgets.values())) > 1:
+        shown = ", ".join(f"{label} {count}" for label, count in budgets.items())
+        raise UsageError(
+            f"{where}: agents that are tuned get the same number of values, not {shown}"
+        )
+    return found
