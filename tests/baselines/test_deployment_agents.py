@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +206,6 @@ def test_agents_and_tasks_must_match() -> None:
         make_agent("StageRoute", queue, 0)
     with pytest.raises(ValueError, match="context_dim=0"):
         make_agent("contextual-StageRoute", problem(), 0)
-
-
-def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pareto_bandit", None)
-    with pytest.raises(ImportError, match=r"llmqueue_gym\[data\]"):
-        make_agent("paretobandit-router", problem(), 0)
 
 
 # ------------------------------------------------------------------------------ price-aware

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -345,23 +344,6 @@ def test_bound_with_overshoot_holds_for_the_last_query(
         scores[seed] = env.dynamics.ledger_score / horizon
     error = scores.std(ddof=1) / 20
     assert bound.value + 3 * error < scores.mean() < bound.value + bound.overshoot + 3 * error
-
-
-def test_many_stages_are_planned_in_seconds() -> None:
-    """Stages alike are solved once; finer stages lose no value."""
-    arguments: dict[str, Any] = {"instance": "catalog", "max_deployed": 8}
-    env = make_env(num_stages=365, **arguments)
-    instance, rules = truth(env)
-    start = time.perf_counter()
-    bound = ledger_bound(instance, rules).value
-    static, _ = static_value(instance, rules)
-    oracle = LedgerOracle(env)
-    for stage in range(0, 365, 10):
-        oracle._plan_stage(stage)
-    assert time.perf_counter() - start < 5.0
-    coarse = ledger_bound(*truth(make_env(num_stages=73, **arguments))).value
-    assert static < bound
-    assert coarse < bound  # 365 stages refine 73, so nothing is lost
 
 
 def test_price_cut_moves_the_oracle() -> None:

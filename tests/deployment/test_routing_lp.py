@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -401,42 +400,3 @@ def test_routerbench_reference_values(alpha: float, caps: range, row: tuple[floa
             assert (solution.status == "optimal") == (value == value)
             if value == value:
                 assert solution.value == pytest.approx(value, abs=5.1e-5)
-
-
-CATALOG = {
-    1e-3: "356/-/356 483/-/442 676/-/486 832/-/425 850/-/547",
-    2e-3: "370/370/370 542/-/442 706/-/486 846/-/425 857/-/547",
-    5e-3: "390/390/382 625/-/442 726/725/486 853/853/425 867/867/547",
-}
-
-
-@pytest.mark.parametrize("o3_price_cut", [False, True])
-@pytest.mark.parametrize("budget", CATALOG)
-def test_catalog_reference_values(budget: float, o3_price_cut: bool) -> None:
-    """Best set / top-quality five / best-ratio five; the price of o3 changes none of them."""
-    data = read("llm_catalog.json")
-    models = data["models"]
-    after = {c["id"]: c["after"] for c in data["price_changes"]} if o3_price_cut else {}
-    price = np.array(
-        [after.get(m["id"], (m["input_usd_per_mtok"], m["output_usd_per_mtok"])) for m in models]
-    )
-    cost = price @ np.array([1000, 300]) / 1e6
-    mu = np.array([m["quality"] for m in models])
-    days = np.array([date.fromisoformat(m["release_date"]).toordinal() for m in models])
-
-    for cell, last_day, count in zip(
-        CATALOG[budget].split(), (300, 450, 600, 750, 855), (7, 21, 43, 68, 88), strict=True
-    ):
-        here = np.flatnonzero(days - days.min() <= last_day)
-        assert here.size == count
-        best = deploy_opt(mu[here], cost[here], 0.4, budget, 5)
-        solutions: list[Any] = [best]
-        for score in (mu, mu / cost):
-            five = here[np.argsort(-score[here], kind="stable")[:5]]
-            solutions.append(route_opt(mu[five], cost[five], 0.4, budget))
-        for solution, expected in zip(solutions, cell.split("/"), strict=True):
-            if expected == "-":
-                assert solution.status == "over_budget"
-            else:
-                assert solution.status == "optimal"
-                assert solution.value == pytest.approx(int(expected) / 1000, abs=5.1e-4)

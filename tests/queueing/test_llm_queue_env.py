@@ -1,6 +1,5 @@
 """LLMQueue-v0: the Gymnasium contract, lane equality, masks, coupling and its errors."""
 
-import json
 import warnings
 
 import gymnasium as gym
@@ -57,18 +56,6 @@ def test_vector_lanes_equal_scalar_environments(kwargs, mode):
 def test_masks_and_coupling(kwargs):
     check_masks(gym.make("LLMQueue-v0", **kwargs))
     check_coupling(lambda: gym.make("LLMQueue-v0", **kwargs))
-
-
-def test_registration_kwargs_are_json_plain_and_the_spec_round_trips():
-    kwargs = {"workload": {"source": "synthetic", "kind": "lookalike"}, "load": 0.9}
-    env = gym.make("LLMQueue-v0", **kwargs)
-    spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
-    again = gym.make(spec)
-    first, _ = env.reset(seed=1)
-    second, _ = again.reset(seed=1)
-    assert json.dumps(env.spec.kwargs) == json.dumps(again.spec.kwargs)
-    np.testing.assert_array_equal(first["contexts"], second["contexts"])
-    assert (env.unwrapped.dynamics.odds == again.unwrapped.dynamics.odds).all()
 
 
 def test_reward_and_info_say_what_the_queue_did():

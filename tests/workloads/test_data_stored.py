@@ -400,15 +400,6 @@ def test_remove_deletes_and_says_so(table: Path) -> None:
     assert stored.stored_names() == []
 
 
-@pytest.mark.parametrize("package", ["polars", "filelock"])
-def test_a_missing_package_is_named_with_its_extra(
-    package: str, table: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=package):
-        import_dataset("routerbench", table)
-
-
 def test_download_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r'pip install "llmqueue_gym\[hub\]"'):
