@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import replace
@@ -20,6 +22,7 @@ from made_up import ORIGIN, board_of, deploy_cell, queue_cell
 from plotly.offline import get_plotlyjs
 
 from benchmarks.report import board_markdown, board_tables, draw, draw_figure
+from benchmarks.report.command import make_server
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
 from benchmarks.report.paper import write_figure
@@ -203,6 +206,21 @@ def test_file_names_stay_in_their_folder(name):
     safe = file_name(name)
     assert safe == Path(safe).name != ""
     assert not safe.startswith(".")
+
+
+def test_the_server_gives_its_folder_to_this_machine_only(tmp_path):
+    (tmp_path / "index.html").write_text("page")
+    (tmp_path.parent / "secret.txt").write_text("secret")
+    with make_server(tmp_path) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert server.server_address[0] == "127.0.0.1"
+        base = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(base + "/") as answer:
+            assert answer.read() == b"page"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(base + "/../secret.txt")
+        caught.value.close()
+        server.shutdown()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="stops it by SIGINT")

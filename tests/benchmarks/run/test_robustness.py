@@ -321,6 +321,17 @@ def test_a_write_error_names_file_and_reason(here, monkeypatch):
         run(plan(), store, LocalEngine(1))
 
 
+def test_a_damaged_result_is_computed_again_with_a_note(here):
+    store, work, notes = Store(here / "r"), plan(), []
+    run(work, store, LocalEngine(1))
+    first, second = (here / "r" / "cells" / f"{cell.key}.json" for cell in work.cells)
+    second.write_bytes(first.read_bytes())
+    first.write_bytes(first.read_bytes()[:-1])
+    assert run(work, store, LocalEngine(1), on_note=notes.append).computed == 2
+    assert "computing tiny / oracle / seed 0 again" in notes[0]
+    assert "holds the result of another cell" in notes[1]
+
+
 # --- agents that misbehave ------------------------------------------------------------------------
 
 
