@@ -24,6 +24,7 @@ from benchmarks.report.series import HeatMap, mean_and_error
 from benchmarks.score.intervals import Floats
 from benchmarks.score.scoring import Sweep
 from benchmarks.score.standing import PROFILE_THRESHOLDS, OverallRow, Standing
+from benchmarks.score.task_board import TaskBoard
 from llmqueue_gym.workloads.pool import printable
 
 Style = dict[str, object]
@@ -80,6 +81,17 @@ def styles_of(learning: Sequence[str]) -> dict[str, Style]:
     # Wide and behind the rest: it stays visible under an agent that does no better.
     styles["random"] = {"color": "#BDBDBD", "linestyle": "-", "linewidth": 4.5, "zorder": 1}
     return styles
+
+
+def styles_on(task: TaskBoard, styles: dict[str, Style]) -> dict[str, Style]:
+    """Return the styles on a task's panels: colours that none of its agents has go to its best."""
+    own = {label: styles[label] for label in [row.agent for row in task.rows] if label in styles}
+    free = [c for c in COLOURS if all(style["color"] != c for style in own.values())]
+    rest = [label for label, style in own.items() if style is REST]
+    return styles | {
+        label: {"color": colour, "linestyle": "-", "linewidth": 1.6}
+        for label, colour in zip(rest, free, strict=False)
+    }
 
 
 @FuncFormatter

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.plan.suite import REFERENCES
+from benchmarks.plan.suite import REFERENCES, is_ranked
 from benchmarks.problems.kind import Panel
 from benchmarks.report.draw import (
     Style,
@@ -28,6 +28,7 @@ from benchmarks.report.draw import (
     plain,
     spread,
     styles_of,
+    styles_on,
 )
 from benchmarks.report.series import HeatMap, heat_map, panels, training_panels
 from benchmarks.run.store import write_bytes
@@ -159,7 +160,7 @@ def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figu
     axes = figure.subplots(len(boards), 2, squeeze=False)
     for row, task in zip(axes, boards, strict=True):
         for axis, panel in zip(row, panels(task), strict=True):
-            draw_panel(axis, panel, styles)
+            draw_panel(axis, panel, styles_on(task, styles))
         title = f"{task.task['name']}  ({task.about})"
         row[0].set_title(picture_text(title), loc="left", fontsize=11, fontweight="bold")
     figure.suptitle(_suptitle(suite, max(task.seeds for task in boards)), fontsize=11)
@@ -184,11 +185,11 @@ def _suptitle(suite: str, seeds: int) -> str:
 
 
 def _styles(board: Board, section: Section) -> dict[str, Style]:
-    """Line style per agent, in the order of the overall ranking, references last."""
+    """Line style per agent, in the order of the overall ranking, yardsticks and references last."""
     learning = [
         row.agent for row in board.overall if row.section == section and row.agent not in REFERENCES
     ]
-    return styles_of(learning)
+    return styles_of(sorted(learning, key=lambda label: not is_ranked(label)))
 
 
 def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> Figure:

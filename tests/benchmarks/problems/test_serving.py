@@ -10,6 +10,7 @@ from benchmarks.plan.suite import is_ranked, parse_suite
 from benchmarks.problems.serving.metrics import Trace, compared
 from benchmarks.problems.serving.play import BrokenLawError, check_laws, fingerprint
 from benchmarks.problems.serving.timeline import Timeline
+from benchmarks.report.draw import styles_of, styles_on
 from benchmarks.run.engines import Outcome, execute
 from benchmarks.run.runner import provenance, run_cell, set_up
 from benchmarks.run.store import Store
@@ -96,6 +97,19 @@ def test_users_spend_their_time_where_the_counts_say(results, tmp_path):
         # With one place each, who is served is the load of the two replicas.
         np.testing.assert_allclose(fleet.load.sum(axis=0), fleet.people["in service"], atol=0.02)
         assert (fleet.hosts == np.arange(2)[:, None]).all()
+
+
+def test_panels_show_costs_and_what_is_paid_for_not_being_the_oracle(results):
+    (task,) = load_board(results).tasks
+    costs, behind = task.kind.panels(task)
+    assert behind.lines.keys() == costs.lines.keys() - {"oracle"}
+    t, mean = costs.lines["maxweight"]
+    expected = (mean - costs.lines["oracle"][1]) * t
+    np.testing.assert_allclose(behind.lines["maxweight"][1], expected, atol=1e-6)
+    # Every agent has a colour where they are few, though yardsticks come last in the ranking.
+    styles = styles_of([f"other {k}" for k in range(6)] + ["maxweight", "known-maxweight"])
+    colours = {str(styles_on(task, styles)[label]["color"]) for label in costs.lines}
+    assert len(colours) == 4
 
 
 def test_a_timeline_tells_what_replicas_host_load_and_leave():

@@ -57,6 +57,17 @@ TRAFFIC = {
 }
 
 
+FLEET = {
+    "replicas": ["replica 1", "replica 2"],
+    "llms": [SCRIPT, "second"],
+    "edges": [0, 10, 20, 30],
+    "hosts": [[0, 0, 0], [-1, -2, 1]],
+    "load": [[0.1, 0.5, 1.0], [0.0, 0.0, 0.3]],
+    "people": {"waiting": [0.0, 2.0, 5.0], "in service": [1.0, 2.0, 3.0]},
+}
+SPENT = {"places": ["waiting", "in service"], "groups": ["all", SCRIPT], "slots": [[3, 2], [1, 2]]}
+
+
 def cell(task, agent, seed, level, protocol="online", tags=("all",), kind="LLMQueue-v0"):
     """Return a cell of an agent that is as bad as its level says, from 0 to 1."""
     rng = np.random.default_rng([seed, int(100 * level)])
@@ -64,7 +75,8 @@ def cell(task, agent, seed, level, protocol="online", tags=("all",), kind="LLMQu
     spec["decision_us"] = 10 + 50 * level
     if kind == "LLMQueue-v0":
         mean = float(np.expm1(0.7 + 3 * level + rng.normal(0, 0.03)))
-        return queue_cell(agent, seed, mean, task, **spec)
+        drawn = {"fleet": FLEET, "spent": SPENT} if task == "q1" else {}
+        return queue_cell(agent, seed, mean, task, **spec) | drawn
     ledger = 0.9 - 0.8 * level + rng.normal(0, 0.005)
     return deploy_cell(agent, seed, ledger, task, traffic=TRAFFIC, **spec)
 
@@ -420,6 +432,18 @@ def test_a_deployment_task_draws_heat_maps(visit):
     page.wait_for_selector(".heatmaplayer image")
     page.get_by_label("Right").select_option("poor")
     page.get_by_text("Traffic of poor").wait_for()
+
+
+def test_a_fleet_is_drawn_over_time_and_where_its_users_are(visit):
+    page = visit(charts=True)
+    turn(page, "#/queueing/online/task/q1")
+    page.get_by_text("Fleet of oracle").scroll_into_view_if_needed()
+    page.wait_for_selector(".heatmaplayer image")
+    page.get_by_label("Right").select_option("poor")
+    page.get_by_text("Fleet of poor").wait_for()
+    page.get_by_text("Where users spend their time").scroll_into_view_if_needed()
+    page.wait_for_selector(".barlayer .point")
+    assert page.locator("section .grid.small figure").count() == 2
 
 
 VIEWS = ["", *(f"#/queueing/online/{v}" for v in ("tasks", "task/q1", "pairs", "runs", "about"))]
