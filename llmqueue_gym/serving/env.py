@@ -31,7 +31,7 @@ from llmqueue_gym.serving.dynamics import (
     SlotOutcome,
 )
 from llmqueue_gym.serving.lanes import ServingDynamics
-from llmqueue_gym.serving.presets import ServingTask
+from llmqueue_gym.serving.task import ServingTask
 from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
 
 Settings = Mapping[str, Any]

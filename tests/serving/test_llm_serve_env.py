@@ -11,7 +11,8 @@ from gymnasium.vector import AutoresetMode
 import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.adapters.wrappers import DiscreteActions
 from llmqueue_gym.serving.env import LLMServeEnv
-from llmqueue_gym.serving.presets import DEFAULTS, PRESETS, ServingTask
+from llmqueue_gym.serving.presets import DEFAULTS, PRESETS
+from llmqueue_gym.serving.task import ServingTask
 from llmqueue_gym.testing import check_coupling, check_lane_equality, check_masks
 
 LEAVING = {"preset": "fleet", "impatience": 0.02, "give_up": 0.1, "window": 5}

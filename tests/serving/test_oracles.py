@@ -32,7 +32,7 @@ from llmqueue_gym.serving.oracles import (
     small_problem,
     threshold,
 )
-from llmqueue_gym.serving.presets import ServingTask
+from llmqueue_gym.serving.task import ServingTask
 
 
 def instance(preset: str, **settings: object) -> ServingInstance:

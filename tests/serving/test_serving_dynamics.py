@@ -11,7 +11,8 @@ from llmqueue_gym.serving import dynamics as core
 from llmqueue_gym.serving.dynamics import uniform
 from llmqueue_gym.serving.env import LLMServeVectorEnv
 from llmqueue_gym.serving.lanes import ServingDynamics
-from llmqueue_gym.serving.presets import PRESETS, ServingTask
+from llmqueue_gym.serving.presets import PRESETS
+from llmqueue_gym.serving.task import ServingTask
 
 LANES = 128
 
