@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.runtime.nrt import rtsys
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,6 +33,7 @@ def compiled(function: Function, **more: Any) -> Function:
     else:
         if cache := getattr(kernel, "_cache", None):  # a plain function has none
             _keep_if_possible(cache)
+            _load_at_once(cache)
     return cast(Function, kernel)
 
 
@@ -61,3 +64,21 @@ def _keep_if_possible(cache: Any) -> None:
             save(signature, data)
 
     cache.save_overload = save_or_not
+
+
+def _load_at_once(cache: Any) -> None:
+    """Let kept code be loaded without what only numba's compiler needs, a third of a second.
+
+    Before it loads, numba registers all it can compile. What is loaded is machine code, which needs
+    numba's runtime and nothing else; where there is none to load, the compiler registers by itself.
+    """
+    load = cache.load_overload
+
+    def load_only(signature: Any, context: Any) -> Any:
+        context.refresh = partial(rtsys.initialize, context)  # numba holds its compiler's lock
+        try:
+            return load(signature, context)
+        finally:
+            del context.refresh
+
+    cache.load_overload = load_only

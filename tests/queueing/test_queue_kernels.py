@@ -47,6 +47,9 @@ def test_the_first_step_on_a_fresh_machine_says_nothing(tmp_path):
     done = python(FIRST_STEP, **place)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.rglob("*.nbc")), "what was compiled is kept"
+    later = "import sys\nassert 'numba.np.arraymath' not in sys.modules, 'it is not only loaded'"
+    done = python(FIRST_STEP + later, **place)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_benchmark_plays_the_code_as_it_is_whatever_numba_has_kept(tmp_path):
