@@ -310,7 +310,7 @@ function fleetChart(task, agent) {
       x: fleet.edges[from], y: r, xref: "x", yref: "y", xanchor: "left", xshift: 3, showarrow: false, align: "left",
       text: escaped(shortened(fleet.llms[host], Math.floor(((narrow() ? 38 : 64) * (to - from)) / centre.length))), font: { size: 11, color: colour("--ink") },
     })));
-    const names = Object.keys(fleet.people), tones = placeColours();
+    const names = task.spent ? task.spent.places : Object.keys(fleet.people), tones = placeColours();
     const highest = Math.max(1, ...names.flatMap((name) => fleet.people[name])) * 1.08;
     names.forEach((name, k) => {
       data.push({ type: "scatter", mode: "lines", x: centre, y: fleet.people[name], yaxis: "y2", line: { color: tones[k], width: 1.8 }, name, hovertemplate: `${name} %{y:.3~g}<extra></extra>` });
