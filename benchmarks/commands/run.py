@@ -253,10 +253,13 @@ def run(
     Trainings that failed (``untrained``: name -> reason) count as failures.
     """
     from baselines.models import OWN_FILES
-    from benchmarks.run.engines import execute
+    from benchmarks.run.engines import LocalEngine, execute
+    from benchmarks.run.pool import kernel_folder
     from benchmarks.run.runner import provenance
 
     console = make_console(stderr=True)
+    if isinstance(engine, LocalEngine) and not kernel_folder().exists():
+        say("first run of this code: its kernels are compiled, about half a minute", console)
     for name, reason in plan.skipped.items():
         if name not in untrained:
             say(f"skipped {name}: {reason}", console)

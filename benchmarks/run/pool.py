@@ -301,7 +301,7 @@ def _worker_environment() -> Iterator[None]:
     roots = [] if root in site.getsitepackages() else [root]  # an installed one is found anyway
     path = os.pathsep.join(filter(None, [*roots, os.environ.get("PYTHONPATH", "")]))
     wanted = {**dict.fromkeys(ONE_THREAD, "1"), "PYTHONPATH": path, SAFE_PATH: "1"}
-    wanted["NUMBA_CACHE_DIR"] = str(_kernel_folder())
+    wanted["NUMBA_CACHE_DIR"] = str(_make_kernel_folder())
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -314,10 +314,15 @@ def _worker_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _kernel_folder() -> Path:
-    """Folder of the kernels that were compiled of this code; those of the oldest code go."""
+def kernel_folder() -> Path:
+    """Where the kernels are kept that were compiled of this code."""
     cache = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llmqueue_gym"
-    folder = Path(cache) / "kernels" / code_hash()[:16]
+    return Path(cache) / "kernels" / code_hash()[:16]
+
+
+def _make_kernel_folder() -> Path:
+    """Folder of the kernels that were compiled of this code; those of the oldest code go."""
+    folder = kernel_folder()
     with suppress(OSError):  # numba then compiles at every start
         folder.mkdir(parents=True, exist_ok=True)
         folder.touch()
