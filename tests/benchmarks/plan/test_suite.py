@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.plan.cells import DATA_VARIABLE, make_plan
 from benchmarks.plan.suite import SuiteError, built_in_suites, find_task, load_suite, parse_suite
-from benchmarks.run.runner import run_cell
+from benchmarks.run.runner import check_tasks, run_cell
 
 TASK = {
     "name": "{kind}-load{load}",
@@ -287,6 +287,13 @@ def test_built_in_suites_are_valid_and_name_known_agents(name):
             else:
                 pytest.importorskip("sb3_contrib")
                 assert importlib.import_module("baselines.rl").recipe(entry.name, task.env)
+
+
+@pytest.mark.parametrize("name", sorted(built_in_suites()))
+def test_every_task_of_a_built_in_suite_can_be_set_up(name):
+    """As far as its data is here; encoders of texts are left out."""
+    cells = make_plan(load_suite(name), seeds=1).cells
+    check_tasks([cell for cell in cells if "contexts" not in str(cell.kwargs)], print)
 
 
 def test_tags_follow_the_rules_of_a_matrix():
