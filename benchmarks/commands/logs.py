@@ -165,7 +165,7 @@ def show_serving(path: Path, columns: Sequence[str], as_json: bool) -> None:
     for note in fit.notes:
         say(f"note: {note}")
     log = str(path) if not columns else {"path": str(path), "columns": _columns(columns)}
-    say(f'gym.make("LLMServe-v0", preset="from-log", log={log!r})')
+    say(fit.recipe(log))
 
 
 def _say_notes(log: Log) -> None:

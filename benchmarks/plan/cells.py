@@ -376,8 +376,8 @@ def _training_code_hash() -> str:
     import baselines
     import llmqueue_gym
 
-    names = ("networks", "recipes", "serving", "training")
-    own = [_root(baselines) / "rl" / f"{name}.py" for name in names]
+    others = ("__init__", "agents", "online")  # who plays, and who learns in the run
+    own = sorted(p for p in (_root(baselines) / "rl").glob("*.py") if p.stem not in others)
     return _files_hash(own, _root(llmqueue_gym).rglob("*.py"))
 
 

@@ -221,6 +221,10 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
+_WHOLE = ("traffic", "warnings", "spent", "fleet")
+"""What is kept as it is; a ``fleet`` of one cell of a group only."""
+
+
 def as_exported(record: Mapping[str, Any]) -> Record:
     """Return what an export keeps of a result, as it is read again."""
     t = np.array(record["curve"]["t"])
@@ -233,7 +237,7 @@ def as_exported(record: Mapping[str, Any]) -> Record:
     return {
         "metrics": {name: rounded(value) for name, value in record["metrics"].items()},
         "curve": {"t": t[kept].tolist(), **curve},
-        **{name: record[name] for name in ("traffic", "warnings") if name in record},
+        **{name: record[name] for name in _WHOLE if name in record},
     }
 
 

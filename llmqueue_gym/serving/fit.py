@@ -93,6 +93,11 @@ class ServingFit:
         found = (e.value for e in self.estimates if (e.parameter, e.of) == (parameter, of))
         return next(found, missing)
 
+    @staticmethod
+    def recipe(log: Any) -> str:
+        """Return the line of Python that makes the environment of ``log``."""
+        return f'gym.make("LLMServe-v0", preset="{FROM_LOG}", log={log!r})'
+
     def settings(self, slot_seconds: float | None = None) -> dict[str, Any]:
         """Return settings of LLMServe-v0, JSON-plain.
 

@@ -584,10 +584,12 @@ def test_a_cost_weight_needs_costs_and_a_model_needs_both_outcomes(tmp_path):
     arguments = {"num_llms": None, "context_dim": None, "assortment_size": 1}
     rows = [{"embedding": [1.0, i % 3], "llm": "ab"[i % 2], "kept": 1} for i in range(60)]
     spec = {"source": "logs", "path": write(tmp_path / "log.jsonl", rows)}
-    with pytest.raises(ValueError, match="needs costs"):
-        make_workload({**spec, "cost_weight": 1.0}, **arguments)
     with pytest.raises(ValueError, match="all kept or all retried"):
         make_workload(spec, **arguments)
+    rows[0]["kept"] = rows[1]["kept"] = 0
+    write(tmp_path / "log.jsonl", rows)
+    with pytest.raises(ValueError, match="needs costs"):
+        make_workload({**spec, "cost_weight": 1.0}, **arguments)
 
 
 # --- the commands ---------------------------------------------------------------------------------

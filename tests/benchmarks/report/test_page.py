@@ -400,7 +400,7 @@ def test_curves_have_bands_and_hover(visit):
     page = visit("#/queueing/online/task/q1", charts=True)
     page.wait_for_selector(".chart[data-drawn] .scatterlayer .trace")
     charts = page.locator(".chart")
-    assert charts.count() == 2
+    assert charts.count() == 2 + 4  # and a fleet and users' time of another problem's make
     assert charts.nth(0).locator(".fills path").count() == 7  # a band a visible agent
     names = charts.nth(0).locator(".annotation").all_text_contents()
     assert {"good", "oracle", "random"} <= set(names)  # beside the ends of their lines
