@@ -294,8 +294,11 @@ def _check(outcome: Outcome, record: Record, changes: Sequence[str], exported: b
         {name: value for name, value in part.items() if name not in left_out}
         for part in (record, payload)
     )
-    found = list(_differences(stored, recomputed))
     notes = list(changes)
+    if changes and (gone := stored["metrics"].keys() - recomputed["metrics"].keys()):
+        notes.append(f"no longer recorded: {', '.join(sorted(gone))}")
+        stored["metrics"] = {n: v for n, v in stored["metrics"].items() if n not in gone}
+    found = list(_differences(stored, recomputed))
     if found and not changes:
         notes.append(
             "same code, same versions, same machine: the stored result is not reproducible"

@@ -104,10 +104,15 @@ def test_other_code_is_reported_and_the_cell_computed_all_the_same(tmp_path, mon
         then.setattr(plan, "code_hash", lambda: "0" * 64)
         old = make_plan(parse_suite("s", SUITE))
         execute(old, store, ENGINE, {**provenance("test"), "commit": "abc123", "numpy": "1.0"})
+    for cell in old.cells:  # a metric that was dropped since
+        record = {k: v for k, v in store.load(cell.key).items() if k != "spec"}
+        record["metrics"]["dropped"] = 1.0
+        store.save(cell.spec, record)
     found = verify(store, 1, engine=ENGINE)
     [checked] = found.checked
     assert checked.status == "same"
     notes = " / ".join(checked.notes)
+    assert "no longer recorded: dropped" in notes
     assert "the code of environments, agents and runner differs: 000000000000 then" in notes
     assert "at commit abc123" in notes
     assert "numpy differs: 1.0 then" in notes
