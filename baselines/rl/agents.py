@@ -138,7 +138,7 @@ class TrainedQueueAgent(_Saved, Agent):
         )
 
 
-class TrainedDeployAgent(DeployAgent):
+class TrainedDeployAgent(_Saved, DeployAgent):
     """A policy trained on LLMDeployStage-v0, frozen: it deploys and plans a stage at its start.
 
     Parameters
@@ -178,13 +178,6 @@ class TrainedDeployAgent(DeployAgent):
 
     def _network(self) -> tuple[Any, Recipe]:
         return _make_policy(self._file, lambda _: stage_spaces(self.problem))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_policy": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._policy, _ = self._network()
 
     def act(self, observation: Observation) -> Action:
         """Return N deployment bits and the LLM that answers, shape (N + 1,)."""
