@@ -102,6 +102,40 @@ def test_a_clip_that_is_no_share_is_refused(tmp_path: Path, clip: Any) -> None:
         pool_of(write(tmp_path / "t.jsonl", rows()), clip=clip)
 
 
+# --- some of the rows ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("only", "kept"),
+    [
+        ({"in": 200}, [2]),
+        ({"in": ["0", 500], "c": 0.5}, [0, 5]),
+        ({"c": [0.5]}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_only_the_rows_asked_for_are_read(
+    tmp_path: Path, suffix: str, only: dict[str, Any], kept: list[int]
+) -> None:
+    path = write(tmp_path / f"t{suffix}", rows())
+    assert pool_of(path, only=only).contexts[:, 0].tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("only", "said"),
+    [
+        ("math", "only='math' must be a mapping"),
+        ({}, "only={} must be"),
+        ({"in": []}, "must be a mapping column -> value"),
+        ({"in": 7}, r"no rows with \{'in': \('7',\)\}; see the option only"),
+        ({"topic": "math"}, "column .topic. is not known"),
+    ],
+)
+def test_rows_that_nobody_can_choose_are_refused(tmp_path: Path, only: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        pool_of(write(tmp_path / "t.jsonl", rows()), only=only)
+
+
 # --- prices --------------------------------------------------------------------------------------
 
 

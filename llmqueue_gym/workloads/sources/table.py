@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.cells import Row, text_cell, vector_cell
+from llmqueue_gym.workloads.cells import Row, cell_of, text_cell, vector_cell
 from llmqueue_gym.workloads.columns import (
     Columns,
     label_of,
@@ -41,6 +41,7 @@ def read_layout(
     prices: Any = None,
     tokens: Sequence[Any] | None = None,
     clip: float = 0.0,
+    only: Mapping[str, Any] | None = None,
 ) -> Layout:
     """Check the options that say what the columns of a file mean.
 
@@ -71,6 +72,8 @@ def read_layout(
         JSON objects (structs) {LLM: number}.
     clip : float
         Scores at most so far outside [0, 1] count as 0 or 1; those farther outside are an error.
+    only : mapping, optional
+        Column -> value, or list of values: other rows are left out. Values are compared as text.
 
     Raises
     ------
@@ -96,7 +99,25 @@ def read_layout(
     if not isinstance(clip, int | float) or isinstance(clip, bool) or not 0 <= clip <= 1:
         raise UsageError(f"clip={clip!r} must be a number in [0, 1]")
     tariff = read_tariff(prices, tokens)
-    return Layout(str(source), text, embedding, pairs, costs, tariff, float(clip))
+    kept = _read_only(only)
+    return Layout(str(source), text, embedding, pairs, costs, tariff, float(clip), kept)
+
+
+def _read_only(only: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Bring ``only`` into a hashable form."""
+    if only is None:
+        return ()
+    kept = []
+    if isinstance(only, Mapping):
+        for column, values in only.items():
+            listed = values if isinstance(values, list | tuple) else [values]
+            kept.append((column, tuple(str(value) for value in listed)))
+    if not kept or not all(isinstance(column, str) and values for column, values in kept):
+        raise UsageError(
+            f"only={only!r} must be a mapping column -> value or list of values, such as "
+            "{'task': ['math', 'code']}"
+        )
+    return tuple(kept)
 
 
 @takes_options_of(read_layout)
@@ -176,6 +197,7 @@ class Layout:
     cost: Columns | None = None
     tariff: Tariff | None = None
     clip: float = 0.0
+    only: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass
@@ -222,7 +244,11 @@ def parse(layout: Layout) -> Parsed:
     parsed = Parsed()
     tokens: list[Tokens | None] = []
     mean: list[Tokens] = []  # of a row, over the LLMs
+    seen = False
     for place, row in read_rows(Path(layout.path)):
+        seen = True
+        if any(str(cell_of(row, column, place)) not in values for column, values in layout.only):
+            continue
         if layout.text is not None:
             parsed.texts.append(text_cell(row, layout.text, place))
         if layout.embedding is not None:
@@ -248,7 +274,8 @@ def parse(layout: Layout) -> Parsed:
             if counted := [own for own in tokens if own is not None]:
                 mean.append(_mean(counted))
     if not parsed.quality:
-        raise UsageError(f"{layout.path}: the file has no rows")
+        wanted = f" with {dict(layout.only)}; see the option only" if seen else ""
+        raise UsageError(f"{layout.path}: the file has no rows{wanted}")
     if layout.tariff is not None:
         typical = _mean(mean) if mean else None
         shown = [None if own is None else typical for own in tokens]
