@@ -102,7 +102,7 @@ def test_a_clip_that_is_no_share_is_refused(tmp_path: Path, clip: Any) -> None:
         pool_of(write(tmp_path / "t.jsonl", rows()), clip=clip)
 
 
-# --- some of the rows ------------------------------------------------------------------------------
+# --- some of the rows -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
