@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ FORMAT = "llmqueue-bench export"
 SCHEMA = 2
 """Version of what `docs/scoring.md` says of the file. 2 added ``schema`` and the ``warnings``."""
 
+MOST_UNPACKED = 1_000_000_000
+"""Bytes that an export may unpack to."""
+
 _FORMAT_1 = f"{FORMAT} 1"  # of files without a schema
+_MOST_COUNTS = 10_000_000  # of a cell's traffic: its file lists only those that are not 0
+_NOT_ONE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, RecursionError)
 
 _EARLY_POINTS = 20  # of a curve, before its last decade
 _CURVE_UNITS = 1e5  # a curve is stored in whole units, at most so many
@@ -48,6 +54,10 @@ class ExportedRun:
     ----------
     path : Path
         What `export_run` wrote.
+    content : bytes, optional
+        Its content, where it has been read already.
+    most : int
+        Bytes that it may unpack to.
 
     Raises
     ------
@@ -55,21 +65,22 @@ class ExportedRun:
         If the file is truncated, was edited, is no export, or one of a newer schema.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None, most: int = MOST_UNPACKED) -> None:
         self.root = Path(path)
         try:
-            document = json.loads(gzip.decompress(self.root.read_bytes()))
+            packed = self.root.read_bytes() if content is None else content
+            document = json.loads(_decompress(packed, most))
             _check_schema(path, document)
             intact = document["checksum"] == _checksum(document["content"])
         except CorruptResultError:
             raise
-        except (EOFError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except _NOT_ONE as error:
             raise CorruptResultError(f"{path} is truncated or no export ({error!r})") from error
         if not intact:
             raise CorruptResultError(f"{path} was edited: its checksum does not match")
         try:
             self._run, self._cells, self._failures = _unpack(document["content"])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (*_NOT_ONE, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
             raise CorruptResultError(
                 f"{path} does not hold what an export does: {error!r}"
             ) from error
@@ -128,6 +139,15 @@ def _check_schema(path: Path, document: Mapping[str, Any]) -> None:
             f"exports up to schema {SCHEMA}: upgrade llmqueue_gym, or export the run with this "
             "version"
         )
+
+
+def _decompress(packed: bytes, most: int) -> bytes:
+    """Unpack a gzip file of at most so many bytes."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise UsageError(f"it unpacks to more than {most:,} bytes")
+    return content
 
 
 def _checksum(content: Record) -> str:
@@ -342,6 +362,8 @@ def _unpack_curve(packed: Sequence[int]) -> list[float]:
 
 def _unpack_traffic(packed: Record, shared: Sequence[Any]) -> Record:
     common = shared[packed["common"]]
+    if len(common["starts"]) * len(common["llms"]) > _MOST_COUNTS:
+        raise ValueError("its traffic has more counts than any run's")
     served = np.zeros((len(common["starts"]), len(common["llms"])), dtype=np.int64)
     served.reshape(-1)[np.cumsum(packed["gaps"], dtype=np.int64)] = packed["counts"]
     return {**common, "served": served.tolist()}
