@@ -33,12 +33,15 @@ function forgetCharts() {
   charts.clear();
 }
 
+/** Size of letters; charts on paper are smaller, by as much as `page.css` makes their heights. */
+const inked = (size) => (onPaper ? 0.81 * size : size);
+
 function baseLayout() {
   const ink = colour("--ink");
   return {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("--muted") },
+    font: { family: getComputedStyle(document.body).fontFamily, size: inked(12.5), color: colour("--muted") },
     margin: { l: 58, r: 14, t: 12, b: 46 },
     showlegend: false,
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: ink, size: 12.5 }, namelength: 28 },
@@ -95,7 +98,7 @@ function endLabels(section, ends, range, height) {
   for (let i = inside.length - 1; i >= 0; i--) { inside[i][1] = Math.min(inside[i][1], limit); limit = inside[i][1] - least; }
   return inside.map(([agent, y]) => ({
     xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "y", y, yanchor: "middle", showarrow: false, align: "left",
-    text: escaped(shortened(agent, narrow() ? 11 : 16)), font: { size: narrow() ? 10 : 11.5, color: style(section, agent).color },
+    text: escaped(shortened(agent, narrow() ? 11 : 16)), font: { size: inked(narrow() ? 10 : 11.5), color: style(section, agent).color },
   }));
 }
 
@@ -173,7 +176,7 @@ function clockChart(section) {
     const places = labelPlaces(rows.map((r) => ({ x: r.decision_us, y: r.score[0], text: shortened(r.agent, 20) })));
     const data = rows.map((row, i) => ({
       x: [row.decision_us], y: [row.score[0]], type: "scatter", mode: "markers+text",
-      text: [escaped(shortened(row.agent, 20))], textposition: places[i], textfont: { color: colour("--ink"), size: 11.5 },
+      text: [escaped(shortened(row.agent, 20))], textposition: places[i], textfont: { color: colour("--ink"), size: inked(11.5) },
       cliponaxis: false,
       marker: { color: style(section, row.agent).color, size: 10 },
       error_y: { type: "data", symmetric: false, array: [(row.score[2] ?? row.score[0]) - row.score[0]], arrayminus: [row.score[0] - (row.score[1] ?? row.score[0])], color: alpha(style(section, row.agent).color, 0.5), thickness: 2, width: 0 },
@@ -263,7 +266,7 @@ function heatChart(section, task, agent) {
         plot_bgcolor: colour("--absent"),
         margin: { l: 20, r: 10, t: 6, b: 44 },
         xaxis: axis("query", { showgrid: false, nticks: narrow() ? 4 : 7, tickformat: "," }),
-        yaxis: axis("", { showgrid: false, autorange: "reversed", tickmode: "array", tickvals: labels, ticktext: heat.names.map((n) => escaped(shortened(n, narrow() ? 14 : 26))), tickfont: { size: 11 } }),
+        yaxis: axis("", { showgrid: false, autorange: "reversed", tickmode: "array", tickvals: labels, ticktext: heat.names.map((n) => escaped(shortened(n, narrow() ? 14 : 26))), tickfont: { size: inked(11) } }),
       },
     };
   }, true);
@@ -308,7 +311,7 @@ function fleetChart(task, agent) {
     const least = (narrow() ? 0.24 : 0.13) * centre.length;
     const annotations = fleet.hosts.flatMap((row, r) => runsOf(row).filter(([from, to, host]) => host >= 0 && to - from >= least).map(([from, to, host]) => ({
       x: fleet.edges[from], y: r, xref: "x", yref: "y", xanchor: "left", xshift: 3, showarrow: false, align: "left",
-      text: escaped(shortened(fleet.llms[host], Math.floor(((narrow() ? 38 : 64) * (to - from)) / centre.length))), font: { size: 11, color: colour("--ink") },
+      text: escaped(shortened(fleet.llms[host], Math.floor(((narrow() ? 38 : 64) * (to - from)) / centre.length))), font: { size: inked(11), color: colour("--ink") },
     })));
     const names = task.spent ? task.spent.places : Object.keys(fleet.people), tones = placeColours();
     const highest = Math.max(1, ...names.flatMap((name) => fleet.people[name])) * 1.08;
@@ -319,7 +322,7 @@ function fleetChart(task, agent) {
     const least2 = (ROOM / 105) * highest;
     ends.forEach((end, i) => { if (i) end[1] = Math.max(end[1], ends[i - 1][1] + least2); });
     annotations.push(...ends.map(([name, y, tone]) => ({
-      xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "y2", y, yanchor: "middle", showarrow: false, text: name, font: { size: narrow() ? 10 : 11.5, color: tone },
+      xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "y2", y, yanchor: "middle", showarrow: false, text: name, font: { size: inked(narrow() ? 10 : 11.5), color: tone },
     })));
     const span = [fleet.edges[0], fleet.edges.at(-1)], top = 1 - rows.length * 26 / (rows.length * 26 + 130);
     return {
@@ -328,7 +331,7 @@ function fleetChart(task, agent) {
         margin: { l: 20, r: 74, t: 6, b: 44 },
         annotations,
         xaxis: axis("slot", { showgrid: false, range: span, nticks: narrow() ? 4 : 7, tickformat: ",", anchor: "y2" }),
-        yaxis: axis("", { showgrid: false, zeroline: false, domain: [top, 1], range: [rows.length - 0.5, -0.5], tickmode: "array", tickvals: rows, ticktext: fleet.replicas.map((n) => escaped(n)), tickfont: { size: 11 } }),
+        yaxis: axis("", { showgrid: false, zeroline: false, domain: [top, 1], range: [rows.length - 0.5, -0.5], tickmode: "array", tickvals: rows, ticktext: fleet.replicas.map((n) => escaped(n)), tickfont: { size: inked(11) } }),
         yaxis2: axis("users", { domain: [0, top - 0.06], range: [0, highest], nticks: 4, zeroline: false }),
       },
     };
@@ -359,12 +362,12 @@ function spentChart(section, task, title, of) {
         annotations: drawn.map((_, i) => {
           const beyond = totals[i] > most, text = (+totals[i].toPrecision(3)).toLocaleString("en");
           return {
-            x: beyond ? most : totals[i], y: i, xanchor: beyond ? "right" : "left", xshift: beyond ? 0 : 3, showarrow: false, font: { size: 11, color: colour("--ink") },
+            x: beyond ? most : totals[i], y: i, xanchor: beyond ? "right" : "left", xshift: beyond ? 0 : 3, showarrow: false, font: { size: inked(11), color: colour("--ink") },
             ...(beyond ? { bgcolor: colour("--card"), text: ` ${text} →` } : { text }),
           };
         }),
         xaxis: axis("", { range: [0, most], nticks: 4 }),
-        yaxis: axis("", { showgrid: false, zeroline: false, tickmode: "array", tickvals: drawn.map((_, i) => i), ticktext: drawn.map((a) => escaped(shortened(a, size))), tickfont: { size: 11 }, range: [drawn.length - 0.5, -0.5] }),
+        yaxis: axis("", { showgrid: false, zeroline: false, tickmode: "array", tickvals: drawn.map((_, i) => i), ticktext: drawn.map((a) => escaped(shortened(a, size))), tickfont: { size: inked(11) }, range: [drawn.length - 0.5, -0.5] }),
       },
     };
   });

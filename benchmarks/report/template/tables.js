@@ -94,6 +94,9 @@ function scrolling(name, table) {
   return h("div", {}, hint, region);
 }
 
+/** A figure whose interval stays on one line where paper makes the columns narrow. */
+const unbroken = (figure) => figure.split(/ (?=\[)/).map((part, i) => [i ? " " : "", h("span", { class: "figure" }, part)]);
+
 function scoreBar(section, row, domain) {
   if (!row.score) return "";
   const [value, low, high] = row.score;

@@ -156,7 +156,7 @@ function taskView(section, task) {
   const rows = task.rows.map((r) => ({ ...r, reference: section.references.includes(r.agent) }));
   const columns = [
     rankColumn, agentColumn(section), scoreColumn, barColumn(section, rows),
-    ...task.columns.map((label, i) => ({ label, sort: (r) => leading(r.figures[i]), cell: (r) => r.figures[i], up: true })),
+    ...task.columns.map((label, i) => ({ label, sort: (r) => leading(r.figures[i]), cell: (r) => unbroken(r.figures[i]), up: true })),
   ];
   const table = sortable({ name: `Agents on ${task.task}`, columns, rows, order: [2, "descending"], details: (row) => originList(row, [["Cells", hashes(row.keys)]]) });
   const parts = [

@@ -508,9 +508,25 @@ def test_both_protocols_stand_on_one_axis_without_a_common_rank(visit):
 def test_paper_keeps_the_dots_and_draws_what_was_never_scrolled_to(visit):
     page = visit(scheme="dark", charts=True)
     page.wait_for_function("window.Plotly !== undefined")
-    page.emulate_media(media="print")
-    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    page.wait_for_function("document.querySelectorAll('.chart[data-drawn]').length === 3")
+    for place, charts in (("#/queueing/online/task/q1", 6), ("#/", 3)):  # the first: a fleet's
+        turn(page, place)
+        page.evaluate(
+            "window.dispatchEvent(new Event('beforeprint'))"
+        )  # browsers: before the rules
+        page.emulate_media(media="print")
+        page.wait_for_function(
+            f"document.querySelectorAll('.chart[data-drawn]').length === {charts}"
+        )
+        for part in page.locator(".chart").all():
+            sizes = part.evaluate(
+                "e => [e.clientHeight, e.querySelector('.main-svg').clientHeight]"
+            )
+            assert sizes[1] <= sizes[0] + 1  # what is drawn does not run into what follows
+        wide = "all => all.filter(e => e.scrollWidth > e.clientWidth + 4).map(e => e.ariaLabel)"
+        assert page.locator(".scroll").evaluate_all(wide) == []
+        if place != "#/":
+            page.emulate_media(media="screen")
+            page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     dot = page.locator(".track b").first
     assert dot.evaluate("e => getComputedStyle(e).webkitPrintColorAdjust") == "exact"
     assert lightness(page, "color") < 60
