@@ -13,11 +13,18 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from baselines.interface import QueueProblem
-from baselines.registry import player
 from benchmarks.commands.options import read_pairs
 from benchmarks.score.intervals import Interval, t_interval
-from benchmarks.score.logged import ESTIMATES, Evaluation, Prepared, evaluate, judge_policy, prepare
+from benchmarks.score.logged import (
+    ESTIMATES,
+    Evaluation,
+    Prepared,
+    evaluate,
+    judge_policy,
+    prepare,
+    under_budget,
+)
+from benchmarks.score.replay import agent_kind, check_budget
 from benchmarks.terminal import add_row, make_console, print_json, say, show_table
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
@@ -201,50 +208,26 @@ def show_evaluation(
     seed: int = 0,
     draws: int = 10,
     each_llm: bool = False,
+    budget: float | None = None,
     as_json: bool = False,
 ) -> None:
     """Print the off-policy values of agents, and of each LLM alone if asked to."""
     for name in agents:
-        player(name, QueueProblem.kind)  # before a long log is read
+        agent_kind(name)  # before a long log is read
     log = read_log(str(path), _columns(columns), clip_scores)
     vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
     data = prepare(log, vectors, train_share, cost_weight)
-    found = _with_progress(data, agents, seed, draws)
+    if budget is not None:
+        check_budget(data, budget)
+    found = _with_progress(data, agents, seed, draws, budget)
     if each_llm:
         for llm in np.flatnonzero(data.supported):
             alone = np.tile(np.eye(len(log.llms))[llm], (len(data.judge), 1))
             found.append(judge_policy(data, alone, f"always {log.llms[llm]}"))
     if as_json:
-        print_json(_as_json(path, data, found, cost_weight, seed))
+        print_json(_as_json(path, data, found, cost_weight, seed, budget))
         return
-    names = (
-        "agent",
-        "doubly robust",
-        "gain on the log",
-        "USD a request",
-        "effective requests",
-        "self-normalised",
-        "IPS",
-    )
-    table = Table(*names, title=f"{escape(printable(path.name))}: value of a request")
-    table.title_justify = "left"
-    logged, spent = found[0].logged, None if log.cost is None else log.cost[data.judge].mean()
-    cells = _shown(logged), "", _dollars(spent), f"{len(data.judge):,}", _shown(logged), ""
-    add_row(table, "the log itself", *cells)
-    for row in found:
-        plain, normalised, robust = (_shown(row.estimates[key]) for key in ESTIMATES)
-        usd = _dollars(None if row.usd is None else row.usd.value)
-        add_row(
-            table,
-            row.agent,
-            robust,
-            _shown(row.gain, "+"),
-            usd,
-            f"{row.effective:,.0f}",
-            normalised,
-            plain,
-        )
-    show_table(table)
+    _show_values(path, data, found, budget)
     say(
         f"learned on the first {len(data.train):,} requests, judged on {len(data.judge):,} "
         "of the others; 95% intervals; propensities "
@@ -262,8 +245,37 @@ def show_evaluation(
             say(f"warning: {row.agent}: {warning}")
 
 
+def _show_values(
+    path: Path, data: Prepared, found: Sequence[Evaluation], budget: float | None
+) -> None:
+    """Print the table of what the log itself and every agent is worth."""
+    money = () if budget is None else (f"within {budget:.3g} USD", "earned within")
+    names = ("agent", "doubly robust", "gain on the log", "USD a request", *money)
+    names += ("effective requests", "self-normalised", "IPS")
+    table = Table(*names, title=f"{escape(printable(path.name))}: value of a request")
+    table.title_justify = "left"
+    cost, logged = data.log.cost, found[0].logged
+    spent = "" if cost is None else f"{cost[data.judge].mean():.3g}"
+    cells = [_shown(logged), "", spent, *("" for _ in money), f"{len(data.judge):,}"]
+    add_row(table, "the log itself", *cells, _shown(logged), "")
+    for row in found:
+        plain, normalised, robust = (_shown(row.estimates[key]) for key in ESTIMATES)
+        usd = "" if row.usd is None else _shown(row.usd, spec=".3g")
+        cells = [robust, _shown(row.gain, "+.3f"), usd]
+        if budget is not None:
+            kept, earned = under_budget(row, budget)
+            cells += [{True: "yes", False: "no", None: "unsure"}[kept], _shown(earned)]
+        add_row(table, row.agent, *cells, f"{row.effective:,.0f}", normalised, plain)
+    show_table(table)
+
+
 def _as_json(
-    path: Path, data: Prepared, found: Sequence[Evaluation], cost_weight: float, seed: int
+    path: Path,
+    data: Prepared,
+    found: Sequence[Evaluation],
+    cost_weight: float,
+    seed: int,
+    budget: float | None,
 ) -> dict[str, Any]:
     return {
         "path": str(path),
@@ -271,6 +283,7 @@ def _as_json(
         "trained_on": len(data.train),
         "propensities": "estimated" if data.estimated else "logged",
         "cost_weight": cost_weight,
+        "budget": budget,
         "seed": seed,
         "left_out": dict(data.log.left_out),
         "notes": [*data.log.notes, *data.notes],
@@ -278,28 +291,34 @@ def _as_json(
         "logged_usd": None
         if data.log.cost is None
         else list(t_interval(data.log.cost[data.judge])),
-        "agents": [
-            {
-                "agent": row.agent,
-                **{name: list(value) for name, value in row.estimates.items()},
-                "usd": None if row.usd is None else list(row.usd),
-                "gain": list(row.gain),
-                "usd_gain": None if row.usd_gain is None else list(row.usd_gain),
-                "effective_requests": row.effective,
-                "mean_weight": row.mean_weight,
-                "largest_weight": row.largest_weight,
-                "outside": row.outside,
-                "warnings": list(row.warnings),
-                "replayed": row.trained_on,
-                "shares": dict(zip(data.log.llms, row.policy.mean(axis=0).tolist(), strict=True)),
-            }
-            for row in found
-        ],
+        "agents": [evaluation_json(data, row, budget) for row in found],
     }
 
 
+def evaluation_json(data: Prepared, row: Evaluation, budget: float | None) -> dict[str, Any]:
+    """Return what is known of a policy, JSON-plain."""
+    found = {
+        "agent": row.agent,
+        **{name: list(value) for name, value in row.estimates.items()},
+        "usd": None if row.usd is None else list(row.usd),
+        "gain": list(row.gain),
+        "usd_gain": None if row.usd_gain is None else list(row.usd_gain),
+        "effective_requests": row.effective,
+        "mean_weight": row.mean_weight,
+        "largest_weight": row.largest_weight,
+        "outside": row.outside,
+        "warnings": list(row.warnings),
+        "replayed": row.trained_on,
+        "shares": dict(zip(data.log.llms, row.policy.mean(axis=0).tolist(), strict=True)),
+    }
+    if budget is not None:
+        kept, earned = under_budget(row, budget)
+        found |= {"within_budget": kept, "earned_within_budget": list(earned)}
+    return found
+
+
 def _with_progress(
-    data: Prepared, agents: Sequence[str], seed: int, draws: int
+    data: Prepared, agents: Sequence[str], seed: int, draws: int, budget: float | None
 ) -> list[Evaluation]:
     """Evaluate one agent after the other, with a bar on the terminal."""
     found = []
@@ -313,20 +332,17 @@ def _with_progress(
                     seed=seed,
                     draws=draws,
                     advance=functools.partial(progress.advance, bar),
+                    budget=budget,
                 )
             )
     return found
 
 
-def _shown(interval: Interval, sign: str = "") -> str:
+def _shown(interval: Interval, spec: str = ".3f") -> str:
     if not np.isfinite(interval.value):
         return "none"
-    value, low, high = (f"{number:{sign}.3f}" for number in interval)
+    value, low, high = (f"{number:{spec}}" for number in interval)
     return f"{value} [{low}, {high}]"
-
-
-def _dollars(usd: float | None) -> str:
-    return "" if usd is None else f"{usd:.3g}" if np.isfinite(usd) else "none"
 
 
 def _column_file(path: Path) -> dict[str, str]:

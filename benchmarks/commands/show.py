@@ -328,6 +328,10 @@ def logs_evaluate(
     each_llm: Annotated[
         bool, typer.Option("--each-llm", help="Judge every LLM alone as well.")
     ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="USD a request: is it kept? Agents of deployment tasks need it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what agents would have earned: IPS, self-normalised and doubly robust."""
@@ -344,6 +348,7 @@ def logs_evaluate(
         seed=seed,
         draws=draws,
         each_llm=each_llm,
+        budget=budget,
         as_json=as_json,
     )
 

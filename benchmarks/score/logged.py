@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit
 
-from baselines.interface import Agent, QueueProblem
-from baselines.registry import make_agent, player
-from benchmarks.score.intervals import Floats, Interval, t_interval
+from baselines.interface import DeployProblem
+from benchmarks.score.intervals import LEVEL, Floats, Interval, t_interval
 from benchmarks.score.off_policy import (
     FOLDS,
     cross_fitted_propensities,
@@ -27,9 +25,9 @@ from benchmarks.score.off_policy import (
     weight_miss,
     within,
 )
+from benchmarks.score.replay import agent_kind, frozen_choices, play_paced, train
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.pool import OfflineData
 from llmqueue_gym.workloads.sources.log_file import Log
 from llmqueue_gym.workloads.sources.logs import fit_outcomes
 
@@ -204,6 +202,7 @@ def evaluate(
     seed: int = 0,
     draws: int = 10,
     advance: Callable[[], object] = lambda: None,
+    budget: float | None = None,
 ) -> Evaluation:
     """Train an agent on the first part of a log, freeze it, and estimate its value on the second.
 
@@ -212,7 +211,8 @@ def evaluate(
     happens. Agents of the protocol ``pretrained`` are given the contexts of the first part with the
     utilities of the outcome model fitted on it, less the weighted cost. On the second part it
     learns nothing, and its probabilities are the shares of ``draws`` decisions, which leaves the
-    estimates unbiased.
+    estimates unbiased. Agents of deployment tasks play the whole log under the budget
+    (`benchmarks.score.replay.play_paced`).
 
     Parameters
     ----------
@@ -228,34 +228,21 @@ def evaluate(
         Decisions a request.
     advance : callable
         Called after every request of the log.
+    budget : float, optional
+        USD a request, which agents of deployment tasks keep.
     """
-    checks.count("draws", draws)
-    log, contexts = data.log, data.contexts
-    offline = None
-    if getattr(player(name, QueueProblem.kind), "protocol", "online") == "pretrained":
-        offline = OfflineData(
-            contexts[data.train], logit(data.predicted[data.train].clip(0.01, 0.99))
-        )
-    problem = QueueProblem(
-        len(log.llms), 1, contexts.shape[1], 1, 1.0, max(1, len(data.train)), offline
-    )
-    agent = make_agent(name, problem, seed, **(settings or {}))
-    trained_on = _replay(agent, data, np.random.default_rng([seed, len(log)]), advance)
-    policy = np.zeros((len(data.judge), len(log.llms)))
-    for row, request in enumerate(data.judge):
-        for _ in range(draws):
-            policy[row, int(agent.act(_observation(contexts[request]))[1])] += 1.0 / draws
-        advance()
-    policy /= policy.sum(axis=1, keepdims=True)  # shares of draws add up to 1 but for rounding
-    return judge_policy(data, policy, name, trained_on)
+    if agent_kind(name) == DeployProblem.kind:
+        policy, trained_on, _ = play_paced(data, name, budget, settings, seed, draws, advance)
+        return judge_policy(data, policy, name, trained_on)
+    agent, trained_on = train(data, name, settings, seed, advance)
+    return judge_policy(data, frozen_choices(data, agent, draws, advance), name, trained_on)
 
 
 def judge_policy(data: Prepared, policy: Floats, name: str, trained_on: int = 0) -> Evaluation:
     """Estimate the value of a policy, (len(data.judge), N) probabilities that add up to 1."""
-    inside = policy[:, data.supported].sum(axis=1)
-    outside = 1.0 - float(inside.mean())
-    told = inside > 0.0
-    requests, chances = data.judge[told], policy[told] * data.supported / inside[told, None]
+    told, chances = _told(data, policy)
+    outside = 1.0 - float(policy[:, data.supported].sum(axis=1).mean())
+    requests, chances = data.judge[told], chances[told]
     rows, llm = np.arange(len(requests)), data.log.llm[requests]
     reward, predicted = data.reward[requests], data.predicted[requests]
     weight = importance_weights(chances[rows, llm].clip(0.0, 1.0), data.propensity[told])
@@ -309,6 +296,60 @@ def judge_policy(data: Prepared, policy: Floats, name: str, trained_on: int = 0)
     )
 
 
+def _told(data: Prepared, policy: Floats) -> tuple[NDArray[np.bool_], Floats]:
+    """Tell which requests the log tells of, and a policy's probabilities over LLMs it tells of."""
+    inside = policy[:, data.supported].sum(axis=1)
+    return inside > 0.0, policy * data.supported / np.where(inside > 0.0, inside, 1.0)[:, None]
+
+
+def lead(
+    data: Prepared, first: Floats, second: Floats | None = None, level: float = LEVEL
+) -> Interval:
+    """Reward a request of one policy beyond another's, paired by request and doubly robust.
+
+    Parameters
+    ----------
+    data : Prepared
+        See `prepare`.
+    first, second : ndarray, shape (len(data.judge), N)
+        Probabilities of the policies; without ``second`` the other is whoever logged.
+    level : float
+        Of the interval.
+    """
+    own, chances = _told(data, first)
+    other, others = (own, None) if second is None else _told(data, second)
+    told = own & other
+    requests = data.judge[told]
+    llm, rows = data.log.llm[requests], np.arange(len(requests))
+    logged = data.predicted[requests, llm]
+    beyond, error = np.zeros(len(requests)), 0.0
+    for sign, shares in ((1.0, chances), (-1.0, others)):
+        if shares is None:
+            beyond += sign * data.reward[requests]
+            continue
+        weight = importance_weights(shares[told][rows, llm].clip(0.0, 1.0), data.propensity[told])
+        correction = weight * (data.reward[requests] - logged)
+        beyond += sign * ((shares[told] * data.predicted[requests]).sum(axis=1) + correction)
+        if data.estimated and weight.any():
+            error += sign * (weight.mean() - 1.0) * float(correction.sum() / weight.sum())
+    found = t_interval(beyond, level)
+    half = float(np.hypot(found.high - found.value, error))
+    return Interval(found.value, found.value - half, found.value + half)
+
+
+def under_budget(found: Evaluation, budget: float) -> tuple[bool | None, Interval]:
+    """Tell whether a policy keeps a budget, and what it earns before the money is gone.
+
+    Kept or exceeded is what the interval of the spending leaves no doubt of, None all else. Where
+    the estimated spending is above the budget, only the share of the requests that the money
+    suffices for earns something.
+    """
+    usd = found.usd or Interval(np.nan, -np.inf, np.inf)
+    kept = True if usd.high <= budget else False if usd.low > budget else None
+    share = min(1.0, budget / usd.value) if usd.value > 0.0 else 1.0
+    return kept, Interval(*(share * part for part in found.estimates["doubly robust"]))
+
+
 def _refusal(weight: Floats, outside: float) -> str:
     """Why the log tells nothing of a policy; empty if it does."""
     if outside >= REFUSED_OUTSIDE or not weight.size:
@@ -344,44 +385,3 @@ def _doubts(
         if not np.isfinite(interval.value):
             doubts.append(f"{key} lies outside what rewards can be, and is left out")
     return tuple(doubts)
-
-
-def _replay(
-    agent: Agent, data: Prepared, rng: np.random.Generator, advance: Callable[[], object]
-) -> int:
-    """Let the agent learn where it agrees with the log; return how often that was."""
-    log, agreed = data.log, 0
-    for request in data.train:
-        advance()
-        observation = _observation(data.contexts[request])
-        action = agent.act(observation)
-        llm = int(log.llm[request])
-        if int(action[1]) != llm:
-            continue
-        kept = bool(rng.random() < log.reward[request])
-        following = _observation(data.contexts[request], 2 + llm if kept else 1)
-        info = {
-            "arrived": True,
-            "served": True,
-            "departed": kept,
-            "retried": not kept,
-            "kept_llm": llm if kept else -1,
-            "queue_length": 1,
-        }
-        agent.update(observation, action, float(kept), following, info)
-        agreed += 1
-    return agreed
-
-
-def _observation(context: NDArray[np.float32], feedback: int = 0) -> dict[str, Any]:
-    """Return what LLMQueue-v0 shows of a queue of one fresh query, W = 1."""
-    zero = np.zeros(1, np.float32)
-    return {
-        "contexts": context[None].copy(),
-        "waiting": np.ones(1, np.int8),
-        "retrials": zero,
-        "age": zero,
-        "wait": zero,
-        "queue_length": np.ones(1, np.float32),
-        "feedback": np.int64(feedback),
-    }

@@ -623,7 +623,7 @@ def test_the_commands_print_tables_and_json(tmp_path, command):
     printed = command(*asked, "--each-llm")[1]
     assert "learned on the first 200 requests" in printed
     (alone,) = (line.split("│") for line in printed.splitlines() if "always x" in line)
-    assert alone[4].strip() == "0.01"
+    assert alone[4].strip() == "0.01 [0.01, 0.01]"
     assert routed["gain"][0] == pytest.approx(
         routed["doubly robust"][0] - found["logged"][0], abs=0.02
     )
@@ -631,8 +631,8 @@ def test_the_commands_print_tables_and_json(tmp_path, command):
 
 
 def test_an_agent_that_cannot_play_is_refused_before_the_log_is_read():
-    with pytest.raises(ValueError, match="'price-aware' plays deployment tasks"):
-        show_evaluation(Path("nowhere.csv"), ["random", "price-aware"])
+    with pytest.raises(ValueError, match="'myopic' plays serving tasks"):
+        show_evaluation(Path("nowhere.csv"), ["random", "myopic"])
 
 
 def test_columns_may_be_named_in_a_file(tmp_path, capsys):
