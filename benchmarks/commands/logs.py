@@ -133,7 +133,8 @@ def show_log(path: Path, columns: Sequence[str], as_json: bool, clip_scores: boo
             "" if row["mean_cost"] is None else f"{row['mean_cost']:.3g}",
         )
     distinct = found["queries"] if log.texts is None else f"{found['queries']:,} distinct texts"
-    say(f"{path}: {found['requests']:,} requests, {distinct}")
+    say(f"{path}: {found['requests']:,} requests, {distinct}; read as {log.source}")
+    say(f"kept answers are told by {log.told}")
     show_table(table)
     _say_notes(log)
     say(

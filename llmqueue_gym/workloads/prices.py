@@ -124,7 +124,7 @@ class Tariff:
 
     def costs(self, llms: Sequence[str], tokens: Sequence[Tokens | None]) -> list[float]:
         """Return what an answer of so many tokens costs of each LLM, in USD."""
-        return [_usd(self._price(llm), own) for llm, own in zip(llms, tokens, strict=True)]
+        return [usd(self._price(llm), own) for llm, own in zip(llms, tokens, strict=True)]
 
     @cached_property
     def _named(self) -> dict[str | None, Price]:
@@ -137,7 +137,8 @@ class Tariff:
         return price
 
 
-def _usd(price: Price, tokens: Tokens | None) -> float:
+def usd(price: Price, tokens: Tokens | None) -> float:
+    """Return what an answer of so many tokens costs."""
     if tokens is None:
         return price[0]
     return (tokens[0] * price[0] + tokens[1] * price[1]) / 1e6

@@ -1,7 +1,8 @@
 """LiteLLM's spend logs: which calls are questions to a chat LLM, and which answers were kept.
 
 A row is a call. Whatever is no question of a user to a chat LLM is left out and counted by its
-cause; calls that go on after a tool's result belong to the question before them.
+cause; calls that go on after a tool's result belong to the question before them. Other gateways'
+logs are read by the same rules (`gateways`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, Row, is_date, number_of, time_of, unit_of
+from llmqueue_gym.workloads.prices import Price, Tokens, usd
 from llmqueue_gym.workloads.sources.retrials import asks_again, without_template
 
 SESSIONS = ("session_id", "end_user", "user")
@@ -39,7 +41,13 @@ FEW_CALLS = 20
 _CHAT = re.compile(r"completion|responses|messages|generate_?content|chat|pass_?through")
 _TOOL_ROLES = ("tool", "function")
 _TOOL_PARTS = ("tool_result", "function_call_output", "custom_tool_call_output", "function_call")
-_NO_PROMPT = "no prompt; LiteLLM keeps prompts only with store_prompts_in_spend_logs set to true"
+NO_PROMPT = "no prompt; LiteLLM keeps prompts only with store_prompts_in_spend_logs set to true"
+
+FEEDBACK, LEFT_OUT = "llmqueue_gym.feedback", "llmqueue_gym.left_out"
+"""Cells that `gateways` adds: a score of the answer in [0, 1], and why a row is no question."""
+
+PriceAt = Callable[[str, float], Price | None]
+"""LLM and time -> its list price then, if it has one."""
 
 
 @dataclass
@@ -55,6 +63,8 @@ class Turn:
     session: str | None
     llms: set[str] = field(default_factory=set)
     row: int = 0  # of its first call in the file
+    feedback: float = math.nan  # what the user, or whoever judged, said of the answer
+    tokens: Tokens | None = None  # input and output, of all calls
 
 
 class SpendLog(NamedTuple):
@@ -64,13 +74,16 @@ class SpendLog(NamedTuple):
     ----------
     turns : list of Turn
     kept : ndarray of float64, shape (n,)
-        0 where the call failed or the session's next question is nearly the same, else 1.
+        The feedback where there is any, else 0 where the call failed or the session's next question
+        is nearly the same, else 1.
     repeat : ndarray of bool, shape (n,)
         Questions that ask again what their session just asked.
     left_out : mapping of str to int
         Rows that are no question, by cause.
     notes : tuple of str
         What a reader of the figures has to know.
+    told : str
+        How kept answers are told.
     """
 
     turns: list[Turn]
@@ -78,6 +91,7 @@ class SpendLog(NamedTuple):
     repeat: NDArray[np.bool_]
     left_out: Mapping[str, int]
     notes: tuple[str, ...]
+    told: str
 
 
 class _Call(NamedTuple):
@@ -92,14 +106,36 @@ class _Call(NamedTuple):
     sessions: tuple[str, ...]  # values of SESSIONS
     row: int
     cached: bool  # answered from the cache, at no cost
+    priced: bool  # the cost is that of its tokens at the list price
+    feedback: float  # in [0, 1], NaN for none
+    tokens: Tokens | None
 
 
 class _LeftOutError(Exception):
     """The row is no question; the message is the cause."""
 
 
-def read_spend_log(path: str, rows: Iterable[tuple[str, Row]]) -> SpendLog:
-    """Read the rows of LiteLLM's table of spend logs.
+def read_spend_log(
+    path: str,
+    rows: Iterable[tuple[str, Row]],
+    price_at: PriceAt | None = None,
+    names: Sequence[str] = SESSIONS,
+    no_prompt: str = NO_PROMPT,
+) -> SpendLog:
+    """Read the rows of LiteLLM's table of spend logs, or of one in its shape.
+
+    Parameters
+    ----------
+    path : str
+        The file, for errors.
+    rows : iterable of (str, mapping)
+        Places and rows.
+    price_at : callable, optional
+        List prices, for calls that say no cost.
+    names : sequence of str
+        What the source calls the columns `SESSIONS`.
+    no_prompt : str
+        What to say of rows without a prompt.
 
     Raises
     ------
@@ -107,22 +143,30 @@ def read_spend_log(path: str, rows: Iterable[tuple[str, Row]]) -> SpendLog:
         If no row is a question; the message counts the causes.
     """
     left_out: Counter[str] = Counter()
-    calls = sorted(_calls(rows, left_out), key=lambda call: call.time)
-    sessions, pause, notes = _sessions(calls)
+    calls = sorted(_calls(rows, left_out, price_at), key=lambda call: call.time)
+    if NO_PROMPT in left_out:
+        left_out[no_prompt] = left_out.pop(NO_PROMPT)
+    sessions, pause, told, notes = _sessions(calls, names)
     turns = _turns(calls, sessions, left_out, notes)
     if cached := sum(call.cached for call in calls):
-        notes.append(f"{cached:,} answers came from the cache: their cost is taken as unknown")
+        notes.append(f"{cached:,} answers came from the cache: what they cost says nothing")
+    if priced := sum(call.priced for call in calls):
+        notes.append(f"{priced:,} calls without spend cost their tokens at the list price")
     if not turns:
         causes = "; ".join(f"{count:,} with {cause}" for cause, count in left_out.most_common())
         raise UsageError(f"{path}: no row is a question to a chat LLM ({causes or 'no rows'})")
     kept, repeat = _judge(turns, pause)
-    return SpendLog(turns, kept, repeat, dict(left_out.most_common()), tuple(notes))
+    if judged := sum(not math.isnan(turn.feedback) for turn in turns):
+        told = f"feedback on {judged:,} of {len(turns):,} answers, else {told}"
+    return SpendLog(turns, kept, repeat, dict(left_out.most_common()), tuple(notes), told)
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _calls(rows: Iterable[tuple[str, Row]], left_out: Counter[str]) -> Iterator[_Call]:
+def _calls(
+    rows: Iterable[tuple[str, Row]], left_out: Counter[str], price_at: PriceAt | None
+) -> Iterator[_Call]:
     seen: set[str] = set()
     for number, (_, row) in enumerate(rows):
         name = str(row.get("request_id") or "")
@@ -132,12 +176,14 @@ def _calls(rows: Iterable[tuple[str, Row]], left_out: Counter[str]) -> Iterator[
         if name:
             seen.add(name)
         try:
-            yield _call(row, number)
+            yield _call(row, number, price_at)
         except _LeftOutError as cause:
             left_out[str(cause)] += 1
 
 
-def _call(row: Row, number: int) -> _Call:
+def _call(row: Row, number: int, price_at: PriceAt | None) -> _Call:
+    if row.get(LEFT_OUT):
+        raise _LeftOutError(str(row[LEFT_OUT]))
     kind = str(row.get("call_type") or "")
     if kind and not _CHAT.search(kind.lower()):
         raise _LeftOutError(f"a call that is no chat ({kind[:40]})")
@@ -148,7 +194,7 @@ def _call(row: Row, number: int) -> _Call:
     if failed and _too_many(row):
         raise _LeftOutError("no answer: the provider's rate limit (429)")
     query, goes_on = _question(row)
-    time = _time(row.get("startTime"))
+    time = moment(row.get("startTime"))
     if math.isnan(time):
         raise _LeftOutError("a startTime that is no time")
     spend = row.get("spend")
@@ -158,28 +204,46 @@ def _call(row: Row, number: int) -> _Call:
     cached = str(row.get("cache_hit")).strip().lower() == "true"
     if cached:
         cost = math.nan  # what the answer would have cost is not known
+    tokens, price = _tokens(row), None
+    if math.isnan(cost) and price_at is not None:
+        price = price_at(llm, time)
+    priced = price is not None and (len(price) == 1 or tokens is not None)
+    if priced and price is not None:
+        cost = usd(price, tokens)
     sessions = tuple(str(row.get(name) or "") for name in SESSIONS)
-    return _Call(query, goes_on, llm, failed, cost, time, sessions, number, cached)
+    feedback = number_of(row.get(FEEDBACK))
+    return _Call(
+        *(query, goes_on, llm, failed, cost, time, sessions, number, cached, priced),
+        feedback,
+        tokens,
+    )
+
+
+def _tokens(row: Row) -> Tokens | None:
+    """Input and output tokens; None where the row does not count them, as some streams do not."""
+    read, written = (number_of(row.get(f"{kind}_tokens")) for kind in ("prompt", "completion"))
+    counted = 0.0 <= read < math.inf and 0.0 <= written < math.inf and read + written > 0.0
+    return (read, written) if counted else None
 
 
 def _failed(row: Row) -> bool:
     """Whether a call failed; rows before May 2025 tell it in their metadata only."""
     status = row.get("status")
     if not status:
-        metadata = _decoded(row.get("metadata"))
+        metadata = decoded(row.get("metadata"))
         status = metadata.get("status") if isinstance(metadata, Mapping) else None
     return str(status or "").lower().startswith(("fail", "error"))
 
 
 def _too_many(row: Row) -> bool:
     """Whether the provider refused the call as one too many: that says nothing of the LLM."""
-    metadata = _decoded(row.get("metadata"))
+    metadata = decoded(row.get("metadata"))
     error = metadata.get("error_information") if isinstance(metadata, Mapping) else None
     error = error if isinstance(error, Mapping) else {}
     return str(error.get("error_code")) == "429" or error.get("error_class") == "RateLimitError"
 
 
-def _time(value: object) -> float:
+def moment(value: object) -> float:
     """Seconds since 1970 of a date, or of a number in whatever unit; NaN for anything else."""
     seconds = time_of(value)
     if not is_date(value):
@@ -187,8 +251,8 @@ def _time(value: object) -> float:
     return seconds if EPOCH[0] <= seconds <= EPOCH[1] else math.nan
 
 
-def _decoded(value: object) -> Any:
-    """Value of a cell that may be JSON, or JSON of JSON; None where it is broken."""
+def decoded(value: object) -> Any:
+    """Return the value of a cell that may be JSON, or JSON of JSON; None where it is broken."""
     for _ in range(2):
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{", '"'):
             try:
@@ -203,10 +267,10 @@ def _question(row: Row) -> tuple[str | None, bool]:
 
     Prompts stand in ``messages``, since April 2025 in ``proxy_server_request``.
     """
-    cause = _NO_PROMPT
+    cause = NO_PROMPT
     for name in ("messages", "proxy_server_request"):
         cell = row.get(name)
-        value = _decoded(cell)
+        value = decoded(cell)
         if cell and value is None:
             cause = f"a prompt that is broken JSON ({name})"
             continue
@@ -258,7 +322,7 @@ def _last_of_user(messages: Sequence[Any]) -> tuple[str | None, bool]:
         return None, True
     roles = {str(m.get("role"))[:40] for m in messages if isinstance(m, Mapping) and m.get("role")}
     raise _LeftOutError(
-        f"no message of a user, only of {', '.join(sorted(roles))}" if roles else _NO_PROMPT
+        f"no message of a user, only of {', '.join(sorted(roles))}" if roles else NO_PROMPT
     )
 
 
@@ -282,24 +346,28 @@ def _text(part: object) -> str:
 # --- sessions -------------------------------------------------------------------------------------
 
 
-def _sessions(calls: Sequence[_Call]) -> tuple[list[str] | None, float, list[str]]:
+def _sessions(
+    calls: Sequence[_Call], names: Sequence[str]
+) -> tuple[list[str] | None, float, str, list[str]]:
     """Session of every call by the first column that tells it, or None.
 
-    With the longest pause within a session, and what to say about it.
+    With the longest pause within a session, how retrials are told, and what to say about it.
     """
     reasons: list[str] = []
-    for place, name in enumerate(SESSIONS):
+    for place, name in enumerate(names):
         values = [call.sessions[place] for call in calls]
         reason = _useless(values)
         if reason is None:
             told = f"{'; '.join(reasons)}: requests of the same {name} within "
             if not reasons:
-                return values, math.inf, []
-            return values, PAUSE, [f"{told}{PAUSE / 60:.0f} minutes count as a session"]
+                return values, math.inf, f"retrials in the same {name}", []
+            note = f"{told}{PAUSE / 60:.0f} minutes count as a session"
+            return values, PAUSE, f"retrials of the same {name}", [note]
         reasons.append(f"{name} {reason}")
     told = "; ".join(reasons)
-    warning = f"warning: no retrial can be told ({told}): only failed calls count as not kept"
-    return None, math.inf, [warning]
+    heard = "feedback and " if any(not math.isnan(call.feedback) for call in calls) else ""
+    warning = f"warning: no retrial can be told ({told}): only {heard}failed calls tell"
+    return None, math.inf, "failed calls alone", [warning]
 
 
 def _useless(values: Sequence[str]) -> str | None:
@@ -336,6 +404,8 @@ def _turns(
                 turn.cost += call.cost
                 turn.end, turn.failed = call.time, call.failed
                 turn.llms.add(call.llm)
+                turn.feedback = turn.feedback if math.isnan(call.feedback) else call.feedback
+                turn.tokens = _added(turn.tokens, call.tokens)
                 followed += 1
                 continue
         if call.query is None:
@@ -351,6 +421,8 @@ def _turns(
             session or None,
             {call.llm},
             call.row,
+            call.feedback,
+            call.tokens,
         )
         turns.append(turn)
         last[session] = asked[session, call.query] = turn
@@ -361,6 +433,10 @@ def _turns(
             + (f"; {mixed:,} questions count for the first of their LLMs" if mixed else "")
         )
     return turns
+
+
+def _added(one: Tokens | None, other: Tokens | None) -> Tokens | None:
+    return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
 
 
 def _judge(turns: Sequence[Turn], pause: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -380,4 +456,5 @@ def _judge(turns: Sequence[Turn], pause: float) -> tuple[NDArray[np.float64], ND
         if asks_again(bare[before], bare[row]) or (same and asks_again(turn.query, turn.query)):
             kept[before] = 0.0
             repeat[row] = True
-    return kept, repeat
+    said = np.array([turn.feedback for turn in turns])
+    return np.where(np.isnan(said), kept, said), repeat

@@ -1,4 +1,4 @@
-"""Reading own logs: a file with a row an answered request, or LiteLLM spend logs.
+"""Reading own logs: a file with a row an answered request, or what a gateway or tracer exports.
 
 The schema is on the page "Your own logs" of the documentation. Every error names the file, the row
 or line, and the column.
@@ -34,6 +34,7 @@ from llmqueue_gym.workloads.embeddings import ContextMethod, embed_texts
 from llmqueue_gym.workloads.encoder import TextEncoder
 from llmqueue_gym.workloads.pool import file_sha256, printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
+from llmqueue_gym.workloads.sources.gateways import LITELLM, Gateway, gateway_of, gateway_rows
 from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
 
 Floats = NDArray[np.float64]
@@ -48,9 +49,6 @@ OF_SERVICE = (
 )
 """Further columns, of logs of service; a row without a start is of a user whom nobody answered."""
 
-LITELLM = ("request_id", "spend", "startTime", "model")
-"""Columns by which a LiteLLM spend log is told."""
-
 MIN_REWARDS = 10
 """Requests from which on a keep rate near 0 or 1 is worth a warning."""
 
@@ -59,6 +57,9 @@ SLACK = 0.05
 
 ONE_SIDED = 0.005
 """A keep rate that is so near 0 or 1 comes with a warning."""
+
+OWN = "a row an answered request"
+"""What a log of our own schema is read as."""
 
 _TRUE = ("1", "1.0", "yes", "kept")
 
@@ -96,6 +97,10 @@ class Log:
         Rows that are no question to a chat LLM, by cause.
     notes : tuple of str
         What a reader of the figures has to know.
+    source : str
+        What the file was read as.
+    told : str
+        How kept answers are told.
     """
 
     path: str
@@ -110,6 +115,8 @@ class Log:
     repeat: NDArray[np.bool_] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    source: str = OWN
+    told: str = ""
 
     def __len__(self) -> int:
         return len(self.llm)
@@ -149,13 +156,14 @@ def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: b
     Parameters
     ----------
     path : str
-        A file of `llmqueue_gym.workloads.rows.SUFFIXES` with a row an answered request, or the
-        export of LiteLLM's table of spend logs in one of these formats.
+        A file of `llmqueue_gym.workloads.rows.SUFFIXES` with a row an answered request, or in one
+        of these formats what one of `llmqueue_gym.workloads.sources.gateways.GATEWAYS` exports.
     columns : mapping of str to str, optional
         Names of columns that are called otherwise, field -> column. Fields are ``query`` (text) or
         ``embedding`` (list of numbers), ``llm``, ``kept`` (true, false, 1, 0) or ``score`` (in
         [0, 1]), and optionally ``cost`` (USD), ``timestamp`` (a number or ISO 8601) and
-        ``propensity`` (in (0, 1]).
+        ``propensity`` (in (0, 1]). Of a gateway's export only ``score`` may be named: the feedback
+        that counts, where there are several kinds of it.
     clip_scores : bool
         Whether scores up to 0.05 outside [0, 1] count as 0 or 1.
 
@@ -203,15 +211,18 @@ def _load(
     if start is None:
         raise UsageError(f"{path}: the file has no rows")
     first, renamed = start[1], dict(names)
+    every = itertools.chain([start], rows)
+    gateway = gateway_of(first)
     rated = any(renamed.get(field_, field_) in first for field_ in ("kept", "score"))
-    if not rated and all(name in first for name in LITELLM):
-        if renamed:
-            raise UsageError(
-                f"columns={renamed!r}: a spend log of LiteLLM is read by its own columns; leave "
-                "columns out, or name one for 'kept' or 'score'"
-            )
-        return _of_litellm(path, read_spend_log(path, itertools.chain([start], rows)))
-    return _of_own(path, itertools.chain([start], rows), renamed, clip_scores)
+    if gateway is None or (rated and "verdict" not in first):
+        return _of_own(path, every, renamed, clip_scores)
+    only = renamed.pop("score", None)
+    if renamed or (only is not None and gateway is LITELLM):
+        raise UsageError(
+            f"columns={dict(names)!r}: {gateway.name} are read by their own columns; leave columns "
+            "out, or name one that the file has for 'kept' or 'score'"
+        )
+    return _of_gateway(path, gateway, every, only)
 
 
 def _of_own(
@@ -220,10 +231,12 @@ def _of_own(
     """Log of the schema."""
     requests: list[_Request] = []
     places: list[str] = []
-    read, left = None, 0
+    read, left, told = None, 0, ""
     for place, row in rows:
         if read is None:
             read = _reader(path, row, names, clip_scores)
+            columns = (names.get(field_, field_) for field_ in ("kept", "score"))
+            told = next(f"column {column!r}" for column in columns if column in row)
         if unanswered(row, names.get("start", "start")):
             left += 1
             continue
@@ -266,23 +279,22 @@ def _of_own(
         numbers("propensity"),
         left_out={"no start: nobody answered": left} if left else {},
         notes=_one_sided(reward, "kept"),
+        told=told,
     )
 
 
-def _of_litellm(path: str, found: SpendLog) -> Log:
-    """Log of LiteLLM's spend logs."""
+def _of_gateway(
+    path: str, gateway: Gateway, rows: Iterable[tuple[str, Row]], only: str | None
+) -> Log:
+    """Log of what a gateway exports."""
+    calls, heard = gateway_rows(gateway, rows, only)
+    found = read_spend_log(path, calls, None, gateway.sessions, gateway.no_prompt)
     turns = found.turns
     llms, llm = _indexed([turn.llm for turn in turns])
-    cost = np.array([turn.cost for turn in turns], dtype=np.float64)
-    unknown = np.isnan(cost)
-    notes = list(found.notes)
-    if unknown.any():
-        notes.append(f"{int(unknown.sum()):,} requests without spend count as their LLM's mean")
-        for j in range(len(llms)):
-            own = cost[(llm == j) & ~unknown]
-            rest = own if own.size else cost[~unknown]
-            cost[(llm == j) & unknown] = rest.mean() if rest.size else 0.0
-    can_tell = not any(note.startswith("warning: no retrial") for note in notes)
+    notes = [*heard, *found.notes]
+    cost = _costs(found, llm, notes)
+    if not any(note.startswith("warning: no retrial") for note in notes):
+        notes += _one_sided(found.kept, f"kept by {found.told}")
     return Log(
         path,
         tuple(turn.query for turn in turns),
@@ -295,8 +307,25 @@ def _of_litellm(path: str, found: SpendLog) -> Log:
         None,
         found.repeat,
         found.left_out,
-        (*notes, *(_one_sided(found.kept, "kept by the rule of retrials") if can_tell else ())),
+        tuple(notes),
+        gateway.name,
+        told=found.told,
     )
+
+
+def _costs(found: SpendLog, llm: Ints, notes: list[str]) -> Floats | None:
+    """Return what the answers cost; those of unknown cost count as the mean of their LLM."""
+    cost = np.array([turn.cost for turn in found.turns], dtype=np.float64)
+    unknown = np.isnan(cost)
+    if unknown.all():
+        notes.append("no request says what it cost: prices (--prices) and tokens would tell")
+        return None
+    if unknown.any():
+        notes.append(f"{int(unknown.sum()):,} requests without spend count as their LLM's mean")
+        for j in range(int(llm.max()) + 1):
+            own = cost[(llm == j) & ~unknown]
+            cost[(llm == j) & unknown] = (own if own.size else cost[~unknown]).mean()
+    return cost
 
 
 def _indexed(names: Sequence[str]) -> tuple[tuple[str, ...], Ints]:

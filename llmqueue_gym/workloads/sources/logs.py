@@ -112,6 +112,8 @@ def describe_log(log: Log) -> dict[str, Any]:
         )
     return {
         "path": log.path,
+        "read_as": log.source,
+        "kept_by": log.told,
         "requests": len(log),
         "queries": "vectors" if log.texts is None else len(set(log.texts)),
         "outcome": "share kept" if binary else "score",

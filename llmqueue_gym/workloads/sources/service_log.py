@@ -18,10 +18,10 @@ from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import Row, is_date, number_cell, seconds_of, time_of, unit_of
 from llmqueue_gym.workloads.pool import printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
+from llmqueue_gym.workloads.sources.gateways import Gateway, gateway_of, gateway_rows
 from llmqueue_gym.workloads.sources.litellm import read_spend_log
 from llmqueue_gym.workloads.sources.log_file import (
     FIELDS,
-    LITELLM,
     OF_SERVICE,
     kept_cell,
     name_cell,
@@ -35,7 +35,7 @@ TIMES = ("asked", "start", "first_token", "end")
 NEEDED = ("llm", "output_tokens", "start", "first_token", "end", "kept")
 MOST_TOKENS = 1e8
 
-OF_LITELLM = {
+OF_SPEND = {
     "start": "startTime",
     "first_token": "completionStartTime",
     "end": "endTime",
@@ -88,8 +88,8 @@ def read_service_log(path: str, columns: Mapping[str, str] | None = None) -> Ser
     Parameters
     ----------
     path : str
-        A file of `llmqueue_gym.workloads.rows.SUFFIXES` with a row a request, or the export of
-        LiteLLM's table of spend logs.
+        A file of `llmqueue_gym.workloads.rows.SUFFIXES` with a row a request, or what one of
+        `llmqueue_gym.workloads.sources.gateways.GATEWAYS` exports.
     columns : mapping of str to str, optional
         Names of columns that are called otherwise, field -> column.
 
@@ -105,8 +105,9 @@ def read_service_log(path: str, columns: Mapping[str, str] | None = None) -> Ser
     if not table:
         raise UsageError(f"{source}: the file has no rows")
     there = table[0][1]
-    if column["kept"] not in there and all(name in there for name in LITELLM):
-        return _of_litellm(str(source), table)
+    gateway = gateway_of(there)
+    if column["kept"] not in there and gateway is not None:
+        return _of_gateway(str(source), gateway, table)
     told = frozenset(field for field, name in column.items() if name in there)
     _require(str(source), there, [column[field] for field in NEEDED])
     rows = [row for _, row in table]
@@ -127,24 +128,35 @@ def read_service_log(path: str, columns: Mapping[str, str] | None = None) -> Ser
     return _log(str(source), table, np.array(left), column, (llm, replica, kept), session, told)
 
 
-def _of_litellm(path: str, table: Sequence[tuple[str, Row]]) -> ServiceLog:
-    """Log of the questions of LiteLLM's spend logs; of each, its first call is what is served."""
-    _require(path, table[0][1], OF_LITELLM.values())
-    spend = read_spend_log(path, table)
-    pairs = zip(spend.turns, spend.kept.tolist(), strict=True)
-    found = [(turn, kept) for turn, kept in pairs if not turn.failed]
+def _of_gateway(path: str, gateway: Gateway, table: Sequence[tuple[str, Row]]) -> ServiceLog:
+    """Log of the questions of a gateway's export; of each, its first call is what is served.
+
+    Calls that failed, or that do not say when their first token came or how many there were, as
+    some streams do not, are left out.
+    """
+    calls = list(gateway_rows(gateway, table)[0])
+    _require(path, calls[0][1] if calls else {}, OF_SPEND.values())
+    spend = read_spend_log(path, calls, None, gateway.sessions, gateway.no_prompt)
+    pairs = zip(spend.turns, (spend.kept > 0.5).tolist(), strict=True)
+    found = [
+        (turn, float(kept))
+        for turn, kept in pairs
+        if not turn.failed
+        and all(calls[turn.row][1][name] not in (None, "") for name in OF_SPEND.values())
+    ]
     if not found:
-        raise UsageError(f"{path}: every request failed")
+        needs = ", ".join(OF_SPEND)
+        raise UsageError(f"{path}: every request failed or does not tell {needs}")
     llm = [turn.llm for turn, _ in found]
     sessions = [turn.session for turn, _ in found]
     return _log(
         path,
-        [table[turn.row] for turn, _ in found],
+        [calls[turn.row] for turn, _ in found],
         np.zeros(len(found), dtype=np.bool_),
-        OF_LITELLM,
+        OF_SPEND,
         (llm, llm, [kept for _, kept in found]),
         sessions if any(sessions) else None,
-        frozenset((*OF_LITELLM, "query")),
+        frozenset((*OF_SPEND, "query")),
     )
 
 
