@@ -143,7 +143,7 @@ def make_plan(
     suite : Suite
         What to run.
     seeds : int, optional
-        Number of seeds in place of the suite's own.
+        Number of seeds in place of the suite's and its tasks' own.
     tasks : Sequence[str]
         Names or patterns (``*``) of the tasks to keep; all when empty.
     agents : Sequence[str]
@@ -196,7 +196,7 @@ def make_plan(
             played.add(entry)
             if player.curve is not None:
                 curves.append({"task": task.name, "agent": entry.label, **player.curve})
-            for seed in _seeds(seeds or suite.seeds, held_out):
+            for seed in _seeds(seeds or task.seeds or suite.seeds, held_out):
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
                 cells.append(Cell(spec, kwargs, player.model, is_walled(player.identity, trust)))
     for entry in players.keys() - played:

@@ -111,6 +111,8 @@ class Task:
     published : Mapping[str, Any]
         Figures of others that the report sets beside the run's: ``source``, ``note`` and
         ``routing_regret_per_slot`` = {label: number or [mean, sd]}; empty if there are none.
+    seeds : int, optional
+        Number of seeds, if not the suite's.
     control_of : str, optional
         The task that this one is a copy of, with shuffled contexts: what agents lose here is what
         they owe to contexts there.
@@ -126,12 +128,13 @@ class Task:
     data: Mapping[str, str]
     agents: tuple[AgentEntry, ...]
     published: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int | None = None
     control_of: str | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks and the number of seeds each is run with."""
+    """Tasks and the number of seeds each is run with, unless it says another."""
 
     name: str
     description: str
@@ -246,19 +249,8 @@ def _over(usual: object, own: object) -> object:
 def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterable[Task]:
     """Expand one [[task]] table along its matrix."""
     table = _table(table, where)
-    keys = ("name", "env", "horizon", "tags", "headline", "requires", "data")
-    _only(
-        table,
-        where,
-        *keys,
-        "kwargs",
-        "matrix",
-        "agents",
-        "extra_agents",
-        "published",
-        CONTROL,
-        TAGS_WHEN,
-    )
+    keys = ("name", "env", "horizon", "seeds", "tags", "headline", "requires", "data", "kwargs")
+    _only(table, where, *keys, "matrix", "agents", "extra_agents", "published", CONTROL, TAGS_WHEN)
     name = _text(table, "name", where)
     where = f"{where} ({name})"
     data = _table(table.get("data", {}), f"{where}: data")
@@ -294,6 +286,7 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
             data=data,
             agents=agents + extra,
             published=_published(table.get("published", {}), f"{where}: published"),
+            seeds=checks.count(f"{where}: seeds", table["seeds"]) if "seeds" in table else None,
         )
         yield task
         if CONTROL in table:

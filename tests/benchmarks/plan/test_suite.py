@@ -3,6 +3,7 @@
 import copy
 import importlib
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,17 @@ def test_plan_adds_the_references_first_and_covers_tasks_agents_seeds():
     assert set(labels[:16]) == {"oracle", "random"}
     assert set(labels[16:]) == {"greedy"}
     assert len({cell.key for cell in plan.cells}) == len(plan.cells)
+
+
+def test_a_task_may_have_more_seeds_than_its_suite():
+    document = {**SUITE, "task": [TASK, {**TASK, "name": "long-{kind}{load}", "seeds": 3}]}
+    for seeds, usual, own in ((None, 2, 3), (1, 1, 1)):
+        cells = make_plan(parse_suite("s", document), seeds=seeds).cells
+        drawn = Counter((c.spec["task"]["name"], c.spec["agent"]["label"]) for c in cells)
+        assert {task.startswith("long"): count for (task, _), count in drawn.items()} == {
+            False: usual,
+            True: own,
+        }
 
 
 def test_task_and_agent_choices():
@@ -211,6 +223,7 @@ def test_missing_data_and_packages_skip_a_task_with_the_reason(tmp_path, monkeyp
     [
         ({**SUITE, "seed": 3}, "did you mean 'seeds'"),
         ({**SUITE, "seeds": 0}, "seeds=0"),
+        ({**SUITE, "task": [{**TASK, "seeds": 2.5}]}, "seeds=2.5"),
         ({**SUITE, "agents": "greedy"}, "must be a list"),
         ({**SUITE, "agents": ["greedy", "greedy"]}, "two agents are called 'greedy'"),
         ({**SUITE, "task": []}, r"at least one \[\[task\]\]"),
