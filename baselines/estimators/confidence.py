@@ -111,20 +111,32 @@ def _direct_norms(factors: Array, contexts: Array) -> Floats:
 def _direct_noise(factors: Array, contexts: Array, draws: Floats) -> Floats:
     """Return max_m x^T B_j^T g_{j,m}, shape (Q, N), for draws of shape (N, d, M)."""
     num_llms, dim, samples = draws.shape
-    largest = np.empty((len(contexts), num_llms))
-    offsets, noise = np.empty((dim, samples)), np.empty(samples)
+    queries, columns = len(contexts), contexts.T.copy()
+    largest = np.empty((queries, num_llms))
+    offsets, noise = np.empty((dim, samples)), np.empty(max(queries, samples))
     for j in range(num_llms):
         offsets[:] = 0.0
         for k in range(dim):
             for a in range(k + 1):
                 for m in range(samples):
                     offsets[a, m] += factors[j, k, a] * draws[j, k, m]
-        for q in range(len(contexts)):
-            noise[:] = 0.0
+        if samples > queries:
+            for q in range(queries):
+                noise[:samples] = 0.0
+                for a in range(dim):
+                    for m in range(samples):
+                        noise[m] += contexts[q, a] * offsets[a, m]
+                largest[q, j] = noise[:samples].max()
+            continue
+        largest[:, j] = -np.inf
+        for m in range(samples):  # all queries at a time: the longer loop fills the registers
+            noise[:queries] = 0.0
             for a in range(dim):
-                for m in range(samples):
-                    noise[m] += contexts[q, a] * offsets[a, m]
-            largest[q, j] = noise.max()
+                offset = offsets[a, m]
+                for q in range(queries):
+                    noise[q] += offset * columns[a, q]
+            for q in range(queries):
+                largest[q, j] = max(largest[q, j], noise[q])
     return largest
 
 
