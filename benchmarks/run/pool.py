@@ -32,7 +32,8 @@ from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KERNEL_FOLDERS = 8  # versions of the code whose compiled kernels are kept
 _OUTPUT_TAIL = 4000  # bytes of a job's output kept with its error
-_PRELOADED = ("benchmarks.run.runner", "benchmarks.run.warm", "benchmarks.wall.agent")
+_PRELOADED = ("benchmarks.run.runner", "benchmarks.wall.agent")
+_WARM = "benchmarks.run.warm"  # comes last: it looks at what is loaded
 
 Job = TypeVar("Job")
 
@@ -156,7 +157,7 @@ class Pool:
             Whether a job needs a process for an agent.
         """
         if self._context.get_start_method() == "forkserver":
-            self._context.set_forkserver_preload([*_PRELOADED, *preload])
+            self._context.set_forkserver_preload([*_PRELOADED, *preload, _WARM])
         running: list[_Running[Job]] = []
         waiting = iter(jobs)
         with _worker_environment():

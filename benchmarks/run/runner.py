@@ -305,15 +305,17 @@ def checked_action(
     """
     limits: list[int] = choices.tolist()
     values = _whole_numbers(chosen)
-    if len(values) != len(limits) or not all(
-        0 <= v < n for v, n in zip(values, limits, strict=True)
-    ):
-        raise InvalidActionError(
-            f"agent {label!r} returned {chosen!r} in step {step}, a "
-            f"{type(chosen).__name__}; an action is an integer numpy.ndarray, a list or a tuple "
-            f"{layout} of shape {choices.shape} with entries from 0 to below {limits}"
-        )
-    return np.array(values, dtype=np.int64)
+    for value, limit in zip(values, limits, strict=False):
+        if not 0 <= value < limit:
+            break
+    else:
+        if len(values) == len(limits):
+            return np.array(values, dtype=np.int64)
+    raise InvalidActionError(
+        f"agent {label!r} returned {chosen!r} in step {step}, a "
+        f"{type(chosen).__name__}; an action is an integer numpy.ndarray, a list or a tuple "
+        f"{layout} of shape {choices.shape} with entries from 0 to below {limits}"
+    )
 
 
 def _whole_numbers(chosen: object) -> list[Any]:

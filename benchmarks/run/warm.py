@@ -1,4 +1,10 @@
-"""Loads kernels and agents' names on import: the fork server does it once, no cell has to."""
+"""Loads kernels and agents' names on import: the fork server does it once, no cell has to.
+
+The kernels are those of the problems whose way of play is loaded already, the others stay out: to
+compile all of them takes most of a minute.
+"""
+
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +18,8 @@ SLOTS = 20
 agent_spec("random")  # a look-up imports the files of all agents
 
 for _problem in PROBLEMS.values():
+    if f"{_problem.package}.play" not in sys.modules:
+        continue
     for _name in _problem.env_ids:
         _env = gym.make(_name, disable_env_checker=True)
         _env.reset(seed=0)
