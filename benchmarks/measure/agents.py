@@ -24,12 +24,20 @@ LARGE = {
     "assortment_size": 2,
     "load": 0.9,
 }
+LONG = {
+    "workload": {"source": "synthetic", "kind": "uniform", "num_llms": 50, "context_dim": 16},
+    "assortment_size": 1,
+    "load": 0.95,
+    "window": 512,
+}
+"""Up to 450 queries wait for the choice."""
 
 
 def agent_speed(horizon: int) -> dict[str, float]:
     """Microseconds per decision (act + update) in slots with a waiting query."""
     small = {name: decision_times(name, SMALL, horizon) for name in TIMED}
     large = decision_times("ACQB", LARGE, horizon)
+    long = {name: decision_times(name, LONG, horizon) for name in ("ACQB", "LinUCB")}
     omd = decision_times("ACQB-OMD", SMALL, horizon, keep_empty=True)
     early, late = horizon // 10, horizon
 
@@ -42,6 +50,10 @@ def agent_speed(horizon: int) -> dict[str, float]:
         f"ACQB-OMD d=5 N=5 K=2 median us at t={early}": around(early),
         f"ACQB-OMD d=5 N=5 K=2 median us at t={late}": around(late),
         "ACQB d=384 N=11 K=2 mean us": float(np.mean(large)) / 1e3,
+        **{
+            f"{name} N=50, a long queue, mean us": float(np.mean(t)) / 1e3
+            for name, t in long.items()
+        },
     }
 
 
