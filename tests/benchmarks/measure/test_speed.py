@@ -21,7 +21,7 @@ from llmqueue_gym.errors import UsageError
 
 def test_agents_are_timed():
     figures = agent_speed(100)
-    assert len(figures) == 7
+    assert len(figures) == 9
     assert all(value == pytest.approx(value) and value > 0 for value in figures.values())
 
 
