@@ -55,7 +55,7 @@ def build_app() -> "typer.Typer":
     """Return the command with its subcommands."""
     import typer
 
-    from benchmarks.commands import run, show
+    from benchmarks.commands import policy, run, show
     from benchmarks.commands.data import build_data_app
 
     app = typer.Typer(
@@ -69,6 +69,7 @@ def build_app() -> "typer.Typer":
     app.command("train")(run.train_command)
     for name in ("report", "export", "list", "compare", "arrivals", "watch", "verify", "agents"):
         app.command(name)(getattr(show, f"{name}_command"))
+    app.command("export-policy")(policy.export_policy_command)
     app.add_typer(build_data_app(), name="data")
     logs = typer.Typer(help="Your own logs: what they hold, what an agent would have earned.")
     logs.command("show")(show.logs_show)

@@ -20,11 +20,13 @@ from baselines.interface import Action, Observation, QueueProblem
 from baselines.queueing.base import (
     AssortmentCycle,
     Contexts,
+    LinearPolicy,
     Pairing,
     QueueAgent,
     Served,
     best_pairing,
     newest,
+    without_intercept,
 )
 from baselines.registry import agent
 from llmqueue_gym import checks
@@ -155,6 +157,10 @@ class ACQB(QueueAgent):
     def utilities(self, contexts: Contexts) -> Contexts:
         """Return x . theta-hat_j of contexts (Q, d), shape (Q, N)."""
         return contexts @ self.estimator.theta.T
+
+    def policy(self) -> LinearPolicy:
+        """Return the estimated utilities."""
+        return without_intercept(self.estimator.theta, "utility")
 
     def update(
         self,

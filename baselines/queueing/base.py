@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from baselines.interface import Action, Agent, Observation, QueueProblem
 from llmqueue_gym.compiled import compiled
+from llmqueue_gym.errors import UsageError
 
 Contexts = NDArray[np.floating[Any]]
 
@@ -50,6 +51,27 @@ def read_answer(
     kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
     age = int(observation["age"][slot])
     return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept, age)
+
+
+class LinearPolicy(NamedTuple):
+    """What an agent decides on once it explores no longer: x . weights_j + intercept_j of LLM j.
+
+    Attributes
+    ----------
+    weights : ndarray, shape (N, d)
+    intercept : ndarray, shape (N,)
+    scale : {"utility", "log_odds", "share"}
+        What the numbers estimate: MNL utilities, log odds of being kept, shares of kept answers.
+    """
+
+    weights: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    scale: str
+
+
+def without_intercept(theta: NDArray[np.floating[Any]], scale: str) -> LinearPolicy:
+    """Return the policy x . theta_j."""
+    return LinearPolicy(theta.astype(np.float64), np.zeros(len(theta)), scale)
 
 
 class Answers:
@@ -132,6 +154,23 @@ class QueueAgent(Agent):
     def utilities(self, contexts: Contexts) -> Contexts:
         """Return estimated utilities of contexts (Q, d), shape (Q, N), of agents that have them."""
         raise NotImplementedError(f"{type(self).__name__} estimates no utilities")
+
+    def policy(self) -> LinearPolicy:
+        """Return what it decides on when it explores no longer, if that is linear in the context.
+
+        Raises
+        ------
+        UsageError
+            If it is not.
+        """
+        raise UsageError(
+            f"a {type(self).__name__} does not decide on numbers that are linear in the context; "
+            "export one that does, such as ACQB, CQB-Opt, greedy, LinUCB or offline-ridge"
+        )
+
+    def context_free(self, shares: NDArray[np.float64]) -> LinearPolicy:
+        """Return the policy of shares (N,) that no context changes."""
+        return LinearPolicy(np.zeros((len(shares), self.problem.context_dim)), shares, "share")
 
     def estimates(self, observation: Observation, waiting: int) -> Contexts:
         """Estimated utilities of the waiting queries, shape (Q, N), a new array."""

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from baselines.interface import Observation, QueueProblem
 from baselines.queueing.acqb import ACQB, SOURCE, check_acqb_settings
-from baselines.queueing.base import Pairing, Remembered, Served
+from baselines.queueing.base import LinearPolicy, Pairing, QueueAgent, Remembered, Served
 from baselines.queueing.offline import OFFLINE_SPLIT, offline_data
 from baselines.registry import agent
 from llmqueue_gym import checks
@@ -314,6 +314,10 @@ class ACQBCL(ACQB):
             ridge,
         )
         self.problem = problem
+
+    def policy(self) -> LinearPolicy:
+        """Refuse: utilities are linear in the projected context only."""
+        return QueueAgent.policy(self)
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Choose as ACQB on projected contexts."""

@@ -8,7 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
+from baselines.queueing.base import (
+    AssortmentCycle,
+    LinearPolicy,
+    Pairing,
+    QueueAgent,
+    Served,
+    top_llms,
+)
 from baselines.registry import agent
 from llmqueue_gym import checks
 
@@ -75,6 +82,12 @@ class Scheduled(QueueAgent):
         self._shown[served.shown] += 1
         if served.kept >= 0:
             self._kept[served.kept] += 1
+
+    def policy(self) -> LinearPolicy:
+        """Return the running shares of kept answers, 0 for an LLM that was never shown."""
+        if self.routing != "best-mean":
+            return super().policy()
+        return self.context_free(self._kept / np.maximum(self._shown, 1.0))
 
     def _slot(self, observation: Observation, waiting: int) -> int:
         if self.schedule == "random":

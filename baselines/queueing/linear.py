@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from baselines.estimators import RidgeRegression
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, best_sum
+from baselines.queueing.base import (
+    Contexts,
+    LinearPolicy,
+    Pairing,
+    QueueAgent,
+    Served,
+    best_sum,
+    without_intercept,
+)
 from baselines.registry import agent
 from llmqueue_gym import checks
 
@@ -37,6 +45,10 @@ class _LinearAgent(QueueAgent):
         """Regress every shown LLM's outcome on the context."""
         for llm in served.shown:
             self.regression.update(served.context, llm, float(llm == served.kept))
+
+    def policy(self) -> LinearPolicy:
+        """Return the estimated shares of kept answers."""
+        return without_intercept(self.regression.theta, "share")
 
     @abstractmethod
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:

@@ -17,11 +17,13 @@ from baselines.queueing.acqb import confidence_radius
 from baselines.queueing.base import (
     AssortmentCycle,
     Contexts,
+    LinearPolicy,
     Pairing,
     QueueAgent,
     Served,
     best_pairing,
     newest,
+    without_intercept,
 )
 from baselines.registry import agent
 from llmqueue_gym import checks
@@ -80,6 +82,10 @@ class GreedyMLE(QueueAgent):
     def utilities(self, contexts: Contexts) -> Contexts:
         """Return x . theta-hat_j of contexts (Q, d), shape (Q, N)."""
         return contexts @ self.estimator.theta.T
+
+    def policy(self) -> LinearPolicy:
+        """Return the estimated utilities."""
+        return without_intercept(self.estimator.theta, "utility")
 
     def learn(self, served: Served) -> None:
         """Refit the LLMs shown."""

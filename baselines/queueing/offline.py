@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import (
     Contexts,
+    LinearPolicy,
     Pairing,
     QueueAgent,
     Remembered,
@@ -133,7 +134,7 @@ class OfflineRouter(QueueAgent):
         with needing(f'agent "offline-{predictor}"', "scikit-learn", "data"):
             model = Fitted(data, predictor, settings.get(predictor))
             self.strength = model.prior_strength() if heed_retrials else np.inf
-        self._rates = Remembered(model)
+        self._model, self._rates = model, Remembered(model)
         self._retrials: dict[bytes, Floats] = {}  # of the queries that wait, by LLM shown
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
@@ -154,6 +155,11 @@ class OfflineRouter(QueueAgent):
                     rates[row] /= 1.0 + counts / self.strength
         floored: Floats = np.maximum(rates, RATE_BOUNDS[0] / 10)
         return floored
+
+    def policy(self) -> LinearPolicy:
+        """Return the fitted model's numbers, of the predictors that are linear."""
+        found = self._model.linear()
+        return super().policy() if found is None else found
 
     def learn(self, served: Served) -> None:
         """Remember a retrial as long as the query waits."""
@@ -194,6 +200,17 @@ class Fitted:
     def __call__(self, contexts: Contexts) -> Floats:
         """Predict."""
         return np.clip(self._predict(contexts.astype(np.float64)), *RATE_BOUNDS)
+
+    def linear(self) -> LinearPolicy | None:
+        """Return the model as numbers that are linear in the context; None where it is not."""
+        if self.predictor not in ("ridge", "logistic"):
+            return None
+        dim = self.data.contexts.shape[1]
+        values = self._predict(np.vstack([np.zeros(dim), np.eye(dim)]))
+        scale = "share"
+        if self.predictor == "logistic":
+            values, scale = np.asarray(logit(values)), "log_odds"
+        return LinearPolicy((values[1:] - values[0]).T, values[0], scale)
 
     def prior_strength(self) -> float:
         """Return the strength of the prior around its predictions."""

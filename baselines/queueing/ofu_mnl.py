@@ -9,7 +9,14 @@ import math
 
 from baselines.estimators import OnlineMirrorDescentMNL
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import Pairing, QueueAgent, Served, best_pairing
+from baselines.queueing.base import (
+    LinearPolicy,
+    Pairing,
+    QueueAgent,
+    Served,
+    best_pairing,
+    without_intercept,
+)
 from baselines.registry import agent
 from llmqueue_gym import checks
 
@@ -55,6 +62,10 @@ class OFUMNLPlus(QueueAgent):
         utilities = contexts @ self.estimator.theta.T
         utilities = utilities + beta * self.estimator.confidence.norms(contexts)
         return best_pairing(utilities, self.problem.assortment_size)
+
+    def policy(self) -> LinearPolicy:
+        """Return the estimated utilities."""
+        return without_intercept(self.estimator.theta, "utility")
 
     def learn(self, served: Served) -> None:
         """Take one mirror descent step."""

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import AssortmentCycle, Pairing, QueueAgent, Served, top_llms
+from baselines.queueing.base import (
+    AssortmentCycle,
+    LinearPolicy,
+    Pairing,
+    QueueAgent,
+    Served,
+    top_llms,
+)
 from baselines.registry import agent
 
 _SOURCE = "Krishnasamy et al.: Operations Research 2021"
@@ -56,6 +63,10 @@ class QUCB(QueueAgent):
             self._shown[llm] += 1
         if served.kept >= 0:
             self._kept[served.kept] += 1
+
+    def policy(self) -> LinearPolicy:
+        """Return the shares of kept answers, 0 for an LLM that was never shown."""
+        return self.context_free(self._kept / np.maximum(self._shown, 1.0))
 
     def _indices(self, t: int) -> NDArray[np.float64]:
         shown = np.maximum(self._shown, 1.0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from baselines.estimators.neighbours import Neighbours, guarded_gains
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import Contexts, Pairing, QueueAgent, Served, top_llms
+from baselines.queueing.base import Contexts, LinearPolicy, Pairing, QueueAgent, Served, top_llms
 from baselines.registry import agent
 from llmqueue_gym import checks
 
@@ -65,6 +65,11 @@ class RoutingSampling(QueueAgent):
         for llm in served.shown:
             outcome = self._good if llm == served.kept else self._under
             outcome[llm] += 1
+
+    def policy(self) -> LinearPolicy:
+        """Return the posterior means."""
+        alpha, beta = fit_posterior(self._good, self._under)
+        return self.context_free(alpha / (alpha + beta))
 
 
 def fit_posterior(

@@ -109,6 +109,21 @@ class TextEncoder:
         context: Contexts = self.encode([text])[0]
         return context
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the pipeline JSON-plain, for those who turn texts into contexts elsewhere.
+
+        Raises
+        ------
+        UsageError
+            If it is not TF-IDF and its singular directions alone.
+        """
+        if self._tfidf is None or self._principal is not None or not self.how.constant:
+            raise UsageError(
+                f"contexts={self.how!r} cannot be written as JSON; fit the agent on the usual "
+                "contexts, 'tfidf-svd' with its constant and no further reduction"
+            )
+        return self._tfidf.as_json()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
 

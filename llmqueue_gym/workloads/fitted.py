@@ -84,6 +84,18 @@ class Tfidf:
         weights.data *= self.idf[weights.indices]
         return np.asarray(normalize(weights, copy=False) @ self.directions)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return what is fitted, JSON-plain; directions of features that no text had are None."""
+        known: list[bool] = (np.abs(self.directions).sum(axis=1) > 0.0).tolist()
+        rows = zip(self.directions.tolist(), known, strict=True)
+        return {
+            "ngrams": list(PIPELINE["ngram_range"]),
+            "features": PIPELINE["n_features"],
+            "dim": self.directions.shape[1],
+            "idf": self.idf.tolist(),
+            "directions": [row if there else None for row, there in rows],
+        }
+
 
 class Principal:
     """Leading principal directions, of unit variance if whitened.
