@@ -55,7 +55,7 @@ def build_app() -> "typer.Typer":
     """Return the command with its subcommands."""
     import typer
 
-    from benchmarks.commands import policy, run, show
+    from benchmarks.commands import policy, run, show, submission
     from benchmarks.commands.data import build_data_app
 
     app = typer.Typer(
@@ -70,11 +70,20 @@ def build_app() -> "typer.Typer":
     for name in ("report", "export", "list", "compare", "arrivals", "watch", "verify", "agents"):
         app.command(name)(getattr(show, f"{name}_command"))
     app.command("export-policy")(policy.export_policy_command)
+    app.command("submit")(submission.submit_command)
     app.add_typer(build_data_app(), name="data")
     logs = typer.Typer(help="Your own logs: what they hold, what an agent would have earned.")
     logs.command("show")(show.logs_show)
     logs.command("evaluate")(show.logs_evaluate)
     app.add_typer(logs, name="logs", no_args_is_help=True)
+    door = typer.Typer(help="What was handed in: the six checks; names of suites.")
+    door.command("check")(submission.check_command)
+    door.command("freeze")(submission.freeze_command)
+    app.add_typer(door, name="submission", no_args_is_help=True)
+    keys = typer.Typer(help="Keys that sign exports and submissions.")
+    keys.callback()(lambda: None)
+    keys.command("new")(submission.key_new_command)
+    app.add_typer(keys, name="key", no_args_is_help=True)
     return app
 
 

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.commands.verify import NOT_COMPARED
 from benchmarks.plan.suite import REFERENCES, canonical, spec_key
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.run.store import CorruptResultError, Store
-from benchmarks.score.export import ExportedRun, open_results, rounded
+from benchmarks.score.export import NOT_COMPARED, ExportedRun, open_results, rounded
 from benchmarks.score.intervals import Interval, t_interval
 from benchmarks.score.scoring import tidy
 from benchmarks.terminal import add_row, print_json, say, show_table

@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ import llmqueue_gym
 from benchmarks.plan.suite import canonical, spec_key
 from benchmarks.run.store import CorruptResultError, Store, write_bytes
 from benchmarks.score.intervals import fitted_points
+from benchmarks.score.signing import Signature, is_signed, sign
 from llmqueue_gym.errors import UsageError
 
 Record = dict[str, Any]
@@ -72,6 +73,9 @@ class ExportedRun:
             document = json.loads(_decompress(packed, most))
             _check_schema(path, document)
             intact = document["checksum"] == _checksum(document["content"])
+            self._checksum = str(document["checksum"])
+            given = document.get("signature")
+            self.signature = None if given is None else Signature(*map(str, given))
         except CorruptResultError:
             raise
         except _NOT_ONE as error:
@@ -89,6 +93,18 @@ class ExportedRun:
         """Return the plan of the run."""
         return self._run
 
+    def check_signature(self) -> Signature | None:
+        """Return who signed the file, None if nobody did.
+
+        Raises
+        ------
+        CorruptResultError
+            If the signature is not that of this content.
+        """
+        if self.signature and not is_signed(_message(self._checksum), self.signature):
+            raise CorruptResultError(f"{self.root} was changed after it was signed")
+        return self.signature
+
     def load(self, key: str) -> Record | None:
         """Return the result of a cell, or None if it has none."""
         return self._cells.get(key)
@@ -103,24 +119,51 @@ class ExportedRun:
         return self._failures.get(key)
 
 
-def export_run(store: Store | ExportedRun, path: Path) -> int:
+class Exportable(Protocol):
+    """What can be exported: a `Store`, an `ExportedRun`, or a part of one."""
+
+    def load_run(self) -> Record:
+        """Return the plan of the run."""
+        ...
+
+    def load(self, key: str) -> Record | None:
+        """Return the result of a cell, or None."""
+        ...
+
+    def load_failure(self, key: str) -> Record | None:
+        """Return the error of a failed cell, or None."""
+        ...
+
+
+def export_run(
+    store: Exportable, path: Path, *, digests: bool = False, key: Path | None = None
+) -> int:
     """Write the last run of a results folder into one file; return its size in bytes.
 
     Metrics keep six significant digits, curves about 40 points (those that exponents are fitted to
     among them); errors keep their message. The same results give the same bytes.
+
+    Parameters
+    ----------
+    store : Store or ExportedRun
+        Where the results are.
+    path : Path
+        File to write.
+    digests : bool
+        Keep `result_digest` of every cell, so that the file can be verified bit for bit.
+    key : Path, optional
+        Private key that signs the file (`benchmarks.score.signing`).
 
     Raises
     ------
     CorruptResultError
         If a result is damaged: running the suite again computes it anew.
     """
-    content = _pack(store)
-    document = {
-        "format": FORMAT,
-        "schema": SCHEMA,
-        "checksum": _checksum(content),
-        "content": content,
-    }
+    content = _pack(store, digests)
+    checksum = _checksum(content)
+    document = {"format": FORMAT, "schema": SCHEMA, "checksum": checksum, "content": content}
+    if key is not None:
+        document["signature"] = list(sign(key, _message(checksum)))
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=9) as stream:
         stream.write(canonical(document).encode())
@@ -139,6 +182,11 @@ def _check_schema(path: Path, document: Mapping[str, Any]) -> None:
             f"exports up to schema {SCHEMA}: upgrade llmqueue_gym, or export the run with this "
             "version"
         )
+
+
+def _message(checksum: str) -> bytes:
+    """Return what the signature of an export is over."""
+    return f"{FORMAT}\n{checksum}".encode()
 
 
 def _decompress(packed: bytes, most: int) -> bytes:
@@ -172,7 +220,7 @@ class Shared:
         return place
 
 
-def _pack(store: Store | ExportedRun) -> Record:
+def _pack(store: Exportable, digests: bool) -> Record:
     """Group the cells that differ in the seed only; a figure of a group is a list over seeds."""
     run = store.load_run()
     shared = Shared()
@@ -180,7 +228,7 @@ def _pack(store: Store | ExportedRun) -> Record:
     for spec in run["cells"]:
         own = {name: value for name, value in spec.items() if name != "seed"}
         groups.setdefault(canonical(own), []).append(spec)
-    packed = [_pack_group(specs, store, shared) for specs in groups.values()]
+    packed = [_pack_group(specs, store, shared, digests) for specs in groups.values()]
     trainings = [_rounded_lists(training) for training in run.get("trainings", [])]
     kept = {name: value for name, value in run.items() if name not in ("cells", "spec")}
     return {
@@ -191,7 +239,7 @@ def _pack(store: Store | ExportedRun) -> Record:
 
 
 def _pack_group(
-    specs: Sequence[Mapping[str, Any]], store: Store | ExportedRun, shared: Shared
+    specs: Sequence[Mapping[str, Any]], store: Exportable, shared: Shared, digests: bool
 ) -> Record:
     spec = {name: shared(value) for name, value in sorted(specs[0].items()) if name != "seed"}
     group: Record = {"spec": spec, "seeds": [s["seed"] for s in specs], "done": [], "failed": []}
@@ -225,6 +273,8 @@ def _pack_group(
             group["warnings"] = [shared(record.get("warnings", [])) for record in records]
         if any("wall" in record for record in records):
             group["wall"] = [record.get("wall") for record in records]
+        if digests or "sha256" in records[0]:
+            group["sha256"] = [r.get("sha256") or result_digest(r) for r in records]
         if "llms" in records[0]:
             group["llms"] = [shared(_rounded_lists(record["llms"])) for record in records]
         if "spent" in records[0]:
@@ -234,6 +284,15 @@ def _pack_group(
         if "fleet" in records[0]:  # what one run looks like; of the others it is not kept
             group["fleet"] = shared(records[0]["fleet"])
     return group
+
+
+NOT_COMPARED = ("spec", "timing", "provenance", "reads", "llms", "wall", "sha256")
+"""Parts of a result that are not the same again, or say where it comes from."""
+
+
+def result_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of all of a result that must come out again, bit for bit."""
+    return _checksum({name: part for name, part in record.items() if name not in NOT_COMPARED})
 
 
 def rounded(value: Any) -> Any:
@@ -344,6 +403,8 @@ def _unpack_cell(group: Record, number: int, shared: Sequence[Any]) -> Record:
         cell["warnings"] = warned
     if "wall" in group and (apart := group["wall"][number]):
         cell["wall"] = apart
+    if "sha256" in group:
+        cell["sha256"] = group["sha256"][number]
     if "llms" in group:
         cell["llms"] = shared[group["llms"][number]]
     if "spent" in group:

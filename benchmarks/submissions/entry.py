@@ -206,10 +206,16 @@ def write_submission(submission: Submission, folder: Path) -> Path:
     UsageError
         If another name has the same files there.
     """
+    path = submission_path(submission, folder)
+    write_text(path, submission_text(submission))
+    return path
+
+
+def submission_path(submission: Submission, folder: Path) -> Path:
+    """Return where ``NAME.toml`` goes in a folder; see `write_submission`."""
     path = folder / f"{slug(submission.name)}.toml"
     if path.exists() and (there := read_submission(path).name) != submission.name:
         raise UsageError(f"name={submission.name!r} would overwrite {path}, which is {there!r}")
-    write_text(path, submission_text(submission))
     return path
 
 

@@ -1,0 +1,141 @@
+"""Subcommands of the door: submit, submission check and freeze, key new."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.commands import FAILED, OK
+from benchmarks.commands.options import POSITIVE, TIMEOUT, chosen_results, cores, read_data
+from benchmarks.terminal import say
+from llmqueue_gym.errors import UsageError
+
+SUBMISSIONS = Path("submissions")
+
+Source = Annotated[
+    Path | None, typer.Option(help="Folder that holds the agent's module; default: this one.")
+]
+Data = Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")]
+
+
+def submit_command(
+    results: Annotated[str, typer.Argument(help="Results folder or URL.")],
+    agent: Annotated[str, typer.Option(help="mypackage.module:MyAgent, or its label.")],
+    name: Annotated[str, typer.Option(help="What the row is to be called.")],
+    code: Annotated[str, typer.Option(help="https://...@COMMIT of the agent's code.")],
+    folder: Annotated[
+        str, typer.Option(help="Folder of that repository that holds the module.")
+    ] = ".",
+    licence: Annotated[str, typer.Option(help="Licence of the code: MIT, ...")] = "",
+    contact: Annotated[str, typer.Option(help="@handle of who answers for it.")] = "",
+    trained_on: Annotated[str, typer.Option(help="What it was trained on before.")] = "",
+    tuning_runs: Annotated[
+        int, typer.Option(min=0, help="Runs by which its settings were chosen.")
+    ] = 0,
+    seeds_tuned_on: Annotated[str, typer.Option(help="Seeds of those runs: 0-4,7.")] = "",
+    division: Annotated[str, typer.Option(help="open or closed.")] = "open",
+    suite: Annotated[
+        str | None, typer.Option(help="Suite or TOML file; default: the one that was run.")
+    ] = None,
+    source: Source = None,
+    data: Data = None,
+    key: Annotated[Path | None, typer.Option("--sign", help="Private key that signs it.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the two files go.")] = SUBMISSIONS,
+) -> None:
+    """Write submissions/NAME.toml and NAME.cells.json.gz, which are handed in."""
+    from benchmarks.submissions.entry import cells_path
+    from benchmarks.submissions.submit import read_seeds, submit
+
+    look_in(source)
+    path = submit(
+        chosen_results(results),
+        agent,
+        name=name,
+        code=code,
+        folder=out,
+        suite=suite,
+        data=read_data(data or []),
+        key=key,
+        code_folder=folder,
+        licence=licence,
+        contact=contact,
+        trained_on=trained_on,
+        tuning_runs=tuning_runs,
+        seeds_tuned_on=read_seeds(seeds_tuned_on),
+        division=division,
+    )
+    say(f"wrote {path} and {cells_path(path)}; `llmqueue-bench submission check` looks at them")
+
+
+def check_command(
+    file: Annotated[Path, typer.Argument(help="submissions/NAME.toml.")],
+    run_id: Annotated[
+        int, typer.Option(min=0, help="Number that draws the cells to be played again.")
+    ] = 0,
+    cells: Annotated[int, typer.Option(min=1, help="Cells to play again.")] = 20,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite's TOML file, if it is none of this project.")
+    ] = None,
+    source: Source = None,
+    data: Data = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Published results to stand beside."),
+    ] = None,
+    comment: Annotated[
+        Path | None, typer.Option(help="Markdown file to add the verdict to.")
+    ] = None,
+    namespaces: Annotated[
+        bool, typer.Option("--namespaces", help="Refuse where the kernel keeps no agent in.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds a cell may take.", callback=POSITIVE)
+    ] = TIMEOUT,
+) -> None:
+    """Make the six checks of a submission; exit code 1 if it is refused."""
+    from benchmarks.run.engines import LocalEngine
+    from benchmarks.submissions.check import Settings, check
+    from benchmarks.submissions.comment import markdown
+
+    look_in(source)
+    engine = LocalEngine(workers or cores(), timeout, hidden=[str(file.parent)])
+    how = Settings(engine, run_id, cells, suite, read_data(data or []), against, namespaces)
+    found = check(file, how, say)
+    if comment is not None:
+        with comment.open("a", encoding="utf-8") as stream:
+            stream.write(markdown(found))
+    say(f"{file.name}: {'accepted' if found.accepted else 'refused'}")
+    raise typer.Exit(OK if found.accepted else FAILED)
+
+
+def freeze_command(
+    suite: Annotated[str, typer.Argument(help="Built-in suite that has changed on purpose.")],
+) -> None:
+    """Print the lines for benchmarks/submissions/frozen.toml that freeze a suite as it is now."""
+    from benchmarks.submissions.frozen import next_frozen
+
+    say(next_frozen(suite).rstrip())
+
+
+def key_new_command(
+    file: Annotated[Path, typer.Argument(help="File for the private key; keep it to yourself.")],
+) -> None:
+    """Write a new private key, and print the public one for submissions/keys.toml."""
+    from benchmarks.score.signing import new_key
+
+    say(f'"@handle" = "{new_key(file)}"')
+
+
+def look_in(source: Path | None) -> None:
+    """Look for an agent's module in a folder, too."""
+    if source is None:
+        return
+    if not source.is_dir():
+        raise UsageError(f"--source {source} is no folder")
+    sys.path.append(str(source.resolve()))
