@@ -91,6 +91,7 @@ ROOMS = {
     "queueing": {"adapters", "workloads"},
     "deployment": {"adapters", "workloads"},
     "serving": {"adapters", "workloads", "queueing", "deployment"},
+    "live": {"workloads", "queueing"},
 }
 GROUND = {
     *(

@@ -451,3 +451,39 @@ def test_answers_of_the_cache_are_no_bargain_and_refusals_of_the_provider_no_fai
     again.append(call(5, ask("why is glass clear")))  # the next deployment, not a retrial
     assert read(again).kept.tolist() == [1.0]
     assert not read(again).repeat.any()
+
+
+# --- where our router chose -----------------------------------------------------------------------
+
+
+def noted(number, propensity, candidates=("a", "b", "c"), llm="maker/small", **changes):
+    note = {"request": number, "by": "chosen", "llm": llm, "candidates": list(candidates)}
+    note |= {} if propensity is None else {"propensity": propensity}
+    metadata = {"status": "success", "spend_logs_metadata": {"llmqueue_gym": note}}
+    return call(number, ask(f"{TOPICS[number % 5]} {number}"), f"s{number % 3}") | {
+        "metadata": json.dumps(metadata) if number % 2 else metadata,
+        **changes,
+    }
+
+
+def test_the_propensity_and_the_llm_are_those_that_the_router_wrote(tmp_path):
+    rows = [noted(i, 0.5, ("a", "b"), f"maker/{'ab'[i % 2]}") for i in range(30)]
+    rows += [noted(30, 0.25), noted(31, None), call(32, ask("the moon"))]  # LiteLLM chose two
+    rows += [noted(33, None, metadata="{broken"), noted(34, "much"), noted(35, 1.5)]
+    rows += [noted(36, 0.5, metadata={"spend_logs_metadata": {"llmqueue_gym": 7}})]
+    path = tmp_path / "spend.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    log = read_log(str(path))
+    assert log.llms == ("maker/a", "maker/b", "maker/small")
+    np.testing.assert_array_equal(log.propensity, [0.5] * 30 + [0.25])
+    assert log.left_out == {"no propensity: the gateway chose": 6}
+    assert len(log.repeat) == len(log.time) == len(log.reward) == 31
+    assert any("30 requests had fewer candidates" in note for note in log.notes)
+
+
+def test_a_log_without_our_router_keeps_all_its_rows(tmp_path):
+    path = tmp_path / "spend.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in questions(30)))
+    log = read_log(str(path))
+    assert log.propensity is None
+    assert (len(log), log.llms) == (30, ("large",))

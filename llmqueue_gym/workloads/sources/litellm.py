@@ -38,6 +38,9 @@ EVERYBODY = 0.9
 FEW_CALLS = 20
 """In a log with fewer calls, all of them may be one session."""
 
+NOTE = "llmqueue_gym"
+"""Key of ``spend_logs_metadata`` under which `llmqueue_gym.live.litellm` says how it chose."""
+
 _CHAT = re.compile(r"completion|responses|messages|generate_?content|chat|pass_?through")
 _TOOL_ROLES = ("tool", "function")
 _TOOL_PARTS = ("tool_result", "function_call_output", "custom_tool_call_output", "function_call")
@@ -65,6 +68,8 @@ class Turn:
     row: int = 0  # of its first call in the file
     feedback: float = math.nan  # what the user, or whoever judged, said of the answer
     tokens: Tokens | None = None  # input and output, of all calls
+    propensity: float | None = None  # of its first call, where our router chose
+    candidates: int = 0  # that it chose among
 
 
 class SpendLog(NamedTuple):
@@ -109,6 +114,8 @@ class _Call(NamedTuple):
     priced: bool  # the cost is that of its tokens at the list price
     feedback: float  # in [0, 1], NaN for none
     tokens: Tokens | None
+    propensity: float | None  # these two where our router chose
+    candidates: int
 
 
 class _LeftOutError(Exception):
@@ -188,7 +195,8 @@ def _call(row: Row, number: int, price_at: PriceAt | None) -> _Call:
     if kind and not _CHAT.search(kind.lower()):
         raise _LeftOutError(f"a call that is no chat ({kind[:40]})")
     failed = _failed(row)
-    llm = str(row.get("model_group") or row.get("model") or "").strip()
+    note = _note(row)
+    llm = str(note.get("llm") or row.get("model_group") or row.get("model") or "").strip()
     if not llm:
         raise _LeftOutError(f"no LLM{', the call failed before one was chosen' if failed else ''}")
     if failed and _too_many(row):
@@ -212,10 +220,16 @@ def _call(row: Row, number: int, price_at: PriceAt | None) -> _Call:
         cost = usd(price, tokens)
     sessions = tuple(str(row.get(name) or "") for name in SESSIONS)
     feedback = number_of(row.get(FEEDBACK))
+    propensity = number_of(note.get("propensity"))
+    chosen = propensity if 0.0 < propensity <= 1.0 else None
+    among = note.get("candidates")
+    candidates = len(among) if isinstance(among, list) else 0
     return _Call(
         *(query, goes_on, llm, failed, cost, time, sessions, number, cached, priced),
         feedback,
         tokens,
+        chosen,
+        candidates,
     )
 
 
@@ -224,6 +238,14 @@ def _tokens(row: Row) -> Tokens | None:
     read, written = (number_of(row.get(f"{kind}_tokens")) for kind in ("prompt", "completion"))
     counted = 0.0 <= read < math.inf and 0.0 <= written < math.inf and read + written > 0.0
     return (read, written) if counted else None
+
+
+def _note(row: Row) -> Mapping[str, Any]:
+    """Return what our router wrote of its choice; nothing where it was not at work."""
+    metadata = decoded(row.get("metadata"))
+    kept = metadata.get("spend_logs_metadata") if isinstance(metadata, Mapping) else None
+    note = kept.get(NOTE) if isinstance(kept, Mapping) else None
+    return note if isinstance(note, Mapping) else {}
 
 
 def _failed(row: Row) -> bool:
@@ -282,6 +304,14 @@ def _question(row: Row) -> tuple[str | None, bool]:
         except _LeftOutError as error:
             cause = str(error)
     raise _LeftOutError(cause)
+
+
+def question_in(request: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return a live request's question, None without one, and whether a tool was used since."""
+    try:
+        return _last_of_user(_messages(request))
+    except _LeftOutError:
+        return None, False
 
 
 def _messages(value: object) -> list[Any]:
@@ -423,6 +453,8 @@ def _turns(
             call.row,
             call.feedback,
             call.tokens,
+            call.propensity,
+            call.candidates,
         )
         turns.append(turn)
         last[session] = asked[session, call.query] = turn

@@ -289,6 +289,7 @@ def _of_gateway(
     """Log of what a gateway exports."""
     calls, heard = gateway_rows(gateway, rows, only)
     found = read_spend_log(path, calls, None, gateway.sessions, gateway.no_prompt)
+    found, propensity = _of_our_router(found)
     turns = found.turns
     llms, llm = _indexed([turn.llm for turn in turns])
     notes = [*heard, *found.notes]
@@ -304,13 +305,33 @@ def _of_gateway(
         found.kept,
         cost,
         np.array([turn.time for turn in turns], dtype=np.float64),
-        None,
+        propensity,
         found.repeat,
         found.left_out,
         tuple(notes),
         gateway.name,
         told=found.told,
     )
+
+
+def _of_our_router(found: SpendLog) -> tuple[SpendLog, Floats | None]:
+    """Where `llmqueue_gym.live` chose for some: these requests only, and their propensities."""
+    rows = [row for row, turn in enumerate(found.turns) if turn.propensity is not None]
+    if not rows:
+        return found, None
+    turns = [found.turns[row] for row in rows]
+    left_out, notes = dict(found.left_out), found.notes
+    if dropped := len(found.turns) - len(rows):
+        left_out["no propensity: the gateway chose"] = dropped
+    number = len({turn.llm for turn in turns})
+    if fewer := sum(0 < turn.candidates < number for turn in turns):
+        notes += (
+            f"{fewer:,} requests had fewer candidates than there are LLMs (one was down, or the "
+            "budget was short): they do not tell what the others would have earned",
+        )
+    propensity = np.array([turn.propensity for turn in turns], dtype=np.float64)
+    kept, repeat = found.kept[rows], found.repeat[rows]
+    return SpendLog(turns, kept, repeat, left_out, notes, found.told), propensity
 
 
 def _costs(found: SpendLog, llm: Ints, notes: list[str]) -> Floats | None:

@@ -1,0 +1,430 @@
+"""Choices for live requests: exploration with exact propensities, judging by retrials, a budget.
+
+Nothing here knows a gateway; `llmqueue_gym.live.litellm` is one.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.live.shared_agent import Context, LiveAgent, SharedAgent, answer_entry
+from llmqueue_gym.workloads.sources.retrials import WHOLE, asks_again, without_template
+
+PERIODS = {"hour": 3600, "day": 86_400}
+AHEAD = 0.1
+"""Share of a budget that may be spent ahead of an even pace."""
+
+REMEMBERED = 10_000
+"""Sessions, and requests under way, that are kept in memory."""
+
+UNDER_WAY = 600.0
+"""Seconds after which a request that nothing was heard of is given up."""
+
+RECENT = 64
+"""Questions by which an application's template is told."""
+
+SWEPT = 16
+"""Sessions at most that one request ends: a burst of them shall not hold it up."""
+
+
+class OverBudgetError(RuntimeError):
+    """No LLM that could answer costs less than what is left of the budget."""
+
+
+class Budget(NamedTuple):
+    """USD an ``"hour"`` or a ``"day"`` (UTC), and each LLM's usual cost of an answer, USD."""
+
+    usd: float
+    per: str
+    prices: Mapping[str, float]
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """An LLM for a request.
+
+    Attributes
+    ----------
+    number : int
+        Of the request, in this process.
+    llm : int, optional
+        None where the gateway itself chooses.
+    propensity : float, optional
+        Probability of the LLM given all that came before; None where it is not known.
+    candidates : tuple of int
+        What was chosen among.
+    policy : str
+        The agent's class and how many answers it had learned from.
+    """
+
+    number: int
+    llm: int | None
+    propensity: float | None
+    candidates: tuple[int, ...]
+    policy: str
+    session: str | None
+    text: str
+    context: Context
+    retrials: int
+    time: float
+    usd: float = 0.0
+    name: str | None = None  # of the answer, for `feedback`
+
+
+class LiveRouter:
+    """Chooses LLMs for live requests with an agent, and teaches it what users did.
+
+    A choice is the agent's with probability 1 - ``explore`` and one of the n candidates at random
+    otherwise, so a has the propensity (1 - ``explore``) [a is the agent's] + ``explore`` / n.
+    For agents that draw it is P(a | x, U), U being the history and the agent's own draws: the
+    outcome of a does not depend on U and P(a | x, U) > 0, so the mean of pi(a | x) r / P(a | x, U)
+    over a is sum_a pi(a | x) E[r | x, a] whatever U is, and IPS stays unbiased, if wider than with
+    P(a | x). What an LLM that was no candidate would have earned, a request does not tell.
+
+    An answer was kept if its session goes on with another question, or rests for ``patience``
+    seconds; it was not if the next question is nearly the same one (the rule of
+    `llmqueue_gym.workloads.sources.retrials`), or if the call failed. Whoever has no session
+    teaches by failures and by `feedback` only. Texts stay in memory until their session's next
+    question and are never written.
+
+    One thread calls it; `affordable` and `reserve` are for any thread.
+
+    Parameters
+    ----------
+    agent : LiveAgent
+        A queueing agent that shows one LLM (``assortment_size`` 1).
+    llms : sequence of str
+        Names of its LLMs, in its order.
+    contexts : callable, optional
+        Text to context, such as a `TextEncoder`; by default the agent's ``encoder``.
+    explore, patience, budget, state, log, seed
+        See `llmqueue_gym.live.litellm.LearningRouter`.
+    clock : callable
+        Seconds since 1970.
+
+    Raises
+    ------
+    UsageError
+        If an argument is out of range, or the agent is of another shape.
+    """
+
+    def __init__(
+        self,
+        agent: LiveAgent,
+        llms: Sequence[str],
+        contexts: Callable[[str], Context] | None = None,
+        *,
+        explore: float = 0.05,
+        patience: float = 1800.0,
+        budget: Budget | None = None,
+        state: str | Path | None = None,
+        log: str | Path | None = None,
+        seed: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.llms = _checked_llms(llms, agent)
+        self.explore = checks.number("explore", explore, "[0, 1]")
+        self.patience = checks.number("patience", patience, "(0, inf)")
+        self.budget = None if budget is None else _checked_budget(budget, self.llms)
+        self.shared = SharedAgent(state, agent, self.llms)
+        encoder = contexts or getattr(self.shared.learned.agent, "encoder", None)
+        if encoder is None:
+            raise UsageError("contexts=None: the agent was saved without an encoder; give one")
+        self.contexts: Callable[[str], Context] = encoder
+        if (dim := self.contexts("?").shape[-1]) != agent.problem.context_dim:
+            raise UsageError(
+                f"contexts gives {dim} numbers, the agent was made for {agent.problem.context_dim}"
+            )
+        self._try(self.contexts("?"))
+        self._log = None if log is None else Path(log)
+        self._rng = np.random.default_rng(seed)
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._under_way: OrderedDict[int, Choice] = OrderedDict()
+        self._reserved: dict[int, tuple[float, float]] = {}  # number -> USD it may cost, since when
+        self._open: OrderedDict[str, Choice] = OrderedDict()  # last answer of every session
+        self._recent: deque[str] = deque(maxlen=RECENT)
+        self._named: OrderedDict[str, Choice] = OrderedDict()  # by the answer's id, for feedback
+
+    def _try(self, context: Context) -> None:
+        """Let a copy learn and choose: code is compiled and loaded now, and not by a request."""
+        learned = copy.deepcopy(self.shared.learned)
+        learned.apply(answer_entry(context, 0, kept=True))
+        if learned.refused > self.shared.learned.refused:
+            raise UsageError(
+                f"agent: a {type(learned.agent).__name__} learns only from the request that it "
+                "chose for last, and live answers come late; take LinUCB, LinTS or ACQB-OMD"
+            )
+        learned.agent.act(learned.observation(context, 0))
+
+    # --- choosing ---------------------------------------------------------------------------------
+
+    def affordable(self, available: Sequence[int]) -> list[int]:
+        """Return the LLMs that the budget allows now.
+
+        While spending is not ahead of an even pace by more than `AHEAD`, these are all whose mean
+        cost is left in the budget; else only the cheapest.
+
+        Raises
+        ------
+        OverBudgetError
+            If none fits.
+        """
+        if self.budget is None or not available:
+            return list(available)
+        period = PERIODS[self.budget.per]
+        window, elapsed = divmod(self._clock(), period)
+        learned = self.shared.learned
+        spent = learned.spent if learned.window == int(window) else 0.0
+        committed = spent + sum(usd for usd, _ in tuple(self._reserved.values()))
+        left, ahead = self.budget.usd - committed, committed / self.budget.usd - elapsed / period
+        price = {llm: self._price(llm) for llm in available}
+        least = min(price.values())
+        most = left if ahead <= AHEAD else min(left, least)
+        fits = [llm for llm in available if price[llm] <= most]
+        if not fits:
+            raise OverBudgetError(
+                f"{committed:.4g} of {self.budget.usd:.4g} USD a {self.budget.per} are spent"
+            )
+        return fits
+
+    def reserve(self, available: Sequence[int]) -> int:
+        """Return the number of a new request; the budget holds back its LLMs' highest price."""
+        number = next(self._numbers)
+        if self.budget is not None:
+            self._reserved[number] = max(map(self._price, available), default=0.0), self._clock()
+        return number
+
+    def _price(self, llm: int) -> float:
+        learned, prices = self.shared.learned, () if self.budget is None else self.budget.prices
+        calls = learned.calls[llm]
+        if calls or not isinstance(prices, Mapping):
+            return learned.usd[llm] / calls if calls else 0.0
+        return float(prices[self.llms[llm]])
+
+    def choose(
+        self,
+        number: int,
+        text: str,
+        session: str | None,
+        candidates: Sequence[int],
+        kept: bool | None = None,
+        shadow: bool = False,
+    ) -> Choice:
+        """Choose for a question, after judging what its session was answered before.
+
+        Parameters
+        ----------
+        number : int
+            From `reserve`.
+        text : str
+        session : str, optional
+        candidates : sequence of int
+            LLMs that can answer, at least one.
+        kept : bool, optional
+            What the user said of the session's last answer, in place of the rule.
+        shadow : bool
+            The gateway chooses; the LLM returned is what the agent would have taken.
+        """
+        now = self._clock()
+        self.shared.catch_up()
+        self._sweep(now)
+        retrials = self._judge_before(session, text, kept)
+        context = np.asarray(self.contexts(text), np.float32)
+        learned = self.shared.learned
+        favourite = self._favourite(context, retrials, candidates)
+        llm, propensity = favourite, None
+        if not shadow:
+            if self._rng.random() < self.explore:
+                llm = int(self._rng.choice(candidates))
+            propensity = self.explore / len(candidates) + (1.0 - self.explore) * (llm == favourite)
+        policy = f"{type(learned.agent).__name__}-{learned.answers}"
+        short = text[:WHOLE]
+        among = tuple(candidates)
+        choice = Choice(
+            number, llm, propensity, among, policy, session, short, context, retrials, now
+        )  # fmt: skip
+        self._recent.append(short)
+        if self.budget is not None and not shadow:
+            self._reserved[number] = self._price(llm), now
+        _put(self._under_way, number, choice)
+        return choice
+
+    def same_again(self, session: str | None, text: str) -> int | None:
+        """Return the LLM that answered this very question of the session, for a tool's result."""
+        before = None if session is None else self._open.get(session)
+        if session is None or before is None or before.text != text[:WHOLE]:
+            return None
+        before.time = self._clock()
+        self._open.move_to_end(session)
+        return before.llm
+
+    def _favourite(self, context: Context, retrials: int, candidates: Sequence[int]) -> int:
+        """Return the agent's LLM; if it is no candidate the best of these by its estimates."""
+        learned = self.shared.learned
+        action = learned.agent.act(learned.observation(context, retrials))
+        llm = int(action[1])
+        if llm in candidates:
+            return llm
+        try:
+            utilities = learned.agent.utilities(context[None])[0]  # type: ignore[attr-defined]
+        except (AttributeError, NotImplementedError):  # it estimates none: a draw, as others are
+            return int(self._rng.choice(candidates))
+        return max(candidates, key=lambda each: float(utilities[each]))
+
+    # --- judging ----------------------------------------------------------------------------------
+
+    def answered(
+        self,
+        number: int,
+        llm: int | None,
+        usd: float | None,
+        *,
+        failed: bool = False,
+        followed: bool = True,
+        name: str | None = None,
+    ) -> None:
+        """Take what came of a request.
+
+        Parameters
+        ----------
+        number : int
+        llm : int, optional
+            Who answered; None if it is none of ours.
+        usd : float, optional
+            What it cost; None where that says nothing, as from a cache.
+        failed : bool
+            Whether the call failed, and this is held against the LLM.
+        followed : bool
+            Whether the choice was followed; if not, the gateway made its own.
+        name : str, optional
+            The answer's id, for `feedback`.
+        """
+        choice = self._under_way.pop(number, None)
+        if usd is not None and self.budget is not None:
+            window = int(self._clock() // PERIODS[self.budget.per])
+            self.shared.add({"usd": usd, "llm": llm, "window": window})
+        self._reserved.pop(number, None)
+        if choice is None or llm is None:
+            return
+        if not followed:
+            choice.propensity = None
+        elif choice.propensity is not None and choice.llm != llm:
+            return  # the gateway turned to another LLM for reasons that nobody knows
+        choice.llm, choice.time, choice.usd, choice.name = llm, self._clock(), usd or 0.0, name
+        if failed:
+            self._learn(choice, kept=False)
+            return
+        if name:
+            _put(self._named, name, choice)
+        if choice.session is not None:
+            _put(self._open, choice.session, choice)
+
+    def feedback(self, name: str, kept: bool) -> bool:
+        """Take what a user said of an answer; False if it is not known, or judged already."""
+        choice = self._named.pop(name, None)
+        if choice is None:
+            return False
+        if choice.session is not None and self._open.get(choice.session) is choice:
+            del self._open[choice.session]
+        self._learn(choice, kept)
+        return True
+
+    def _judge_before(self, session: str | None, text: str, kept: bool | None) -> int:
+        """Judge the session's last answer; return how often the question was asked before."""
+        before = None if session is None else self._open.pop(session, None)
+        if before is None:
+            return 0
+        again = self._asks_again(before.text, text[:WHOLE])
+        self._settle(before, not again if kept is None else kept)
+        return before.retrials + 1 if again else 0
+
+    def _asks_again(self, previous: str, following: str) -> bool:
+        """Judge as the importer of spend logs does: less an application's template."""
+        *_, one, other = without_template([*self._recent, previous, following])
+        return asks_again(one, other) or (previous == following and asks_again(previous, following))
+
+    def _sweep(self, now: float) -> None:
+        """End sessions that have rested, and give up requests that nothing was heard of."""
+        for _ in range(SWEPT):
+            session, choice = next(iter(self._open.items()), (None, None))
+            if session is None or choice is None or now - choice.time <= self.patience:
+                break
+            del self._open[session]
+            self._settle(choice, kept=True)
+        while self._under_way:
+            number, choice = next(iter(self._under_way.items()))
+            if now - choice.time <= UNDER_WAY and len(self._under_way) < REMEMBERED:
+                break
+            del self._under_way[number]
+        for number, (_, since) in itertools.islice(tuple(self._reserved.items()), SWEPT):
+            if now - since > UNDER_WAY:
+                self._reserved.pop(number, None)
+
+    def _settle(self, choice: Choice, kept: bool) -> None:
+        """Learn by the rule, unless the user's word was taken."""
+        if choice.name:
+            self._named.pop(choice.name, None)
+        self._learn(choice, kept)
+
+    def _learn(self, choice: Choice, kept: bool) -> None:
+        assert choice.llm is not None
+        self.shared.add(answer_entry(choice.context, choice.llm, kept, choice.retrials))
+        if self._log is not None and choice.propensity is not None:
+            row = {
+                "embedding": [float(f"{x:.7g}") for x in choice.context.tolist()],
+                "llm": self.llms[choice.llm],
+                "kept": int(kept),
+                "cost": choice.usd,
+                "timestamp": choice.time,
+                "propensity": choice.propensity,
+            }
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _put(where: OrderedDict[Any, Choice], key: Any, choice: Choice) -> None:
+    """Remember a choice as the newest; the oldest is forgotten, unjudged, where they are many."""
+    where.pop(key, None)
+    where[key] = choice
+    if len(where) > REMEMBERED:
+        where.popitem(last=False)
+
+
+def _checked_llms(llms: Sequence[str], agent: LiveAgent) -> tuple[str, ...]:
+    names = tuple(llms)
+    if isinstance(llms, str) or len(set(names)) != len(names) or len(names) < 2:
+        raise UsageError(f"llms={llms!r} must be two names or more, each once")
+    problem = agent.problem
+    found = getattr(problem, "assortment_size", None), problem.num_llms
+    if getattr(problem, "kind", "queueing") != "queueing" or found != (1, len(names)):
+        raise UsageError(
+            f"agent: it must be a queueing agent with assortment_size=1 and num_llms={len(names)}, "
+            f"as llms has names; its problem is {problem}"
+        )
+    return names
+
+
+def _checked_budget(budget: Budget, llms: Sequence[str]) -> Budget:
+    usd, per, prices = budget
+    checks.number("budget.usd", usd, "(0, inf)")
+    checks.choice("budget.per", per, PERIODS)
+    for llm in llms:
+        if llm not in prices:
+            raise UsageError(
+                f"budget.prices has no {llm!r}; give the usual cost of an answer in USD of each LLM"
+            )
+        checks.number(f"budget.prices[{llm!r}]", prices[llm], "[0, inf)")
+    return budget

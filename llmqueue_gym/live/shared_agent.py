@@ -1,0 +1,240 @@
+"""An agent that several processes teach: a snapshot and a journal, which every one of them follows.
+
+Answers are entries of one journal, and all apply them in its order, so what the agents learn is the
+same. An entry is in the file before anybody is told that it counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.errors import UsageError, needing
+from llmqueue_gym.queueing.live import live_observation
+from llmqueue_gym.state import read_state, write_state
+
+Context = NDArray[np.float32]
+
+SNAPSHOT_EVERY = 2000
+"""Entries of a journal after which the agent is written as a whole and a new one begins."""
+
+
+class LiveAgent(Protocol):
+    """What a router needs of an agent: see `baselines.interface.Agent`."""
+
+    problem: Any
+
+    def act(self, observation: Mapping[str, Any]) -> Any:
+        """Choose a waiting query and LLMs."""
+
+    def update(
+        self, observation: Any, action: Any, reward: float, next_observation: Any, info: Any
+    ) -> None:
+        """Learn from one answer."""
+
+
+def answer_entry(context: Context, llm: int, kept: bool, retrials: int = 0) -> dict[str, Any]:
+    """Return the entry of a judged answer: the context, never the text."""
+    packed = base64.b64encode(context.astype("<f4").tobytes()).decode()
+    return {"context": packed, "llm": llm, "kept": int(kept), "retrials": retrials}
+
+
+@dataclass
+class Learned:
+    """All that is learned, and spent: what a snapshot holds.
+
+    Attributes
+    ----------
+    agent : LiveAgent
+    llms : tuple of str
+        Names of the agent's LLMs.
+    entries, answers, refused : int
+        Entries of the journal in it; those that are answers; those that the agent raised on.
+    calls, usd : list
+        Answers paid for and their cost, by LLM.
+    window, spent : int and float
+        Number of the last budget window that something was spent in, and how much.
+    """
+
+    agent: LiveAgent
+    llms: tuple[str, ...]
+    entries: int = 0
+    answers: int = 0
+    refused: int = 0
+    calls: list[int] = field(default_factory=list)
+    usd: list[float] = field(default_factory=list)
+    window: int = 0
+    spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.calls, self.usd = [0] * len(self.llms), [0.0] * len(self.llms)
+
+    def apply(self, entry: Mapping[str, Any]) -> None:
+        """Learn from an answer or book what one cost; what an agent raises on is counted."""
+        self.entries += 1
+        if "usd" in entry:
+            self._book(**entry)
+            return
+        try:
+            self._learn(**entry)
+            self.answers += 1
+        except Exception:  # it would stop every worker, and every restart, at this entry
+            self.refused += 1
+
+    def _book(self, usd: float, llm: int | None, window: int) -> None:
+        if llm is not None:
+            self.calls[llm] += 1
+            self.usd[llm] += usd
+        if window > self.window:
+            self.window, self.spent = window, 0.0
+        if window == self.window:
+            self.spent += usd
+
+    def _learn(self, context: str, llm: int, kept: int, retrials: int) -> None:
+        vector = np.frombuffer(base64.b64decode(context), "<f4").astype(np.float32)
+        before = self.observation(vector, retrials)
+        after = self.observation(vector, retrials, 2 + llm if kept else 1)
+        info = {
+            "arrived": True,
+            "served": True,
+            "departed": bool(kept),
+            "retried": not kept,
+            "kept_llm": llm if kept else -1,
+            "queue_length": 1,
+        }
+        self.agent.update(before, np.array([0, llm]), float(kept), after, info)
+
+    def observation(self, context: Context, retrials: int, feedback: int = 0) -> dict[str, Any]:
+        """Return what the agent sees of one request."""
+        window = self.agent.problem.window
+        return live_observation(context[None], None, window, retrials=[retrials], feedback=feedback)
+
+
+class SharedAgent:
+    """An agent in a file, learned from by all who open it.
+
+    ``PATH`` is the snapshot, ``PATH.journal-N`` holds the entries after the first N as lines of
+    JSON, ``PATH.lock`` is held while something is added. What `add` returned from survives the end
+    of the process; a machine that loses power may lose its last seconds.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        The file. If it exists, its agent goes on in place of the one given. Without a path nothing
+        is kept.
+    agent : LiveAgent
+    llms : sequence of str
+    every : int
+        Entries a snapshot.
+
+    Raises
+    ------
+    UsageError
+        If the file is damaged, or is of other LLMs.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        agent: LiveAgent,
+        llms: Sequence[str],
+        every: int = SNAPSHOT_EVERY,
+    ) -> None:
+        self.learned = Learned(agent, tuple(llms))
+        self._path = None if path is None else Path(path)
+        self._every = every
+        self._lock: AbstractContextManager[Any] = nullcontext()
+        self._start = self._offset = 0  # of the journal: entries before it, bytes read
+        if self._path is None:
+            return
+        with needing("state=", "filelock", "litellm"):
+            from filelock import FileLock
+        self._lock = FileLock(f"{self._path}.lock")
+        self._packages = [type(agent).__module__.partition(".")[0]]
+        with self._lock:
+            if self._path.exists():
+                self._restore()
+            else:
+                self._snapshot()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Write an entry, then apply it, after those that others wrote before."""
+        if self._path is None:
+            self.learned.apply(entry)
+            return
+        with self._lock:
+            self.catch_up()
+            line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+            with self._segment(self._start).open("ab") as file:
+                file.truncate(self._offset)  # a line that somebody died over
+                file.write(line)
+            self.catch_up()
+            if self.learned.entries - self._start >= self._every:
+                self._snapshot()
+
+    def catch_up(self) -> None:
+        """Apply what others have added."""
+        while self._path is not None:
+            try:
+                if self._segment(self._start).stat().st_size > self._offset:
+                    with self._segment(self._start).open("rb") as file:
+                        file.seek(self._offset)
+                        new = file.read()
+                    whole = new[: new.rfind(b"\n") + 1]
+                    for line in whole.splitlines():
+                        self.learned.apply(json.loads(line))
+                    self._offset += len(whole)
+            except FileNotFoundError:  # others have made two snapshots since
+                with self._lock:
+                    self._restore()
+            end = self.learned.entries
+            if end == self._start or not self._segment(end).exists():
+                return
+            self._start, self._offset = end, 0
+
+    def _segment(self, start: int) -> Path:
+        return Path(f"{self._path}.journal-{start}")
+
+    def _segments(self) -> list[int]:
+        """Entries before every journal that there is."""
+        assert self._path is not None
+        found = self._path.parent.glob(f"{self._path.name}.journal-*")
+        return sorted(int(file.name.rpartition("-")[2]) for file in found)
+
+    def _restore(self) -> None:
+        """Read the snapshot and apply the journal after it; the lock is held."""
+        assert self._path is not None
+        found, _ = read_state(self._path, "router", self._packages)
+        if not isinstance(found, Learned) or found.llms != self.learned.llms:
+            raise UsageError(
+                f"state={str(self._path)!r} is of llms={list(getattr(found, 'llms', ()))}, not "
+                f"{list(self.learned.llms)}; name another file for other LLMs"
+            )
+        self.learned = found
+        done = found.entries
+        self._start = max((start for start in self._segments() if start <= done), default=done)
+        self._offset = 0
+        journal = self._segment(self._start)
+        journal.touch()
+        if known := done - self._start:  # whoever wrote the snapshot died before the new journal
+            lines = journal.read_bytes().splitlines(keepends=True)
+            self._offset = sum(map(len, lines[:known]))
+        self.catch_up()
+
+    def _snapshot(self) -> None:
+        """Write all as it is and begin a new journal; the lock is held."""
+        assert self._path is not None
+        write_state(self._path, self.learned, "router")
+        before, self._start, self._offset = self._start, self.learned.entries, 0
+        self._segment(self._start).touch()
+        for start in self._segments():
+            if start < before:  # the last one stays for those who are not through with it
+                self._segment(start).unlink(missing_ok=True)

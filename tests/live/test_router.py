@@ -1,0 +1,393 @@
+"""Live requests: exact propensities, what counts as kept, budgets, and state that survives."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from baselines.interface import QueueProblem
+from baselines.queueing.linear import LinUCB
+from baselines.registry import make_agent, registered_agents
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.live import router as live_router
+from llmqueue_gym.live.router import Budget, LiveRouter, OverBudgetError
+from llmqueue_gym.live.shared_agent import SharedAgent, answer_entry
+
+NAMES = ("small", "large", "huge")
+KEPT = np.array([[0.9, 0.2], [0.3, 0.8], [0.5, 0.5]])  # of each LLM, by kind of question
+QUESTIONS = (
+    "why is the sky blue",
+    "count to ten in French",
+    "name a river of Peru",
+    "what does an otter eat",
+)
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+def context_of(text):
+    """Kind of the question and a constant."""
+    return np.array([len(text) % 2, 1.0 - len(text) % 2, 0.5], np.float32)
+
+
+def make(name="LinUCB", **settings):
+    agent = make_agent(name, QueueProblem(3, 1, 3, 1, 0.5, 1000), 0)
+    clock = Clock()
+    return LiveRouter(agent, NAMES, context_of, clock=clock, seed=0, **settings), clock
+
+
+def ask(router, text, session="s", usd=0.001, candidates=(0, 1, 2), **outcome):
+    number = router.reserve(candidates)
+    choice = router.choose(number, text, session, candidates)
+    router.answered(number, choice.llm, usd, **outcome)
+    return choice
+
+
+# --- propensities ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["LinUCB", "LinTS", "ACQB-OMD", "random"])
+def test_ips_is_unbiased_whatever_the_agent_draws(name):
+    # The agent learns on the way, and an LLM that it may favour is down for a third of the time.
+    # For the target policies "always LLM j", the mean of 1[a = j] r / p less the truth is a
+    # martingale: its standard error is that of the terms.
+    router, _ = make(name, explore=0.3)
+    rng = np.random.default_rng(1)
+    count = 1500
+    terms, weights = np.zeros((count, 2)), np.zeros((count, 2))
+    for i in range(count):
+        kind = int(rng.integers(2))
+        candidates = (0, 1) if i % 3 == 0 else (0, 1, 2)
+        text = f"{QUESTIONS[i % 4]} {i:06d}" + "!" * kind
+        number = router.reserve(candidates)
+        choice = router.choose(number, text, None, candidates)
+        assert choice.llm in candidates
+        kind = len(text) % 2
+        kept = rng.random() < KEPT[choice.llm, kind]
+        router.answered(number, choice.llm, None, name=str(i))
+        assert router.feedback(str(i), bool(kept))
+        if choice.llm < 2:
+            weights[i, choice.llm] = 1.0 / choice.propensity
+            terms[i, choice.llm] = kept / choice.propensity - KEPT[choice.llm, kind]
+            terms[i, choice.llm] -= (1.0 / choice.propensity - 1.0) * KEPT[choice.llm, kind]
+    for found in (terms, weights - 1.0):
+        error = found.std(axis=0) / np.sqrt(count)
+        assert (np.abs(found.mean(axis=0)) < 4.0 * error).all()
+    assert weights.max() <= 3.0 / 0.3 + 1e-9
+
+
+@pytest.mark.parametrize("explore", [0.0, 1.0])
+def test_without_and_with_nothing_but_exploration(explore):
+    router, _ = make(explore=explore)
+    found = {ask(router, QUESTIONS[i % 4], f"s{i}").propensity for i in range(20)}
+    assert found == {1.0 if explore == 0.0 else 1.0 / 3.0}
+
+
+# --- what counts as kept --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """LLM and outcome of every answer that the agent learned from."""
+    found = []
+    learn = LinUCB.learn
+
+    def spy(self, served):
+        found.append((served.shown[0], served.kept >= 0))
+        learn(self, served)
+
+    monkeypatch.setattr(LinUCB, "learn", spy)
+    return found
+
+
+def test_sessions_tell_what_was_kept(told):
+    router, clock = make(patience=60.0)
+    told.clear()  # of the trial
+    first = ask(router, "why is the sky blue")
+    again = ask(router, "Why is the sky blue?")  # asks again
+    assert told == [(first.llm, False)]
+    assert (first.retrials, again.retrials) == (0, 1)
+    ask(router, "count to ten in French")  # goes on
+    assert told[1:] == [(again.llm, True)]
+    clock.now += 61.0
+    ask(router, "who was Ada Lovelace", "another")  # the pause of the first session
+    assert [kept for _, kept in told] == [False, True, True]
+
+
+def test_failures_users_words_and_what_nobody_tells(told):
+    router, clock = make(patience=60.0)
+    told.clear()  # of the trial
+    failed = ask(router, QUESTIONS[0], "a", failed=True)
+    assert told == [(failed.llm, False)]
+    said = ask(router, QUESTIONS[1], "b", name="id")
+    assert router.feedback("id", False)
+    assert not router.feedback("id", True)
+    assert told[1:] == [(said.llm, False)]
+    ask(router, QUESTIONS[2], None)  # no session
+    number = router.reserve((0, 1, 2))
+    router.choose(number, QUESTIONS[3], "c", (0, 1, 2))
+    router.answered(number, None, None)  # answered by an LLM that is none of ours
+    clock.now += 100.0
+    ask(router, QUESTIONS[0], "d")
+    assert len(told) == 2
+    choice = ask(router, QUESTIONS[1], "e")
+    number = router.reserve((0, 1, 2))
+    router.choose(number, QUESTIONS[1], "e", (0, 1, 2), kept=True)  # asks again, but is content
+    assert told[2:] == [(choice.llm, True)]
+
+
+def test_what_a_template_shares_is_no_retrial(told):
+    router, _ = make()
+    told.clear()  # of the trial
+    frame = "You are a helper of a shop for garden tools. Answer in one short sentence: {}? Thanks."
+    for i in range(8):
+        ask(router, frame.format(f"{QUESTIONS[i % 4]} {'abcdefgh'[i] * 3}"), f"s{i}")
+    ask(router, frame.format("rakes or hoes"), "z")
+    ask(router, frame.format("delivery to Oslo"), "z")
+    assert told[-1][1]
+
+
+def test_a_tools_result_goes_to_the_llm_that_asked_for_it():
+    router, _ = make(explore=1.0)
+    choice = ask(router, QUESTIONS[0])
+    assert router.same_again("s", QUESTIONS[0]) == choice.llm
+    assert router.same_again("s", QUESTIONS[1]) is None
+    assert router.same_again(None, QUESTIONS[0]) is None
+
+
+def test_a_gateway_that_chose_itself_teaches_without_a_propensity(told, tmp_path):
+    router, _ = make(log=tmp_path / "log.jsonl")
+    told.clear()  # of the trial
+    for followed in (False, True):
+        number = router.reserve((0, 1, 2))
+        choice = router.choose(number, QUESTIONS[0], None, (0, 1, 2))
+        other = (choice.llm + 1) % 3
+        router.answered(number, other, None, followed=followed, failed=True)
+        assert told == [(told[0][0], False)]  # the second one is nobody's choice: not learned
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(live_router, "REMEMBERED", 50)
+    router, _ = make(budget=Budget(1e9, "hour", dict.fromkeys(NAMES, 1.0)))
+    for i in range(200):
+        ask(router, f"{QUESTIONS[i % 4]} {i}", f"s{i}", name=str(i))
+        router.choose(router.reserve((0, 1)), f"{QUESTIONS[i % 4]} {i}", f"t{i}", (0, 1))
+    kept = router._open, router._named, router._under_way
+    assert max(map(len, kept)) <= 50
+
+
+@pytest.mark.parametrize("per", ["hour", "day"])
+def test_a_budget_holds_and_is_paced(per):
+    # Answers cost about their price; the dear LLM is the favourite.
+    seconds = live_router.PERIODS[per]
+    prices = {"small": 0.1, "large": 1.0, "huge": 4.0}
+    router, clock = make(explore=0.1, budget=Budget(100.0, per, prices))
+    clock.now = 50.0 * seconds
+    rng = np.random.default_rng(0)
+    used, refused = np.zeros((2, 3)), np.zeros(2)
+    for window in range(2):
+        spent = 0.0
+        for i in range(600):
+            clock.now = (50 + window) * seconds + i * seconds / 600
+            try:
+                candidates = router.affordable((0, 1, 2))
+            except OverBudgetError:
+                refused[window] += 1
+                continue
+            number = router.reserve(candidates)
+            choice = router.choose(number, f"{QUESTIONS[i % 4]} {i}", None, candidates)
+            usd = prices[NAMES[choice.llm]] * rng.uniform(0.9, 1.1)
+            router.answered(number, choice.llm, usd, name=f"{window}.{i}")
+            router.feedback(f"{window}.{i}", choice.llm > 0)
+            spent += usd
+            used[window, choice.llm] += 1
+            assert spent <= 100.0 * min(1.0, i / 600 + live_router.AHEAD) + 4.5
+        assert 90.0 < spent <= 100.4  # by what the last answer cost more than usual
+    assert (used > 0).all()
+    router.budget = Budget(1e-6, per, prices)
+    with pytest.raises(OverBudgetError, match="USD a"):
+        router.affordable((0, 1, 2))
+
+
+def test_requests_under_way_hold_back_their_price():
+    router, _ = make(budget=Budget(10.0, "hour", dict.fromkeys(NAMES, 4.0)))
+    for _ in range(2):
+        router.reserve(router.affordable((0, 1, 2)))
+    with pytest.raises(OverBudgetError):
+        router.affordable((0, 1, 2))
+
+
+# --- state ----------------------------------------------------------------------------------------
+
+
+def test_the_agent_goes_on_where_it_was_and_no_text_is_kept(tmp_path):
+    path, log = tmp_path / "state", tmp_path / "log.jsonl"
+    router, _ = make(state=path, log=log)
+    for i in range(30):
+        ask(router, QUESTIONS[i % 3], f"s{i % 5}", name=str(i))
+    learned = router.shared.learned
+    assert learned.answers > 10
+    again, _ = make(state=path)
+    assert again.shared.learned.answers == learned.answers
+    np.testing.assert_array_equal(
+        again.shared.learned.agent.regression.theta, learned.agent.regression.theta
+    )
+    words = ("sky", "blue", "French", "Peru", "otter")
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        assert not [word for word in words if word.encode() in content], file
+    assert log.read_text().count("\n") == learned.answers
+
+
+def one_hot(place, dim=90):
+    return np.eye(dim, dtype=np.float32)[place]
+
+
+def open_shared(path, every=20):
+    return SharedAgent(path, LinUCB(QueueProblem(2, 1, 90, 1, 0.5, 1000), 0), "ab", every)
+
+
+def work(path, places, acknowledged, killed):
+    shared = open_shared(path)
+    for place in places:
+        shared.add(answer_entry(one_hot(place), 0, kept=True))
+        acknowledged.send(place)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_workers_share_what_they_learn_exactly_once_though_one_is_killed(tmp_path):
+    # Answer i is the i-th unit vector, kept: theta_i is 1 / (1 + times learned).
+    path = tmp_path / "state"
+    open_shared(path)
+    fork = multiprocessing.get_context("fork")
+    workers, heard = [], []
+    for w in range(3):
+        receiver, sender = fork.Pipe(duplex=False)
+        places = range(30 * w, 30 * (w + 1))
+        workers.append(fork.Process(target=work, args=(path, places, sender, w == 1)))
+        workers[-1].start()
+        sender.close()
+        heard.append(receiver)
+    acknowledged = []
+    for receiver in heard:
+        while True:
+            try:
+                acknowledged.append(receiver.recv())
+            except EOFError:
+                break
+    for worker in workers:
+        worker.join()
+    assert workers[1].exitcode == -signal.SIGKILL
+    learned = open_shared(path).learned
+    assert len(acknowledged) == 90 == learned.answers
+    np.testing.assert_allclose(learned.agent.regression.theta[0], 0.5)
+
+
+def test_a_worker_catches_up_over_any_number_of_snapshots_and_torn_lines(tmp_path):
+    path = tmp_path / "state"
+    slow, quick = open_shared(path, 10), open_shared(path, 10)
+    slow.add(answer_entry(one_hot(0), 0, kept=True))
+    for place in range(1, 36):
+        quick.add(answer_entry(one_hot(place), 0, kept=True))
+    journal = next(tmp_path.glob("state.journal-*"))
+    with journal.open("ab") as file:
+        file.write(b'{"context": "AAA')  # somebody died here
+    slow.add(answer_entry(one_hot(36), 0, kept=True))
+    quick.catch_up()
+    for shared in (slow, quick, open_shared(path, 10)):
+        assert shared.learned.answers == 37
+        np.testing.assert_allclose(shared.learned.agent.regression.theta[0][:37], 0.5)
+
+
+def test_a_snapshot_without_its_journal_is_read_with_the_one_before(tmp_path):
+    from llmqueue_gym.state import write_state
+
+    path = tmp_path / "state"
+    shared = open_shared(path)
+    for place in range(5):
+        shared.add(answer_entry(one_hot(place), 0, kept=True))
+    write_state(path, shared.learned, "router")  # died before the new journal
+    shared = open_shared(path)
+    shared.add(answer_entry(one_hot(5), 0, kept=True))
+    learned = open_shared(path).learned
+    assert learned.answers == 6
+    np.testing.assert_allclose(learned.agent.regression.theta[0][:6], 0.5)
+
+
+PAIRED = ("litellm-adaptive", "litellm-adaptive-retrials")  # learn in the order of their choices
+UNSAVED = ("DQN-online", "PPO-online", "paretobandit")  # other packages' objects
+ONLINE = [
+    spec.name
+    for spec in registered_agents()
+    if spec.load().kind == "queueing"
+    and spec.load().protocol == "online"
+    and not spec.name.startswith("known-")
+    and spec.name not in (*PAIRED, *UNSAVED)
+]
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_online_agents_learn_from_answers_that_come_late_and_out_of_order(name, tmp_path):
+    router, _ = make(name, state=tmp_path / "state")
+    for i in range(8):
+        for session in "ab":
+            number = router.reserve((0, 1, 2))
+            text = f"{QUESTIONS[i % 4]} {i}{session}"
+            choice = router.choose(number, text, session, (0, 1, 2))
+            router.answered(number, choice.llm, None)
+    again, _ = make(name, state=tmp_path / "state")
+    for found in (router, again):
+        assert (found.shared.learned.answers, found.shared.learned.refused) == (14, 0)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_agents_that_need_answers_at_once_are_refused(name):
+    with pytest.raises(UsageError, match="live answers come late"):
+        make(name)
+
+
+# --- wrong usage ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"explore": 1.5}, "explore=1.5"),
+        ({"patience": 0.0}, "patience=0.0"),
+        ({"budget": Budget(1.0, "week", {})}, "budget.per 'week'"),
+        ({"budget": Budget(1.0, "day", {"small": 1.0})}, "budget.prices has no 'large'"),
+        ({"budget": Budget(1.0, "day", dict.fromkeys(NAMES, -1.0))}, "budget.prices"),
+    ],
+)
+def test_wrong_settings_are_named(changes, message):
+    with pytest.raises(UsageError, match=message):
+        make(**changes)
+
+
+def test_agents_of_another_shape_are_refused(tmp_path):
+    three = QueueProblem(3, 1, 3, 1, 0.5, 1000)
+    for llms, problem, contexts, message in (
+        (("a", "b"), three, context_of, "num_llms=2"),
+        (("a", "a", "b"), three, context_of, "each once"),
+        (NAMES, QueueProblem(3, 2, 3, 1, 0.5, 1000), context_of, "assortment_size=1"),
+        (NAMES, three, None, "contexts=None"),
+        (NAMES, three, lambda text: np.zeros(2), "gives 2 numbers"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            LiveRouter(LinUCB(problem, 0), llms, contexts)
+    make(state=tmp_path / "state")
+    with pytest.raises(UsageError, match="for other LLMs"):
+        LiveRouter(LinUCB(three, 0), ("x", "y", "z"), context_of, state=tmp_path / "state")
