@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: setup leaderboard readme readme-check test test-plain lint types format docs speed speed-guard clean
+.PHONY: setup leaderboard readme readme-check test test-plain lint types format docs board speed speed-guard clean
 
 setup: $(VENV)/.dev # for developers: all that the checks need
 
@@ -54,6 +54,9 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+board: $(VENV)/.dev # after the docs, which empty their folder; REPOSITORY=https://HOST/OWNER/NAME
+	$(BIN)/llmqueue-bench board --out site/board $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 speed: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.measure.speed

@@ -67,7 +67,17 @@ def build_app() -> "typer.Typer":
     app.command("run")(run.run_command)
     app.command("tune")(run.tune_command)
     app.command("train")(run.train_command)
-    for name in ("report", "export", "list", "compare", "arrivals", "watch", "verify", "agents"):
+    for name in (
+        "report",
+        "board",
+        "export",
+        "list",
+        "compare",
+        "arrivals",
+        "watch",
+        "verify",
+        "agents",
+    ):
         app.command(name)(getattr(show, f"{name}_command"))
     app.command("export-policy")(policy.export_policy_command)
     app.command("submit")(submission.submit_command)

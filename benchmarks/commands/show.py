@@ -93,6 +93,29 @@ def report_command(
     raise typer.Exit(OK if check_readme(found, readme) else FAILED)
 
 
+def board_command(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Exports; of one suite, oldest release first. Default: all below "
+            "benchmarks/results, those in its folders as earlier releases."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the site.")] = Path("board"),
+    submissions: Annotated[Path, typer.Option(help="Folder of what was handed in.")] = Path(
+        "submissions"
+    ),
+    repository: Annotated[
+        str | None,
+        typer.Option(help="https://HOST/OWNER/NAME, for links to code and results."),
+    ] = None,
+) -> None:
+    """Write the public board: a static site of all suites, agents and submissions."""
+    from benchmarks.report.site import write_board
+
+    write_board(out, results or [], submissions, repository)
+
+
 def export_command(
     results: Annotated[str, typer.Argument(help="Results folder or URL.")],
     path: Annotated[Path, typer.Argument(help="File to write, SUITE.json.gz.")],

@@ -28,6 +28,10 @@ REFERENCES = ("oracle", "random")
 YARDSTICK = "known-"
 """How agents are named that are told the truth: yardsticks, played like agents but not ranked."""
 
+MARKS = ("self-reported", "replayed", "held-out")
+"""What is known of a submission. Only ``held-out`` ones are ranked, on those seeds; on a board of
+the public ones the mark follows the name, ``NAME (replayed)``, and keeps it from the ranks."""
+
 PROTOCOLS = ("online", "pretrained")
 """``online``: the agent starts ignorant and is scored from its first step. ``pretrained``: it may
 have been trained on the task's instance, or on the distribution of instances, and is frozen since.
@@ -435,8 +439,9 @@ def _train_entry(value: object, where: str) -> dict[str, Any]:
 
 
 def is_ranked(label: str) -> bool:
-    """Whether an agent takes part in rankings: no reference and no yardstick does."""
-    return label not in REFERENCES and not label.startswith(YARDSTICK)
+    """Whether an agent takes part in rankings: no reference, yardstick or submission does."""
+    known = label in REFERENCES or label.startswith(YARDSTICK)
+    return not known and not label.endswith(tuple(f" ({mark})" for mark in MARKS))
 
 
 def near(name: str, known: Iterable[str]) -> str:

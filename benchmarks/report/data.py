@@ -146,6 +146,7 @@ def _task(board: Board, task: TaskBoard, warned: list[str]) -> Json:
         "data": _task_data(board, task),
         "llms": _task_llms(board, task),
         "separates": task.separates,
+        "retired": task.retired,
         "seeds_needed": task.seeds_needed,
         "inverted_seeds": list(task.inverted),
         "seeds": task.seeds,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from benchmarks.plan.suite import REFERENCES
@@ -36,6 +36,7 @@ from benchmarks.score.standing import PROFILE_THRESHOLDS, Standing
 from benchmarks.score.task_board import TaskBoard
 
 _SCRIPTS = ("parts", "charts", "tables", "views", "routes")  # one scope, in this order
+_SUMMARY = ("task", "horizon", "tags", "headline", "separates", "retired", "inverted")
 _POINTS = 40  # of a line on the page
 _DIGITS = 4  # significant digits of what is only drawn
 _HASH = 12  # digits of a cell's hash: enough to find its file
@@ -43,19 +44,35 @@ _HASH = 12  # digits of a cell's hash: enough to find its file
 
 def board_page(board: Board) -> str:
     """Return the page: HTML with style, script, data and plotly.js inside."""
-    folder = files("benchmarks.report") / "template"
-
-    def text(name: str) -> str:
-        return (folder / name).read_text(encoding="utf-8")
-
-    environment = Environment(autoescape=True, keep_trailing_newline=True)
-    return environment.from_string(text("index.html.jinja")).render(
+    return rendered(
+        "index",
         suite=board.suite,
-        style=text("page.css"),
-        script="\n".join(text(f"{name}.js") for name in _SCRIPTS),
+        style=template_text("page.css"),
+        script=script_text(_SCRIPTS),
         data=script_safe(page_data(board)),
         plotly=get_plotlyjs(),
     )
+
+
+def rendered(name: str, **context: Any) -> str:
+    """Return a page of a template; whatever stands in it is escaped.
+
+    Without ``root``, the way to the folder of shared files, style and scripts are inside.
+    """
+    folder = PackageLoader("benchmarks.report", "template")
+    environment = Environment(autoescape=True, keep_trailing_newline=True, loader=folder)
+    return environment.get_template(f"{name}.html.jinja").render(context)
+
+
+def template_text(name: str) -> str:
+    """Return a file that lies beside the templates."""
+    return (files("benchmarks.report") / "template" / name).read_text(encoding="utf-8")
+
+
+def script_text(names: Sequence[str]) -> str:
+    """Return scripts in a scope of their own."""
+    parts = "\n".join(template_text(f"{name}.js") for name in names)
+    return f'"use strict";\n(() => {{\n{parts}\n}})();\n'
 
 
 def script_safe(value: Any) -> str:
@@ -64,6 +81,25 @@ def script_safe(value: Any) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def split_page(page: Json, folder: str) -> dict[str, Json]:
+    """Leave of each task what the lists of tasks show; return the rest by the file to load it from.
+
+    Each part comes with what the charts ask of its section.
+    """
+    parts: dict[str, Json] = {}
+    for section in page["sections"]:
+        shared = {name: section[name] for name in ("kind", "protocol", "agents", "references")}
+        for place, task in enumerate(section["tasks"]):
+            file = f"{folder}/{len(parts)}"
+            parts[file] = {"section": shared, "task": task}
+            rows = [
+                {name: row[name] for name in ("agent", "rank", "score")} for row in task["rows"]
+            ]
+            summary = {name: task[name] for name in _SUMMARY}
+            section["tasks"][place] = {**summary, "rows": rows, "file": file}
+    return parts
 
 
 def page_data(board: Board) -> Json:

@@ -81,7 +81,7 @@ class Origin:
             machines=distinct("machine"),
             seeds=tuple(sorted({cell["spec"]["seed"] for cell in cells})),
             wall_seconds=sum(cell["timing"]["wall_seconds"] for cell in cells),
-            keys=tuple(spec_key(cell["spec"]) for cell in cells),
+            keys=tuple(cell.get("key") or spec_key(cell["spec"]) for cell in cells),
         )
 
 
@@ -167,6 +167,13 @@ class TaskBoard:
     def kind(self) -> Kind:
         """Kind of the task."""
         return self.section.kind
+
+    @property
+    def retired(self) -> bool:
+        """Whether nothing is left to win: the interval of the best ranked score reaches 1."""
+        ranked = (row.score for row in self.rows if row.rank is not None and row.score)
+        best = max(ranked, default=None)
+        return best is not None and bool(1.0 <= best.high < np.inf)
 
     @property
     def columns(self) -> tuple[Column, ...]:

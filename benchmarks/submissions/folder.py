@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan.suite import canonical
+from benchmarks.plan.suite import MARKS, canonical
 from benchmarks.score.export import ExportedRun
 from benchmarks.score.intervals import Interval
 from benchmarks.score.signing import KEYS, Signature, is_signed, read_keys, signer
@@ -24,9 +24,6 @@ from benchmarks.submissions.entry import (
 )
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-
-MARKS = ("self-reported", "replayed", "held-out")
-"""What is known of a row. Only ``held-out`` rows are ranked."""
 
 MARKS_FILE = "marks.toml"
 

@@ -144,7 +144,14 @@ function swatch(section, agent) {
 }
 
 const who = (section, agent) =>
-  h("span", { class: "who", title: agent }, swatch(section, agent), h("span", { class: "name" }, agent));
+  h("span", { class: "who", title: agent }, swatch(section, agent), named(agent));
+
+/** An agent's name; on the board it leads to the agent's page. */
+const named = (agent) =>
+  (DATA.pages?.[agent] ? h("a", { class: "name", href: DATA.pages[agent] }, agent) : h("span", { class: "name" }, agent));
+
+/** What the board knows of an agent that somebody has handed in. */
+const submitted = (agent) => DATA.submissions?.[agent];
 
 /** The agents that a page of a section, or of one of its tasks, can draw. */
 const drawable = (section, task) => (task ? section.agents.filter((a) => task.rows.some((r) => r.agent === a)) : section.agents);

@@ -34,6 +34,10 @@ function navigation({ section, view, task }) {
 
 function render(move = true) {
   const { section, view, task } = place();
+  if (task && task.file) { // the board's tasks come when they are asked for
+    load(task.file, (part) => { Object.assign(task, part.task, { file: null }); render(move); });
+    return;
+  }
   forgetCharts();
   const main = byId("main");
   if (!section) {

@@ -39,7 +39,7 @@ function sortable({ name, columns, rows, order, details, cls }) {
 
   function line(row) {
     const cells = columns.map((column) => h("td", { class: column.cls }, column.cell(row)));
-    const tr = h("tr", { class: row.reference ? "row reference" : "row" }, cells);
+    const tr = h("tr", { class: ["row", row.reference ? "reference" : "", submitted(row.agent)?.mark || ""].join(" ").trim() }, cells);
     if (details) {
       const button = h("button", {
         type: "button", class: "more", "aria-expanded": "false", "aria-label": `Where ${row.agent} comes from`,
@@ -143,6 +143,8 @@ function originList(row, extra = []) {
     ["Seeds", row.seeds],
     ["Wall time", row.wall],
     ...extra,
+    ...(submitted(row.agent)?.facts || []).map(([name, links]) =>
+      [name, links.map(([label, href], i) => [i ? ", " : "", href ? h("a", { href }, label) : label])]),
   ];
   return h("dl", { class: "origin" }, entries.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }

@@ -83,7 +83,7 @@ function tasksView(section) {
     return h("span", { title: `Rank 1: ${first(task).join(", ")}` }, who(section, agent), more);
   };
   const columns = [
-    { label: "Task", cls: "first", up: true, sort: (t) => t.task, cell: (t) => taskLink(section, t) },
+    { label: "Task", cls: "first", up: true, sort: (t) => t.task, cell: (t) => [taskLink(section, t), t.retired ? h("span", { class: "tag" }, "retired") : null] },
     { label: "T", title: "Slots or queries of a run", cls: "wide", sort: (t) => t.horizon, cell: (t) => t.horizon.toLocaleString("en") },
     { label: "Rank 1", title: "The agents that share the first rank, best mean first", cls: "left", up: true, sort: (t) => first(t)[0] ?? null, cell: firsts },
     ...learning.map((agent) => ({
@@ -165,7 +165,8 @@ function taskView(section, task) {
       h("h2", {}, task.task),
       h("p", { class: "lead" }, [task.about, `T = ${task.horizon.toLocaleString("en")}`, count(task.seeds, "seed")].filter(Boolean).join(", "),
         task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
-          : task.tied ? `. ${task.tied}` : ""),
+          : task.tied ? `. ${task.tied}` : "",
+        task.retired ? ". Retired: the interval of the best score reaches 1, so there is nothing left to win." : ""),
       h("p", {}, task.tags.map((t) => h("span", { class: "tag" }, t))),
       task.warnings.map((w) => h("p", { class: "warning" }, `Warning: ${w}.`)),
       h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`)),

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,18 +27,6 @@ from benchmarks.report.page import board_page, page_data, script_safe
 from benchmarks.report.paper import write_figure
 
 ROOT = Path(__file__).resolve().parents[3]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 SCRIPT = "</script><script>window.pwned=1</script>"
 IMAGE = "<img src=http://evil.example/x onerror=window.pwned=2>"
 MARKUP = "[red]| 数🎉 `x` $\\frac{ ![i](http://evil.example/y.png) \x1b[31m"
@@ -257,17 +244,6 @@ def test_serve_opens_the_page_and_ends_with_ctrl_c(tmp_path):
 
 
 # --- in a browser ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
