@@ -86,14 +86,20 @@ def build_app() -> "typer.Typer":
     logs.command("show")(show.logs_show)
     logs.command("evaluate")(show.logs_evaluate)
     app.add_typer(logs, name="logs", no_args_is_help=True)
-    door = typer.Typer(help="What was handed in: the six checks; names of suites.")
-    door.command("check")(submission.check_command)
-    door.command("freeze")(submission.freeze_command)
-    app.add_typer(door, name="submission", no_args_is_help=True)
-    keys = typer.Typer(help="Keys that sign exports and submissions.")
-    keys.callback()(lambda: None)
-    keys.command("new")(submission.key_new_command)
-    app.add_typer(keys, name="key", no_args_is_help=True)
+    for name, words, own in (
+        ("submission", "What was handed in.", {"check": "check", "freeze": "freeze"}),
+        ("key", "Keys that sign exports and submissions.", {"new": "key_new"}),
+        (
+            "release",
+            "Secrets of held-out runs.",
+            {"draw": "release_draw", "publish": "release_publish"},
+        ),
+    ):
+        group = typer.Typer(help=words)
+        group.callback()(lambda: None)  # a single subcommand has its name, too
+        for word, function in own.items():
+            group.command(word)(getattr(submission, f"{function}_command"))
+        app.add_typer(group, name=name, no_args_is_help=True)
     return app
 
 

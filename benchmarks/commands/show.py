@@ -119,11 +119,14 @@ def board_command(
 def export_command(
     results: Annotated[str, typer.Argument(help="Results folder or URL.")],
     path: Annotated[Path, typer.Argument(help="File to write, SUITE.json.gz.")],
+    key: Annotated[
+        Path | None, typer.Option("--sign", help="Private key that signs it: see `key new`.")
+    ] = None,
 ) -> None:
     """Write a run into one small file that `report` reads in place of a results folder."""
     from benchmarks.report.command import export
 
-    export(results, path)
+    export(results, path, key)
 
 
 def list_command(

@@ -1,4 +1,4 @@
-"""Subcommands of the door: submit, submission check and freeze, key new."""
+"""Subcommands of the door: submit, submission check and freeze, key new, release draw, publish."""
 
 from __future__ import annotations
 
@@ -130,6 +130,29 @@ def key_new_command(
     from benchmarks.score.signing import new_key
 
     say(f'"@handle" = "{new_key(file)}"')
+
+
+def release_draw_command(
+    release: Annotated[str, typer.Argument(help="Version that is being released.")],
+    secret: Annotated[Path, typer.Argument(help="File for the secret; keep it to yourself.")],
+    folder: Annotated[Path, typer.Option(help="Where releases.toml is.")] = SUBMISSIONS,
+) -> None:
+    """Draw a release's secret for `run --held-out`, and note its digest in releases.toml."""
+    from benchmarks.submissions.releases import draw_secret
+
+    say(f"{release}: the SHA-256 of {secret} is {draw_secret(release, secret, folder)}")
+
+
+def release_publish_command(
+    release: Annotated[str, typer.Argument(help="Version that is over.")],
+    secret: Annotated[Path, typer.Argument(help="File of its secret.")],
+    folder: Annotated[Path, typer.Option(help="Where releases.toml is.")] = SUBMISSIONS,
+) -> None:
+    """Publish a release's secret in releases.toml, so that anybody plays its board again."""
+    from benchmarks.submissions.releases import publish_secret
+
+    publish_secret(release, secret, folder)
+    say(f"{release}: the secret stands in {folder}, and must not be used any more")
 
 
 def look_in(source: Path | None) -> None:

@@ -24,9 +24,10 @@ from benchmarks.report.tables import (
     board_tables,
     insert_between_markers,
 )
-from benchmarks.run.store import write_text
-from benchmarks.score.export import export_run, open_results
+from benchmarks.run.store import Store, write_text
+from benchmarks.score.export import ExportedRun, export_run, open_results
 from benchmarks.score.scoring import Board, load_board
+from benchmarks.score.signing import KEYS, read_keys, signer
 from benchmarks.terminal import make_console, say, show_table
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
@@ -34,7 +35,9 @@ from llmqueue_gym.errors import UsageError
 
 def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
     """Print the board of some results and write the page, the pictures and a README's tables."""
-    board = load_board(open_results(results))
+    store = open_results(results)
+    who = signed_by(store)
+    board = load_board(store)
     out.mkdir(parents=True, exist_ok=True)
     pictures = draw_figure(board, out)
     page = out / "leaderboard.md"
@@ -50,6 +53,7 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
             say(part, console)
         else:
             show_table(part, ("rank", "agent", "score"), console)
+    say(who, console)
     for text in board.warnings:
         say(f"above the oracle, perhaps by chance: {text}", console)
     for name, failure in board.failures:
@@ -60,6 +64,20 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
         say(f"skipped {name}: {reason}")
     say("wrote " + ", ".join(str(path) for path in (html, page, *(p.path for p in pictures))))
     return board
+
+
+def signed_by(store: Store | ExportedRun) -> str:
+    """Say who vouches for results: the key that signed an export, else nobody.
+
+    Raises
+    ------
+    CorruptResultError
+        If they were changed after they were signed.
+    """
+    signature = store.check_signature() if isinstance(store, ExportedRun) else None
+    if signature is None:
+        return "self-reported: nobody has signed these results"
+    return f"signed by {signer(signature, read_keys(Path('submissions') / KEYS))}"
 
 
 def figure(
@@ -96,9 +114,9 @@ def check_readme(results: Path | str, readme: Path) -> bool:
     return False
 
 
-def export(results: Path | str, path: Path) -> None:
-    """Write the run in a results folder into one file."""
-    size = export_run(open_results(results), path)
+def export(results: Path | str, path: Path, key: Path | None = None) -> None:
+    """Write the run in a results folder into one file, signed by a private key if there is one."""
+    size = export_run(open_results(results), path, key=key)
     say(f"wrote {path} ({size / 1000:,.0f} kB)")
 
 

@@ -22,6 +22,7 @@ from benchmarks.submissions.entry import (
     read_limited,
     read_submission,
 )
+from benchmarks.submissions.releases import RELEASES
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 
@@ -95,7 +96,8 @@ def read_folder(folder: Path) -> list[Entry]:
     UsageError
         If a file is no submission, or was changed after it was signed.
     """
-    names = sorted(path for path in folder.glob("*.toml") if path.name not in (KEYS, MARKS_FILE))
+    others = (KEYS, MARKS_FILE, RELEASES)
+    names = sorted(path for path in folder.glob("*.toml") if path.name not in others)
     known, marks = read_keys(folder / KEYS), _read_marks(folder / MARKS_FILE)
     return [_marked(read_entry(path, known), marks.get(path.stem, {})) for path in names]
 
