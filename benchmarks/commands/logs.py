@@ -32,6 +32,7 @@ from llmqueue_gym.serving.fit import fit_serving
 from llmqueue_gym.workloads.arrivals import map_to_slots
 from llmqueue_gym.workloads.embeddings import read_contexts
 from llmqueue_gym.workloads.pool import printable
+from llmqueue_gym.workloads.prices import load_prices
 from llmqueue_gym.workloads.sources.log_file import Log, read_log
 from llmqueue_gym.workloads.sources.logs import describe_log, judge_outcomes
 from llmqueue_gym.workloads.traces import WINDOWS, burstiness, read_times
@@ -111,9 +112,16 @@ def show_trace(
     )
 
 
-def show_log(path: Path, columns: Sequence[str], as_json: bool, clip_scores: bool = False) -> None:
+def show_log(
+    path: Path,
+    columns: Sequence[str],
+    as_json: bool,
+    clip_scores: bool = False,
+    prices: Path | None = None,
+) -> None:
     """Print what a log holds and how well an outcome model fits it."""
-    log = read_log(str(path), _columns(columns), clip_scores)
+    listed = None if prices is None else load_prices(prices)
+    log = read_log(str(path), _columns(columns), clip_scores, listed)
     found: dict[str, Any] = describe_log(log)
     try:
         found["outcome_model"] = judge_outcomes(log, log.contexts())

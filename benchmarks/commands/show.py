@@ -326,6 +326,9 @@ def logs_show(
     serving: Annotated[
         bool, typer.Option("--serving", help="Fit service times, lengths, patience, returns.")
     ] = False,
+    prices: Annotated[
+        Path | None, typer.Option(help="JSON of list prices, for requests that say no cost.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
@@ -334,7 +337,7 @@ def logs_show(
     if serving:
         show_serving(file, column or [], as_json)
         return
-    show_log(file, column or [], as_json, clip_scores)
+    show_log(file, column or [], as_json, clip_scores, prices)
 
 
 def logs_evaluate(

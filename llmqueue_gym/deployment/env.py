@@ -255,7 +255,7 @@ class LLMDeployEnv(DeployEnv):
     | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" and "fixed_gap" / 1] |
     | budget_per_query | None | b in USD, at least 1e-12 [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
     | budget | "soft" | "hard": the reward is the ledger's |
-    | price_changes | None | "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
+    | price_changes | None | None: those of the table's own list prices; "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |
     | retirements | None | list of {"llm", "query" or "date"}; a deployed LLM stays to the end of the stage |
     | switching_cost | 0.0 | USD per LLM that joins the deployment, after the first stage |
     | reward_delay | 0 | queries until a reward is seen, below T; the last ones are never seen |

@@ -19,6 +19,7 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
+from llmqueue_gym.workloads.prices import Step
 from llmqueue_gym.workloads.sources import Source, sources
 from llmqueue_gym.workloads.sources.table import Parsed, parse, read_layout
 from llmqueue_gym.workloads.stored import (
@@ -41,7 +42,8 @@ SOURCES: dict[str, Source] = {
 """The published data sets."""
 
 _LIST_PRICE = "list_price"
-"""Note with the list prices of a table that was imported with ``prices``."""
+_CHANGES, _TIMES = "price_changes", "times"
+"""Notes with the list prices of a table that was imported with ``prices``, and their changes."""
 
 TABLE = "table"
 """Source of a table of one's own; it has no official files."""
@@ -143,7 +145,11 @@ def import_table(
 def _store_table(parsed: Parsed, source: Path, out: Path) -> Facts:
     quality, size = np.array(parsed.quality), len(parsed.quality)
     cost = np.array(parsed.cost) if parsed.cost else None
-    prices = parsed.list_price
+    notes: dict[str, Any] = {}
+    if parsed.list_price is not None:
+        notes[_LIST_PRICE] = dict(zip(parsed.llms, parsed.list_price, strict=True))
+    if parsed.price_changes:
+        notes |= {_CHANGES: parsed.price_changes, _TIMES: parsed.times}
     return write_pool(
         out,
         source,
@@ -153,7 +159,7 @@ def _store_table(parsed: Parsed, source: Path, out: Path) -> Facts:
         quality={llm: quality[:, j] for j, llm in enumerate(parsed.llms)},
         cost=None if cost is None else {llm: cost[:, j] for j, llm in enumerate(parsed.llms)},
         columns={llm: (llm, llm) for llm in parsed.llms},
-        notes={} if prices is None else {_LIST_PRICE: dict(zip(parsed.llms, prices, strict=True))},
+        notes=notes,
         vectors=np.stack(parsed.vectors) if parsed.vectors else None,
     )
 
@@ -253,8 +259,15 @@ def _load_pool(
         pool, online = QueryPool(vectors, quality, cost, llms), np.arange(len(vectors))
     else:
         pool, online = text_pool(table["text"].to_list(), quality, cost, llms, context_dim, how)
-    prices = header.facts.notes.get(_LIST_PRICE)
-    return replace(pool, list_price=prices and np.array([prices[llm] for llm in llms])), online
+    notes = header.facts.notes
+    prices = notes.get(_LIST_PRICE)
+    listed = replace(
+        pool,
+        list_price=prices and np.array([prices[llm] for llm in llms]),
+        price_changes=tuple(Step(*step) for step in notes.get(_CHANGES) or ()),
+        times=notes.get(_TIMES) and tuple(notes[_TIMES]),
+    )
+    return listed, online
 
 
 def pool_workload(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.workloads.prices import Step
 
 Accept = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 """A predicate on queries: utilities (n, N) -> keep (n,)."""
@@ -163,7 +164,12 @@ class QueryPool:
     llms : tuple of str
         Distinct names of the N LLMs.
     list_price : ndarray of float64, shape (N,), or None
-        What a typical query costs by public prices, USD; None if there are none.
+        What a typical query costs by public prices, USD; None if there are none. Where these change
+        it is the last one, and so are the costs.
+    price_changes : tuple of Step
+        Changes of the list prices while the table's records last.
+    times : (float, float), optional
+        When the first and the last of them were made.
 
     Raises
     ------
@@ -177,6 +183,8 @@ class QueryPool:
     cost: NDArray[np.float64] | None
     llms: tuple[str, ...]
     list_price: NDArray[np.float64] | None = None
+    price_changes: tuple[Step, ...] = ()
+    times: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         llms = tuple(self.llms)

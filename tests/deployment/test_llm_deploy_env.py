@@ -384,7 +384,7 @@ LLM = "claude-v1"
         ({"budget_per_query": 1e-5}, "cheapest mixture of every stage"),
         ({"instance": "synthetic", "budget_per_query": 1e-5}, "cheapest mixture"),
         ({"budget": 1e-3}, "budget_per_query"),
-        ({"price_changes": "recorded"}, "only the instance 'catalog'"),
+        ({"price_changes": "recorded"}, "this instance records none"),
         ({"price_changes": [{"llm": LLM, "query": 5}]}, "factor"),
         ({"price_changes": [{"llm": LLM, "query": 5, "factor": float("nan")}]}, "factor"),
         ({"price_changes": [{"llm": "claude-v7", "query": 5, "factor": 1}]}, LLM),

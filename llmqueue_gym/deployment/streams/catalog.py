@@ -246,6 +246,10 @@ class CatalogStream:
         ]
         return [change for change in dated if change.query < horizon]
 
+    def usual_price_changes(self, horizon: int) -> list[PriceChange]:
+        """Return none: they are asked for by name."""
+        return []
+
     def draw(self, rng: np.random.Generator, rules: DeploymentRules) -> LLMStream:
         """Return the stream, always the same."""
         arrival = [max(0, self._query_at(day, rules.horizon)) for day in self.catalog.released]

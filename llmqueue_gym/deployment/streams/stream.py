@@ -77,6 +77,9 @@ class StreamSource(Protocol):
     def recorded_price_changes(self, horizon: int) -> list[PriceChange]:
         """Price changes within the run that the source itself records."""
 
+    def usual_price_changes(self, horizon: int) -> list[PriceChange]:
+        """Price changes of a run that names none."""
+
 
 class Undated:
     """A source without a calendar."""
@@ -84,15 +87,21 @@ class Undated:
     def query_of(self, day: str, horizon: int) -> int:
         """Refuse a date."""
         raise UsageError(
-            f"date={day!r}: only the instance 'catalog' has a calendar; give a 'query' instead"
+            f"date={day!r}: this instance has no calendar (the catalog has one, and a log or "
+            "table with times); give a 'query' instead"
         )
 
     def recorded_price_changes(self, horizon: int) -> list[PriceChange]:
         """Refuse: nothing is recorded."""
         raise UsageError(
-            "price_changes='recorded': only the instance 'catalog' records price changes; "
+            "price_changes='recorded': this instance records none (the catalog does, and a log or "
+            "table whose `prices` change); "
             "list your own as {'llm': ..., 'query': ..., 'factor': ...}"
         )
+
+    def usual_price_changes(self, horizon: int) -> list[PriceChange]:
+        """Return none."""
+        return []
 
 
 def bernoulli_cdf(mean: Floats) -> Floats:

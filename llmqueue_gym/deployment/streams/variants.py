@@ -19,10 +19,12 @@ from llmqueue_gym.errors import UsageError
 def read_price_changes(value: Any, source: StreamSource, horizon: int) -> list[PriceChange]:
     """Read the argument ``price_changes``: None, ``"recorded"`` or a list of mappings.
 
+    None is what the source says of itself: none, but for tables whose list prices change.
+
     A mapping has ``llm``, ``query`` or ``date``, and ``factor`` (new price over old).
     """
     if value is None:
-        return []
+        return source.usual_price_changes(horizon)
     if value == "recorded":
         return source.recorded_price_changes(horizon)
     changes = []

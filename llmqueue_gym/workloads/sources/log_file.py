@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,49 +21,41 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import (
     Row,
-    cell_of,
-    number_cell,
-    number_of,
     seconds_of,
-    show,
-    text_cell,
-    truth_of,
-    vector_cell,
 )
 from llmqueue_gym.workloads.embeddings import ContextMethod, embed_texts
 from llmqueue_gym.workloads.encoder import TextEncoder
-from llmqueue_gym.workloads.pool import file_sha256, printable
+from llmqueue_gym.workloads.pool import file_sha256
+from llmqueue_gym.workloads.prices import (
+    Price,
+    PriceList,
+    Tokens,
+    read_prices,
+    recorded_prices,
+    usd,
+)
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources.gateways import LITELLM, Gateway, gateway_of, gateway_rows
 from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
+from llmqueue_gym.workloads.sources.own_rows import (
+    FIELDS,
+    OF_SERVICE,
+    Request,
+    reader_of,
+    unanswered,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FIELDS = ("query", "embedding", "llm", "kept", "score", "cost", "timestamp", "propensity")
-"""Columns of the schema."""
-
-OF_SERVICE = (
-    *("asked", "start", "first_token", "end"),
-    *("input_tokens", "output_tokens", "session", "replica"),
-)
-"""Further columns, of logs of service; a row without a start is of a user whom nobody answered."""
-
 MIN_REWARDS = 10
 """Requests from which on a keep rate near 0 or 1 is worth a warning."""
-
-SLACK = 0.05
-"""How far outside [0, 1] a score may lie where scores are clipped."""
 
 ONE_SIDED = 0.005
 """A keep rate that is so near 0 or 1 comes with a warning."""
 
 OWN = "a row an answered request"
 """What a log of our own schema is read as."""
-
-_TRUE = ("1", "1.0", "yes", "kept")
-
-_FALSE = ("0", "0.0", "no", "retried")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +78,10 @@ class Log:
         1 where the answer was kept and 0 where the user retried, or a score between.
     cost : ndarray of float64, shape (n,), or None
         USD.
+    prices : PriceList, optional
+        List prices of LLMs, as given or in the column ``price``.
+    tokens : ndarray of float64, shape (n, 2), or None
+        Input and output tokens, NaN where the log does not count them.
     time : ndarray of float64, shape (n,), or None
         Seconds.
     propensity : ndarray of float64, shape (n,), or None
@@ -117,6 +113,8 @@ class Log:
     notes: tuple[str, ...] = ()
     source: str = OWN
     told: str = ""
+    prices: PriceList | None = None
+    tokens: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.llm)
@@ -150,7 +148,12 @@ class Log:
         return TextEncoder(sorted(set(self.texts)), context_dim, how)
 
 
-def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: bool = False) -> Log:
+def read_log(
+    path: str,
+    columns: Mapping[str, str] | None = None,
+    clip_scores: bool = False,
+    prices: Any = None,
+) -> Log:
     """Read a log.
 
     Parameters
@@ -161,11 +164,15 @@ def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: b
     columns : mapping of str to str, optional
         Names of columns that are called otherwise, field -> column. Fields are ``query`` (text) or
         ``embedding`` (list of numbers), ``llm``, ``kept`` (true, false, 1, 0) or ``score`` (in
-        [0, 1]), and optionally ``cost`` (USD), ``timestamp`` (a number or ISO 8601) and
-        ``propensity`` (in (0, 1]). Of a gateway's export only ``score`` may be named: the feedback
-        that counts, where there are several kinds of it.
+        [0, 1]), and optionally ``cost`` (USD), ``timestamp`` (a number or ISO 8601), ``propensity``
+        (in (0, 1]) and ``price`` (the list price of the LLM then). Of a gateway's export only
+        ``score`` may be named: the feedback that counts, where there are several kinds of it.
     clip_scores : bool
         Whether scores up to 0.05 outside [0, 1] count as 0 or 1.
+    prices : mapping, pair or number, optional
+        List prices: USD a query, or [USD per million input tokens, USD per million output tokens],
+        or a list of ``{"from": date, "price": price}``; of each LLM, or one for all. Requests that
+        do not say what they cost cost their tokens by them.
 
     Raises
     ------
@@ -183,7 +190,8 @@ def read_log(path: str, columns: Mapping[str, str] | None = None, clip_scores: b
         if not isinstance(name, str) or not name:
             raise UsageError(f"columns: {field_}={name!r} must be the name of a column")
     stat = source.stat()
-    return _load(str(source), names, clip_scores, (stat.st_mtime_ns, stat.st_size))
+    listed = None if prices is None else read_prices(prices)
+    return _load(str(source), names, clip_scores, listed, (stat.st_mtime_ns, stat.st_size))
 
 
 def log_fingerprint(path: str, **_: Any) -> str:
@@ -191,20 +199,13 @@ def log_fingerprint(path: str, **_: Any) -> str:
     return file_sha256(find_file(path))
 
 
-class _Request(NamedTuple):
-    """One row, read."""
-
-    query: Any  # text, or a vector
-    llm: str
-    reward: float
-    cost: float | None
-    timestamp: Any
-    propensity: float | None
-
-
 @lru_cache(maxsize=4)
 def _load(
-    path: str, names: tuple[tuple[str, str], ...], clip_scores: bool, _: tuple[int, int]
+    path: str,
+    names: tuple[tuple[str, str], ...],
+    clip_scores: bool,
+    prices: PriceList | None,
+    _: tuple[int, int],
 ) -> Log:
     rows = iter(read_rows(Path(path)))
     start = next(rows, None)
@@ -215,26 +216,30 @@ def _load(
     gateway = gateway_of(first)
     rated = any(renamed.get(field_, field_) in first for field_ in ("kept", "score"))
     if gateway is None or (rated and "verdict" not in first):
-        return _of_own(path, every, renamed, clip_scores)
+        return _of_own(path, every, renamed, clip_scores, prices)
     only = renamed.pop("score", None)
     if renamed or (only is not None and gateway is LITELLM):
         raise UsageError(
             f"columns={dict(names)!r}: {gateway.name} are read by their own columns; leave columns "
             "out, or name one that the file has for 'kept' or 'score'"
         )
-    return _of_gateway(path, gateway, every, only)
+    return _of_gateway(path, gateway, every, only, prices)
 
 
 def _of_own(
-    path: str, rows: Iterable[tuple[str, Row]], names: dict[str, str], clip_scores: bool
+    path: str,
+    rows: Iterable[tuple[str, Row]],
+    names: dict[str, str],
+    clip_scores: bool,
+    prices: PriceList | None,
 ) -> Log:
     """Log of the schema."""
-    requests: list[_Request] = []
+    requests: list[Request] = []
     places: list[str] = []
     read, left, told = None, 0, ""
     for place, row in rows:
         if read is None:
-            read = _reader(path, row, names, clip_scores)
+            read = reader_of(path, row, names, clip_scores, prices)
             columns = (names.get(field_, field_) for field_ in ("kept", "score"))
             told = next(f"column {column!r}" for column in columns if column in row)
         if unanswered(row, names.get("start", "start")):
@@ -257,12 +262,29 @@ def _of_own(
         column = names.get("timestamp", "timestamp")
         times = seconds_of([request.timestamp for request in requests], places, column)
         order = np.argsort(times, kind="stable")
-    queries = [requests[row].query for row in order]
+    requests = [requests[row] for row in order]
+    queries = [request.query for request in requests]
     texts = isinstance(queries[0], str)
-    llms, llm = _indexed([requests[row].llm for row in order])
+    llms, llm = _indexed([request.llm for request in requests])
+    if times is not None:
+        times = times[order]
+    notes: list[str] = []
+    if requests[0].price is not None:
+        prices = _recorded(path, requests, times)
+    if prices is not None:
+        filled = [_filled(each, k, times, prices) for k, each in enumerate(requests)]
+        if priced := sum(new is not old for new, old in zip(filled, requests, strict=True)):
+            notes.append(f"{priced:,} requests without a cost cost their tokens at the list price")
+        requests = filled
+        lacking = next((r.llm for r in requests if r.cost is None or math.isnan(r.cost)), None)
+        if lacking is not None and any(r.cost is not None for r in requests):
+            raise UsageError(
+                f"{path}: a request to {lacking!r} has no cost, and no price or tokens to tell it; "
+                "add them, or leave the row out"
+            )
 
     def numbers(name: str) -> Floats | None:
-        values = [getattr(requests[row], name) for row in order]
+        values = [getattr(request, name) for request in requests]
         return None if values[0] is None else np.array(values, dtype=np.float64)
 
     reward = numbers("reward")
@@ -275,20 +297,56 @@ def _of_own(
         llm,
         reward,
         numbers("cost"),
-        None if times is None else times[order],
+        times,
         numbers("propensity"),
         left_out={"no start: nobody answered": left} if left else {},
-        notes=_one_sided(reward, "kept"),
+        notes=(*notes, *_one_sided(reward, "kept")),
         told=told,
+        prices=prices,
+        tokens=_counts([request.tokens for request in requests]),
     )
 
 
+def _recorded(path: str, requests: Sequence[Request], times: Floats | None) -> PriceList:
+    """Return the list prices that the column ``price`` holds."""
+    at = np.zeros(len(requests)) if times is None else times
+    seen: dict[str, list[tuple[float, Price]]] = {}
+    for time, request in zip(at.tolist(), requests, strict=True):
+        if request.price is not None:
+            seen.setdefault(request.llm, []).append((time, request.price))
+    found = recorded_prices(seen)
+    if times is None and found.changes:
+        raise UsageError(f"{path}: the prices change, so a column 'timestamp' must say when")
+    return found
+
+
+def _filled(request: Request, row: int, times: Floats | None, prices: PriceList) -> Request:
+    """Return the request with its cost at the list price of the time, if it has none."""
+    if request.cost is not None and not math.isnan(request.cost):
+        return request
+    price = prices.at(request.llm, math.inf if times is None else float(times[row]))
+    if price is None or (len(price) == 2 and request.tokens is None):
+        return request
+    return request._replace(cost=usd(price, request.tokens))
+
+
+def _counts(tokens: Sequence[Tokens | None]) -> Floats | None:
+    """Return tokens as an array, NaN where they are not counted; None where nobody counts."""
+    counts = np.array([(math.nan, math.nan) if pair is None else pair for pair in tokens])
+    return None if np.isnan(counts).all() else counts
+
+
 def _of_gateway(
-    path: str, gateway: Gateway, rows: Iterable[tuple[str, Row]], only: str | None
+    path: str,
+    gateway: Gateway,
+    rows: Iterable[tuple[str, Row]],
+    only: str | None,
+    prices: PriceList | None,
 ) -> Log:
     """Log of what a gateway exports."""
     calls, heard = gateway_rows(gateway, rows, only)
-    found = read_spend_log(path, calls, None, gateway.sessions, gateway.no_prompt)
+    price_at = None if prices is None else prices.at
+    found = read_spend_log(path, calls, price_at, gateway.sessions, gateway.no_prompt)
     found, propensity = _of_our_router(found)
     turns = found.turns
     llms, llm = _indexed([turn.llm for turn in turns])
@@ -311,6 +369,8 @@ def _of_gateway(
         tuple(notes),
         gateway.name,
         told=found.told,
+        prices=prices,
+        tokens=_counts([turn.tokens for turn in turns]),
     )
 
 
@@ -365,96 +425,3 @@ def _one_sided(reward: Floats, what: str) -> tuple[str, ...]:
         f"warning: {share:.1%} of the answers are {what}, which says little of the LLMs; is that "
         "what your users did?",
     )
-
-
-def _reader(
-    path: str, first: Row, names: dict[str, str], clip_scores: bool
-) -> Callable[[str, Row], _Request]:
-    """Return the function that reads a row, by the columns of the first one."""
-    column = {field_: names.get(field_, field_) for field_ in FIELDS}
-    for field_ in names:
-        if column[field_] not in first:
-            raise checks.unknown_name(f"{path}: column", column[field_], first)
-    for options in (("query", "embedding"), ("llm",), ("kept", "score")):
-        if not any(column[field_] in first for field_ in options):
-            wanted = " or ".join(repr(column[field_]) for field_ in options)
-            has = printable(", ".join(map(str, list(first)[:40])))
-            raise UsageError(
-                f"{path}: there is no column {wanted}; it has {has}. Name a column that is called "
-                "otherwise with `columns` (--column llm=NAME)"
-            )
-    vectors = column["query"] not in first
-    scored = column["kept"] not in first
-    there = {field_ for field_ in ("cost", "timestamp", "propensity") if column[field_] in first}
-
-    def read(place: str, row: Row) -> _Request:
-        return _Request(
-            query=vector_cell(row, column["embedding"], place)
-            if vectors
-            else text_cell(row, column["query"], place),
-            llm=name_cell(row, column["llm"], place),
-            reward=_score(row, column["score"], place, clip_scores)
-            if scored
-            else kept_cell(row, column["kept"], place),
-            cost=number_cell(row, column["cost"], place, 0.0, math.inf)
-            if "cost" in there
-            else None,
-            timestamp=cell_of(row, column["timestamp"], place) if "timestamp" in there else None,
-            propensity=_propensity(row, column["propensity"], place)
-            if "propensity" in there
-            else None,
-        )
-
-    return read
-
-
-def _propensity(row: Row, column: str, place: str) -> float:
-    value = number_cell(row, column, place, 0.0, 1.0)
-    if value <= 0.0:
-        raise UsageError(
-            f"{place}: column {column!r} is {value}; a logged choice has a positive probability"
-        )
-    return value
-
-
-def name_cell(row: Row, column: str, place: str) -> str:
-    """Return the name of a cell."""
-    name = text_cell(row, column, place)
-    if not name.strip():
-        raise UsageError(f"{place}: column {column!r} is empty")
-    return name
-
-
-def unanswered(row: Row, column: str) -> bool:
-    """Whether a row of a log of service is of a user who left before an answer began."""
-    return column in row and row[column] in (None, "")
-
-
-def kept_cell(row: Row, column: str, place: str) -> float:
-    """Return 1 if the answer was kept, 0 if not."""
-    value = cell_of(row, column, place)
-    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
-    if text in _TRUE or truth_of(text):
-        return 1.0
-    if text in _FALSE or truth_of(text) is False:
-        return 0.0
-    raise UsageError(
-        f"{place}: column {column!r} must be true or false, or 1 or 0, not {show(value)}"
-    )
-
-
-def _score(row: Row, column: str, place: str, clip: bool) -> float:
-    value = number_of(cell_of(row, column, place))
-    if -SLACK <= value <= 1.0 + SLACK and not 0.0 <= value <= 1.0:
-        if not clip:
-            raise UsageError(
-                f"{place}: column {column!r} is {value:g}, a little outside [0, 1]; ask for scores "
-                "to be clipped (clip_scores, --clip-scores), or scale them"
-            )
-        return min(1.0, max(0.0, value))
-    if math.isfinite(value) and not 0.0 <= value <= 1.0:
-        raise UsageError(
-            f"{place}: column {column!r} is {value:g}, outside [0, 1]; scale the scores, ratings r "
-            "of 1 to 5 as (r - 1) / 4, or make a column of kept, true or false"
-        )
-    return number_cell(row, column, place, 0.0, 1.0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import offline_rows, read_contexts
 from llmqueue_gym.workloads.outcomes import calibration, fit_mnl
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, takes_options_of
-from llmqueue_gym.workloads.prices import read_tariff
+from llmqueue_gym.workloads.prices import Step, now_over_then, usual_tokens
 from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.sources.log_file import Log, log_fingerprint, read_log
 from llmqueue_gym.workloads.sources.retrials import rate_interval
@@ -149,11 +150,12 @@ def logs_pool(
         Length of a context; see `Log.contexts`.
     contexts : str or mapping, optional
         How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    prices : mapping, optional
-        List price of every LLM, which agents of LLMDeploy-v0 see: USD a query, or
-        [USD per million input tokens, USD per million output tokens].
+    prices : mapping, pair or number, optional
+        List prices, which agents of LLMDeploy-v0 see; by default those of the log's own column. See
+        `read_log`.
     tokens : sequence of float, optional
-        Input and output tokens of a usual answer, which prices of tokens need.
+        Input and output tokens of a usual answer, which prices of tokens need; by default the mean
+        of the log, if it counts them.
     min_rows : int
         Requests an LLM must have; the others are left out.
     ridge : float
@@ -164,7 +166,7 @@ def logs_pool(
     ValueError
         If the log cannot be read, or no outcome model can be fitted.
     """
-    log = read_log(path, columns, clip_scores)
+    log = read_log(path, columns, clip_scores, prices)
     how = None if contexts is None else read_contexts(contexts)
     vectors = log.contexts(context_dim, how)
     counts = np.bincount(log.llm, minlength=len(log.llms))
@@ -176,22 +178,35 @@ def logs_pool(
         )
     checks.number("ridge", ridge, "(0, inf)")
     rows = np.flatnonzero(enough[log.llm])
+    llms = tuple(name for name, use in zip(log.llms, enough, strict=True) if use)
+    listed, changes = _listed(log, llms, tokens)
+    if changes and log.cost is not None and log.time is not None:  # at the last prices
+        places = [llms.index(name) if name in llms else 0 for name in log.llms]
+        ratio = now_over_then(changes, log.time, llms)[
+            np.arange(len(log)), np.array(places)[log.llm]
+        ]
+        log = replace(log, cost=log.cost * ratio)
     model = fit_outcomes(log, vectors, rows, ridge)
     distinct, online = _distinct(log)
     cost = None if log.cost is None else np.tile(model.cost[enough], (len(distinct), 1))
-    llms = tuple(name for name, use in zip(log.llms, enough, strict=True) if use)
     rates = model.rates(vectors[distinct])[:, enough]
-    return QueryPool(vectors[distinct], rates, cost, llms, _listed(llms, prices, tokens)), online
+    times = None if log.time is None else (float(log.time.min()), float(log.time.max()))
+    return QueryPool(vectors[distinct], rates, cost, llms, listed, changes, times), online
 
 
-def _listed(llms: Sequence[str], prices: Any, tokens: Sequence[float] | None) -> Floats | None:
-    """Return the list price of an answer of every LLM, USD."""
-    if tokens is not None and not all(isinstance(number, int | float) for number in tokens):
-        raise UsageError(f"tokens={tokens!r} must be two numbers, those of a usual answer")
-    tariff = read_tariff(prices, tokens)
-    if tariff is None:
-        return None
-    return np.array(tariff.costs(llms, tariff.tokens_of({}, llms, "prices")))
+def _listed(
+    log: Log, llms: Sequence[str], tokens: Sequence[float] | None
+) -> tuple[Floats | None, tuple[Step, ...]]:
+    """Return the list price of a usual answer of every LLM when the log ends, and its changes."""
+    if log.prices is None:
+        if tokens is not None:
+            raise UsageError(f"tokens={tokens!r} cost nothing without `prices`; give both")
+        return None, ()
+    if tokens is None and log.tokens is not None:
+        tokens = np.nanmean(log.tokens, axis=0).tolist()
+    usual = usual_tokens(tokens)
+    listed, changes = log.prices.listed(llms, [usual] * len(llms), log.time)
+    return np.array(listed), changes
 
 
 @takes_options_of(logs_pool)

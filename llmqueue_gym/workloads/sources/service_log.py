@@ -20,7 +20,7 @@ from llmqueue_gym.workloads.pool import printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources.gateways import Gateway, gateway_of, gateway_rows
 from llmqueue_gym.workloads.sources.litellm import read_spend_log
-from llmqueue_gym.workloads.sources.log_file import (
+from llmqueue_gym.workloads.sources.own_rows import (
     FIELDS,
     OF_SERVICE,
     kept_cell,

@@ -5,7 +5,6 @@ Every error names the file, the row (CSV, Parquet) or line (JSONL), counted from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.cells import Row, cell_of, text_cell, vector_cell
+from llmqueue_gym.workloads.cells import Row, cell_of, seconds_of, text_cell, vector_cell
 from llmqueue_gym.workloads.columns import (
     Columns,
     label_of,
@@ -26,7 +25,7 @@ from llmqueue_gym.workloads.columns import (
 )
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, file_sha256, takes_options_of
-from llmqueue_gym.workloads.prices import Tariff, Tokens, read_tariff
+from llmqueue_gym.workloads.prices import Bills, Step, Tariff, now_over_then, read_tariff
 from llmqueue_gym.workloads.rows import find_file, read_rows
 from llmqueue_gym.workloads.sources import Source
 
@@ -40,6 +39,7 @@ def read_layout(
     cost: Mapping[str, str] | Sequence[str] | str | None = None,
     prices: Any = None,
     tokens: Sequence[Any] | None = None,
+    timestamp: str | None = None,
     clip: float = 0.0,
     only: Mapping[str, Any] | None = None,
 ) -> Layout:
@@ -61,15 +61,19 @@ def read_layout(
         Exactly one of ``text`` and ``embedding`` is given. Nothing is fitted, so all rows arrive.
     cost : mapping, list of str or str, optional
         Likewise the cost in USD; a list follows the order of the list ``quality``.
-    prices : mapping, pair or number, optional
-        In place of ``cost``, what an LLM's answers cost: USD a query (a number), or USD per million
-        input and output tokens (a pair); a mapping LLM -> price, or one price of all LLMs. They are
-        public: ``LLMDeploy-v0`` shows them as list prices, those of tokens for a query of as many
-        tokens as the table's answers have on average, over all LLMs.
+    prices : mapping, pair, number or str, optional
+        List prices: USD a query (a number), or USD per million input and output tokens (a pair); a
+        mapping LLM -> price, or one price of all LLMs. A price that changes is a list of
+        ``{"from": date, "price": price}``. A column of objects {LLM: price}, or a mapping LLM ->
+        column, holds those of each row. Without ``cost`` they are what answers cost, at the prices
+        when the table ends. They are public: ``LLMDeploy-v0`` shows them, those of tokens for a
+        query of as many tokens as the table's answers have on average, over all LLMs.
     tokens : pair, optional
         Input and output tokens, for prices of tokens. Each is a number of tokens a query, a
         mapping LLM -> column, or the name of one column, of numbers (the same for all LLMs) or of
         JSON objects (structs) {LLM: number}.
+    timestamp : str, optional
+        Column of the rows' times, for prices that change.
     clip : float
         Scores at most so far outside [0, 1] count as 0 or 1; those farther outside are an error.
     only : mapping, optional
@@ -94,13 +98,11 @@ def read_layout(
                 "give a mapping LLM -> column instead"
             )
         costs = tuple(zip(quality, cost, strict=True))
-    if cost is not None and prices is not None:
-        raise UsageError(f"cost={cost!r}, prices={prices!r}: give one of the two")
     if not isinstance(clip, int | float) or isinstance(clip, bool) or not 0 <= clip <= 1:
         raise UsageError(f"clip={clip!r} must be a number in [0, 1]")
     tariff = read_tariff(prices, tokens)
     kept = _read_only(only)
-    return Layout(str(source), text, embedding, pairs, costs, tariff, float(clip), kept)
+    return Layout(str(source), text, embedding, pairs, costs, tariff, timestamp, float(clip), kept)
 
 
 def _read_only(only: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -196,6 +198,7 @@ class Layout:
     quality: Columns
     cost: Columns | None = None
     tariff: Tariff | None = None
+    timestamp: str | None = None
     clip: float = 0.0
     only: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
@@ -204,7 +207,7 @@ class Layout:
 class Parsed:
     """What a file holds, one entry a row; ``cost`` is empty where there is none.
 
-    ``list_price`` has one entry an LLM; see ``prices``.
+    ``list_price`` has one entry an LLM; see ``prices``. ``times`` are the first and the last.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -213,6 +216,8 @@ class Parsed:
     cost: list[list[float]] = field(default_factory=list)
     llms: tuple[str, ...] = ()
     list_price: list[float] | None = None
+    price_changes: tuple[Step, ...] = ()
+    times: tuple[float, float] | None = None
 
 
 @lru_cache(maxsize=8)
@@ -226,24 +231,31 @@ def _load(
     parsed = parse(layout)
     quality = np.array(parsed.quality, dtype=np.float64)
     cost = np.array(parsed.cost, dtype=np.float64) if parsed.cost else None
-    price = None if parsed.list_price is None else np.array(parsed.list_price)
     if layout.text is not None:
         pool, online = text_pool(parsed.texts, quality, cost, parsed.llms, context_dim, how)
-        return replace(pool, list_price=price), online
+        return _listed(pool, parsed), online
     vectors = np.stack(parsed.vectors)
     if context_dim is not None and context_dim != vectors.shape[1]:
         raise UsageError(
             f"context_dim={context_dim}, but the vectors in column {layout.embedding!r} of "
             f"{layout.path} have length {vectors.shape[1]}; leave context_dim out"
         )
-    return QueryPool(vectors, quality, cost, parsed.llms, price), None
+    return _listed(QueryPool(vectors, quality, cost, parsed.llms), parsed), None
+
+
+def _listed(pool: QueryPool, parsed: Parsed) -> QueryPool:
+    """Return the pool with the list prices of its table."""
+    price = None if parsed.list_price is None else np.array(parsed.list_price)
+    changes, times = parsed.price_changes, parsed.times
+    return replace(pool, list_price=price, price_changes=changes, times=times)
 
 
 def parse(layout: Layout) -> Parsed:
     """Read the rows of a file."""
     parsed = Parsed()
-    tokens: list[Tokens | None] = []
-    mean: list[Tokens] = []  # of a row, over the LLMs
+    bills = None if layout.tariff is None else Bills(layout.tariff)
+    stamps: list[object] = []
+    places: list[str] = []
     seen = False
     for place, row in read_rows(Path(layout.path)):
         seen = True
@@ -268,24 +280,27 @@ def parse(layout: Layout) -> Parsed:
         if layout.cost is not None:
             found = scores_of(row, layout.cost, place)
             parsed.cost.append(_costs(found, parsed.llms, layout.cost, place))
-        if layout.tariff is not None:
-            tokens = layout.tariff.tokens_of(row, parsed.llms, place)
-            parsed.cost.append(layout.tariff.costs(parsed.llms, tokens))
-            if counted := [own for own in tokens if own is not None]:
-                mean.append(_mean(counted))
+        if layout.timestamp is not None:
+            stamps.append(cell_of(row, layout.timestamp, place))
+            places.append(place)
+        if bills is not None:
+            bills.add(row, parsed.llms, place)
     if not parsed.quality:
         wanted = f" with {dict(layout.only)}; see the option only" if seen else ""
         raise UsageError(f"{layout.path}: the file has no rows{wanted}")
-    if layout.tariff is not None:
-        typical = _mean(mean) if mean else None
-        shown = [None if own is None else typical for own in tokens]
-        parsed.list_price = layout.tariff.costs(parsed.llms, shown)
+    times = None
+    if layout.timestamp is not None:
+        times = seconds_of(stamps, places, layout.timestamp)
+        parsed.times = float(times.min()), float(times.max())
+    if bills is not None:
+        bill = bills.total(parsed.llms, times)
+        parsed.list_price, parsed.price_changes = bill.listed, bill.changes
+        if layout.cost is None:
+            parsed.cost = bill.costs
+        elif times is not None:
+            ratio = now_over_then(bill.changes, times, parsed.llms)
+            parsed.cost = (np.array(parsed.cost) * ratio).tolist()
     return parsed
-
-
-def _mean(tokens: Sequence[Tokens]) -> Tokens:
-    read, written = zip(*tokens, strict=True)
-    return math.fsum(read) / len(tokens), math.fsum(written) / len(tokens)
 
 
 def _in_unit_interval(
