@@ -212,7 +212,7 @@ class Site:
                     _number(own.tuning_runs),
                     _plain(own.trained_on or "nothing said"),
                     Cell([_code(entry)]),
-                    Cell([_cells(entry, "submissions/")]),
+                    Cell([("cells", f"submissions/{cells_path(entry.path).name}")]),
                     _plain(entry.signed_by or "nobody"),
                 ]
                 yield entry.mark, cells
@@ -355,7 +355,8 @@ def _submission_facts(entry: Entry, root: str) -> Facts:
         "Licence": own.licence,
         "Played": f"{own.machine}; kept apart by {own.isolation}",
     }
-    files = [_cells(entry, root), (entry.path.name, root + entry.path.name)]
+    names = cells_path(entry.path).name, entry.path.name
+    files = [(name, root + name) for name in names]
     linked: Facts = [("Code", [_code(entry)]), ("Cells", files)]
     return linked + [(name, [(text, None)]) for name, text in facts.items() if text]
 
@@ -393,15 +394,9 @@ def _code(entry: Entry) -> Link:
     """Return a submission's code at its commit; nothing but https leads there."""
     own = entry.submission
     url = own.code_url.removesuffix(".git")
-    name = url.removeprefix("https://")
-    hosted = name.startswith(("github.com/", "gitlab.com/"))
-    address = f"{url}/tree/{own.code_commit}" if hosted else own.code_url
-    return f"{name}@{own.code_commit[:12]}", address if address.startswith("https://") else None
-
-
-def _cells(entry: Entry, root: str) -> Link:
-    name = cells_path(entry.path).name
-    return name, root + name
+    host, _, name = url.removeprefix("https://").partition("/")
+    at = f"{url}/tree/{own.code_commit}" if host in ("github.com", "gitlab.com") else own.code_url
+    return f"{name}@{own.code_commit[:12]}", at if at.startswith("https://") else None
 
 
 def _shown(path: Path) -> str:

@@ -218,7 +218,7 @@ def test_who_is_not_held_out_has_no_rank_and_moves_nobody(folder, tmp_path):
     assert [row[4] for row in table(front, "Closed division")] == ["replayed"]
     opened = {row[0]: row for row in table(front, "Open division")}
     assert opened["Elsewhere (self-reported)"][1:4] == ["", "t-1", "another version of it"]
-    assert opened["Held out (held-out)"][8] == "held-out.cells.json.gz"
+    assert opened["Held out (held-out)"][7:9] == ["a/b@012345678901", "cells"]
     told = next(row for row in opened.values() if row[5] == "7")
     assert "script" in told[6]
     assert told[9] == "nobody"
@@ -295,6 +295,6 @@ def test_a_browser_loads_tasks_sorts_tables_and_never_scrolls_sideways(folder, b
     page.wait_for_selector(".chart[data-drawn]")
     fits()
     page.get_by_role("button", name=f"Where {SCRIPT} (self-reported) comes from").click()
-    assert "github.com/a/b@0123456789" in page.locator("tr.detail").text_content()
+    assert "a/b@0123456789" in page.locator("tr.detail").text_content()
     context.close()
     assert trouble == []
