@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
-from baselines.interface import Agent, DeployProblem, QueueProblem, ServeProblem
+import numpy as np
+
+from baselines.interface import (
+    Action,
+    Agent,
+    DeployProblem,
+    Observation,
+    QueueProblem,
+    ServeProblem,
+)
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.state import read_state
 
@@ -50,3 +60,52 @@ def load_agent(
         here = {name: other.get(name) for name in wrong}
         raise UsageError(f"path={str(path)!r} was made for {wrong}, the problem has {here}")
     return agent
+
+
+class SavedAgent(Agent):
+    """A saved queueing agent as a suite plays it: ``"baselines.saving:SavedAgent"`` and its file.
+
+    It goes on learning, with random numbers of its own for each seed.
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent's own randomness.
+    path : str
+        The file.
+    sha256 : str
+        Its digest, so that results of another file are never taken for this one's; not checked.
+    packages : sequence of str
+        See `load_agent`.
+    """
+
+    protocol: ClassVar[str] = "pretrained"
+
+    def __init__(
+        self,
+        problem: QueueProblem,
+        seed: int,
+        path: str,
+        sha256: str = "",
+        packages: Sequence[str] = (),
+    ) -> None:
+        super().__init__(problem, seed)
+        self.agent = load_agent(path, problem, packages)
+        self.agent.rng = np.random.default_rng(seed)
+
+    def act(self, observation: Observation) -> Action:
+        """Choose as the saved agent does."""
+        return self.agent.act(observation)
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn as the saved agent does."""
+        self.agent.update(observation, action, reward, next_observation, info)

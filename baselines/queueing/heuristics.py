@@ -106,3 +106,26 @@ class Scheduled(QueueAgent):
         untried = self._shown == 0
         mean = np.where(untried, np.inf, self._kept / np.maximum(self._shown, 1))
         return top_llms(mean, size)
+
+
+class Always(QueueAgent):
+    """The head of the queue, always shown the same LLM (and the next ones of the list, if K > 1).
+
+    Parameters
+    ----------
+    problem : QueueProblem
+        Public parameters of the task.
+    seed : int
+        Not used.
+    llm : int
+        Index of the LLM.
+    """
+
+    def __init__(self, problem: QueueProblem, seed: int, llm: int = 0) -> None:
+        super().__init__(problem, seed)
+        first = checks.count("llm", llm, 0)
+        self.llms = [(first + k) % problem.num_llms for k in range(problem.assortment_size)]
+
+    def choose(self, observation: Observation, waiting: int) -> Pairing:
+        """Serve the head."""
+        return Pairing(0, list(self.llms))

@@ -121,7 +121,7 @@ def show_log(
 ) -> None:
     """Print what a log holds and how well an outcome model fits it."""
     listed = None if prices is None else load_prices(prices)
-    log = read_log(str(path), _columns(columns), clip_scores, listed)
+    log = read_log(str(path), read_columns(columns), clip_scores, listed)
     found: dict[str, Any] = describe_log(log)
     try:
         found["outcome_model"] = judge_outcomes(log, log.contexts())
@@ -155,7 +155,7 @@ def show_log(
 
 def show_serving(path: Path, columns: Sequence[str], as_json: bool) -> None:
     """Print what a log says of a serving problem, and how well it fits."""
-    fit = fit_serving(str(path), _columns(columns))
+    fit = fit_serving(str(path), read_columns(columns))
     if as_json:
         rows = [each._asdict() for each in fit.estimates]
         settings = fit.settings()
@@ -180,7 +180,7 @@ def show_serving(path: Path, columns: Sequence[str], as_json: bool) -> None:
     )
     for note in fit.notes:
         say(f"note: {note}")
-    log = str(path) if not columns else {"path": str(path), "columns": _columns(columns)}
+    log = str(path) if not columns else {"path": str(path), "columns": read_columns(columns)}
     say(fit.recipe(log))
 
 
@@ -223,7 +223,7 @@ def show_evaluation(
     """Print the off-policy values of agents, and of each LLM alone if asked to."""
     for name in agents:
         agent_kind(name)  # before a long log is read
-    log = read_log(str(path), _columns(columns), clip_scores)
+    log = read_log(str(path), read_columns(columns), clip_scores)
     vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
     data = prepare(log, vectors, train_share, cost_weight)
     if budget is not None:
@@ -365,8 +365,8 @@ def _column_file(path: Path) -> dict[str, str]:
     return found
 
 
-def _columns(items: Sequence[str]) -> dict[str, str]:
-    """Fields and the names of their columns, from pairs and from JSON files of such pairs."""
+def read_columns(items: Sequence[str]) -> dict[str, str]:
+    """Return fields and the names of their columns, of pairs and of JSON files of such pairs."""
     found: dict[str, str] = {}
     for item in items:
         if item.endswith(".json") and "=" not in item:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 LEADERBOARD = Path("leaderboard")
+CHOICE = Path("choice")
 WALL = typer.Option(
     "--wall/--trust",
     help="Every agent plays behind the wall, or none; default: those from elsewhere do.",

@@ -1,4 +1,4 @@
-"""Subcommands that read: report, export, list, agents, compare, arrivals, watch, verify, logs."""
+"""Subcommands that read: report, export, list, compare, arrivals, watch, verify, logs, choose."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import typer
 
 from benchmarks.commands import FAILED, INTERRUPTED, OK, completion
 from benchmarks.commands.options import (
+    CHOICE,
+    FINITE,
     LEADERBOARD,
     NOT_NEGATIVE,
     PART,
@@ -380,6 +382,54 @@ def logs_evaluate(
         budget=budget,
         as_json=as_json,
     )
+
+
+def choose_command(
+    file: LogFile,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="USD a request; policies above it are paced or out.", callback=FINITE),
+    ] = None,
+    load: Annotated[
+        float | None,
+        typer.Option(
+            help="Load to play at; default: the log's, if it tells, or 0.8.", callback=PART
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the page and all behind it go.")] = CHOICE,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help="Also judge this agent: a name or mypackage.module:MyAgent."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds under load.")] = 5,
+    horizon: Annotated[int, typer.Option(min=100, help="Slots of a run under load.")] = 5000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
+    ] = None,
+    column: Renamed = None,
+    clip_scores: Clipped = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Recommend a policy for the traffic of a log, or say why it cannot (exit code 1).
+
+    Judges policies on the log, plays them under load, and writes choice.html and choice.md.
+    """
+    from benchmarks.commands.choose import choose_from_log
+
+    code = choose_from_log(
+        file,
+        out,
+        budget=budget,
+        load=load,
+        agents=agent or [],
+        seeds=seeds,
+        horizon=horizon,
+        columns=column or [],
+        clip_scores=clip_scores,
+        workers=workers or cores(),
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
 
 
 def _parts(text: str) -> list[str]:

@@ -1,0 +1,368 @@
+"""``llmqueue-bench choose``: from a log to the policy to run, in three steps and on one page."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markdown import Markdown
+from rich.progress import Progress
+
+from baselines.registry import agent_spec
+from benchmarks.commands import FAILED, INTERRUPTED, OK
+from benchmarks.commands.logs import evaluation_json, read_columns
+from benchmarks.commands.run import run
+from benchmarks.plan.cells import make_plan
+from benchmarks.plan.suite import load_suite
+from benchmarks.report.choice import choice_html, choice_markdown, choice_words
+from benchmarks.report.words import task_columns, task_lines
+from benchmarks.run.engines import LocalEngine
+from benchmarks.run.store import Store, write_text
+from benchmarks.score.choice import (
+    OWN,
+    Candidate,
+    CannotTellError,
+    Choice,
+    check_log,
+    choose,
+    left_out,
+    paced,
+    requests_to_separate,
+)
+from benchmarks.score.logged import Prepared, evaluate, judge_policy, prepare
+from benchmarks.score.replay import agent_kind, check_budget, frozen_choices, train
+from benchmarks.score.scoring import Board, load_board
+from benchmarks.terminal import make_console, print_json, say
+from llmqueue_gym import checks
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.serving.fit import fit_serving
+from llmqueue_gym.workloads.pool import file_sha256
+from llmqueue_gym.workloads.sources.log_file import Log, read_log
+from llmqueue_gym.workloads.sources.logs import describe_log, judge_outcomes
+
+AGENTS = ("fifo-best-mean", "LinTS", "offline-ridge", "knn-guard", "ACQB-OMD")
+"""Policies that every log is asked about, besides each LLM alone."""
+
+PACED = ("price-aware-paced", "StageRoute-paced", "TS", "ParetoBandit")
+"""Those that are asked about where there is a budget."""
+
+LOAD, MOST_LOAD = 0.8, 0.95
+"""The load where the log tells none, and the largest that is taken from one."""
+
+_WORTH = 100
+"""How many times as many requests are worth naming."""
+
+_ALWAYS, _SAVED = "baselines.queueing.heuristics:Always", "baselines.saving:SavedAgent"
+
+
+def choose_from_log(
+    path: Path,
+    out: Path,
+    *,
+    budget: float | None = None,
+    load: float | None = None,
+    agents: Sequence[str] = (),
+    seeds: int = 5,
+    horizon: int = 5000,
+    columns: Sequence[str] = (),
+    clip_scores: bool = False,
+    workers: int = 1,
+    as_json: bool = False,
+) -> int:
+    """Judge policies on a log, play them under load, write the page; return the exit code."""
+    for name in agents:
+        agent_kind(name)  # before a long log is read
+    if load is not None:
+        checks.number("load", load, "(0, 1)")
+    names = read_columns(columns)
+    log = read_log(str(path), names, clip_scores)
+    contexts = log.contexts()
+    document: dict[str, Any] = {"log": describe_log(log), "budget": budget, "refused": None}
+    options = shlex.join(w for item in columns for w in ("--column", item))
+    options += " --clip-scores" * clip_scores
+    document["commands"] = [f"llmqueue-bench logs show {shlex.quote(str(path))} {options}".strip()]
+    code = OK
+    try:
+        check_log(log)
+        document["predictable"] = _predictable(log, contexts)
+        data = prepare(log, contexts)
+        if budget is not None:
+            check_budget(data, budget)
+        candidates = _judged(data, agents, budget, out)
+        document["candidates"] = [_candidate_json(data, one, budget) for one in candidates]
+        asked = " ".join(f"--agent {one.label}" for one in candidates if one.label == one.agent)
+        money = "" if budget is None else f" --budget {budget:g}"
+        document["commands"].append(
+            f"llmqueue-bench logs evaluate {shlex.quote(str(path))} {asked} --each-llm"
+            f"{money} {options}".strip()
+        )
+        choose(data, candidates, budget)  # nothing is played where nothing can be recommended
+        where = _load(log, path, names, load)
+        board, code = _played(log, candidates, where, names, clip_scores, out, budget, seeds,
+                              horizon, workers)  # fmt: skip
+        if board is None:
+            return code
+        suite = shlex.quote(str(out / "suite.toml"))
+        document["commands"].append(
+            f"llmqueue-bench run {suite} --data requests={shlex.quote(str(path))} "
+            f"--results {shlex.quote(str(out / 'results'))} --trust"
+        )
+        document["load"] = {**where, "tasks": _tasks_json(board)}
+        choice = choose(data, candidates, budget, _scores(board))
+        document |= _choice_json(data, choice, budget)
+        if (file := choice.best.file) is not None:
+            document["best"]["file"] = str(shutil.copyfile(file, out / "policy.agent"))
+    except CannotTellError as error:
+        document["refused"] = {"why": error.why, "requests": error.requests}
+        code = FAILED
+    document["log_more"] = _log_more(log, document)
+    document |= choice_words(document)
+    out.mkdir(parents=True, exist_ok=True)
+    text = choice_markdown(document)
+    write_text(out / "choice.md", text)
+    write_text(out / "choice.html", choice_html(document))
+    if as_json:
+        print_json(document)
+        return code
+    console = make_console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        say(text)
+    say(f"wrote {out / 'choice.html'}, {out / 'choice.md'}")
+    return code
+
+
+# --- step 1 and 2: on the log ---------------------------------------------------------------------
+
+
+def _predictable(log: Log, contexts: Any) -> dict[str, Any] | None:
+    """Return how well the outcome model and each LLM's share predict, held out."""
+    try:
+        found = judge_outcomes(log, contexts)
+    except UsageError:
+        return None
+    return found and {key: found[key] for key in ("turns", "log_loss", "base_log_loss", "ece")}
+
+
+def _judged(
+    data: Prepared, agents: Sequence[str], budget: float | None, out: Path
+) -> list[Candidate]:
+    """Train, save and judge every candidate."""
+    llms = np.flatnonzero(data.supported).tolist()
+    encoder = None if data.log.texts is None else data.log.encoder()
+    entries: list[tuple[str, str, dict[str, Any]]] = []
+    entries += [(f"always {data.log.llms[llm]}", _ALWAYS, {"llm": llm}) for llm in llms]
+    named = (*AGENTS, *(PACED if budget is not None else ()), *agents)
+    entries += [(name, name, {}) for name in dict.fromkeys(named)]
+    found: list[Candidate] = []
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("judging", total=len(entries) * len(data.log))
+        step = partial(progress.advance, bar)
+        for label, name, settings in entries:
+            if agent_kind(name) == "deployment":
+                row = evaluate(data, name, settings, draws=5, advance=step, budget=budget)
+                found.append(Candidate(label, name, settings, row, paced=True))
+                continue
+            agent, learned = train(data, name, settings, advance=step)
+            agent.encoder = encoder
+            file: Path | None = out / "agents" / f"{len(found)}.agent"
+            assert file is not None
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                agent.save(file)
+            except UsageError as error:  # an agent from elsewhere
+                say(f"{label} is not played under load: {error}", stderr=True)
+                file = None
+            row = judge_policy(data, frozen_choices(data, agent, 5, step), label, learned)
+            one = Candidate(label, name, settings, row, file=file)
+            found.append(one)
+            if budget is not None and row.usd is not None and row.usd.value > budget:
+                found.append(paced(data, one, budget))
+    return found
+
+
+def _candidate_json(data: Prepared, one: Candidate, budget: float | None) -> dict[str, Any]:
+    found = evaluation_json(data, one.found, budget)
+    found |= {"agent": one.label, "left_out": left_out(data, one, budget), "paced": one.paced}
+    return {**found, "file": None if one.file is None else str(one.file)}
+
+
+# --- step 3: under load ---------------------------------------------------------------------------
+
+
+def _load(log: Log, path: Path, columns: Mapping[str, str], load: float | None) -> dict[str, Any]:
+    """Return the load to play at, who says so, and how queries arrive."""
+    arrivals = "at random" if log.time is None else "as logged"
+    if load is not None:
+        return {"load": load, "from": "--load", "arrivals": arrivals}
+    try:
+        fit = fit_serving(str(path), dict(columns)).settings()
+    except UsageError:  # no log of service
+        return {"load": LOAD, "from": "the log tells none", "arrivals": arrivals}
+    mean = fit["tokens"]["mean"]
+    places = sum(
+        own["count"]
+        * own["places"]
+        / (mean * (own["base_seconds"] + own["places"] * own["each_seconds"]))
+        for own in fit["replicas"]
+    )
+    arriving = fit["arrival_rate"] / fit["slot_seconds"]
+    found = min(MOST_LOAD, arriving / (places * float(log.reward.mean())))
+    return {"load": float(f"{found:.2g}"), "from": "the log's service", "arrivals": arrivals}
+
+
+def suite_text(
+    candidates: Iterable[Candidate],
+    where: Mapping[str, Any],
+    columns: Mapping[str, str],
+    clip_scores: bool,
+    budget: float | None,
+    seeds: int,
+    horizon: int,
+) -> str:
+    """Return the suite that plays the saved candidates on the log's own queries and arrivals."""
+    source: dict[str, Any] = {"source": "logs", "path": "{requests}"}
+    source |= {"columns": dict(columns)} if columns else {}
+    source |= {"clip_scores": True} if clip_scores else {}
+    times = {"process": "trace", "path": "{requests}"}
+    if "timestamp" in columns:
+        times["column"] = columns["timestamp"]
+    queue = {"load": where["load"], "assortment_size": 1, "workload": {**source, "min_rows": 1}}
+    if where["arrivals"] == "as logged":
+        queue["arrivals"] = times
+    candidates = list(candidates)
+    saved = [
+        {"name": _SAVED, "label": one.label, "settings": _file_settings(one)}
+        for one in candidates
+        if one.file is not None and not one.paced
+    ]
+    tasks: list[tuple[str, str, list[str], dict[str, Any], list[dict[str, Any]]]]
+    tasks = [("queue", "LLMQueue-v0", ["queueing"], queue, saved)]
+    deployed = [{"name": one.agent} for one in candidates if one.paced and one.label == one.agent]
+    if budget is not None and deployed:
+        money = {"instance": {**source, "arrivals": {}}, "budget_per_query": budget}
+        money |= {"budget": "hard", "num_stages": max(1, horizon // 100)}
+        tasks.append(("budget", "LLMDeploy-v0", ["deployment"], money, deployed))
+    lines = ['description = "my own requests"', f"seeds = {seeds}", "agents = []"]
+    for name, env, tags, kwargs, agents in tasks:
+        own = {"name": name, "env": env, "horizon": horizon, "tags": [*tags, "real-data"]}
+        own |= {"data": {"requests": "requests.csv"}, "kwargs": kwargs, "agents": agents}
+        lines += ["", "[[task]]", *(f"{key} = {_toml(value)}" for key, value in own.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _file_settings(one: Candidate) -> dict[str, Any]:
+    assert one.file is not None
+    path = str(one.file.resolve())
+    settings: dict[str, Any] = {"path": path, "sha256": file_sha256(path)}
+    package = agent_spec(one.agent).target.partition(":")[0].partition(".")[0]
+    return settings if package == "baselines" else {**settings, "packages": [package]}
+
+
+def _toml(value: Any) -> str:
+    """Return a plain value as TOML writes it, in one line."""
+    if isinstance(value, Mapping):
+        pairs = (f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _played(
+    log: Log,
+    candidates: Sequence[Candidate],
+    where: Mapping[str, Any],
+    columns: Mapping[str, str],
+    clip_scores: bool,
+    out: Path,
+    budget: float | None,
+    seeds: int,
+    horizon: int,
+    workers: int,
+) -> tuple[Board | None, int]:
+    """Run the suite; return its board and the exit code, or none if it was interrupted."""
+    suite, store = out / "suite.toml", Store(out / "results")
+    options = where, columns, clip_scores, budget, seeds, horizon
+    write_text(suite, suite_text(candidates, *options))
+    plan = make_plan(load_suite(str(suite)), data={"requests": log.path}, trust=True)
+    code = run(plan, store, LocalEngine(workers))
+    return (None, code) if code == INTERRUPTED else (load_board(store), code)
+
+
+def _tasks_json(board: Board) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": task.task["name"],
+            "agents_start": "trained on the log" if task.section.protocol == "pretrained"
+            else "ignorant",
+            "columns": task_columns(task, short=True)[1:],
+            "lines": [line[1:] for line in task_lines(task, short=True)],
+        }
+        for task in board.tasks
+    ]  # fmt: skip
+
+
+def _scores(board: Board) -> dict[str, float]:
+    """Return the scores of the saved candidates, by label."""
+    rows = [row for task in board.tasks if task.task["name"] == "queue" for row in task.rows]
+    return {row.agent: row.score.value for row in rows if row.score is not None}
+
+
+# --- the recommendation ---------------------------------------------------------------------------
+
+
+def _choice_json(data: Prepared, choice: Choice, budget: float | None) -> dict[str, Any]:
+    best = _candidate_json(data, choice.best, budget)
+    own_usd = None if data.log.cost is None else float(data.log.cost[data.judge].mean())
+    rival = OWN if choice.stay else next(iter(choice.tied), None)
+    return {
+        "recommended": OWN if choice.stay else choice.best.label,
+        "best": best,
+        "own": {"value": list(choice.best.found.logged), "usd": own_usd},
+        "leads": {label: list(found) for label, found in choice.leads.items()},
+        "not_separated": choice.tied,
+        "cheapest_not_separated": choice.cheapest,
+        "cheapest_usd": choice.cheapest_usd,
+        "judged": len(data.judge),
+        "propensities": "estimated" if data.estimated else "logged",
+        "notes": [*data.log.notes, *data.notes],
+        "rival": rival,
+        "requests_to_separate": None
+        if rival is None
+        else requests_to_separate(len(data.log), choice.leads[rival]),
+        "llms": list(data.log.llms),
+        "prices": None if data.log.cost is None else data.price.tolist(),
+    }
+
+
+def _log_more(log: Log, document: Mapping[str, Any]) -> list[str]:
+    """Say what to log to know more."""
+    more = []
+    if log.propensity is None:
+        more.append(
+            "Propensities: the probability with which the router chose. Let it choose at random in "
+            "5% of the requests; without that the queries are assumed to explain its choices"
+        )
+    if log.cost is None:
+        more.append("Costs: without them nothing is known of what a policy spends")
+    if log.time is None:
+        more.append("Timestamps: without them queries arrive at random under load, not in bursts")
+    for one in document.get("candidates", ()):
+        if one["left_out"] and "of yours make" in one["left_out"]:
+            more.append(f"More requests: {one['agent']} has {one['left_out']}")
+    needed = document.get("requests_to_separate")
+    if needed is not None and needed <= _WORTH * len(log):
+        more.append(
+            f"About {needed:,} requests in place of {len(log):,}: they would tell "
+            f"{document['best']['agent']} from {document['rival']}, if the difference seen is the "
+            "true one"
+        )
+    return more

@@ -1,0 +1,319 @@
+"""The page of ``llmqueue-bench choose``: one sentence, one chart, and the tables behind them.
+
+Markdown and HTML are made of the same document, the command's JSON.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment
+from matplotlib import rc_context
+
+from benchmarks.report.draw import COLOURS, new_figure, picture_text, spread
+from benchmarks.report.tables import escaped, markdown_table
+from benchmarks.report.words import Lines
+from benchmarks.score.choice import OWN
+
+Json = Mapping[str, Any]
+
+_GREY = "#7A828F"
+
+
+class Part(NamedTuple):
+    """A part of the page: a title, and sentences, a table and code as far as it has them."""
+
+    title: str
+    notes: list[str]
+    columns: list[str]
+    lines: Lines
+    code: str = ""
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def choice_words(document: Json) -> dict[str, Any]:
+    """Return the headline, the sentences below it and what to paste, of what was found."""
+    if refused := document["refused"]:
+        more = "No number of further requests of this kind would do; see what to log below."
+        if refused["requests"]:
+            have = document["log"]["requests"]
+            more = (
+                f"About {refused['requests']:,} requests of this kind would do: "
+                f"{max(0, refused['requests'] - have):,} more than these {have:,}."
+            )
+        headline = f"No recommendation: {refused['why']}."
+        return {"headline": headline, "details": [more], "recommended": None, "paste": ""}
+    best, own = document["best"], document["own"]
+    what, gain = _earned(document, best["doubly robust"][0]), _gained(document, best["gain"])
+    value = f"{what} in place of {_earned(document, own['value'][0], False)}"
+    if document["recommended"] == OWN:
+        headline = f"Stay with {OWN}: no policy is surely better on this log."
+        details = [f"The best of them is {best['agent']}: {value}, {gain}{_money(best, own)}."]
+    else:
+        headline = f"Route with {best['agent']}: {value}{_money(best, own)}."
+        details = [f"That is {gain} against what {OWN} got from the same requests."]
+    if document["recommended"] != OWN:
+        tied = document["not_separated"]
+        details.append(
+            f"The log does not separate it from {_listed(tied)}."
+            if tied
+            else "It is separated from every other policy that could be judged."
+        )
+        if tied and document["load"]["tasks"]:
+            details.append("Of these it scores best under load, where that was played.")
+    if (cheapest := document["cheapest_not_separated"]) not in (None, best["agent"]):
+        lead = _gained(document, [-document["leads"][cheapest][part] for part in (0, 2, 1)])
+        details.append(
+            f"The cheapest policy that is not surely worse is {cheapest}: {lead} against "
+            f"{best['agent']}, at ${document['cheapest_usd']:.3g} a request."
+        )
+    if document["budget"] is not None and best["usd"] is not None:
+        kept = {True: "keeps", False: "exceeds", None: "may or may not keep"}
+        details.append(
+            f"{best['agent']} {kept[best['within_budget']]} the budget of "
+            f"{document['budget']:g} USD a request: {_dollars(best['usd'])}."
+        )
+    return {"headline": headline, "details": details, "paste": router_lines(document)}
+
+
+def router_lines(document: Json) -> str:
+    """Return the lines that run the recommended policy in LiteLLM's router."""
+    best, budget = document["best"], document["budget"]
+    file = best["file"]
+    if file is None:
+        return (
+            f"# {best['agent']} plays deployment tasks, which LiteLLM's router does not. Take a\n"
+            "# policy of the table that is not surely worse and was saved."
+        )
+    prices = document["prices"] or [0.0] * len(document["llms"])
+    listed = {llm: float(f"{usd:.3g}") for llm, usd in zip(document["llms"], prices, strict=True)}
+    lines = [
+        "from llmqueue_gym.adapters.litellm import " + ("Budget, " * (budget is not None))
+        + "LearningRouter",
+        "",
+        "router = LearningRouter(",
+        f"    agent={file!r},",
+        f"    llms={document['llms']!r},  # litellm_params.model of each, in this order",
+        '    model_name="my-group",  # the model group that callers name',
+        "    explore=0.05,  # logs propensities",
+    ]  # fmt: skip
+    if budget is not None:
+        hourly = f"{budget:g} * REQUESTS_AN_HOUR"
+        lines.append(f'    budget=Budget({hourly}, "hour", {listed!r}),')
+    if document["recommended"] == OWN:
+        lines.append("    shadow=True,  # only writes down what it would have done")
+    return "\n".join([*lines, ")", "litellm.callbacks = [router]"])
+
+
+def _earned(document: Json, value: float, named: bool = True) -> str:
+    """Return a mean reward in words."""
+    if document["log"]["outcome"] == "share kept":
+        return f"{value:.1%}" + " of the answers kept" * named
+    return "a mean score of " * named + f"{value:.3f}"
+
+
+def _gained(document: Json, gain: list[float]) -> str:
+    """Return a difference of mean rewards in words, with its interval."""
+    if document["log"]["outcome"] == "share kept":
+        value, low, high = (f"{100 * part:+.1f}" for part in gain)
+        return f"{value} points [{low}, {high}]"
+    return f"{gain[0]:+.3f} {_limits(gain, '+.3f')}"
+
+
+def _money(best: Json, own: Json) -> str:
+    if best["usd"] is None:
+        return ""
+    return f", at ${best['usd'][0]:.3g} a request in place of ${own['usd']:.3g}"
+
+
+def _listed(labels: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
+
+
+def _limits(interval: list[float], spec: str = ".3f") -> str:
+    return f"[{interval[1]:{spec}}, {interval[2]:{spec}}]"
+
+
+def _dollars(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3g} {_limits(interval, '.3g')}"
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def choice_parts(document: Json) -> list[Part]:
+    """Return what stands below the chart."""
+    parts = [_predictable(document)]
+    if "candidates" in document:
+        parts.append(_candidates(document))
+    for task in document.get("load", {}).get("tasks", ()):
+        where = document["load"]
+        notes = [
+            f"Load {where['load']:g} ({where['from']}); queries arrive {where['arrivals']}."
+            if task["task"] == "queue"
+            else "Every query has a cost, and money that is spent is gone.",
+            "Users keep or retry as an outcome model fitted on the log expects; agents start "
+            f"{task['agents_start']}. Score: 0 as good as random, 1 as good as the oracle.",
+        ]
+        parts.append(Part(f"Under load: {task['task']}", notes, task["columns"], task["lines"]))
+    more = [f"{text}." for text in document["log_more"]] or ["Nothing is missing."]
+    parts.append(Part("What to log to know more", more, [], []))
+    if document["paste"]:
+        parts.append(Part("In LiteLLM", [], [], [], document["paste"]))
+    log = document["log"]
+    notes = [f"{log['requests']:,} requests of {Path(log['path']).name}."]
+    notes += [f"Left out: {count:,} rows with {why}." for why, count in log["left_out"].items()]
+    notes += document.get("notes", log["notes"])
+    parts.append(Part("Behind it", notes, [], [], "\n".join(document["commands"])))
+    return parts
+
+
+def _predictable(document: Json) -> Part:
+    found = document.get("predictable")
+    notes = ["No outcome model could be judged on this log."]
+    if found:
+        lower = 1.0 - found["log_loss"] / found["base_log_loss"]
+        notes = [
+            f"Log loss of an outcome model that reads the query, on the last {found['turns']:,} "
+            f"requests: {found['log_loss']:.4f}; of each LLM's share alone: "
+            f"{found['base_log_loss']:.4f}. "
+            + (
+                f"Reading queries lowers it by {lower:.1%}."
+                if lower > 0.0
+                else "Queries tell nothing, so that a policy without them will do."
+            )
+        ]
+    rows = document["log"]["llms"]
+    lines = [
+        [
+            row["llm"],
+            f"{row['requests']:,}",
+            f"{row['kept']:.3f}",
+            "" if row["mean_cost"] is None else f"{row['mean_cost']:.3g}",
+        ]
+        for row in rows
+    ]
+    columns = ["agent", "requests", document["log"]["outcome"], "USD a request"]
+    return Part("Can the outcome be predicted?", notes, columns, lines)
+
+
+def _candidates(document: Json) -> Part:
+    leads = document.get("leads", {})
+    lines = []
+    for one in sorted(document["candidates"], key=lambda one: -_finite(one["gain"][0])):
+        known = _finite(one["gain"][0]) > -1e9
+        lead = leads.get(one["agent"])
+        lines.append(
+            [
+                one["agent"],
+                f"{one['gain'][0]:+.3f} {_limits(one['gain'], '+.3f')}" if known else "none",
+                _dollars(one["usd"]) if known else "",
+                f"{one['effective_requests']:,.0f}",
+                "" if lead is None else f"{lead[0]:+.3f} {_limits(lead, '+.3f')}",
+                one["left_out"] or "",
+            ]
+        )
+    notes = [
+        "Doubly robust estimates on the second half of the log, 95% intervals, paired by request."
+    ]
+    if leads:
+        notes.append(
+            f"*Lead*: what {document['best']['agent']} earns beyond that policy; these intervals "
+            "hold 95% together."
+        )
+    columns = ["agent", "gain on the log", "USD a request", "effective", "lead", "left out because"]
+    filled = [place for place, cells in enumerate(zip(*lines, strict=True)) if any(cells)]
+    lines = [[line[place] for place in filled] for line in lines]
+    return Part("What would each have earned?", notes, [columns[p] for p in filled], lines)
+
+
+def _finite(value: float) -> float:
+    return value if value == value else -1e18  # NaN where there is no estimate
+
+
+# --- the two forms --------------------------------------------------------------------------------
+
+
+def choice_markdown(document: Json) -> str:
+    """Return the page as Markdown."""
+    lines = [f"# {escaped(document['headline'])}", *map(escaped, document["details"])]
+    for part in choice_parts(document):
+        lines += [f"## {escaped(part.title)}", *(_note(text) for text in part.notes)]
+        if part.lines:
+            lines.append(markdown_table(part.columns, part.lines))
+        if part.code:
+            lines.append(f"```\n{part.code}\n```")
+    return "\n\n".join(lines) + "\n"
+
+
+def _note(text: str) -> str:
+    return escaped(text).replace("\\*Lead\\*", "*Lead*")
+
+
+def choice_html(document: Json) -> str:
+    """Return the page: one file that needs no network and no script."""
+    folder = files("benchmarks.report") / "template"
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in (_PAGE, "page.css")}
+    drawn = [one for one in document.get("candidates", ()) if one["left_out"] is None]
+    page = Environment(autoescape=True, keep_trailing_newline=True).from_string(texts[_PAGE])
+    return page.render(
+        document=document,
+        parts=choice_parts(document),
+        style=texts["page.css"],
+        chart=_chart(document, drawn) if "best" in document else "",
+    )
+
+
+_PAGE = "choice.html.jinja"
+
+
+def _chart(document: Json, drawn: list[Json]) -> str:
+    """Return gains with their intervals against costs, as an SVG in the page's own colours."""
+    best, own = document["best"]["agent"], document["own"]
+    priced = own["usd"] is not None
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "llmqueue_gym", "font.size": 9}):
+        figure = new_figure(5.2, 3.9)
+        axis = figure.subplots()
+        axis.axhline(0.0, color=_GREY, linewidth=0.8, linestyle="--")
+        names = []
+        points = [(one["usd"][0] if priced else place, *one["gain"], one["agent"])
+                  for place, one in enumerate(drawn)]  # fmt: skip
+        points.append((own["usd"] if priced else len(drawn), 0.0, 0.0, 0.0, OWN))
+        for x, gain, low, high, label in points:
+            colour = COLOURS[0] if label == best else COLOURS[1] if label == OWN else _GREY
+            axis.plot([x, x], [low, high], color=colour, linewidth=1.6)
+            axis.plot([x], [gain], "s" if label == OWN else "o", color=colour, markersize=5)
+            names.append(
+                axis.annotate(
+                    picture_text(label, 24),
+                    (x, gain),
+                    xytext=(5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                    fontweight="bold" if label in (best, OWN) else "normal",
+                )
+            )
+        if priced:
+            costs = [x for x, *_ in points if x > 0.0]
+            if costs and max(costs) > 10 * min(costs):
+                axis.set_xscale("log")
+            if document["budget"] is not None:
+                axis.axvline(document["budget"], color=COLOURS[1], linewidth=0.8)
+        else:
+            axis.set_xticks([])
+        axis.margins(x=0.2, y=0.12)
+        axis.set_xlabel("USD a request" if priced else "policies")
+        axis.set_ylabel(f"gain in {document['log']['outcome']}")
+        axis.spines[["top", "right"]].set_visible(False)
+        spread(figure, axis, names)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
