@@ -200,6 +200,29 @@ def test_a_log_that_can_never_tell_says_so():
     assert caught.value.requests is None
 
 
+def test_the_load_is_the_logs_own_where_it_tells_of_service(tmp_path):
+    rng = np.random.default_rng(0)
+    asked = np.cumsum(rng.exponential(5.0, 400))
+    start = np.zeros(400)
+    for row in range(400):  # one place, two seconds an answer
+        start[row] = max(asked[row], start[row - 1] + 2.0) if row else asked[row]
+    kept = (rng.random(400) < 0.8).astype(float)
+    columns = ["llm", "kept", "asked", "start", "first_token", "end", "output_tokens"]
+    with (tmp_path / "service.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in range(400):
+            times = asked[row], start[row], start[row] + 0.1, start[row] + 2.0
+            writer.writerow(["one", int(kept[row]), *times, 20])
+    log, _ = simulate(400)
+    log = replace(log, reward=kept)
+    found = command._load(log, tmp_path / "service.csv", {}, None)
+    assert found["from"] == "the log's service"
+    assert found["load"] == pytest.approx(2.0 / 5.0 / 0.8, rel=0.15)
+    given = command._load(log, tmp_path / "service.csv", {}, 0.3)
+    assert given == {"load": 0.3, "from": "--load", "arrivals": "at random"}
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
