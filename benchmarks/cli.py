@@ -77,11 +77,11 @@ def build_app() -> "typer.Typer":
         "watch",
         "verify",
         "agents",
+        "choose",
     ):
         app.command(name)(getattr(show, f"{name}_command"))
     app.command("export-policy")(policy.export_policy_command)
     app.command("submit")(submission.submit_command)
-    app.command("choose")(show.choose_command)
     app.add_typer(build_data_app(), name="data")
     logs = typer.Typer(help="Your own logs: what they hold, what an agent would have earned.")
     logs.command("show")(show.logs_show)
