@@ -35,7 +35,8 @@ from llmqueue_gym.workloads.prices import (
     usd,
 )
 from llmqueue_gym.workloads.rows import find_file, read_rows
-from llmqueue_gym.workloads.sources.gateways import LITELLM, Gateway, gateway_of, gateway_rows
+from llmqueue_gym.workloads.sources.exports import Gateway
+from llmqueue_gym.workloads.sources.gateways import LITELLM, gateway_of, gateway_rows
 from llmqueue_gym.workloads.sources.litellm import SpendLog, read_spend_log
 from llmqueue_gym.workloads.sources.own_rows import (
     FIELDS,

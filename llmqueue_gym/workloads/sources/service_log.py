@@ -18,7 +18,8 @@ from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import Row, is_date, number_cell, seconds_of, time_of, unit_of
 from llmqueue_gym.workloads.pool import printable
 from llmqueue_gym.workloads.rows import find_file, read_rows
-from llmqueue_gym.workloads.sources.gateways import Gateway, gateway_of, gateway_rows
+from llmqueue_gym.workloads.sources.exports import Gateway
+from llmqueue_gym.workloads.sources.gateways import gateway_of, gateway_rows
 from llmqueue_gym.workloads.sources.litellm import read_spend_log
 from llmqueue_gym.workloads.sources.own_rows import (
     FIELDS,
