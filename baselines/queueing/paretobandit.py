@@ -18,6 +18,12 @@ from baselines.registry import agent
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError, needing
 
+LEARNED = (
+    *("A", "b", "A_inv", "theta", "t", "last_update", "last_played", "regularization_floor"),
+    "_rng",
+)
+"""Attributes of the package's bandit that change while it plays."""
+
 
 @agent("paretobandit", source="package paretobandit")
 class ParetoBanditRouter(QueueAgent):
@@ -52,25 +58,52 @@ class ParetoBanditRouter(QueueAgent):
         self, problem: QueueProblem, seed: int, prices: Sequence[float] | None = None
     ) -> None:
         super().__init__(problem, seed)
-        with needing('agent "paretobandit"', "the paretobandit package", "data"):
-            from pareto_bandit import BanditRouter, FeatureService
         prices = [1.0] * problem.num_llms if prices is None else list(prices)
         if len(prices) != problem.num_llms:
             raise UsageError(f"prices={prices!r} must hold one price per LLM, {problem.num_llms}")
         for llm, price in enumerate(prices):
             checks.number(f"prices[{llm}]", price, "(0, inf)")
-        logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
         self._names = [f"llm-{j}" for j in range(problem.num_llms)]
-        self._router: Any = BanditRouter.create(
+        self._prices, self._seed = prices, seed
+        self._router = self._made_router()
+        self._requests: dict[int, str] = {}  # slot -> request, of answers not judged yet
+
+    def _made_router(self) -> Any:
+        """Return a router that has learned nothing."""
+        with needing('agent "paretobandit"', "the paretobandit package", "data"):
+            from pareto_bandit import BanditRouter, FeatureService
+        logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
+        return BanditRouter.create(
             model_registry={
                 name: {"input_cost_per_m": price, "output_cost_per_m": price}
-                for name, price in zip(self._names, prices, strict=True)
+                for name, price in zip(self._names, self._prices, strict=True)
             },
             priors="none",
-            feature_service=FeatureService.for_precomputed(problem.context_dim + 1),
-            bandit_seed=seed,
+            feature_service=FeatureService.for_precomputed(self.problem.context_dim + 1),
+            bandit_seed=self._seed,
         )
-        self._requests: dict[int, str] = {}  # slot -> request, of answers not judged yet
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is saved: of the router what it has learned, and requests not judged yet."""
+        router = self._router
+        return {
+            **{name: value for name, value in self.__dict__.items() if name != "_router"},
+            "_learned": {name: getattr(router.bandit, name) for name in LEARNED},
+            "_unjudged": {
+                request: router.context_store.get_context(request)
+                for request in self._requests.values()
+            },
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the router anew and give it what the saved one knew."""
+        learned, unjudged = state.pop("_learned"), state.pop("_unjudged")
+        self.__dict__.update(state)
+        self._router = self._made_router()
+        for name, value in learned.items():
+            setattr(self._router.bandit, name, value)
+        for request, (features, name) in unjudged.items():
+            self._router.context_store.save_context(request, features, name)
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Route the head of the queue."""

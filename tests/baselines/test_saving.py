@@ -30,8 +30,8 @@ FAST: dict[str, dict[str, Any]] = {
     "value-iteration": {"first": 20, "growth": 9.0},
     "known-value-iteration": {"first": 20, "growth": 9.0},
 }
-FOREIGN = {"paretobandit", "paretobandit-router"}
-"""Routers of another package, which has its own files."""
+FOREIGN = {"paretobandit-router"}
+"""A router of another package that learns of new LLMs and paces its budget as it plays."""
 
 
 def made(name: str, kind: str) -> tuple[Any, Any]:
@@ -101,6 +101,24 @@ def test_a_saved_agent_plays_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     agent.save(path)
     again.save(tmp_path / "again.zip")
     assert path.read_bytes() == (tmp_path / "again.zip").read_bytes()  # all that is kept is equal
+
+
+def test_a_router_of_another_package_remembers_what_is_not_judged_yet(tmp_path: Path) -> None:
+    pytest.importorskip("pareto_bandit")
+    env: Any = gym.make("LLMQueue-v0", num_llms=4, context_dim=6, load=0.8, feedback={"delay": 3})
+    env.reset(seed=0)
+    problem = QueueProblem(**env.unwrapped.problem, horizon=300)
+    agent: Any = make_agent("paretobandit", problem, 3, prices=[1.0, 2.0, 4.0, 8.0])
+    play = Play(env, "queueing")
+    play.on(60, agent)
+    while not agent._requests:
+        play.on(1, agent)
+    agent.save(tmp_path / "agent.zip")
+    again: Any = load_agent(tmp_path / "agent.zip", problem)
+    play.on(60, agent, again)
+    for name, matrix in agent._router.bandit.A.items():
+        np.testing.assert_array_equal(matrix, again._router.bandit.A[name])
+        assert matrix.trace() > 7.0
 
 
 class Odd(Agent):
