@@ -8,7 +8,7 @@ path of a server.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
@@ -24,8 +24,9 @@ from benchmarks.report.page import (
 )
 from benchmarks.report.site_pages import Site, Suite
 from benchmarks.run.store import write_text
-from benchmarks.score.export import open_results
+from benchmarks.score.export import ExportedRun
 from benchmarks.score.scoring import load_board
+from benchmarks.score.signing import KEYS, read_keys, signer
 from benchmarks.submissions.beside import Beside
 from benchmarks.submissions.entry import cells_path
 from benchmarks.submissions.folder import Entry, read_folder
@@ -45,7 +46,7 @@ def write_board(
     if repository is not None and not repository.startswith("https://"):
         raise UsageError(f"--repository {repository!r} must read https://HOST/OWNER/NAME")
     entries = read_folder(submissions)
-    suites = read_suites(results or committed(), entries)
+    suites = read_suites(results or committed(), entries, read_keys(submissions / KEYS))
     write_site(out, Site(suites, entries, repository))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     say(f"wrote {out / 'index.html'} ({len(suites)} suites, {size / 1e6:.1f} MB in all)")
@@ -59,18 +60,23 @@ def committed() -> list[Path]:
     return found
 
 
-def read_suites(results: Sequence[Path], entries: Sequence[Entry]) -> list[Suite]:
-    """Read exports: those of one suite are its releases, oldest first."""
-    found: dict[str, list[Path]] = {}
+def read_suites(
+    results: Sequence[Path], entries: Sequence[Entry], known: Mapping[str, str]
+) -> list[Suite]:
+    """Read exports: those of a suite are its releases, oldest first; ``known`` are public keys."""
+    found: dict[str, list[ExportedRun]] = {}
     for path in results:
-        run = open_results(path).load_run()
+        export = ExportedRun(path)
+        run = export.load_run()
         name = f"{run['suite']}-held-out" if "held_out" in run else run["suite"]
-        found.setdefault(name, []).append(path)
+        found.setdefault(name, []).append(export)
     suites = []
-    for name, paths in found.items():
-        today = Beside(open_results(paths[-1]), entries)
-        earlier = [load_board(open_results(path)) for path in paths[:-1]]
-        suites.append(Suite(name, paths[-1], (*earlier, load_board(today)), today.entries))
+    for name, exports in found.items():
+        *earlier, last = exports
+        today, signature = Beside(last, entries), last.check_signature()
+        boards = (*map(load_board, earlier), load_board(today))
+        who = signer(signature, known) if signature else "nobody"
+        suites.append(Suite(name, last.root, boards, today.entries, who))
     return suites
 
 

@@ -60,12 +60,15 @@ class Suite:
         One a release, oldest first; today's is the last, with submissions on it.
     entries : Mapping of Entry
         Those submissions, by the label of their rows.
+    signed_by : str
+        Who vouches for the export.
     """
 
     name: str
     source: Path
     boards: tuple[Board, ...]
     entries: Mapping[str, Entry]
+    signed_by: str
 
     @property
     def today(self) -> Board:
@@ -153,6 +156,7 @@ class Site:
             "divisions": {name: rows for name, rows in divisions.items() if rows},
             "held_out": list(self._held_out()),
             "agents": [("", self._agent_line(label)) for label in sorted(own, key=str.lower)],
+            "guide": self._file("docs/guides/submit.md", "HEAD"),
             "suites": len(self.suites),
             "submissions": len(self.entries),
         }
@@ -176,6 +180,7 @@ class Site:
                     *map(_number, (len(ranked), len(tasks), sum(task.retired for task in tasks))),
                     _plain(_distinct(origin.versions for origin in origins)),
                     _plain(_distinct(origin.commits for origin in origins)),
+                    _plain(suite.signed_by),
                 ]
                 yield "", cells
 
@@ -273,8 +278,11 @@ class Site:
             path = f"{spec.target.partition(':')[0].replace('.', '/')}.py"
             code = [(f"{path}@{commit}", self._file(path, commit)) for commit in sorted(commits)]
             facts += [("Agent", [(shown, None)]), ("Source", [(spec.source, None)]), ("Code", code)]
-        results = dict.fromkeys(_shown(found.suite.source) for found in self._found[label])
-        facts.append(("Cells", [(path, self._file(path, "HEAD")) for path in results]))
+        suites = dict.fromkeys(found.suite for found in self._found[label])
+        for suite in suites:
+            path = _shown(suite.source)
+            text = f"{path}, signed by {suite.signed_by}"
+            facts.append(("Cells", [(text, self._file(path, "HEAD"))]))
         distinct = {canonical(fact): fact for fact in facts if fact[1][0][0]}
         return list(distinct.values())
 
@@ -364,9 +372,10 @@ def _submission_facts(entry: Entry, root: str) -> Facts:
 def _commands(entry: Entry) -> list[str]:
     """Return the lines that play a submission again."""
     own = entry.submission
+    file, source = f"submissions/{entry.path.name}", Path("agent", own.code_folder).as_posix()
     return [
         f"git clone {shlex.quote(own.code_url)} agent && git -C agent checkout {own.code_commit}",
-        f"llmqueue-bench submission check {shlex.quote(f'submissions/{entry.path.name}')}",
+        f"llmqueue-bench submission check {file} --source {shlex.quote(source)}",
     ]
 
 
