@@ -117,7 +117,7 @@ def choose_from_log(
         choice = choose(data, candidates, budget, _scores(board))
         document |= _choice_json(data, choice, budget)
         if (file := choice.best.file) is not None:
-            document["best"]["file"] = str(shutil.copyfile(file, out / "policy.agent"))
+            document["best"]["file"] = str(shutil.copyfile(file, out / "policy.llmq"))
     except CannotTellError as error:
         document["refused"] = {"why": error.why, "requests": error.requests}
         code = FAILED
@@ -172,7 +172,7 @@ def _judged(
                 continue
             agent, learned = train(data, name, settings, advance=step)
             agent.encoder = encoder
-            file: Path | None = out / "agents" / f"{len(found)}.agent"
+            file: Path | None = out / "agents" / f"{len(found)}.llmq"
             assert file is not None
             file.parent.mkdir(parents=True, exist_ok=True)
             try:

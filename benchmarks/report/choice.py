@@ -91,24 +91,29 @@ def router_lines(document: Json) -> str:
             f"# {best['agent']} plays deployment tasks, which LiteLLM's router does not. Take a\n"
             "# policy of the table that is not surely worse and was saved."
         )
-    prices = document["prices"] or [0.0] * len(document["llms"])
-    listed = {llm: float(f"{usd:.3g}") for llm, usd in zip(document["llms"], prices, strict=True)}
     lines = [
-        "from llmqueue_gym.adapters.litellm import " + ("Budget, " * (budget is not None))
-        + "LearningRouter",
+        "# llmqueue_router.py beside LiteLLM's config.yaml, which names it:",
+        "#   litellm_settings: { callbacks: llmqueue_router.router }",
+        f"from llmqueue_gym.live.litellm import {'Budget, ' * (budget is not None)}LearningRouter",
         "",
         "router = LearningRouter(",
-        f"    agent={file!r},",
+        f"    {file!r},",
         f"    llms={document['llms']!r},  # litellm_params.model of each, in this order",
-        '    model_name="my-group",  # the model group that callers name',
-        "    explore=0.05,  # logs propensities",
-    ]  # fmt: skip
+        '    model_name="auto",  # the model group that callers ask for',
+        "    explore=0.05,  # so that the next log has propensities",
+        '    state="router.llmq",  # where it goes on learning',
+    ]
+    if document["log"]["queries"] == "vectors":
+        lines.append("    contexts=embed,  # your function: a text to a vector as the log has them")
     if budget is not None:
-        hourly = f"{budget:g} * REQUESTS_AN_HOUR"
-        lines.append(f'    budget=Budget({hourly}, "hour", {listed!r}),')
+        pairs = zip(document["llms"], document["prices"], strict=True)
+        listed = {llm: float(f"{usd:.3g}") for llm, usd in pairs}
+        span = document["log"]["seconds"]
+        hourly = f"{3600 * document['log']['requests'] / span:.3g}" if span else "REQUESTS_AN_HOUR"
+        lines.append(f'    budget=Budget({budget:g} * {hourly}, "hour", {listed!r}),')
     if document["recommended"] == OWN:
-        lines.append("    shadow=True,  # only writes down what it would have done")
-    return "\n".join([*lines, ")", "litellm.callbacks = [router]"])
+        lines.append("    shadow=True,  # LiteLLM chooses; only written: what it would have chosen")
+    return "\n".join([*lines, ")"])
 
 
 def _earned(document: Json, value: float, named: bool = True) -> str:

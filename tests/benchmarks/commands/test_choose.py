@@ -4,7 +4,9 @@ import contextlib
 import csv
 import json
 import math
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from benchmarks.score.choice import (
 )
 from benchmarks.score.intervals import Interval
 from benchmarks.score.logged import FEW, judge_policy, prepare
+from llmqueue_gym.live.router import Budget, LiveRouter
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources.log_file import Log
 
@@ -309,9 +312,16 @@ def test_the_command_recommends_plays_and_writes_what_it_names(
     assert found["load"]["load"] == 0.8
     assert found["load"]["arrivals"] == "as logged"
     assert [task["task"] for task in found["load"]["tasks"]] == ["queue", "budget"]
-    assert f"agent='{found['best']['file']}'" in found["paste"]
-    assert 'Budget(0.008 * REQUESTS_AN_HOUR, "hour"' in found["paste"]
-    compile(found["paste"], "paste", "exec")
+    hourly = 3600 * 600 / (3 * 599)
+    assert f'budget=Budget(0.008 * {hourly:.3g}, "hour", {{' in found["paste"]
+    live = ModuleType("llmqueue_gym.live.litellm")
+    live.Budget, live.LearningRouter = Budget, lambda file, **settings: (file, settings)
+    monkeypatch.setitem(sys.modules, live.__name__, live)  # LiteLLM need not be installed
+    exec(found["paste"], pasted := {})
+    file, settings = pasted["router"]
+    del settings["model_name"], settings["state"]
+    router = LiveRouter(load_agent(file), **settings)
+    assert router.llms == tuple(found["llms"])
     suite = load_suite(str(out / "suite.toml"))
     assert suite.tasks[0].kwargs["arrivals"]["column"] == "at"
     page, text = ((out / f"choice.{form}").read_text("utf-8") for form in ("html", "md"))
