@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,9 @@ Price = tuple[float, ...]
 Dated = tuple[tuple[float, Price], ...]
 """(Time from which on it holds, price), in the order of time; the first also holds before."""
 
+MOST = 1e12
+"""No price or number of tokens is larger."""
+
 MOST_CHANGES = 100
 """A column where the price of an LLM changes more often holds no list prices."""
 
@@ -51,10 +53,16 @@ def price_of(what: str, value: object) -> Price:
 
 
 def _amount(value: object) -> float:
-    """Return a finite number of at least 0, NaN for anything else."""
+    """Return a number of at least 0 that leaves room to add up; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if 0 <= value <= sys.float_info.max else math.nan
+    return float(value) if 0 <= value <= MOST else math.nan
+
+
+def counted_tokens(read: object, written: object) -> Tokens | None:
+    """Read input and output tokens; None where they are not counted, as some streams do not."""
+    counts = number_of(read), number_of(written)
+    return counts if all(0.0 <= count <= MOST for count in counts) and any(counts) else None
 
 
 def _dated(what: str, value: object) -> Dated:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, Row, is_date, number_of, time_of, unit_of
-from llmqueue_gym.workloads.prices import Price, Tokens, usd
+from llmqueue_gym.workloads.prices import Price, Tokens, counted_tokens, usd
 from llmqueue_gym.workloads.sources.retrials import asks_again, without_template
 
 SESSIONS = ("session_id", "end_user", "user")
@@ -212,7 +212,7 @@ def _call(row: Row, number: int, price_at: PriceAt | None) -> _Call:
     cached = str(row.get("cache_hit")).strip().lower() == "true"
     if cached:
         cost = math.nan  # what the answer would have cost is not known
-    tokens, price = _tokens(row), None
+    tokens, price = counted_tokens(row.get("prompt_tokens"), row.get("completion_tokens")), None
     if math.isnan(cost) and price_at is not None:
         price = price_at(llm, time)
     priced = price is not None and (len(price) == 1 or tokens is not None)
@@ -231,13 +231,6 @@ def _call(row: Row, number: int, price_at: PriceAt | None) -> _Call:
         chosen,
         candidates,
     )
-
-
-def _tokens(row: Row) -> Tokens | None:
-    """Input and output tokens; None where the row does not count them, as some streams do not."""
-    read, written = (number_of(row.get(f"{kind}_tokens")) for kind in ("prompt", "completion"))
-    counted = 0.0 <= read < math.inf and 0.0 <= written < math.inf and read + written > 0.0
-    return (read, written) if counted else None
 
 
 def _note(row: Row) -> Mapping[str, Any]:

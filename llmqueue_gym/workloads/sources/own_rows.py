@@ -7,7 +7,7 @@ or line, and the column.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmqueue_gym import checks
@@ -23,7 +23,7 @@ from llmqueue_gym.workloads.cells import (
     vector_cell,
 )
 from llmqueue_gym.workloads.pool import printable
-from llmqueue_gym.workloads.prices import Price, PriceList, Tokens, price_cell
+from llmqueue_gym.workloads.prices import Price, PriceList, Tokens, counted_tokens, price_cell
 
 FIELDS = ("query", "embedding", "llm", "kept", "score", "cost", "timestamp", "propensity", "price")
 """Columns of the schema."""
@@ -94,7 +94,7 @@ def reader_of(
             propensity=_propensity(row, column["propensity"], place)
             if "propensity" in there
             else None,
-            tokens=_tokens(row, counted),
+            tokens=counted_tokens(*(row.get(name) for name in counted)),
             price=price_cell(
                 cell_of(row, column["price"], place), f"{place}: column {column['price']!r}"
             )
@@ -110,12 +110,6 @@ def _cost(row: Row, column: str, place: str, priced: bool) -> float:
     if priced and row.get(column) in (None, ""):
         return math.nan
     return number_cell(row, column, place, 0.0, math.inf)
-
-
-def _tokens(row: Row, columns: Sequence[str]) -> Tokens | None:
-    """Input and output tokens of a row that counts them."""
-    read, written = (number_of(row.get(column)) for column in columns)
-    return (read, written) if 0.0 <= read < math.inf and 0.0 <= written < math.inf else None
 
 
 def _propensity(row: Row, column: str, place: str) -> float:
