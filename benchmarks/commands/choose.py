@@ -115,9 +115,9 @@ def choose_from_log(
         )
         document["load"] = {**where, "tasks": _tasks_json(board)}
         choice = choose(data, candidates, budget, _scores(board))
-        document |= _choice_json(data, choice, budget)
-        if (file := choice.best.file) is not None:
-            document["best"]["file"] = str(shutil.copyfile(file, out / "policy.llmq"))
+        document |= _choice_json(data, candidates, choice, budget)
+        if (runs := document["runs"]) is not None:
+            runs["file"] = str(shutil.copyfile(runs["file"], out / "policy.llmq"))
     except CannotTellError as error:
         document["refused"] = {"why": error.why, "requests": error.requests}
         code = FAILED
@@ -319,13 +319,19 @@ def _scores(board: Board) -> dict[str, float]:
 # --- the recommendation ---------------------------------------------------------------------------
 
 
-def _choice_json(data: Prepared, choice: Choice, budget: float | None) -> dict[str, Any]:
+def _choice_json(
+    data: Prepared, candidates: Sequence[Candidate], choice: Choice, budget: float | None
+) -> dict[str, Any]:
     best = _candidate_json(data, choice.best, budget)
     own_usd = None if data.log.cost is None else float(data.log.cost[data.judge].mean())
+    saved = [one for one in candidates if one.file is not None and one.label in choice.leads]
+    runs = max(saved, key=lambda one: one.found.gain.value, default=None)
+    runs = choice.best if choice.best.file is not None else runs
     rival = OWN if choice.stay else next(iter(choice.tied), None)
     return {
         "recommended": OWN if choice.stay else choice.best.label,
         "best": best,
+        "runs": None if runs is None else _candidate_json(data, runs, budget),
         "own": {"value": list(choice.best.found.logged), "usd": own_usd},
         "leads": {label: list(found) for label, found in choice.leads.items()},
         "not_separated": choice.tied,

@@ -79,25 +79,31 @@ def choice_words(document: Json) -> dict[str, Any]:
             f"{best['agent']} {kept[best['within_budget']]} the budget of "
             f"{document['budget']:g} USD a request: {_dollars(best['usd'])}."
         )
+    runs = document["runs"]
+    if runs is not None and runs["agent"] != best["agent"]:
+        details.append(
+            f"LiteLLM's router does not run {best['agent']}; of those it runs, {runs['agent']} is "
+            f"best: {_gained(document, runs['gain'])} against {OWN}."
+        )
     return {"headline": headline, "details": details, "paste": router_lines(document)}
 
 
 def router_lines(document: Json) -> str:
     """Return the lines that run the recommended policy in LiteLLM's router."""
-    best, budget = document["best"], document["budget"]
-    file = best["file"]
-    if file is None:
+    best, runs, budget = document["best"], document["runs"], document["budget"]
+    if runs is None:
         return (
-            f"# {best['agent']} plays deployment tasks, which LiteLLM's router does not. Take a\n"
-            "# policy of the table that is not surely worse and was saved."
+            f"# {best['agent']} is no agent that LiteLLM's router can run, nor is any other here."
         )
+    other: bool = runs["agent"] != best["agent"]
+    instead = f"# {best['agent']} does not run in LiteLLM's router; {runs['agent']} does.\n" * other
     lines = [
         "# llmqueue_router.py beside LiteLLM's config.yaml, which names it:",
         "#   litellm_settings: { callbacks: llmqueue_router.router }",
         f"from llmqueue_gym.live.litellm import {'Budget, ' * (budget is not None)}LearningRouter",
         "",
         "router = LearningRouter(",
-        f"    {file!r},",
+        f"    {runs['file']!r},",
         f"    llms={document['llms']!r},  # litellm_params.model of each, in this order",
         '    model_name="auto",  # the model group that callers ask for',
         "    explore=0.05,  # so that the next log has propensities",
@@ -113,7 +119,7 @@ def router_lines(document: Json) -> str:
         lines.append(f'    budget=Budget({budget:g} * {hourly}, "hour", {listed!r}),')
     if document["recommended"] == OWN:
         lines.append("    shadow=True,  # LiteLLM chooses; only written: what it would have chosen")
-    return "\n".join([*lines, ")"])
+    return instead + "\n".join([*lines, ")"])
 
 
 def _earned(document: Json, value: float, named: bool = True) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy.special import expit
 from baselines.saving import load_agent
 from benchmarks.commands import choose as command
 from benchmarks.plan.suite import load_suite
+from benchmarks.report.choice import choice_words
 from benchmarks.run.engines import Outcome
 from benchmarks.run.runner import run_cell
 from benchmarks.score.choice import (
@@ -226,6 +228,22 @@ def test_the_load_is_the_logs_own_where_it_tells_of_service(tmp_path):
     assert given == {"load": 0.3, "from": "--load", "arrivals": "at random"}
 
 
+def test_where_the_best_is_no_agent_for_litellm_the_best_that_is_one_is_pasted():
+    data, (routed, cheap, dear) = usual()
+    saved = cheap._replace(file=Path("cheap.llmq"))
+    choice = choose(data, [routed, saved, dear])
+    found = command._choice_json(data, [routed, saved, dear], choice, None)
+    assert found["best"]["agent"] == "routed"
+    assert found["runs"]["agent"] == "always cheap"
+    log = {"outcome": "share kept", "queries": "vectors"}
+    words = choice_words(
+        {**found, "refused": None, "log": log, "budget": None, "load": {"tasks": []}}
+    )
+    assert "'cheap.llmq'" in words["paste"]
+    assert "contexts=embed" in words["paste"]
+    assert any("does not run routed" in text for text in words["details"])
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -302,8 +320,8 @@ def test_the_command_recommends_plays_and_writes_what_it_names(
     for key, kind in SCHEMA.items():
         assert isinstance(found[key], kind), key
     assert found["recommended"] == "offline-ridge"
-    assert found["best"]["file"] is not None
-    assert load_agent(found["best"]["file"]).encoder.encode(["sum root"]).shape == (1, 64)
+    assert found["runs"]["agent"] == "offline-ridge"
+    assert load_agent(out / "policy.llmq").encoder.encode(["sum root"]).shape == (1, 64)
     assert found["best"]["within_budget"] is True
     assert {one["agent"] for one in found["candidates"]} == {
         *("always cheap", "always dear", "always dear, paced", "fifo-best-mean", "offline-ridge"),
