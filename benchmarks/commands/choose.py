@@ -25,6 +25,7 @@ from benchmarks.report.words import task_columns, task_lines
 from benchmarks.run.engines import LocalEngine
 from benchmarks.run.store import Store, write_text
 from benchmarks.score.choice import (
+    NO_RETRIALS,
     OWN,
     Candidate,
     CannotTellError,
@@ -352,6 +353,8 @@ def _choice_json(
 def _log_more(log: Log, document: Mapping[str, Any]) -> list[str]:
     """Say what to log to know more."""
     more = []
+    if any(note.startswith(NO_RETRIALS) for note in log.notes):
+        more.append("Sessions: a session_id, or who asks; or a column kept, where you know better")
     if log.propensity is None:
         more.append(
             "Propensities: the probability with which the router chose. Let it choose at random in "

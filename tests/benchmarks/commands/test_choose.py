@@ -192,6 +192,8 @@ def test_a_log_that_can_never_tell_says_so():
         with pytest.raises(CannotTellError, match=why) as caught:
             check_log(own)
         assert caught.value.requests is None
+    more = command._log_more(causes["no retrial can be told"], {})
+    assert any("Sessions" in text for text in more)
     log.llm[100:] = 1
     log.llm[100:105] = 0
     with pytest.raises(CannotTellError, match="all but 5 are dear's") as caught:
