@@ -196,7 +196,8 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         except TimeoutError:
             return "timeout", None, None
         except Exception as error:
-            litellm.verbose_logger.warning("llmqueue_gym: LiteLLM chooses, after %r", error)
+            if not self.counts["error"]:  # the others are counted
+                litellm.verbose_logger.warning("llmqueue_gym: LiteLLM chooses, after %r", error)
             return "error", None, None
 
     def _choose(
@@ -279,8 +280,9 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         try:
             self.router.answered(number, llm, usd, failed=failed, followed=followed, name=name)
         except Exception as error:
+            if not self.counts["unsaved"]:
+                litellm.verbose_logger.warning("llmqueue_gym: an answer is not learned: %r", error)
             self.counts["unsaved"] += 1
-            litellm.verbose_logger.warning("llmqueue_gym: an answer is not learned: %r", error)
 
     async def feedback(self, response_id: str, kept: bool) -> bool:
         """Take what a user said of an answer, by its ``id``; it is saved once this returns True.

@@ -47,6 +47,41 @@ def answer_entry(context: Context, llm: int, kept: bool, retrials: int = 0) -> d
     return {"context": packed, "llm": llm, "kept": int(kept), "retrials": retrials}
 
 
+def teach(
+    agent: LiveAgent,
+    llms: Sequence[str],
+    contexts: NDArray[np.float32],
+    answered: Sequence[str],
+    kept: Sequence[float],
+) -> int:
+    """Let an agent learn from the answers of a log, whoever chose; return how many it took.
+
+    Parameters
+    ----------
+    agent : LiveAgent
+        A queueing agent that shows one LLM.
+    llms : sequence of str
+        Names of its LLMs; answers of others are left out.
+    contexts : ndarray, shape (n, d)
+    answered : sequence of str
+        Who answered each request.
+    kept : sequence of float
+        1 where the user kept the answer; scores are rounded.
+
+    Raises
+    ------
+    UsageError
+        If the agent cannot learn from what it did not choose.
+    """
+    learned, places = Learned(agent, tuple(llms)), {llm: place for place, llm in enumerate(llms)}
+    for context, llm, outcome in zip(contexts, answered, kept, strict=True):
+        if llm in places:
+            learned.apply(answer_entry(context, places[llm], outcome >= 0.5))
+    if learned.refused:
+        raise UsageError(f"agent: a {type(agent).__name__} cannot learn from others' choices")
+    return learned.answers
+
+
 @dataclass
 class Learned:
     """All that is learned, and spent: what a snapshot holds.

@@ -1,0 +1,396 @@
+"""The router in the real LiteLLM, before servers on the loopback that answer by a known table."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no request to another host
+litellm = pytest.importorskip("litellm")
+
+from baselines.interface import QueueProblem  # noqa: E402
+from baselines.registry import make_agent  # noqa: E402
+from baselines.saving import load_agent  # noqa: E402
+from benchmarks.score.intervals import t_interval  # noqa: E402
+from benchmarks.score.logged import judge_policy, prepare  # noqa: E402
+from llmqueue_gym.live.litellm import KEPT, Budget, LearningRouter  # noqa: E402
+from llmqueue_gym.live.shared_agent import teach  # noqa: E402
+from llmqueue_gym.workloads.encoder import TextEncoder  # noqa: E402
+from llmqueue_gym.workloads.sources.logs import read_log  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's packages
+
+LLMS = ("openai/small", "openai/large", "openai/coder")
+RATES = np.array([[0.85, 0.2, 0.3], [0.3, 0.85, 0.3], [0.2, 0.3, 0.85]])  # LLM by topic
+TOPICS = (
+    "poem rain autumn verse rhyme song night river",
+    "proof prime number theorem root integral sum square",
+    "python function loop class error import file test",
+)
+USERS = int(os.environ.get("LITELLM_USERS", "150"))
+"""Users of each router in the loop; docs/guides/litellm.md has the figures of more."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """OpenAI's chat API: what was asked comes back, with the LLM's name."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        number = next(self.server.numbers)
+        if asked["model"] in self.server.down:
+            code, answer = self.server.down[asked["model"]], {"error": {"message": "down"}}
+        else:
+            message = {"role": "assistant", "content": asked["model"]}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 100, "completion_tokens": 100, "total_tokens": 200}
+            code, answer = (
+                200,
+                {
+                    "id": f"answer-{number}",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": asked["model"],
+                    "choices": [choice],
+                    "usage": usage,
+                },
+            )
+        content = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.daemon_threads = True
+    found.numbers, found.down = iter(range(10**9)), {}
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+@pytest.fixture(autouse=True)
+def callbacks(server):
+    yield
+    litellm.callbacks = []
+    litellm.logging_callback_manager._reset_all_callbacks()
+    server.down.clear()
+
+
+def question(rng, topic, number):
+    return f"{' '.join(rng.choice(TOPICS[topic].split(), 4))} {number}"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    rng = np.random.default_rng(0)
+    return TextEncoder([question(rng, i % 3, i) for i in range(240)], 8)
+
+
+def learning(encoder, name="LinUCB", llms=LLMS, **settings):
+    agent = make_agent(name, QueueProblem(len(llms), 1, 8, 1, 1.0, 10_000), 0)
+    agent.encoder = encoder
+    return LearningRouter(agent, llms, "auto", **{"timeout_ms": 5000.0, "seed": 0} | settings)
+
+
+def gateway(server, *callbacks, llms=LLMS, copies=1, **settings):
+    params = {
+        "api_base": f"http://127.0.0.1:{server.server_port}/v1",
+        "api_key": "none",
+        "input_cost_per_token": 1e-6,
+        "output_cost_per_token": 1e-6,
+    }
+    models = [
+        {"model_name": "auto", "litellm_params": {"model": llm, "timeout": 30 + i, **params}}
+        for llm in llms
+        for i in range(copies)
+    ]
+    litellm.callbacks = list(callbacks)
+    return litellm.Router(models, num_retries=0, **settings)
+
+
+def ask(router, text, **request):
+    message = {"role": "user", "content": text}
+    return router.acompletion(model="auto", messages=[message], **request)
+
+
+def run(coroutine):
+    async def whole():
+        found = await coroutine
+        await settled()
+        return found
+
+    return asyncio.run(whole())
+
+
+async def settled():
+    """Wait until LiteLLM has run the callbacks of what was answered."""
+    await litellm.litellm_core_utils.logging_worker.GLOBAL_LOGGING_WORKER.flush()
+    await asyncio.sleep(0.05)
+
+
+class SpendLog(litellm.integrations.custom_logger.CustomLogger):
+    """Rows in the shape of LiteLLM's table, from what its callbacks are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+        metadata = kwargs["litellm_params"]["metadata"]
+        kept = {"spend_logs_metadata": metadata.get("spend_logs_metadata"), "status": "success"}
+        self.rows.append(
+            {
+                "request_id": response_obj.id,
+                "call_type": kwargs["call_type"],
+                "spend": kwargs["response_cost"],
+                "startTime": start_time.astimezone().isoformat(),
+                "endTime": end_time.astimezone().isoformat(),
+                "model": kwargs["model"],
+                "model_group": metadata["model_group"],
+                "metadata": json.dumps(kept),
+                "messages": kwargs["messages"],
+                "session_id": metadata["session_id"],
+                "status": "success",
+            }
+        )
+
+
+async def serve(router, rng, users, learner=None):
+    """Users who ask until they are content, each in a session of its own.
+
+    Returns whether each first answer was kept, and the LLMs and topics of the first answers.
+    """
+    kept, llms = np.zeros(users), np.zeros(users, np.int64)
+    topics = rng.integers(3, size=users)
+    places = asyncio.Semaphore(8)
+
+    async def user(number, text):
+        for attempt in range(20):
+            metadata = {"session_id": f"{id(router)}-{number}"}
+            answer = await ask(router, text + "?" * attempt, metadata=metadata)
+            llm = LLMS.index(f"openai/{answer.choices[0].message.content}")
+            content = rng.random() < RATES[llm, topics[number]]
+            if attempt == 0:
+                kept[number], llms[number] = content, llm
+            if learner is not None:
+                while answer.id not in learner.router._named:  # users need longer than LiteLLM
+                    await asyncio.sleep(0.005)
+                if content:
+                    assert await learner.feedback(answer.id, True)
+            if content:
+                return
+
+    async def one(number, text):
+        async with places:
+            await user(number, text)
+
+    texts = [question(rng, int(topic), i) for i, topic in enumerate(topics)]
+    await asyncio.gather(*(one(i, text) for i, text in enumerate(texts)))
+    return kept, llms, topics
+
+
+def fitted(log, contexts, rows, encoder, path):
+    """The next policy: LinUCB on the log's answers, saved and loaded."""
+    agent = make_agent("LinUCB", QueueProblem(3, 1, 8, 1, 1.0, 10_000), 0, alpha=0.0)
+    agent.encoder = encoder
+    answered = [log.llms[log.llm[row]] for row in rows]
+    assert teach(agent, LLMS, contexts[rows], answered, log.reward[rows]) == len(rows)
+    agent.save(path)
+    return load_agent(path)
+
+
+def test_the_loop_from_a_log_to_a_better_policy_and_back(server, encoder, tmp_path):
+    # Simple-shuffle; then a router that begins with nothing and whose spend log fits the next
+    # policy; IPS by that log, against what this policy then earns in the gateway.
+    rng = np.random.default_rng(1)
+    shuffled, *_ = asyncio.run(serve(gateway(server), rng, USERS))
+    spend = SpendLog()
+    first = learning(encoder, explore=0.3, state=tmp_path / "state")
+    learned, *_ = asyncio.run(serve(gateway(server, first, spend), rng, USERS, first))
+    first.settle()
+    assert set(first.counts) == {"chosen"}
+    assert t_interval(learned - shuffled).low > 0.0
+    path = tmp_path / "spend.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in spend.rows))
+    log = read_log(str(path))
+    assert (log.llms, log.propensity.min()) == (tuple(sorted(LLMS)), pytest.approx(0.1))
+    assert len(log) == first.counts["chosen"] == first.router.shared.learned.answers
+    assert log.reward.sum() == USERS
+
+    contexts = encoder.encode(log.texts)
+    data = prepare(log, contexts)
+    agent = fitted(log, contexts, data.train, encoder, tmp_path / "next.llmq")
+    best = (contexts[data.judge] @ agent.regression.theta.T).argmax(axis=1)
+    policy = np.eye(3)[[log.llms.index(LLMS[llm]) for llm in best]]
+    estimate = judge_policy(data, policy, "next").estimates["ips"]
+    following = LearningRouter(tmp_path / "next.llmq", LLMS, "auto", explore=0.0, timeout_ms=5000)
+    kept, llms, topics = asyncio.run(serve(gateway(server, following), rng, USERS))
+    following.settle()
+    figures = shuffled, learned, kept, RATES[llms, topics]
+    print([t_interval(each) for each in figures], t_interval(learned - shuffled), estimate)
+    assert estimate.low <= RATES[llms, topics].mean() <= estimate.high
+    assert t_interval(kept - learned).low > 0.0
+
+
+# --- what is chosen -------------------------------------------------------------------------------
+
+
+def test_what_is_down_is_not_chosen_and_failures_are_learned(server, encoder):
+    # The favourite fails with 500 and cools down; a 429 is not held against another one.
+    learner = learning(encoder, explore=0.0, name="LinUCB")
+    router = gateway(server, learner, allowed_fails=0, cooldown_time=60.0)
+    server.down["small"] = 500
+
+    async def asked():
+        chosen = []
+        for i in range(6):
+            try:
+                answer = await ask(router, f"poem {i}", user=f"u{i}")
+                chosen.append(answer.choices[0].message.content)
+            except litellm.InternalServerError:
+                chosen.append("failed")
+            await settled()
+        return chosen
+
+    chosen = asyncio.run(asked())
+    learner.settle()
+    assert chosen.count("failed") == 1
+    assert "small" not in chosen
+    assert learner.router.shared.learned.answers == 1
+
+    server.down.update(large=429, coder=429)
+
+    async def refused():
+        with pytest.raises(litellm.RateLimitError):
+            await ask(router, "poem", session_id="another")
+        while learner.router._under_way:  # heard of, and dropped
+            await asyncio.sleep(0.005)
+
+    asyncio.run(refused())
+    learner.settle()
+    assert learner.router.shared.learned.answers == 1
+
+
+def test_every_choice_is_written_and_the_callers_metadata_stays(server, encoder):
+    learner, spend = learning(encoder, explore=0.5), SpendLog()
+    own = {"session_id": "s", "spend_logs_metadata": {"team": "a"}}
+    before = json.dumps(own)
+    nested = own["spend_logs_metadata"]
+    run(ask(gateway(server, learner, spend), "poem", metadata=own))
+    note = json.loads(spend.rows[0]["metadata"])["spend_logs_metadata"]
+    assert note["team"] == "a"
+    note = note["llmqueue_gym"]
+    assert note["candidates"] == list(LLMS)
+    assert note["llm"] in LLMS
+    assert note["policy"] == "LinUCB-0"
+    assert note["propensity"] in (pytest.approx(2 / 3), pytest.approx(1 / 6))
+    assert json.loads(before)["spend_logs_metadata"] == nested
+
+
+def test_litellm_shares_an_llm_out_among_its_deployments(server, encoder):
+    learner = learning(encoder, explore=0.0)
+    router = gateway(server, learner, copies=2)
+
+    async def asked():
+        answers = [await ask(router, "poem") for _ in range(12)]
+        return {(a.choices[0].message.content, a._hidden_params["model_id"]) for a in answers}
+
+    found = asyncio.run(asked())
+    assert len({llm for llm, _ in found}) == 1
+    assert len(found) == 2
+
+
+def test_the_users_word_counts_more_than_the_rule(server, encoder):
+    learner = learning(encoder, explore=0.0)
+    router = gateway(server, learner)
+
+    async def asked():
+        for said in (None, True):
+            extra = {} if said is None else {KEPT: said}
+            await ask(router, "a poem on rain", metadata={"session_id": "s"} | extra)
+            await settled()
+
+    asyncio.run(asked())
+    learner.settle()
+    learned = learner.router.shared.learned
+    assert learned.answers == 1
+    assert learned.agent.regression.theta.max() > 0.0  # kept, though it was asked again
+
+
+# --- when something goes wrong --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", ["error", "timeout", "no question", "shadow"])
+def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
+    learner, spend = learning(encoder, shadow=cause == "shadow"), SpendLog()
+    agent = learner.router.shared.learned.agent
+    if cause == "timeout":
+        learner._timeout = 0.02
+        monkeypatch.setattr(agent, "act", lambda _: time.sleep(0.5), raising=False)
+    elif cause == "error":
+        monkeypatch.setattr(agent, "act", lambda _: 1 / 0, raising=False)
+    router = gateway(server, learner, spend)
+
+    async def asked():
+        content = "poem"
+        if cause == "no question":
+            content = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}]
+        for i in range(12):
+            message = {"role": "user", "content": content}
+            metadata = {"session_id": f"s{i}"}
+            await router.acompletion(model="auto", messages=[message], metadata=metadata)
+        await settled()
+
+    asyncio.run(asked())
+    assert dict(learner.counts) == {cause: 12}
+    assert len({row["model"] for row in spend.rows}) > 1  # simple-shuffle
+    for row in spend.rows:
+        note = json.loads(row["metadata"])["spend_logs_metadata"]["llmqueue_gym"]
+        assert note["by"] == cause
+        assert "propensity" not in note
+        assert ("would" in note) == (cause == "shadow")
+
+
+def test_a_budget_is_enforced_even_if_the_agent_fails(server, encoder, monkeypatch):
+    # 200 tokens at a millionth: 0.0002 USD an answer; five of them an hour.
+    prices = dict.fromkeys(LLMS, 0.0002)
+    learner = learning(encoder, budget=Budget(0.00101, "day", prices))
+    monkeypatch.setattr(learner.router.shared.learned.agent, "act", lambda _: 1 / 0, raising=False)
+    router = gateway(server, learner)
+
+    async def asked():
+        answers = await asyncio.gather(
+            *(ask(router, f"poem {i}") for i in range(9)), return_exceptions=True
+        )
+        await settled()
+        return answers
+
+    answers = asyncio.run(asked())
+    learner.settle()
+    refused = [a for a in answers if isinstance(a, litellm.BudgetExceededError)]
+    assert (len(refused), len(answers)) == (4, 9)
+    assert learner.router.shared.learned.spent == pytest.approx(0.001)
+
+
+def test_other_model_groups_and_unknown_llms_are_left_alone(server, encoder):
+    learner = learning(encoder, llms=("openai/a", "openai/b"))
+    run(ask(gateway(server, learner), "poem"))
+    assert dict(learner.counts) == {"none known": 1}
+    learner.model_name = "another"
+    run(ask(gateway(server, learner), "poem"))
+    assert dict(learner.counts) == {"none known": 1}
