@@ -9,7 +9,6 @@ import pytest
 from made_up import board_of, cells_of, queue_cell
 
 from benchmarks.plan.suite import spec_key
-from benchmarks.report.page import page_data, split_page
 from benchmarks.report.site import write_board
 from benchmarks.score.export import export_run
 from benchmarks.submissions.entry import (
@@ -196,7 +195,14 @@ def test_strangers_names_are_text_and_only_https_leads_away(folder):
         assert not set(path.read_text()) & set("<>&")
 
 
-def test_who_is_not_held_out_has_no_rank_and_moves_nobody(folder, tmp_path):
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The board of the last release, without submissions."""
+    write_board(folder / "alone", [folder / "1.json.gz"], folder / "nothing")
+    return folder / "alone"
+
+
+def test_who_is_not_held_out_has_no_rank_and_moves_nobody(folder, alone):
     text = (folder / "site" / "suites" / "s.html").read_text()
     [section] = data_of(text)["sections"]
     handed_in = [row for row in section["rows"] if row["agent"].endswith(")")]
@@ -204,12 +210,11 @@ def test_who_is_not_held_out_has_no_rank_and_moves_nobody(folder, tmp_path):
     assert all(
         0.8 < row["score"][0] < 1 for row in handed_in
     )  # by the run's references, not theirs
-    write_board(tmp_path / "site", [folder / "1.json.gz"], tmp_path)
-    [alone] = data_of((tmp_path / "site" / "suites" / "s.html").read_text())["sections"]
+    [own] = data_of((alone / "suites" / "s.html").read_text())["sections"]
     rows = [row for row in section["rows"] if row not in handed_in]
     shown = ("agent", "rank", "score", "families", "iqm", "cells")
     assert [[row[name] for name in shown] for row in rows] == [
-        [row[name] for name in shown] for row in alone["rows"]
+        [row[name] for name in shown] for row in own["rows"]
     ]
     front = (folder / "site" / "index.html").read_text()
     assert table(front, "Ranked on held-out seeds") == [
@@ -233,27 +238,22 @@ def test_an_agents_page_has_its_history(folder):
     assert float(rows[0][2].split()[0]) > float(rows[1][2].split()[0])
 
 
-def test_the_same_results_give_the_same_bytes(folder, tmp_path):
-    write_board(tmp_path, [folder / "0.json.gz", folder / "1.json.gz"], folder / "in")
+def test_the_same_results_give_the_same_bytes(folder, alone, tmp_path):
+    write_board(tmp_path, [folder / "1.json.gz"], folder / "nothing")
     first, second = (
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-        for root in (folder / "site", tmp_path)
+        for root in (alone, tmp_path)
     )
     assert first == second
 
 
-def test_a_task_retires_when_the_best_interval_reaches_1():
-    def retired(best):
-        cells = cells_of(queue_cell, {"oracle": [2, 3, 2], "random": [200, 300, 250], "a": best})
-        [section] = page_data(board_of(cells))["sections"]
-        [task] = section["tasks"]
-        split_page({"sections": [section]}, "s")
-        assert section["tasks"][0]["retired"] == task["retired"]
-        return task["retired"]
-
-    assert retired([2.1, 2.9, 2.1])
-    assert not retired([5, 6, 5])
-    assert not retired([2.1])  # of one seed nothing is known
+@pytest.mark.parametrize(
+    ("best", "retired"),
+    [([2.1, 2.9, 2.1], True), ([5, 6, 5], False), ([2.1], False)],  # of one seed nothing is known
+)
+def test_a_task_retires_when_the_best_interval_reaches_1(best, retired):
+    cells = cells_of(queue_cell, {"oracle": [2, 3, 2], "random": [200, 300, 250], "a": best})
+    assert board_of(cells).tasks[0].retired == retired
 
 
 def test_wrong_input_is_named(folder, tmp_path):
