@@ -213,7 +213,6 @@ class Site:
                     _score(score),
                     _plain(suite),
                     _plain(problem),
-                    _plain(entry.mark),
                     _number(own.tuning_runs),
                     _plain(own.trained_on or "nothing said"),
                     Cell([_code(entry)]),

@@ -220,13 +220,13 @@ def test_who_is_not_held_out_has_no_rank_and_moves_nobody(folder, alone):
     assert table(front, "Ranked on held-out seeds") == [
         ["1", "Held out (held-out)", "0.700 [0.600, 0.800]", "0.1", "queueing", "open"]
     ]
-    assert [row[4] for row in table(front, "Closed division")] == ["replayed"]
+    assert [row[0] for row in table(front, "Closed division")] == ["Replayed (replayed)"]
     opened = {row[0]: row for row in table(front, "Open division")}
     assert opened["Elsewhere (self-reported)"][1:4] == ["", "t-1", "another version of it"]
-    assert opened["Held out (held-out)"][7:9] == ["a/b@012345678901", "cells"]
-    told = next(row for row in opened.values() if row[5] == "7")
-    assert "script" in told[6]
-    assert told[9] == "nobody"
+    assert opened["Held out (held-out)"][6:8] == ["a/b@012345678901", "cells"]
+    told = next(row for row in opened.values() if row[4] == "7")
+    assert "script" in told[5]
+    assert told[8] == "nobody"
 
 
 def test_an_agents_page_has_its_history(folder):
