@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -156,14 +156,14 @@ def make_plan(
     trust : bool, optional
         Who plays behind the wall (`benchmarks.plan.players.is_walled`).
     held_out : HeldOut, optional
-        Secret from which the seeds are drawn, in place of 0, 1, ...
+        Secret that makes the seeds, in place of 0, 1, ..., and variants of data that are fixed.
 
     Raises
     ------
     UsageError
         If a task pattern matches nothing, an agent is unknown or a task's arguments are wrong.
     """
-    chosen = _chosen_tasks(suite, tasks)
+    chosen = _chosen_tasks(suite, tasks, held_out)
     _check_data(suite, data or {})
     added = tuple(map(agent_entry, dict.fromkeys(agents)))
     players: dict[AgentEntry, Player] = {}
@@ -205,6 +205,14 @@ def make_plan(
     reading = {task.name: task.data for task in chosen if task.data and task.name not in skipped}
     trained = tuple(trainings.values())
     return Plan(suite.name, tuple(cells), skipped, trained, reading, tuple(curves), held_out)
+
+
+def _in_disguise(task: Task, held_out: HeldOut | None) -> Task:
+    """Return the held-out variant of a task, that of a task and its control being the same."""
+    if held_out is None:
+        return task
+    number = held_out.disguise(task.control_of or task.name)
+    return replace(task, kwargs=problem_of(task.env).disguised(task.kwargs, number))
 
 
 def _seeds(count: int, held_out: HeldOut | None) -> list[int]:
@@ -254,13 +262,14 @@ def task_arguments(task: Task, data: Mapping[str, str]) -> dict[str, Any]:
     return kwargs_here(task_identity(task), task.data, data)
 
 
-def _chosen_tasks(suite: Suite, patterns: Sequence[str]) -> list[Task]:
+def _chosen_tasks(suite: Suite, patterns: Sequence[str], held_out: HeldOut | None) -> list[Task]:
     names = [task.name for task in suite.tasks]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"task={pattern!r} matches no task: {near(pattern, names)}")
     keep = patterns or ["*"]
-    return [t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep)]
+    chosen = (t for t in suite.tasks if any(fnmatchcase(t.name, pattern) for pattern in keep))
+    return [_in_disguise(task, held_out) for task in chosen]
 
 
 def spec_here(spec: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,14 @@ class HeldOut:
 
     def seed(self, number: int) -> int:
         """Return the seed that stands for the public seed ``number``, in every task."""
-        drawn = hmac.new(self.secret, str(number).encode(), hashlib.sha256).digest()
+        return self._number(str(number))
+
+    def disguise(self, task: str) -> int:
+        """Return the number of a task's held-out variant (`llmqueue_gym.workloads.disguise`)."""
+        return self._number(f"disguise {task}")
+
+    def _number(self, words: str) -> int:
+        drawn = hmac.new(self.secret, words.encode(), hashlib.sha256).digest()
         return int.from_bytes(drawn[:8], "big") >> (64 - _BITS)
 
 

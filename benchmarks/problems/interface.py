@@ -45,6 +45,9 @@ class Problem:
     shuffled : callable, optional
         Arguments -> those of the same task with contexts shuffled among queries, None if its
         queries have no contexts that could be.
+    disguised : callable
+        Arguments and a number -> those of a held-out variant of fixed data
+        (`llmqueue_gym.workloads.disguise`); the same arguments where nothing is fixed.
     new_llms : callable
         Arguments -> whether the LLMs differ from episode to episode.
     warm : tuple of str
@@ -63,6 +66,7 @@ class Problem:
     horizon_argument: str
     action_layout: str
     shuffled: Callable[[Arguments], dict[str, Any] | None] = lambda kwargs: None
+    disguised: Callable[[Arguments, int], Arguments] = lambda kwargs, number: kwargs
     new_llms: Callable[[Arguments], bool] = lambda kwargs: False
     warm: tuple[str, ...] = ()
     shipped: tuple[str, ...] = ()

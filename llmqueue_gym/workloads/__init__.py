@@ -14,6 +14,7 @@ import numpy as np
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.datasets import dataset_workloads
+from llmqueue_gym.workloads.disguise import DISGUISE, DisguisedWorkload, read_disguise
 from llmqueue_gym.workloads.pool import (
     Accept,
     Instance,
@@ -78,7 +79,7 @@ _SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = datase
 _FACTORIES = {source: factory for source, (factory, _) in _SOURCES.items()}
 _SIZES = ("num_llms", "context_dim")
 _SHUFFLE = "shuffle_contexts"
-_COMMON = (*_SIZES, _SHUFFLE)
+_COMMON = (*_SIZES, _SHUFFLE, DISGUISE)
 
 
 def make_workload(
@@ -98,7 +99,8 @@ def make_workload(
         its name under ``"source"`` and its options beside it, for example
         ``{"source": "synthetic", "kind": "specialists"}``, or ``{"source": "dataset", "name":
         "mine"}`` for whatever was imported under that name. Every source has the option
-        ``shuffle_contexts`` (see `llmqueue_gym.workloads.pool.ShuffledContexts`).
+        ``shuffle_contexts`` (see `llmqueue_gym.workloads.pool.ShuffledContexts`) and ``disguise``,
+        a number (see `llmqueue_gym.workloads.disguise`).
     num_llms, context_dim : int or None
         Sizes asked for; None takes the source's own. Both may also stand in the spec.
     assortment_size : int
@@ -118,6 +120,7 @@ def make_workload(
     shuffle = options.pop(_SHUFFLE, False)
     if not isinstance(shuffle, bool):
         raise UsageError(f"{_SHUFFLE}={shuffle!r} must be true or false")
+    disguise = read_disguise(options)
     sizes = {"num_llms": num_llms, "context_dim": context_dim}
     for name in _SIZES:
         inside = options.pop(name, None)
@@ -137,6 +140,8 @@ def make_workload(
         )
     if checks.count("assortment_size", assortment_size) > count:
         raise UsageError(f"assortment_size={assortment_size} exceeds the {count} LLMs; lower it")
+    if disguise is not None:
+        workload = DisguisedWorkload(workload, disguise)
     return ShuffledContexts(workload) if shuffle else workload
 
 
@@ -146,5 +151,6 @@ def fingerprint(spec: str | Mapping[str, Any]) -> str:
     The SHA-256 of a table's file; of the version and the files of the paretobandit package.
     """
     source, options = read_spec("workload", "source", spec, _FACTORIES, _COMMON)
-    options.pop(_SHUFFLE, None)  # the data are the same
+    for same in (_SHUFFLE, DISGUISE):  # the data are the same
+        options.pop(same, None)
     return _SOURCES[source][1](**options)

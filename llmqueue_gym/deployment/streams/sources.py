@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from llmqueue_gym.deployment.streams.catalog import CatalogStream
+from llmqueue_gym.deployment.streams.disguised import DisguisedStream
 from llmqueue_gym.deployment.streams.routerbench import RouterBenchStream
 from llmqueue_gym.deployment.streams.stream import FACTS, StreamSource
 from llmqueue_gym.deployment.streams.synthetic import SyntheticStream
@@ -17,6 +18,7 @@ from llmqueue_gym.deployment.streams.table import (
     table_stream,
 )
 from llmqueue_gym.workloads.datasets import pool_header
+from llmqueue_gym.workloads.disguise import DISGUISE, read_disguise
 from llmqueue_gym.workloads.pool import file_sha256, read_spec
 from llmqueue_gym.workloads.sources import paretobandit, table
 from llmqueue_gym.workloads.sources.log_file import log_fingerprint
@@ -34,7 +36,8 @@ _SOURCES: dict[str, Callable[..., StreamSource]] = {
 
 def stream_fingerprint(spec: str | Mapping[str, Any]) -> str:
     """SHA-256 of the data behind a spec; empty for data that follow from the spec alone."""
-    source, options = read_spec("instance", "source", spec, _SOURCES)
+    source, options = read_spec("instance", "source", spec, _SOURCES, (DISGUISE,))
+    read_disguise(options)
     if source == "table":
         return table.table_fingerprint(**options)
     if source == "logs":
@@ -59,7 +62,8 @@ def make_source(spec: str | Mapping[str, Any]) -> StreamSource:
     spec : str or mapping
         Name of an instance (``"routerbench"``, ``"catalog"``, ``"synthetic"``, ``"table"``,
         ``"paretobandit"``, ``"dataset"``, ``"logs"``), or a mapping with its name under
-        ``"source"`` and its options beside.
+        ``"source"`` and its options beside; every source has the option ``disguise``, a number
+        (see `llmqueue_gym.deployment.streams.disguised`).
 
     Raises
     ------
@@ -69,5 +73,7 @@ def make_source(spec: str | Mapping[str, Any]) -> StreamSource:
     ImportError
         If the source needs a package that is not installed.
     """
-    source, options = read_spec("instance", "source", spec, _SOURCES)
-    return _SOURCES[source](**options)
+    source, options = read_spec("instance", "source", spec, _SOURCES, (DISGUISE,))
+    disguise = read_disguise(options)
+    made = _SOURCES[source](**options)
+    return made if disguise is None else DisguisedStream(made, disguise)
