@@ -64,6 +64,8 @@ def test_every_example_has_a_test() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} == {
         "bandit",
         "bandit_mabwiser",  # tests/baselines/test_bandit_libraries.py
+        "evaluate_policy",  # tests/baselines/test_policy.py
+        "my_router",  # .ci/submission sample
         "ppo_one_file",
         "sb3_ppo",
         "third_party_agent",
