@@ -154,6 +154,7 @@ def breaks_markdown(board: Board) -> str:
             for tag in dict.fromkeys(tags):
                 wrong = {t: families[t] for t in standing.tasks if tag in tasks[t]["tags"]}
                 right = {t: families[t] for t in calm if families[t] in wrong.values()}
+                wrong = {t: own for t, own in wrong.items() if own in right.values()}
                 if right:
                     pairs[tag] = Runs(table, right), Runs(table, wrong)
             parts += [f"### {standing.section.kind.name.capitalize()}\n"]

@@ -104,6 +104,19 @@ def test_what_breaks_first_is_bold() -> None:
     assert found["steady"][1:] == ["**-0.050 [-0.050, -0.050]**", "-0.030 [-0.030, -0.030]"]
 
 
+def test_a_family_without_a_calm_task_is_not_compared_with_another() -> None:
+    calm = {"steady": 0.8, "brittle": 0.9}
+    board = board_of(
+        [
+            *queues(calm, "calm-s", ("queueing", "stationary", "synthetic")),
+            *queues({a: v - 0.1 for a, v in calm.items()}, "bad-s", ("poisoned", "synthetic")),
+            *queues({a: v - 0.7 for a, v in calm.items()}, "bad-r", ("poisoned", "real-data")),
+        ]
+    )
+    found = rows(breaks_markdown(board))
+    assert found["steady"][1] == "**-0.100 [-0.100, -0.100]**"
+
+
 def test_agents_that_lack_a_task_are_left_out() -> None:
     cells = queues(LEVELS, "a", ()) + queues(
         {agent: level for agent, level in LEVELS.items() if agent != "knn-guard"}, "b", ()
