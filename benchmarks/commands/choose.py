@@ -33,6 +33,7 @@ from benchmarks.score.choice import (
     check_log,
     choose,
     left_out,
+    own_spending,
     paced,
     requests_to_separate,
 )
@@ -324,7 +325,6 @@ def _choice_json(
     data: Prepared, candidates: Sequence[Candidate], choice: Choice, budget: float | None
 ) -> dict[str, Any]:
     best = _candidate_json(data, choice.best, budget)
-    own_usd = None if data.log.cost is None else float(data.log.cost[data.judge].mean())
     saved = [one for one in candidates if one.file is not None and one.label in choice.leads]
     runs = max(saved, key=lambda one: one.found.gain.value, default=None)
     runs = choice.best if choice.best.file is not None else runs
@@ -333,7 +333,7 @@ def _choice_json(
         "recommended": OWN if choice.stay else choice.best.label,
         "best": best,
         "runs": None if runs is None else _candidate_json(data, runs, budget),
-        "own": {"value": list(choice.best.found.logged), "usd": own_usd},
+        "own": {"value": list(choice.best.found.logged), "usd": own_spending(data)},
         "leads": {label: list(found) for label, found in choice.leads.items()},
         "not_separated": choice.tied,
         "cheapest_not_separated": choice.cheapest,

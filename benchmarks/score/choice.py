@@ -172,6 +172,12 @@ def left_out(data: Prepared, candidate: Candidate, budget: float | None) -> str 
     return None
 
 
+def own_spending(data: Prepared) -> float | None:
+    """Return what whoever logged spent on a judged request, USD; None without costs."""
+    cost = data.log.cost
+    return None if cost is None else float(cost[data.judge].mean())
+
+
 def choose(
     data: Prepared,
     candidates: Sequence[Candidate],
@@ -216,9 +222,8 @@ def choose(
     if not usable:
         causes = "; ".join(f"{label}: {why}" for label, why in reasons.items())
         raise CannotTellError(f"no candidate is left ({causes})", None)
-    cost = data.log.cost
     spends = {one.label: one.found.usd.value for one in usable if one.found.usd is not None}
-    own_usd = None if cost is None else float(cost[data.judge].mean())
+    own_usd = own_spending(data)
     policies: dict[str, Floats | None] = {one.label: one.found.policy for one in usable}
     if budget is None or own_usd is None or own_usd <= budget:
         policies[OWN] = None

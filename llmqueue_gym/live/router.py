@@ -143,11 +143,12 @@ class LiveRouter:
         if encoder is None:
             raise UsageError("contexts=None: the agent was saved without an encoder; give one")
         self.contexts: Callable[[str], Context] = encoder
-        if (dim := self.contexts("?").shape[-1]) != agent.problem.context_dim:
+        tried = self.contexts("?")
+        if (dim := tried.shape[-1]) != agent.problem.context_dim:
             raise UsageError(
                 f"contexts gives {dim} numbers, the agent was made for {agent.problem.context_dim}"
             )
-        self._try(self.contexts("?"))
+        self._try(tried)
         self._log = None if log is None else Path(log)
         self._rng = np.random.default_rng(seed)
         self._clock = clock
@@ -208,11 +209,10 @@ class LiveRouter:
         return number
 
     def _price(self, llm: int) -> float:
-        learned, prices = self.shared.learned, () if self.budget is None else self.budget.prices
-        calls = learned.calls[llm]
-        if calls or not isinstance(prices, Mapping):
-            return learned.usd[llm] / calls if calls else 0.0
-        return float(prices[self.llms[llm]])
+        learned = self.shared.learned
+        if calls := learned.calls[llm]:
+            return learned.usd[llm] / calls
+        return 0.0 if self.budget is None else float(self.budget.prices[self.llms[llm]])
 
     def choose(
         self,
