@@ -224,6 +224,27 @@ class Agent(ABC):
         write_state(path, self, "agent", kind=self.kind)
 
 
+class Delegate(Agent):
+    """A queueing agent that plays as another one, its attribute ``agent``."""
+
+    agent: Agent
+
+    def act(self, observation: Observation) -> Action:
+        """Choose as the other agent does."""
+        return self.agent.act(observation)
+
+    def update(
+        self,
+        observation: Observation,
+        action: Action,
+        reward: float,
+        next_observation: Observation,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Learn as the other agent does."""
+        self.agent.update(observation, action, reward, next_observation, info)
+
+
 class DeployAgent(Agent):
     """An online decision maker of a deployment task.
 

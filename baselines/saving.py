@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from baselines.interface import (
-    Action,
     Agent,
+    Delegate,
     DeployProblem,
-    Observation,
     QueueProblem,
     ServeProblem,
 )
@@ -62,7 +61,7 @@ def load_agent(
     return agent
 
 
-class SavedAgent(Agent):
+class SavedAgent(Delegate):
     """A saved queueing agent as a suite plays it: ``"baselines.saving:SavedAgent"`` and its file.
 
     It goes on learning, with random numbers of its own for each seed.
@@ -94,18 +93,3 @@ class SavedAgent(Agent):
         super().__init__(problem, seed)
         self.agent = load_agent(path, problem, packages)
         self.agent.rng = np.random.default_rng(seed)
-
-    def act(self, observation: Observation) -> Action:
-        """Choose as the saved agent does."""
-        return self.agent.act(observation)
-
-    def update(
-        self,
-        observation: Observation,
-        action: Action,
-        reward: float,
-        next_observation: Observation,
-        info: Mapping[str, Any],
-    ) -> None:
-        """Learn as the saved agent does."""
-        self.agent.update(observation, action, reward, next_observation, info)

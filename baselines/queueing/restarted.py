@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from baselines.interface import Action, Agent, Observation, QueueProblem
+from baselines.interface import Action, Agent, Delegate, Observation, QueueProblem
 from baselines.registry import agent as named
 from baselines.registry import make_agent
 from llmqueue_gym import checks
 
 
 @named("restarted", source="any agent, its memory lost half-way")
-class Restarted(Agent):
+class Restarted(Delegate):
     """Play as another agent, which is made anew once a share ``at`` of the slots has passed.
 
     The queue is as the first one left it.
@@ -40,14 +40,10 @@ class Restarted(Agent):
         super().__init__(problem, seed)
         self._left = round(checks.number("at", at, "[0, 1]") * problem.horizon)
         self._name = agent
-        self._agent = self._made()
+        self.agent = self._made()
 
     def _made(self) -> Agent:
         return make_agent(self._name, self.problem, int(self.rng.integers(2**32)))
-
-    def act(self, observation: Observation) -> Action:
-        """Choose as the agent does."""
-        return self._agent.act(observation)
 
     def update(
         self,
@@ -58,7 +54,7 @@ class Restarted(Agent):
         info: Mapping[str, Any],
     ) -> None:
         """Learn as the agent does, and forget it all when it is time."""
-        self._agent.update(observation, action, reward, next_observation, info)
+        super().update(observation, action, reward, next_observation, info)
         self._left -= 1
         if self._left == 0:
-            self._agent = self._made()
+            self.agent = self._made()

@@ -177,9 +177,9 @@ def test_the_guard_of_a_stream_keeps_to_what_is_affordable() -> None:
 def test_a_restart_forgets_all_and_only_once() -> None:
     agent: Any = make_agent("restarted", QUEUE, 0, agent="routing-sampling", at=0.5)
     for slot in range(100):
-        first = agent._agent
+        first = agent.agent
         agent.update(seen(), agent.act(seen()), -1.0, {"feedback": 2}, {})
-        assert (agent._agent is first) == (slot != 49)
+        assert (agent.agent is first) == (slot != 49)
         if slot in (48, 50):  # nothing before the restart is known after it
             assert first._good.sum() + first._under.sum() == {48: 49, 50: 1}[slot]
 
