@@ -97,7 +97,7 @@ def run_command(
     memory: Annotated[
         float | None,
         typer.Option(
-            help="Megabytes of data a cell may hold (an idle one has 200); Linux.",
+            help="Megabytes of data a cell may hold beside the program itself; Linux.",
             callback=FINITE,
         ),
     ] = None,

@@ -104,7 +104,8 @@ class Pool:
     timeout : float, optional
         Seconds after which a job is stopped and counted as failed.
     memory : float, optional
-        Megabytes of data a job may hold; beyond them its allocations fail (Linux).
+        Megabytes of data a job may hold beside the program itself; beyond them its allocations
+        fail (Linux).
     option : str
         What the user calls the timeout.
     method : str, optional

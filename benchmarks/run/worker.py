@@ -52,7 +52,7 @@ def work(
     own = os.getpid()
     _detach(printer)
     if memory is not None:
-        _limit_memory(memory, memory + _SPARE_MEMORY)
+        _limit_memory(memory)
     partners = [] if fence is None else [start_agent(fence, memory)]
     job, environment = sender.recv()
     os.environ.clear()  # the fork server's is that of the first run of its parent
@@ -126,7 +126,7 @@ def train_model(
 def error_words(error: BaseException, agent: str, memory: float | None) -> dict[str, Any]:
     """Return the ``error`` of a job in words, with its place in the agent's file if it has one."""
     if memory is not None:
-        _limit_memory(memory + _SPARE_MEMORY, memory + _SPARE_MEMORY)
+        _grant_spare_memory()
     return {"error": _summary(error, memory) + (_place(error, agent) if agent else "")}
 
 
@@ -149,12 +149,25 @@ def _place(error: BaseException, agent: str) -> str:
     return ""
 
 
-def _limit_memory(soft: float, hard: float) -> None:
-    """Limit the data of this process, in megabytes."""
+def _limit_memory(megabytes: float) -> None:
+    """Limit the data of this process to so much more than it holds now.
+
+    What it holds is the program itself, 200 to 600 MB: a fork server that had to compile the
+    kernels keeps what that took.
+    """
     import resource
 
-    limits = int(soft * 2**20), int(hard * 2**20)
-    resource.setrlimit(resource.RLIMIT_DATA, limits)
+    status = Path("/proc/self/status").read_text()
+    held = int(status.split("VmData:")[1].split()[0]) * 2**10
+    limits = (held + int(size * 2**20) for size in (megabytes, megabytes + _SPARE_MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (*limits,))
+
+
+def _grant_spare_memory() -> None:
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def _detach(printer: Connection | None) -> None:
