@@ -104,7 +104,8 @@ class Training:
         return folder / f"{self.key}.zip"
 
     def __str__(self) -> str:
-        return f"{self.task} / {self.label}"
+        number = f" / training {seed}" if (seed := self.spec["seed"]) else ""
+        return f"{self.task} / {self.label}{number}"
 
 
 @dataclass(frozen=True)
@@ -182,21 +183,24 @@ def make_plan(
             if missing := _missing_package(entry.requires + (RL if entry.train else ())):
                 skipped[entry.label] = missing
                 continue
-            player: Player | None
+            own_seeds = _seeds(seeds or task.seeds or suite.seeds, held_out)
             if entry.train is None:
-                player = players[entry] = players.get(entry) or find_player(entry, trust, held_out)
+                players[entry] = players.get(entry) or find_player(entry, trust, held_out)
+                line_up = [players[entry]]
             else:
-                training = _training(task, entry, kwargs, content)
-                player = trained_player(entry, training, kind, models)
-                if player is None:
-                    trainings[training.key] = training
+                wanted = _trainings(task, entry, kwargs, content)[: len(own_seeds)]
+                made = [(t, trained_player(entry, t, kind, models)) for t in wanted]
+                line_up = [player for _, player in made if player is not None]
+                if len(line_up) < len(made):
+                    trainings |= {t.key: t for t, player in made if player is None}
                     continue
-            if player.kind not in (None, kind):
+            if line_up[0].kind not in (None, kind):
                 continue
             played.add(entry)
-            if player.curve is not None:
-                curves.append({"task": task.name, "agent": entry.label, **player.curve})
-            for seed in _seeds(seeds or task.seeds or suite.seeds, held_out):
+            for player in line_up:
+                if player.curve is not None:
+                    curves.append({"task": task.name, "agent": entry.label, **player.curve})
+            for seed, player in zip(own_seeds, itertools.cycle(line_up), strict=False):
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
                 cells.append(Cell(spec, kwargs, player.model, is_walled(player.identity, trust)))
     for entry in players.keys() - played:
@@ -410,10 +414,10 @@ def _files_hash(*groups: Iterable[Path]) -> str:
 # --- trainings, data, packages --------------------------------------------------------------------
 
 
-def _training(
+def _trainings(
     task: Task, entry: AgentEntry, kwargs: Mapping[str, Any], workload: str | None
-) -> Training:
-    """Return the training an entry asks for on a task."""
+) -> list[Training]:
+    """Return the trainings an entry asks for on a task; the i-th of M plays seeds i, i + M, ..."""
     import llmqueue_gym
     from baselines.rl import recipe
 
@@ -422,17 +426,19 @@ def _training(
     except UsageError as error:
         raise UsageError(f"task {task.name!r}: {error}") from error
     assert entry.train is not None
+    asked = {name: value for name, value in entry.train.items() if name != "trainings"}
     spec = {
         "agent": entry.name,
         "env": task.env,
         "kwargs": dict(task.kwargs),
         "horizon": task.horizon,
-        **entry.train,
+        **asked,
         "version": llmqueue_gym.__version__,
         "code": _training_code_hash(),
         "workload": workload,
     }
-    return Training(spec, kwargs, task.name, entry.label)
+    numbers = range(asked["seed"], asked["seed"] + entry.train["trainings"])
+    return [Training({**spec, "seed": n}, kwargs, task.name, entry.label) for n in numbers]
 
 
 def _data_paths(

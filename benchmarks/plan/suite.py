@@ -74,8 +74,9 @@ class AgentEntry:
     protocol : str, optional
         One of ``PROTOCOLS``; None takes what the agent's class says (``online`` if nothing).
     train : Mapping[str, Any], optional
-        ``steps``, ``seed`` and ``settings`` of a training, once a task, before the agent plays it;
-        its name is then a recipe's (``baselines.rl``) and its protocol ``pretrained``.
+        ``steps``, ``seed`` and ``settings`` of a training, once a task, before the agent plays it,
+        and ``trainings``, how many there are, of seeds that follow ``seed``; its name is then a
+        recipe's (``baselines.rl``) and its protocol ``pretrained``.
     """
 
     name: str
@@ -423,7 +424,7 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
 def _train_entry(value: object, where: str) -> dict[str, Any]:
     """Read how an agent is to be trained."""
     table = _table(value, where)
-    _only(table, where, "steps", "seed", "settings")
+    _only(table, where, "steps", "seed", "settings", "trainings")
     seed = table.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UsageError(f"{where}: seed={seed!r} must be a whole number of at least 0")
@@ -432,6 +433,7 @@ def _train_entry(value: object, where: str) -> dict[str, Any]:
         "steps": checks.count(f"{where}: steps", table.get("steps")),
         "seed": seed,
         "settings": settings,
+        "trainings": checks.count(f"{where}: trainings", table.get("trainings", 1)),
     }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.score.intervals import (
     Floats,
     Interval,
+    block_means,
     growth_exponent,
     t_interval,
 )
@@ -128,6 +129,11 @@ class Evidence(NamedTuple):
     oracle: Curves | None
     traffic: Mapping[int, Traffic]  # by seed
     oracle_traffic: Mapping[int, Traffic]
+
+    def blocks(self, seeds: Ints) -> list[int]:
+        """Blocks of some seeds (`benchmarks.score.scoring.seed_blocks`)."""
+        block = dict(self.table.select("seed", "block").iter_rows())
+        return [block.get(seed, seed) for seed in seeds.tolist()]
 
 
 @dataclass(frozen=True)
@@ -318,7 +324,8 @@ def interval_of(name: str, less: str | None = None) -> Callable[[Evidence], Figu
 
     def figure(evidence: Evidence) -> Interval:
         values = evidence.table[name]
-        return t_interval((values if less is None else values - evidence.table[less]).to_numpy())
+        gaps = values if less is None else values - evidence.table[less]
+        return t_interval(gaps.to_numpy(), blocks=evidence.table["block"])
 
     return figure
 
@@ -327,10 +334,18 @@ def size_of(name: str) -> Callable[[Evidence], Figure]:
     """Interval of a metric that cannot be negative: it does not reach below 0."""
 
     def figure(evidence: Evidence) -> Interval:
-        value, low, high = t_interval(evidence.table[name].to_numpy())
+        table = evidence.table
+        value, low, high = t_interval(table[name].to_numpy(), blocks=table["block"])
         return Interval(value, max(low, 0.0), high)
 
     return figure
+
+
+def gap_of(evidence: Evidence, first: str, second: str) -> Interval | None:
+    """Interval of a paired difference on the seeds that have both; None where none has."""
+    own = evidence.table.drop_nulls([first, second])
+    gaps = own[first] - own[second]
+    return t_interval(gaps.to_numpy(), blocks=own["block"]) if gaps.len() else None
 
 
 def _decision(evidence: Evidence) -> float | None:
@@ -341,7 +356,8 @@ def _decision(evidence: Evidence) -> float | None:
 def growth_of(evidence: Evidence) -> Interval | None:
     """Exponent of the cumulative regret in t."""
     curves = evidence.curves
-    return growth_exponent(curves.t, curves.sums["regret"], evidence.task)
+    regret = block_means(curves.sums["regret"], evidence.blocks(curves.seeds))
+    return growth_exponent(curves.t, regret, evidence.task)
 
 
 LUCK = ("luck", "luck_deviation", "luck_variance")
@@ -359,13 +375,20 @@ TRAINING = (
     Column("training steps", "steps", mean_of("train_steps"), 0),
     Column("training minutes", "min", _minutes, 2),
 )
-"""Further columns of the ``pretrained`` tables: environment steps and wall time of the training."""
+"""Further columns of the ``pretrained`` tables: environment steps and wall time of a training."""
+
+
+def _trainings(evidence: Evidence) -> float | None:
+    return float(evidence.table["training"].n_unique()) if _minutes(evidence) else None
+
+
+TRAININGS = (Column("trainings", "trainings", _trainings, 0),)
+"""Further column where some agent was trained more than once: trainings that a row stands for."""
 
 
 def _contexts(evidence: Evidence) -> Interval | None:
     """Score less what it is on the same seeds with shuffled contexts."""
-    gaps = (evidence.table["score"] - evidence.table["score_shuffled"]).drop_nulls()
-    return t_interval(gaps.to_numpy()) if gaps.len() else None
+    return gap_of(evidence, "score", "score_shuffled")
 
 
 CONTEXTS = (Column("worth of contexts", "contexts", _contexts, 3, oracle=""),)

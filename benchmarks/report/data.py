@@ -121,6 +121,7 @@ def _overall_row(row: OverallRow) -> Json:
         "cells": row.cells,
         "planned": row.planned,
         "expected": row.expected,
+        "trainings": row.trainings,
         "train_steps": row.train_steps,
         "train_seconds": row.train_seconds,
         "origin": asdict(row.origin),

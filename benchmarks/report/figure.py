@@ -174,7 +174,9 @@ def _training_page(suite: str, shown: dict[str, Panel], styles: dict[str, Style]
     for axis, (name, panel) in zip(axes, shown.items(), strict=True):
         draw_panel(axis, panel, styles)
         axis.set_title(picture_text(name), loc="left", fontsize=11, fontweight="bold")
-    figure.suptitle(picture_text(f"{suite}: learning curves, one training each"), fontsize=11)
+    several = any(len(y) > 1 for panel in shown.values() for _, y in panel.lines.values())
+    what = "mean over trainings, band one standard error" if several else "one training each"
+    figure.suptitle(picture_text(f"{suite}: learning curves, {what}"), fontsize=11)
     return figure
 
 

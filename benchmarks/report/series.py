@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.plan.suite import REFERENCES
-from benchmarks.problems.kind import Ints, Panel, Scale, Traffic
+from benchmarks.problems.kind import Ints, Line, Panel, Scale, Traffic
 from benchmarks.score.intervals import Floats
 from benchmarks.score.scoring import Board
 from benchmarks.score.task_board import Section, TaskBoard
@@ -137,15 +137,13 @@ def training_panels(board: Board, section: Section) -> dict[str, Panel]:
         if not runs:
             continue
         quantity, what, may_log = task.kind.training
-        lines = {
-            run["agent"]: (
-                np.array(run["steps"], dtype=np.float64),
-                np.array([run[quantity]], dtype=np.float64),
-            )
-            for run in runs
-        }
+        lines: dict[str, Line] = {}
+        for run in runs:  # of several trainings the points of the first
+            steps, own = lines.get(run["agent"], (np.array(run["steps"], np.float64), None))
+            curve = np.interp(steps, run["steps"], run[quantity])[None]
+            lines[run["agent"]] = steps, curve if own is None else np.concatenate([own, curve])
         x = np.concatenate([line[0] for line in lines.values()])
-        y = np.concatenate([line[1][0] for line in lines.values()])
+        y = np.concatenate([line[1].mean(axis=0) for line in lines.values()])
         log: Scale = "log" if may_log and (y > 0).all() else "linear"
         margin = 0.05 * float(np.ptp(y)) + 1e-3
         y_range = (

@@ -172,19 +172,28 @@ def overall_columns(standing: Standing) -> list[str]:
     """Headers of an overall table; a trained agent's row says what its trainings cost."""
     trained = standing.section.protocol == "pretrained"
     cost = ("training steps", "training time") if trained else ()
+    if _retrained(standing):
+        cost = ("trainings", *cost)
     return ["rank", "agent", "score", *_families(standing), "IQM", "cells", *cost]
 
 
 def overall_lines(standing: Standing) -> Lines:
     """Rows of an overall table; none where no task counts."""
     shown = [row for row in standing.rows if row.planned] if standing.tasks else []
-    return [_overall_line(row, _families(standing)) for row in shown]
+    retrained = _retrained(standing)
+    return [_overall_line(row, _families(standing), retrained) for row in shown]
 
 
-def _overall_line(row: OverallRow, families: Sequence[str]) -> list[str]:
+def _retrained(standing: Standing) -> bool:
+    return any((row.trainings or 1) > 1 for row in standing.rows)
+
+
+def _overall_line(row: OverallRow, families: Sequence[str], retrained: bool) -> list[str]:
     scores = [row.score, *(row.families.get(family) for family in families), row.iqm]
     line = [_rank(row.rank), row.agent, *(interval_text(score, 3) for score in scores)]
     line.append(f"{row.cells}/{row.expected}")
+    if retrained:
+        line.append(_number(row.trainings, 0))
     if row.section.protocol == "pretrained":
         line.append(_number(row.train_steps, 0))
         line.append("" if row.train_seconds is None else duration(row.train_seconds))

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.score.intervals import (
+    LEVEL,
     REPETITIONS,
     Floats,
     Interval,
     percentile_limits,
     resampled_counts,
+    t_quantile,
 )
 
 
@@ -56,6 +58,11 @@ _CHUNK = 500  # repetitions handled at once: the arrays of a step then stay in t
 class StratifiedBootstrap:
     """Bootstrap samples of the runs of several tasks: tasks are strata, seeds are resampled.
 
+    Seeds that trainings share are resampled together, a block at a time. Blocks are few, and the
+    percentiles of so few are too narrow: intervals are then widened about the replicates' mean by
+    what Student's t with M - 1 degrees of freedom is wider than the bootstrap of M normal values,
+    M the fewest blocks of a task.
+
     A sample is a row of counts, how often each run was drawn, so that every aggregate is a product
     of matrices. All agents get the same samples: their replicates are paired.
 
@@ -65,6 +72,8 @@ class StratifiedBootstrap:
         Task name -> number of seeds. Scores list the runs task by task in this order.
     counts : ndarray, shape (runs, R)
         How often each run is in each of R samples.
+    units : Mapping[str, int], optional
+        Task name -> number of blocks, where that is not its number of seeds.
 
     Attributes
     ----------
@@ -72,25 +81,52 @@ class StratifiedBootstrap:
         As given.
     """
 
-    def __init__(self, seeds: Mapping[str, int], counts: NDArray[np.float32]) -> None:
-        self.seeds = dict(seeds)
+    def __init__(
+        self,
+        seeds: Mapping[str, int],
+        counts: NDArray[np.float32],
+        units: Mapping[str, int] | None = None,
+    ) -> None:
+        self.seeds, self._units = dict(seeds), dict(units or {})
         self._tasks = _slices(list(seeds.values()))
         self._counts = counts
 
     @classmethod
-    def draw(cls, seeds: Mapping[str, int], repetitions: int = REPETITIONS) -> StratifiedBootstrap:
-        """Draw the samples; a task's depend on its name and its number of seeds only."""
+    def draw(
+        cls,
+        seeds: Mapping[str, int],
+        repetitions: int = REPETITIONS,
+        blocks: Mapping[str, Sequence[int]] | None = None,
+    ) -> StratifiedBootstrap:
+        """Draw the samples; a task's depend on its name and its number of seeds or blocks only.
+
+        Parameters
+        ----------
+        seeds : Mapping[str, int]
+            Task name -> number of seeds.
+        repetitions : int
+            Number of samples.
+        blocks : Mapping[str, sequence of int], optional
+            Task name -> block of each of its runs; without, every run is one of its own.
+        """
         counts = np.empty((sum(seeds.values()), repetitions), dtype=np.float32)
+        units = {}
         for part, (name, size) in zip(_slices(list(seeds.values())), seeds.items(), strict=True):
-            counts[part] = resampled_counts(name, size, repetitions)
-        return cls(seeds, counts)
+            own = range(size) if blocks is None else blocks[name]
+            _, which = np.unique(own, return_inverse=True)
+            if (several := int(which.max()) + 1) < size:
+                units[name] = several
+            drawn = resampled_counts(name, several, repetitions)[which]
+            counts[part] = drawn * (size / drawn.sum(axis=0))
+        return cls(seeds, counts, units)
 
     def select(self, names: Iterable[str]) -> tuple[StratifiedBootstrap, NDArray[np.int64]]:
         """Return the same samples of some of the tasks, and which runs belong to them."""
         chosen = {name: self.seeds[name] for name in self.seeds if name in set(names)}
         parts = dict(zip(self.seeds, self._tasks, strict=True))
         runs = np.concatenate([np.arange(parts[n].start, parts[n].stop) for n in chosen])
-        return StratifiedBootstrap(chosen, self._counts[runs]), runs
+        units = {name: count for name, count in self._units.items() if name in chosen}
+        return StratifiedBootstrap(chosen, self._counts[runs], units), runs
 
     def interval(self, value: float, replicates: NDArray[np.floating]) -> Interval:
         """Percentile interval of one agent's or pair's replicates, shape (R,)."""
@@ -100,12 +136,23 @@ class StratifiedBootstrap:
     def limits(self, replicates: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Both ends of the percentile intervals along the last axis.
 
-        Infinite if some task has a single seed: how its runs vary is unknown.
+        Infinite if some task has a single seed or block: how its runs vary is unknown.
         """
-        if min(self.seeds.values()) < 2:
+        if min((self.seeds | self._units).values()) < 2:
             ends = np.full(replicates.shape[:-1], np.inf)
             return -ends, ends
-        return percentile_limits(replicates)
+        low, high = percentile_limits(replicates)
+        if not self._units:
+            return low, high
+        size, middle = min(self._units.values()), replicates.mean(axis=-1)
+        wider = t_quantile(LEVEL, size - 1) / t_quantile(LEVEL, 10**9) * np.sqrt(size / (size - 1))
+        return middle + (low - middle) * wider, middle + (high - middle) * wider
+
+    def share_limits(self, replicates: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Both ends of the intervals of shares, which lie within 0 and 1 unless infinite."""
+        ends = self.limits(replicates)
+        low, high = (np.where(np.isfinite(end), np.clip(end, 0.0, 1.0), end) for end in ends)
+        return low, high
 
     def iqm(self, scores: Floats) -> Floats:
         """Replicates of the interquartile mean, shape (A, R).

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,23 +41,42 @@ class Interval(NamedTuple):
 # --- intervals ------------------------------------------------------------------------------------
 
 
-def t_interval(values: Sequence[float] | Floats, level: float = LEVEL) -> Interval:
-    """Mean and Student's t interval; unbounded from a single value."""
-    sample = np.asarray(values, dtype=np.float64)
-    mean = float(sample.mean())
-    if sample.size < 2:
+def t_interval(
+    values: Sequence[float] | Floats, level: float = LEVEL, blocks: Iterable[int] | None = None
+) -> Interval:
+    """Mean and Student's t interval; unbounded from a single value.
+
+    Parameters
+    ----------
+    values : sequence of float, shape (n,)
+    level : float
+    blocks : iterable of int, shape (n,), optional
+        Values of one block depend on each other, as runs of one training do: then the interval is
+        that of the means of M blocks, with M - 1 degrees of freedom. It covers how blocks differ
+        and how values differ within them. Unbounded from a single block.
+    """
+    sample: Floats = np.asarray(values, dtype=np.float64)
+    mean, units = float(sample.mean()), sample.size
+    own = [] if blocks is None else list(blocks)
+    if own and (several := len(set(own))) < units:
+        _, which = np.unique(own, return_inverse=True)
+        sums = np.bincount(which, sample - mean).astype(np.float64)
+        sample, units = sums * (several / units), several
+    if units < 2:
         return Interval(mean, -np.inf, np.inf)
-    half = _t_quantile(level, sample.size - 1) * float(sample.std(ddof=1)) / np.sqrt(sample.size)
+    half = t_quantile(level, units - 1) * float(sample.std(ddof=1)) / np.sqrt(units)
     return Interval(mean, mean - half, mean + half)
 
 
 @lru_cache(maxsize=4096)
-def _t_quantile(level: float, freedom: int) -> float:
+def t_quantile(level: float, freedom: int) -> float:
     """Half width of Student's t interval in standard errors."""
     return float(stdtrit(freedom, 0.5 + level / 2))
 
 
-def separated_pair(scores: Sequence[Mapping[int, float]]) -> tuple[bool, int | None]:
+def separated_pair(
+    scores: Sequence[Mapping[int, float]], blocks: Mapping[int, int] | None = None
+) -> tuple[bool, int | None]:
     """Whether some pair of agents differs on a task, and about how many seeds would show it.
 
     Paired by seed, with Student's t interval of every pair at the level 1 - 0.05 / pairs
@@ -68,6 +87,8 @@ def separated_pair(scores: Sequence[Mapping[int, float]]) -> tuple[bool, int | N
     ----------
     scores : Sequence of Mapping[int, float]
         Per agent, score by seed.
+    blocks : Mapping[int, int], optional
+        Block of every seed (`t_interval`).
 
     Returns
     -------
@@ -76,7 +97,8 @@ def separated_pair(scores: Sequence[Mapping[int, float]]) -> tuple[bool, int | N
     needed : int or None
         The smallest number of seeds with which one of these pairs would be separated if its mean
         difference and its standard deviation stayed what they are; None if it separates, if no
-        pair has two seeds in common, or if more than 10,000 would be needed.
+        pair has two seeds in common, if more than 10,000 would be needed, or with blocks of several
+        seeds, of which more are needed as well.
     """
     pairs = list(itertools.combinations(scores, 2))
     if not pairs:
@@ -88,9 +110,12 @@ def separated_pair(scores: Sequence[Mapping[int, float]]) -> tuple[bool, int | N
         if len(common) < 2:
             continue
         gaps = np.array([first[seed] - second[seed] for seed in common])
-        gap = t_interval(gaps, level)
+        own = common if blocks is None else [blocks[seed] for seed in common]
+        gap = t_interval(gaps, level, own)
         if gap.low > 0 or gap.high < 0:
             return True, None
+        if len(set(own)) < len(common):
+            continue
         effect = abs(gap.value) / float(gaps.std(ddof=1)) if gap.value else 0.0
         needed = _seeds_needed(effect, level, (needed or _MOST_SEEDS + 1) - 1) or needed
     return False, needed
@@ -106,7 +131,7 @@ def _seeds_needed(effect: float, level: float, most: int) -> int | None:
     """
 
     def enough(seeds: int) -> bool:
-        return effect * float(np.sqrt(seeds)) > _t_quantile(level, seeds - 1)
+        return effect * float(np.sqrt(seeds)) > t_quantile(level, seeds - 1)
 
     if most < 2 or not enough(most):
         return None
@@ -249,6 +274,14 @@ def power_exponent(t: Floats, curves: Floats, name: str = "") -> Interval | None
 def _resampled_weights(name: str, seeds: int) -> Floats:
     """Weights of the seeds in every bootstrap sample, shape (seeds, R); columns sum to 1."""
     return resampled_counts(name, seeds, REPETITIONS) / seeds
+
+
+def block_means(curves: Floats, blocks: Sequence[int]) -> Floats:
+    """Means over the seeds of a block of curves (seeds, L), shape (blocks, L)."""
+    _, which, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
+    if len(sizes) == len(curves):
+        return curves
+    return np.asarray(np.eye(len(sizes))[:, which] @ curves / sizes[:, None])
 
 
 def resampled_counts(name: str, seeds: int, repetitions: int) -> NDArray[np.int64]:

@@ -219,20 +219,26 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     oracle (``inverted``): the mean over the others would be one over seeds chosen by their outcome.
     ``NAME_known`` is a reference metric of the yardstick that plays the same rule with the truth.
     ``score_shuffled`` is that of the same seed on the task's copy with shuffled contexts, if any.
+    ``block`` is the same on seeds that share a training (`seed_blocks`).
     """
     schema = {
         "task": pl.String,
         "agent": pl.String,
         "seed": pl.Int64,
+        "block": pl.Int64,
         "decision_us": pl.Float64,
+        "training": pl.String,
         "train_steps": pl.Float64,
         "train_seconds": pl.Float64,
     }
+    blocks = seed_blocks(cells)
     rows = [
         {
             "task": cell["spec"]["task"]["name"],
             "agent": cell["spec"]["agent"]["label"],
             "seed": cell["spec"]["seed"],
+            "block": blocks[cell["spec"]["task"]["name"], cell["spec"]["seed"]],
+            "training": cell["spec"]["agent"].get("training", {}).get("sha256"),
             "decision_us": cell["timing"]["decision_us_median"],
             **{
                 f"train_{name}": cell["spec"]["agent"].get("training", {}).get(name)
@@ -266,6 +272,27 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     ).drop_nulls("task")
     table = table.join(shuffled, on=["task", "agent", "seed"], how="left")
     return table.sort("task", "agent", "seed")
+
+
+def seed_blocks(cells: Iterable[Record]) -> dict[tuple[str, int], int]:
+    """Return the block of every (task, seed), named by its lowest seed.
+
+    Of an agent with several trainings each plays some of the seeds; those are a block, and runs of
+    different blocks are independent. An agent with one training, or none, makes no blocks: how
+    another training would differ is then unknown. Blocks that overlap are one.
+    """
+    played: dict[str, dict[str, dict[str | None, set[int]]]] = {}
+    for spec in (cell["spec"] for cell in cells):
+        own = played.setdefault(spec["task"]["name"], {}).setdefault(spec["agent"]["label"], {})
+        own.setdefault(spec["agent"].get("training", {}).get("sha256"), set()).add(spec["seed"])
+    found: dict[tuple[str, int], int] = {}
+    for task, agents in played.items():
+        block = {seed: seed for own in agents.values() for seeds in own.values() for seed in seeds}
+        for seeds in (s for own in agents.values() if len(own) > 1 for s in own.values()):
+            joined = {block[seed] for seed in seeds}
+            block |= {seed: min(joined) for seed, name in block.items() if name in joined}
+        found |= {(task, seed): name for seed, name in block.items()}
+    return found
 
 
 def _with_twins(table: pl.DataFrame, kind: Kind) -> pl.DataFrame:

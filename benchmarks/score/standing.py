@@ -57,8 +57,10 @@ class OverallRow:
     iqm : Interval or None
         Interquartile mean over tasks x seeds.
     train_steps, train_seconds : float or None
-        Environment steps and wall time of the agent's trainings for these tasks together; None
+        Environment steps and wall time of one training for each of these tasks, together; None
         under ``online``.
+    trainings : int or None
+        Trainings a task that the row stands for, the fewest of a task.
     """
 
     section: Section
@@ -74,6 +76,7 @@ class OverallRow:
     iqm: Interval | None = None
     train_steps: float | None = None
     train_seconds: float | None = None
+    trainings: int | None = None
 
 
 @dataclass(frozen=True)
@@ -221,15 +224,14 @@ def make_standing(
     complete = [label for label, own in groups.items() if own.height == expected]
     scores = {label: own["score"].to_numpy() for label, own in groups.items()}
     families = {name: family_of(task.task) for name, task in headline.items()}
-    bootstrap = StratifiedBootstrap.draw(_seeds_of(groups[complete[0]])) if complete else None
+    bootstrap = _draw(groups[complete[0]]) if complete else None
     found: dict[str, _Aggregate] = {}
     if bootstrap is not None:
         own = np.stack([scores[label] for label in complete])
         found = dict(zip(complete, _aggregates(own, families, bootstrap), strict=True))
     for label in groups:
         if label not in found:  # what there is of an incomplete agent
-            part_of = StratifiedBootstrap.draw(_seeds_of(groups[label]))
-            [found[label]] = _aggregates(scores[label][None], families, part_of)
+            [found[label]] = _aggregates(scores[label][None], families, _draw(groups[label]))
     several = tuple(family for family in FAMILIES if family in families.values())
     rows = []
     planned: dict[str, int] = {}
@@ -256,8 +258,8 @@ def make_standing(
             if len(several) > 1:
                 row = replace(row, families=own_figures.families)
         if section.protocol == "pretrained" and label in groups and label not in REFERENCES:
-            steps, seconds = _training(groups[label])
-            row = replace(row, train_steps=steps, train_seconds=seconds)
+            steps, seconds, made = _training(groups[label])
+            row = replace(row, train_steps=steps, train_seconds=seconds, trainings=made)
         rows.append(row)
     rows.sort(key=lambda r: (r.cells < expected, -r.score.value if r.score else np.inf, r.agent))
     ranked = [row.agent for row in rows if row.agent in complete and is_ranked(row.agent)]
@@ -280,19 +282,22 @@ def make_standing(
     )
 
 
-def _seeds_of(own: pl.DataFrame) -> dict[str, int]:
-    """Task -> seeds of an agent, in the order of its scores."""
-    counts = own.group_by("task", maintain_order=True).len()
-    return dict(zip(counts["task"].to_list(), counts["len"].to_list(), strict=True))
+def _draw(own: pl.DataFrame) -> StratifiedBootstrap:
+    """Bootstrap of an agent's seeds, in the order of its scores."""
+    runs = own.group_by("task", maintain_order=True).agg("block")
+    blocks: dict[str, list[int]] = dict(runs.iter_rows())
+    return StratifiedBootstrap.draw({task: len(b) for task, b in blocks.items()}, blocks=blocks)
 
 
-def _training(own: pl.DataFrame) -> tuple[float | None, float | None]:
-    """Return steps and seconds of an agent's trainings, one a task; all its seeds share it."""
+def _training(own: pl.DataFrame) -> tuple[float | None, float | None, int | None]:
+    """Return steps and seconds of a training, summed over tasks, and the fewest of a task."""
     known = own.drop_nulls(["train_steps", "train_seconds"])
     if not known.height:
-        return None, None
-    tasks = known.group_by("task").agg(pl.col("train_steps", "train_seconds").mean())
-    return float(tasks["train_steps"].sum()), float(tasks["train_seconds"].sum())
+        return None, None, None
+    cost = pl.col("train_steps", "train_seconds")
+    tasks = known.group_by("task").agg(cost.mean(), pl.col("training").n_unique())
+    steps, seconds = float(tasks["train_steps"].sum()), float(tasks["train_seconds"].sum())
+    return steps, seconds, min(tasks["training"].to_list())
 
 
 def _number(value: Any) -> float | None:
@@ -320,7 +325,7 @@ def _comparisons(
             mine.score.value - theirs.score.value, mine.replicates - theirs.replicates
         )
         value = improvement(board[i], board[j], sizes, weights)
-        above = bootstrap.interval(value, chance)
+        above = Interval(value, *map(float, bootstrap.share_limits(chance)))
         result.append(Comparison(labels[i], labels[j], difference, above))
     return result
 
@@ -330,7 +335,7 @@ def _profiles(
 ) -> dict[str, Profile]:
     above = board[:, None, :] > PROFILE_THRESHOLDS[:, None]
     shares = above @ run_weights(weights, bootstrap.seeds.values())
-    low, high = bootstrap.limits(bootstrap.profile(board, PROFILE_THRESHOLDS, weights))
+    low, high = bootstrap.share_limits(bootstrap.profile(board, PROFILE_THRESHOLDS, weights))
     return {label: Profile(*parts) for label, *parts in zip(labels, shares, low, high, strict=True)}
 
 

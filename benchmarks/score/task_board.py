@@ -13,6 +13,7 @@ from benchmarks.plan.suite import is_ranked, spec_key
 from benchmarks.problems.kind import (
     CONTEXTS,
     TRAINING,
+    TRAININGS,
     Column,
     Curves,
     Evidence,
@@ -147,6 +148,8 @@ class TaskBoard:
         Seeds planned.
     controlled : bool
         Whether agents also play it with shuffled contexts.
+    retrained : bool
+        Whether some agent was trained more than once for it.
     """
 
     task: Mapping[str, Any]
@@ -162,6 +165,7 @@ class TaskBoard:
     about: str
     seeds: int
     controlled: bool = False
+    retrained: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -178,8 +182,9 @@ class TaskBoard:
     @property
     def columns(self) -> tuple[Column, ...]:
         """The kind's, what contexts are worth if that is known, and what a training cost."""
-        training = TRAINING if self.section.protocol == "pretrained" else ()
-        return self.kind.columns + (CONTEXTS if self.controlled else ()) + training
+        columns = self.kind.columns + (CONTEXTS if self.controlled else ())
+        columns += TRAININGS if self.retrained else ()
+        return columns + (TRAINING if self.section.protocol == "pretrained" else ())
 
 
 def task_boards(
@@ -217,7 +222,11 @@ def _task_board(
     curves, traffic = _curves(cells), _traffic(cells)
     inverted = tuple(table.filter(pl.col("inverted"))["seed"].unique().sort().to_list())
     drawn = curves, traffic, _fleets(cells), _spent(cells)
-    board = TaskBoard(task, section, [], False, None, inverted, *drawn, "", seeds, controlled)
+    blocks: dict[int, int] = dict(table.select("seed", "block").iter_rows())
+    several = len(set(blocks.values())) < len(blocks)
+    board = TaskBoard(
+        task, section, [], False, None, inverted, *drawn, "", seeds, controlled, several
+    )
     scored = table.filter(pl.col("h_oracle").is_not_null())
     parts = {
         str(label): own for (label,), own in scored.partition_by("agent", as_dict=True).items()
@@ -239,10 +248,12 @@ def _task_board(
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
     ranked = [row.agent for row in rows if row.score and is_ranked(row.agent)]
-    separates, needed = separated_pair([scores[label] for label in ranked])
-    ranks = competition_ranks(
-        len(ranked), lambda i, j: separates and _better(scores[ranked[i]], scores[ranked[j]])
-    )
+    separates, needed = separated_pair([scores[label] for label in ranked], blocks)
+
+    def better(i: int, j: int) -> bool:
+        return separates and _better(scores[ranked[i]], scores[ranked[j]], blocks)
+
+    ranks = competition_ranks(len(ranked), better)
     rank_of = dict(zip(ranked, ranks, strict=True))
     rows = [replace(row, rank=rank_of.get(row.agent)) for row in rows]
     about = section.kind.about(table) if table.height else ""
@@ -250,12 +261,12 @@ def _task_board(
 
 
 def _task_row(label: str, evidence: Evidence, columns: Sequence[Column], origin: Origin) -> TaskRow:
-    scores = evidence.table["score"].drop_nulls().to_numpy()
+    own = evidence.table.drop_nulls("score")
     return TaskRow(
         agent=label,
         rank=None,
         seeds=evidence.table.height,
-        score=t_interval(scores) if scores.size else None,
+        score=t_interval(own["score"].to_numpy(), blocks=own["block"]) if own.height else None,
         figures=tuple(column.figure(evidence) for column in columns),
         origin=origin,
     )
@@ -336,7 +347,12 @@ def _by_seed(own: pl.DataFrame) -> dict[int, float]:
     return {seed: score for seed, score in zip(seeds, scores, strict=True) if score is not None}
 
 
-def _better(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
+def _better(
+    first: Mapping[int, float], second: Mapping[int, float], blocks: Mapping[int, int]
+) -> bool:
     """Whether the first agent's paired difference lies above 0 with its whole interval."""
     common = sorted(first.keys() & second.keys())
-    return bool(common) and t_interval([first[s] - second[s] for s in common]).low > 0
+    if not common:
+        return False
+    gaps = [first[seed] - second[seed] for seed in common]
+    return t_interval(gaps, blocks=[blocks[seed] for seed in common]).low > 0

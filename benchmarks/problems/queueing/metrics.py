@@ -18,7 +18,7 @@ from benchmarks.problems.kind import (
     mean_of,
     size_of,
 )
-from benchmarks.score.intervals import Interval, decay_exponent
+from benchmarks.score.intervals import Interval, block_means, decay_exponent
 from llmqueue_gym.workloads.traces import dispersion, interarrival_cv
 
 TAIL_SHARE = 0.2
@@ -132,8 +132,11 @@ def _finite(value: float) -> float | None:
 
 
 def _queue_decay(evidence: Evidence) -> Interval | None:
-    gaps = curve_gaps(evidence.curves, evidence.oracle, "queue")
-    return None if gaps is None else decay_exponent(evidence.curves.t, gaps, evidence.task)
+    curves, oracle = evidence.curves, evidence.oracle
+    if oracle is None or (gaps := curve_gaps(curves, oracle, "queue")) is None:
+        return None
+    blocks = evidence.blocks(np.intersect1d(curves.seeds, oracle.seeds))
+    return decay_exponent(curves.t, block_means(gaps, blocks), evidence.task)
 
 
 METRICS: tuple[Metric[Run], ...] = (

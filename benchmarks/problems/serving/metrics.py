@@ -8,8 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.problems.kind import Column, Evidence, Metric, interval_of, mean_of, size_of
-from benchmarks.score.intervals import Interval, t_interval
+from benchmarks.problems.kind import (
+    Column,
+    Evidence,
+    Metric,
+    gap_of,
+    interval_of,
+    mean_of,
+    size_of,
+)
+from benchmarks.score.intervals import Interval
 from llmqueue_gym.serving.dynamics import (
     ABANDONED,
     ARRIVALS,
@@ -152,12 +160,7 @@ def _mean(what: int) -> Metric[Run]:
 
 def _behind(better: str, worse: str = "mean_reward") -> Callable[[Evidence], Interval | None]:
     """Reward a slot that one earns beyond the other, paired by seed; None where one is missing."""
-
-    def figure(evidence: Evidence) -> Interval | None:
-        gaps = (evidence.table[better] - evidence.table[worse]).drop_nulls()
-        return t_interval(gaps.to_numpy()) if gaps.len() else None
-
-    return figure
+    return lambda evidence: gap_of(evidence, better, worse)
 
 
 METRICS: tuple[Metric[Run], ...] = (

@@ -23,6 +23,7 @@ from baselines.models import read_card
 from baselines.registry import agent_spec, registered_agents
 from benchmarks.commands import INTERRUPTED
 from benchmarks.plan.cells import make_plan
+from benchmarks.plan.players import Player
 from benchmarks.plan.suite import SuiteError, load_suite, parse_suite
 from benchmarks.report import board_markdown, draw_figure
 from benchmarks.run.engines import LocalEngine, execute
@@ -170,6 +171,32 @@ def test_a_training_is_keyed_by_what_decides_it(monkeypatch):
     assert len({same, *map(key, different)}) == 1 + len(different)
 
 
+def test_each_of_several_trainings_plays_some_of_the_seeds(monkeypatch):
+    several = {**PPO, "train": {**PPO["train"], "seed": 4, "trainings": 3}}
+    suite = parse_suite("s", {**SUITE, "seeds": 7, "agents": [several]})
+    asked = make_plan(suite).trainings
+    assert [t.spec["seed"] for t in asked] == [4, 5, 6]
+    alone = {**PPO, "train": {**PPO["train"], "seed": 6}}
+    assert make_plan(parse_suite("s", {**SUITE, "agents": [alone]})).trainings == asked[2:]
+    assert make_plan(suite, seeds=2).trainings == asked[:2]  # a third would play no seed
+    assert [str(t) for t in asked] == [f"tiny / PPO / training {n}" for n in (4, 5, 6)]
+
+    def made(entry, training, kind, models):
+        identity = {"name": "PPO", "label": "PPO", "training": {"key": training.key}}
+        done = training.spec["seed"] <= latest
+        return Player(identity, "pretrained", kind) if done else None
+
+    monkeypatch.setattr("benchmarks.plan.cells.trained_player", made)
+    latest = 5
+    plan = make_plan(suite)
+    assert plan.trainings == asked[2:]
+    assert "PPO" not in {cell.spec["agent"]["label"] for cell in plan.cells}  # all or none
+    latest = 6
+    cells = [c.spec for c in make_plan(suite).cells if c.spec["agent"]["label"] == "PPO"]
+    played = {spec["seed"]: spec["agent"]["training"]["key"] for spec in cells}
+    assert played == {seed: asked[seed % 3].key for seed in range(7)}
+
+
 def test_untrained_agents_have_no_cells():
     plan = make_plan(parse_suite("s", SUITE))
     assert [str(training) for training in plan.trainings] == ["tiny / PPO"]
@@ -193,6 +220,7 @@ def test_without_sb3_what_is_trained_is_skipped_with_the_extra_to_install(monkey
         ({"name": "PPO", "train": {"steps": 0}}, "steps=0"),
         ({"name": "PPO", "train": {"steps": 9, "sed": 1}}, "did you mean 'seed'"),
         ({"name": "PPO", "train": {"steps": 9, "seed": -1}}, "seed=-1"),
+        ({"name": "PPO", "train": {"steps": 9, "trainings": 0}}, "trainings=0"),
         ({"name": "PPO", "train": {"steps": 9}, "protocol": "online"}, "not trained before"),
         ({"name": "POP", "train": {"steps": 9}}, "did you mean 'PPO'"),
         ({"name": "SAC", "train": {"steps": 9}}, "recipe for LLMQueue-v0 'SAC' is not known"),

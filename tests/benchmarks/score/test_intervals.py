@@ -13,6 +13,7 @@ from benchmarks.score.bootstrap import (
     interquartile_mean,
 )
 from benchmarks.score.intervals import (
+    block_means,
     competition_ranks,
     decay_exponent,
     growth_exponent,
@@ -35,6 +36,53 @@ def test_t_interval_is_scipys(values):
 
 def test_a_single_seed_has_an_unbounded_interval():
     assert t_interval([3.0]) == (3.0, -np.inf, np.inf)
+
+
+def test_the_interval_of_blocks_is_that_of_their_means():
+    values = RNG.normal(size=(5, 4))
+    blocks = np.repeat(range(5), 4)
+    found = t_interval(values.ravel(), blocks=blocks)
+    assert found == pytest.approx(t_interval(values.mean(axis=1)))
+    assert t_interval(values.ravel(), blocks=range(20)) == t_interval(values.ravel())
+    assert t_interval(values[0], blocks=[7] * 4)[1:] == (-np.inf, np.inf)
+    assert block_means(values.reshape(20, 1), blocks).ravel() == pytest.approx(values.mean(axis=1))
+
+
+@pytest.mark.parametrize(("training", "play"), [(1.0, 1.0), (1.0, 0.1), (0.0, 1.0)])
+def test_intervals_over_trainings_cover_the_variation_of_both(training, play):
+    """Known components of variance, 5 trainings that play 4 of 20 seeds each: 95% of the time.
+
+    The mean has the variance training^2 / 5 + play^2 / 20. To take the 20 runs for independent
+    covers it far less often where trainings differ.
+    """
+    rng, runs = np.random.default_rng(1), 1500
+    blocks = np.arange(20) % 5
+    scores = training * rng.normal(size=(runs, 5))[:, blocks] + play * rng.normal(size=(runs, 20))
+    assert scores.mean(axis=1).var() == pytest.approx(training**2 / 5 + play**2 / 20, rel=0.15)
+    found = np.array([t_interval(own, blocks=blocks) for own in scores])
+    naive = np.array([t_interval(own) for own in scores])
+    bootstrap = StratifiedBootstrap.draw({"t": 20}, 2000, {"t": blocks.tolist()})
+    low, high = bootstrap.limits(bootstrap.mean(scores, np.ones(1)))
+    exact = np.mean((found[:, 1] < 0) & (found[:, 2] > 0))
+    assert exact == pytest.approx(0.95, abs=0.02)
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.025)
+    assert (np.mean((naive[:, 1] < 0) & (naive[:, 2] > 0)) < 0.85) == (training > 0)
+
+
+def test_blocks_are_resampled_whole_and_uneven_ones_keep_the_weight_of_a_sample():
+    seeds, blocks = {"t": 5, "u": 2}, {"t": [0, 1, 0, 1, 0], "u": [0, 1]}
+    bootstrap = StratifiedBootstrap.draw(seeds, REPEATS, blocks)
+    ones = bootstrap.mean(np.ones((1, 7)), np.array([0.5, 0.5]))
+    assert ones == pytest.approx(np.ones((1, REPEATS)))
+    first = bootstrap.mean(np.array([[1.0, 0, 1, 0, 1, 0, 0]]), np.array([1.0, 0.0]))[0]
+    assert {round(float(share), 6) for share in first} == {0.0, 0.6, 1.0}
+    part, runs = bootstrap.select(["u"])
+    plain = StratifiedBootstrap.draw({"u": 2}, REPEATS)
+    values = np.array([0.3, 0.8])
+    assert runs.tolist() == [5, 6]
+    assert part.limits(part.mean(values[None], np.ones(1))) == plain.limits(
+        plain.mean(values[None], np.ones(1))
+    )
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40))

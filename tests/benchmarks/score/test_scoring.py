@@ -358,9 +358,71 @@ def test_an_agent_that_plays_no_headline_task_is_drawn_but_not_in_the_overall_ta
     assert draw_figure(board, tmp_path)
 
 
+def trained(queues, trainings):
+    """Cells of pretrained agents of which each training plays every ``trainings``-th seed."""
+    cells = cells_of(queues, protocol="pretrained")
+    for spec in (cell["spec"] for cell in cells):
+        agent = spec["agent"]
+        sha256 = f"{agent['label']}{spec['seed'] % trainings}"
+        agent["training"] = {"sha256": sha256, "steps": 100, "seconds": 60.0}
+    return cells
+
+
+def test_rows_of_several_trainings_have_intervals_over_trainings():
+    """A training that plays badly does so on all of its seeds, which are one observation."""
+    seeds = range(20)
+    references = cells_of({"oracle": [1.0] * 20, "random": [99.0] * 20})
+    queues = {
+        "wild": [2.0 + 3.0 * (seed % 5) + 0.01 * seed for seed in seeds],
+        "calm": [3.0 + 0.01 * seed for seed in seeds],
+    }
+    board = board_of(references + trained(queues, 5))
+    [task], [standing] = board.tasks, board.standings
+    rows = {row.agent: row for row in task.rows}
+    scores = {
+        label: [(np.log(100) - np.log1p(q)) / np.log(50) for q in own]
+        for label, own in queues.items()
+    }
+    for label, own in scores.items():
+        means = np.reshape(own, (4, 5)).mean(axis=0)
+        assert rows[label].score == pytest.approx(t_interval(means))
+    assert rows["wild"].score.high - rows["wild"].score.low > 0.3
+    gaps = np.subtract(scores["calm"], scores["wild"])
+    assert t_interval(gaps).low > 0.0
+    assert {rows["wild"].rank, rows["calm"].rank} == {1}  # by blocks nothing is separated
+    assert (task.separates, task.seeds_needed) == (False, None)
+    assert standing.rows[0].trainings is None  # the task counts in no score
+    markdown = board_markdown(board)
+    assert "| trainings | steps | min |" in markdown
+    assert "| 5 | 100 | 1.00 |" in markdown
+    easy = {
+        "good": [2.0 + 0.1 * (s % 5) for s in seeds],
+        "bad": [9.0 - 0.1 * (s % 5) for s in seeds],
+    }
+    [standing] = board_of(references + trained(easy, 5)).standings
+    own = {row.agent: row for row in standing.rows}
+    assert (own["good"].trainings, own["good"].rank, own["bad"].rank) == (5, 1, 2)
+    assert own["oracle"].trainings is None
+    [pair] = standing.comparisons
+    assert pair.improvement == (1.0, 1.0, 1.0)
+
+
+def test_seeds_that_share_a_training_are_a_block_and_overlapping_ones_are_one():
+    def blocks(cells):
+        return [block for _, block in sorted(scoring.seed_blocks(cells).items())]
+
+    six = {"a": [2.0] * 6}
+    assert blocks(cells_of(six)) == [0, 1, 2, 3, 4, 5]
+    assert blocks(trained(six, 1)) == [0, 1, 2, 3, 4, 5]  # one training says nothing of others
+    assert blocks(trained(six, 3)) == [0, 1, 2, 0, 1, 2]
+    assert blocks(trained(six, 3) + trained({"b": [2.0] * 6}, 1)) == [0, 1, 2, 0, 1, 2]
+    assert blocks(trained(six, 3) + trained({"b": [2.0] * 6}, 2)) == [0] * 6
+    assert blocks(trained(six, 3)[1:] + cells_of({"b": [2.0]})) == [0, 1, 2, 3, 1, 2]
+
+
 def test_one_seed_separates_nobody_and_shows_it_everywhere(tmp_path, monkeypatch):
     """Tasks of one seed count if forced to: otherwise their t intervals already leave them out."""
-    monkeypatch.setattr(task_board, "separated_pair", lambda scores: (True, None))
+    monkeypatch.setattr(task_board, "separated_pair", lambda *_: (True, None))
     queues = {"oracle": [0.0], "random": [99.0], "a": [3.0], "b": [9.0]}
     board = board_of(
         cells_of(queues, task="t", tags=("x",)) + cells_of(queues, task="u", tags=("y",))
