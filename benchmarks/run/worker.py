@@ -159,8 +159,8 @@ def _limit_memory(megabytes: float) -> None:
 
     status = Path("/proc/self/status").read_text()
     held = int(status.split("VmData:")[1].split()[0]) * 2**10
-    limits = (held + int(size * 2**20) for size in (megabytes, megabytes + _SPARE_MEMORY))
-    resource.setrlimit(resource.RLIMIT_DATA, (*limits,))
+    soft, hard = (held + int(size * 2**20) for size in (megabytes, megabytes + _SPARE_MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _grant_spare_memory() -> None:
