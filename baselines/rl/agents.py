@@ -29,6 +29,7 @@ from baselines.interface import (
     ServeProblem,
 )
 from baselines.models import OWN_FILES, read_card
+from baselines.rl.memory import REFUSALS, RefusalCounts
 from baselines.rl.recipes import QUEUE_ENV, SERVE_ENV, STAGE_ENV, Recipe, recipe
 from baselines.rl.training import load_class, policy_arguments
 from llmqueue_gym.adapters.dispatches import CANDIDATES, Dispatches
@@ -95,8 +96,9 @@ class TrainedQueueAgent(_Saved, Agent):
         shape = {key: getattr(problem, key) for key in keys}
         self._file = _read_model(_model_path(self, model), sha256, QUEUE_ENV, shape)
         self._policy, used = self._network()
-        self._masked = used.name == "MaskablePPO"
+        self._masked = used.algorithm.endswith(":MaskablePPO")
         self._recurrent = used.recalls
+        self._memory = RefusalCounts(1, problem.num_llms) if used.remembers else None
         self._previous: dict[str, NDArray[Any]] = {
             "previous_context": np.zeros(problem.context_dim, dtype=np.float32),
             "previous_llms": np.zeros(problem.num_llms, dtype=np.int8),
@@ -104,7 +106,9 @@ class TrainedQueueAgent(_Saved, Agent):
         self._sets = assortments(problem.num_llms, problem.assortment_size)
 
     def _network(self) -> tuple[Any, Recipe]:
-        return _make_policy(self._file, lambda used: queue_spaces(self.problem, used.recalls))
+        return _make_policy(
+            self._file, lambda used: queue_spaces(self.problem, used.recalls, used.remembers)
+        )
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
@@ -113,7 +117,11 @@ class TrainedQueueAgent(_Saved, Agent):
             decision = self._sample({**observation, **self._previous}, legal)
         else:
             masks = {"action_masks": legal} if self._masked else {}
-            decision, _ = self._policy.predict(dict(observation), deterministic=True, **masks)
+            seen = dict(observation)
+            if self._memory is not None:
+                window = seen["age"][None], seen["waiting"][None]
+                seen[REFUSALS] = self._memory.of(*window)[0]
+            decision, _ = self._policy.predict(seen, deterministic=True, **masks)
         slot, which = divmod(int(decision), len(self._sets))
         return np.array([slot, *self._sets[which]], dtype=np.int64)
 
@@ -131,7 +139,10 @@ class TrainedQueueAgent(_Saved, Agent):
         next_observation: Observation,
         info: Mapping[str, Any],
     ) -> None:
-        """Remember what was decided, for a recurrent policy; no weight changes."""
+        """Remember what was decided, or refused, for a policy that sees it; no weight changes."""
+        if self._memory is not None:
+            age, shown = observation["age"][action[:1]], action[None, 1:]
+            self._memory.note(age, shown, np.array([info["retried"]]))
         served = bool(observation["waiting"][action[0]])
         self._previous = previous_decision(
             observation["contexts"], action, served, self.problem.num_llms
@@ -301,11 +312,12 @@ def legal_decisions(observation: Observation, num_sets: int) -> NDArray[np.bool_
 
 
 def queue_spaces(
-    problem: QueueProblem, previous: bool = False
+    problem: QueueProblem, previous: bool = False, refusals: bool = False
 ) -> tuple[spaces.Dict, spaces.Discrete]:
     """Return the spaces of LLMQueue-v0 with discrete actions; no bounds, networks need none.
 
-    With ``previous`` the observation holds the decision before.
+    With ``previous`` the observation holds the decision before, with ``refusals`` what waiting
+    queries have refused.
     """
     window = problem.window
     sets = len(assortments(problem.num_llms, problem.assortment_size))
@@ -322,6 +334,8 @@ def queue_spaces(
         "queue_length": box(1),
         "feedback": spaces.Discrete(2 + problem.num_llms),
     }
+    if refusals:
+        observed[REFUSALS] = box(window, problem.num_llms)
     if previous:
         observed["previous_context"] = box(problem.context_dim)
         observed["previous_llms"] = spaces.MultiBinary(problem.num_llms)

@@ -17,6 +17,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
+from baselines.rl.memory import REFUSALS
+
 PREVIOUS = ("previous_context", "previous_llms")
 _SLOT_COUNTS = ("retrials", "age", "wait")
 
@@ -29,10 +31,10 @@ _EMPTY_LOGIT = -5.0
 class QueueFeatures(BaseFeaturesExtractor):
     """Flat features of LLMQueue-v0: W slots of F numbers, then G numbers about the queue.
 
-    A slot is its context, log(1 + retrials), log(1 + age), log(1 + wait) and ``waiting``; the
-    queue is log(1 + its length) and the feedback, one-hot, and with
-    ``llmqueue_gym.adapters.wrappers.PreviousDecision`` the context served before and the LLMs it
-    was shown. Nothing is learned here.
+    A slot is its context, log(1 + refusals) by LLM where they are seen (`baselines.rl.memory`),
+    log(1 + retrials), log(1 + age), log(1 + wait) and ``waiting``; the queue is log(1 + its length)
+    and the feedback, one-hot, and with ``llmqueue_gym.adapters.wrappers.PreviousDecision`` the
+    context served before and the LLMs it was shown. Nothing is learned here.
 
     Parameters
     ----------
@@ -44,6 +46,9 @@ class QueueFeatures(BaseFeaturesExtractor):
         window, dim = observation_space["contexts"].shape  # type: ignore[misc]
         codes = int(observation_space["feedback"].n)  # type: ignore[attr-defined]
         self.window, self.slot_size, self.queue_size = window, dim + 4, 1 + codes
+        self.refusals = REFUSALS in observation_space.spaces
+        if self.refusals:
+            self.slot_size += observation_space[REFUSALS].shape[1]  # type: ignore[index]
         self.previous = [key for key in PREVIOUS if key in observation_space.spaces]
         self.queue_size += sum(int(spaces.flatdim(observation_space[k])) for k in self.previous)
         super().__init__(observation_space, window * self.slot_size + self.queue_size)
@@ -60,7 +65,8 @@ def slot_features(observation: dict[str, Tensor]) -> Tensor:
     """Return the features of the window's slots, flat, shape (B, W F)."""
     counts = [torch.log1p(observation[key]) for key in _SLOT_COUNTS]
     columns = torch.stack([*counts, observation["waiting"].float()], dim=-1)
-    return torch.cat([observation["contexts"], columns], dim=-1).flatten(1)
+    seen = [torch.log1p(observation[REFUSALS])] if REFUSALS in observation else []
+    return torch.cat([observation["contexts"], *seen, columns], dim=-1).flatten(1)
 
 
 class SetEncoder(nn.Module):
@@ -100,7 +106,8 @@ class SetScorer(nn.Module):
 
     s_i and the l_ij come from the slot's code and the pooled queue; the decisions are in the
     order of ``llmqueue_gym.adapters.wrappers.DiscreteActions``. An empty slot scores as one
-    learned number.
+    learned number. Where refusals are seen, l_ij falls with those of query i by LLM j, at a rate
+    that is learned, the same for all LLMs.
 
     Parameters
     ----------
@@ -112,6 +119,8 @@ class SetScorer(nn.Module):
         Length of a code.
     empty : float
         Where the score of empty slots starts.
+    refusals : bool
+        Whether slots hold refusals.
     """
 
     members: Tensor
@@ -125,8 +134,10 @@ class SetScorer(nn.Module):
         assortment_size: int,
         width: int,
         empty: float = 0.0,
+        refusals: bool = False,
     ) -> None:
         super().__init__()
+        self.rate = nn.Parameter(torch.zeros(1)) if refusals else None
         self.encoder = SetEncoder(window, slot_size, queue_size, width)
         self.from_code = nn.Linear(width, width)
         self.from_pool = nn.Linear(self.encoder.pooled_size, width, bias=False)
@@ -147,6 +158,11 @@ class SetScorer(nn.Module):
         hidden = torch.tanh(self.from_code(codes) + self.from_pool(pooled)[rows])
         scores = self.head(hidden)
         own = scores[:, 1:] if llms is None else llms
+        if self.rate is not None:
+            encoder, num_llms = self.encoder, len(self.members)
+            flat = features[:, : encoder.window * encoder.slot_size]
+            slots = flat.view(-1, encoder.window, encoder.slot_size)[rows, places]
+            own = own - self.rate * slots[:, -4 - num_llms : -4]
         decisions = scores[:, :1] + own @ self.members
         empty = _EMPTY_SCALE * self.empty
         table = empty.expand(len(features), self.encoder.window, self.members.shape[1])
@@ -171,11 +187,11 @@ class _ActorCritic(nn.Module):
     """SB3's ``mlp_extractor``: the scores of all decisions, and the value's features."""
 
     def __init__(
-        self, window: int, slot_size: int, queue_size: int, llms: tuple[int, int], width: int
+        self, sizes: tuple[int, int, int], llms: tuple[int, int], width: int, refusals: bool = False
     ) -> None:
         super().__init__()
-        self.actor: nn.Module = SetScorer(window, slot_size, queue_size, *llms, width, _EMPTY_LOGIT)
-        self.critic: nn.Module = SetValue(window, slot_size, queue_size, width)
+        self.actor: nn.Module = SetScorer(*sizes, *llms, width, _EMPTY_LOGIT, refusals)
+        self.critic: nn.Module = SetValue(*sizes, width)
         self.latent_dim_pi = self.latent_dim_vf = width
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,9 +217,8 @@ class _SetPolicyMixin:
     def _build_mlp_extractor(self) -> None:
         policy: Any = self
         shape = policy.features_extractor
-        policy.mlp_extractor = _ActorCritic(
-            shape.window, shape.slot_size, shape.queue_size, self._llms, self._width
-        )
+        sizes = (shape.window, shape.slot_size, shape.queue_size)
+        policy.mlp_extractor = _ActorCritic(sizes, self._llms, self._width, shape.refusals)
 
     def _build(self, lr_schedule: Any) -> None:
         policy: Any = self
@@ -398,7 +413,7 @@ class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
         self._memory = memory
         recall = _Recall(shape, memory)
         sizes = (shape.window, shape.slot_size + 3, 1)
-        policy.mlp_extractor = networks = _ActorCritic(*sizes, self._llms, self._width)
+        policy.mlp_extractor = networks = _ActorCritic(sizes, self._llms, self._width)
         networks.actor = _RecallScorer(recall, networks.actor, 16)  # type: ignore[arg-type]
         networks.critic = _RecallValue(recall, networks.critic)  # type: ignore[arg-type]
 

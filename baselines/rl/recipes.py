@@ -7,7 +7,7 @@ Tuned by short runs on instance 0 of the synthetic default at load 0.9, on ``rou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmqueue_gym import checks
@@ -43,6 +43,8 @@ class Recipe:
         Whether the learning rate falls linearly to 0 at the last step.
     recalls : bool
         Whether it sees the decision before (``llmqueue_gym.adapters.wrappers.PreviousDecision``).
+    remembers : bool
+        Whether it sees what waiting queries have refused (`baselines.rl.memory.RefusalsVector`).
     """
 
     name: str
@@ -56,6 +58,7 @@ class Recipe:
     episode: int | None = None
     anneal: bool = False
     recalls: bool = False
+    remembers: bool = False
 
 
 # The reward is 1 per departure: minus the queue length, shaped by the potential
@@ -92,6 +95,19 @@ _SERVE_PPO = {
     "ent_coef": 0.003,
 }
 
+_QUEUE_MASKABLE_PPO = Recipe(
+    "MaskablePPO",
+    QUEUE_ENV,
+    "sb3_contrib:MaskablePPO",
+    f"{_NETWORKS}:MaskableSetPolicy",
+    32,
+    _DEPARTURES,
+    _ON_POLICY,
+    _WIDTH,
+    500,
+    anneal=True,
+)
+
 _ALL = (
     Recipe(
         "PPO",
@@ -105,18 +121,8 @@ _ALL = (
         500,
         anneal=True,
     ),
-    Recipe(
-        "MaskablePPO",
-        QUEUE_ENV,
-        "sb3_contrib:MaskablePPO",
-        f"{_NETWORKS}:MaskableSetPolicy",
-        32,
-        _DEPARTURES,
-        _ON_POLICY,
-        _WIDTH,
-        500,
-        anneal=True,
-    ),
+    _QUEUE_MASKABLE_PPO,
+    replace(_QUEUE_MASKABLE_PPO, name="MaskablePPO-memory", remembers=True),
     Recipe(
         "A2C",
         QUEUE_ENV,

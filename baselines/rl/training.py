@@ -29,6 +29,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
 from baselines.models import CARD, FORMAT, read_card
+from baselines.rl.memory import RefusalsVector
 from baselines.rl.recipes import QUEUE_ENV, SERVE_ENV, STAGE_ENV, Recipe, recipe
 from llmqueue_gym import checks
 from llmqueue_gym.adapters.dispatches import DispatchesVector
@@ -254,7 +255,7 @@ def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
         arguments["max_episode_steps"] = episode if horizon is None else min(episode, horizon)
     wrapper: Callable[[Any], Any]
     if used.env_id == QUEUE_ENV:
-        wrapper = _recalling if used.recalls else DiscreteActionsVector
+        wrapper = partial(_discrete, used=used)
     elif used.env_id == SERVE_ENV:
         wrapper = partial(_serving, gamma=card["settings"]["gamma"])
     else:
@@ -264,8 +265,12 @@ def _environment(used: Recipe, card: Mapping[str, Any]) -> GymnasiumVecEnv:
     return env
 
 
-def _recalling(venv: Any) -> Any:
-    return DiscreteActionsVector(PreviousDecisionVector(venv))
+def _discrete(venv: Any, used: Recipe) -> Any:
+    if used.recalls:
+        venv = PreviousDecisionVector(venv)
+    if used.remembers:
+        venv = RefusalsVector(venv)
+    return DiscreteActionsVector(venv)
 
 
 def _serving(venv: Any, gamma: float) -> Any:

@@ -52,6 +52,7 @@ TASKS = {"LLMQueue-v0": QUEUE, "LLMDeployStage-v0": STAGE, "LLMServe-v0": SERVE}
 TINY: dict[tuple[str, str], dict[str, Any]] = {
     ("PPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
     ("MaskablePPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    ("MaskablePPO-memory", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
     ("RecurrentPPO", "LLMQueue-v0"): {"n_steps": 16, "batch_size": 32, "n_epochs": 2},
     ("A2C", "LLMQueue-v0"): {},
     ("DQN", "LLMQueue-v0"): {"learning_starts": 50, "buffer_size": 500, "batch_size": 16},
@@ -331,7 +332,7 @@ def test_every_recipe_trains_and_plays(name: str, env_id: str, tmp_path: Path) -
             assert not info["projected"]
         elif env_id == "LLMServe-v0":
             assert not info["illegal"]
-        elif name == "MaskablePPO":
+        elif name.startswith("MaskablePPO"):
             assert info["served"] == bool(observation["queue_length"][0])
         agent.update(observation, action, float(reward), following, info)
         if name == "RecurrentPPO" and env_id == "LLMQueue-v0":  # it keeps what the wrapper shows
@@ -361,6 +362,7 @@ def test_one_seed_gives_equal_weights(name: str, env_id: str, tmp_path: Path) ->
     ("name", "env_id"),
     [
         ("RecurrentPPO", "LLMQueue-v0"),
+        ("MaskablePPO-memory", "LLMQueue-v0"),
         ("PPO", "LLMDeployStage-v0"),
         ("RecurrentPPO", "LLMServe-v0"),
     ],
