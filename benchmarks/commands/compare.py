@@ -19,7 +19,7 @@ from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.score.export import NOT_COMPARED, ExportedRun, open_results, rounded
 from benchmarks.score.intervals import Interval, t_interval
-from benchmarks.score.scoring import tidy
+from benchmarks.score.scoring import seed_blocks, tidy
 from benchmarks.terminal import add_row, print_json, say, show_table
 from llmqueue_gym.errors import UsageError
 
@@ -220,7 +220,8 @@ def find_changes(first: Side, second: Side) -> Changes:
             name: [(a["metrics"].get(name), b["metrics"].get(name)) for a, b in pairs]
             for name in kind.compared
         }
-        figures = {name: found for name in values if (found := _paired(values[name]))}
+        blocks = _blocks(pairs)
+        figures = {name: found for name in values if (found := _paired(values[name], blocks))}
         changed = sum(not same(a, b) for a, b in pairs)
         seeds, notes = [match.seed for match in matches], tuple(_notes(*pairs[0]))
         rows.append(Change(*group, seeds, changed, figures, notes))
@@ -233,13 +234,25 @@ def find_changes(first: Side, second: Side) -> Changes:
     )
 
 
-def _paired(pairs: Sequence[tuple[float | None, float | None]]) -> Paired | None:
+def _blocks(pairs: Sequence[tuple[Record, Record]]) -> list[int]:
+    """Blocks of the pairs' seeds, those of the side with fewer: seeds that share a training."""
+    sides = []
+    for cells in zip(*pairs, strict=True):
+        found = {seed: block for (_, seed), block in seed_blocks(cells).items()}
+        sides.append([found[cell["spec"]["seed"]] for cell in cells])
+    return min(sides, key=lambda blocks: len(set(blocks)))
+
+
+def _paired(
+    pairs: Sequence[tuple[float | None, float | None]], blocks: Sequence[int]
+) -> Paired | None:
     """Compare the values of both sides where both have one."""
-    known = [pair for pair in pairs if None not in pair]
+    known = [(*pair, block) for pair, block in zip(pairs, blocks, strict=True) if None not in pair]
     if not known:
         return None
-    first, second = np.array(known, dtype=np.float64).T
-    return Paired(float(first.mean()), float(second.mean()), t_interval(second - first))
+    first, second, own = np.array(known, dtype=np.float64).T
+    gap = t_interval(second - first, blocks=own.astype(np.int64).tolist())
+    return Paired(float(first.mean()), float(second.mean()), gap)
 
 
 def _equal(first: Record, second: Record) -> bool:

@@ -226,8 +226,12 @@ def _train(
 
     console = make_console(stderr=True)
     if not console.is_terminal:  # bars are drawn there when all is over
-        first = ", ".join(f"{t} ({t.spec['steps']:,} steps)" for t in plan.trainings)
-        say(f"training first: {first}", console)
+        several = Counter((t.task, t.label, t.spec["steps"]) for t in plan.trainings)
+        first = (
+            f"{task} / {label} ({f'{count} x ' if count > 1 else ''}{steps:,} steps)"
+            for (task, label, steps), count in several.items()
+        )
+        say(f"training first: {', '.join(first)}", console)
     try:
         with store.lock():
             return train_plan(plan, models, workers, console, timeout)

@@ -86,6 +86,21 @@ def test_differences_are_paired_by_seed(honest, tmp_path):
     assert row(found, "oracle").changed == 0
 
 
+def test_seeds_that_share_a_training_are_compared_as_one(honest, tmp_path):
+    """Two trainings play three seeds: the interval of the differences is over the trainings."""
+    shifts = {0: 1.0, 1: 2.0, 2: 4.5}
+
+    def trained(spec, record):
+        training = {"sha256": str(spec["seed"] % 2), "steps": 1, "seconds": 1.0}
+        spec["agent"] = {**spec["agent"], "training": training}
+        record["metrics"]["mean_queue"] += shifts[spec["seed"]]
+
+    found = row(changes(honest[0], copy(honest, tmp_path / "b", trained)), "greedy")
+    expected = t_interval([*shifts.values()], blocks=[0, 1, 0])
+    assert found.figures["mean_queue"].difference == pytest.approx(expected)
+    assert expected.high - expected.low > 5.0
+
+
 def test_cells_of_one_side_only_are_named(honest, tmp_path):
     def keep(spec):
         return (spec["agent"]["label"], spec["seed"]) != ("greedy", 1)
