@@ -88,7 +88,11 @@ def build_app() -> "typer.Typer":
     logs.command("evaluate")(show.logs_evaluate)
     app.add_typer(logs, name="logs", no_args_is_help=True)
     for name, words, own in (
-        ("submission", "What was handed in.", {"check": "check", "freeze": "freeze"}),
+        (
+            "submission",
+            "What was handed in.",
+            {"check": "check", "mark": "mark", "freeze": "freeze"},
+        ),
         ("key", "Keys that sign exports and submissions.", {"new": "key_new"}),
         (
             "release",

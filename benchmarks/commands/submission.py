@@ -1,10 +1,11 @@
-"""Subcommands of the door: submit, submission check and freeze, key new, release draw, publish."""
+"""The door's commands: submit; submission check, mark, freeze; key new; release draw, publish."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,12 +14,27 @@ from benchmarks.commands.options import POSITIVE, TIMEOUT, chosen_results, cores
 from benchmarks.terminal import say
 from llmqueue_gym.errors import UsageError
 
+if TYPE_CHECKING:
+    from benchmarks.submissions.check import Settings
+
 SUBMISSIONS = Path("submissions")
 
 Source = Annotated[
     Path | None, typer.Option(help="Folder that holds the agent's module; default: this one.")
 ]
 Data = Annotated[list[str] | None, typer.Option(help="Data of a task: NAME=PATH.")]
+File = Annotated[Path, typer.Argument(help="submissions/NAME.toml.")]
+RunId = Annotated[int, typer.Option(min=0, help="Number that draws the cells to be played again.")]
+Cells = Annotated[int, typer.Option(min=1, help="Cells to play again.")]
+SuiteFile = Annotated[
+    str | None, typer.Option(help="Suite's TOML file, if it is none of this project.")
+]
+Against = Annotated[Path | None, typer.Option(help="Published results to stand beside.")]
+Namespaces = Annotated[
+    bool, typer.Option("--namespaces", help="Refuse where the kernel keeps no agent in.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")]
+Timeout = Annotated[float, typer.Option(help="Seconds a cell may take.", callback=POSITIVE)]
 
 
 def submit_command(
@@ -71,47 +87,97 @@ def submit_command(
 
 
 def check_command(
-    file: Annotated[Path, typer.Argument(help="submissions/NAME.toml.")],
-    run_id: Annotated[
-        int, typer.Option(min=0, help="Number that draws the cells to be played again.")
-    ] = 0,
-    cells: Annotated[int, typer.Option(min=1, help="Cells to play again.")] = 20,
-    suite: Annotated[
-        str | None, typer.Option(help="Suite's TOML file, if it is none of this project.")
-    ] = None,
+    file: File,
+    run_id: RunId = 0,
+    cells: Cells = 20,
+    suite: SuiteFile = None,
     source: Source = None,
     data: Data = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(help="Published results to stand beside."),
-    ] = None,
+    against: Against = None,
     comment: Annotated[
         Path | None, typer.Option(help="Markdown file to add the verdict to.")
     ] = None,
-    namespaces: Annotated[
-        bool, typer.Option("--namespaces", help="Refuse where the kernel keeps no agent in.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cells run at once; default: all cores.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds a cell may take.", callback=POSITIVE)
-    ] = TIMEOUT,
+    namespaces: Namespaces = False,
+    workers: Workers = None,
+    timeout: Timeout = TIMEOUT,
 ) -> None:
     """Make the six checks of a submission; exit code 1 if it is refused."""
-    from benchmarks.run.engines import LocalEngine
-    from benchmarks.submissions.check import Settings, check
+    from benchmarks.submissions.check import check
     from benchmarks.submissions.comment import markdown
 
     look_in(source)
-    engine = LocalEngine(workers or cores(), timeout, hidden=[str(file.parent)])
-    how = Settings(engine, run_id, cells, suite, read_data(data or []), against, namespaces)
+    how = _settings(file, run_id, cells, suite, data, against, namespaces, workers, timeout)
     found = check(file, how, say)
     if comment is not None:
         with comment.open("a", encoding="utf-8") as stream:
             stream.write(markdown(found))
-    say(f"{file.name}: {'accepted' if found.accepted else 'refused'}")
-    raise typer.Exit(OK if found.accepted else FAILED)
+    _end(file, found.accepted)
+
+
+def mark_command(
+    file: File,
+    replayed: Annotated[
+        bool, typer.Option("--replayed", help="Make the six checks; note it if they pass.")
+    ] = False,
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="Play its held-out seeds; note the scores."),
+    ] = None,
+    secret: Annotated[Path | None, typer.Option(help="File of that release's secret.")] = None,
+    run_id: RunId = 0,
+    cells: Cells = 20,
+    suite: SuiteFile = None,
+    source: Source = None,
+    data: Data = None,
+    against: Against = None,
+    namespaces: Namespaces = False,
+    workers: Workers = None,
+    timeout: Timeout = TIMEOUT,
+) -> None:
+    """Note in marks.toml, beside the file, what a maintainer has checked of it."""
+    from benchmarks.plan.held_out import read_held_out
+    from benchmarks.report.words import interval_text
+    from benchmarks.submissions.mark import mark_held_out, mark_replayed
+
+    if not replayed and held_out is None:
+        raise UsageError("nothing to note: say --replayed, --held-out RELEASE, or both")
+    if (held_out is None) != (secret is None):
+        raise UsageError("--held-out RELEASE and --secret FILE belong together")
+    look_in(source)
+    hidden = [] if secret is None else [str(secret)]
+    how = _settings(file, run_id, cells, suite, data, against, namespaces, workers, timeout, hidden)
+    if replayed and not mark_replayed(file, how, say).accepted:
+        _end(file, accepted=False)
+    if held_out is not None and secret is not None:
+        scores = mark_held_out(file, held_out, read_held_out(secret), how)
+        for problem, score in scores.items():
+            say(f"{held_out}, {problem}: {interval_text(score, 3)}")
+    say(f"noted in {file.with_name('marks.toml')}")
+
+
+def _settings(
+    file: Path,
+    run_id: int,
+    cells: int,
+    suite: str | None,
+    data: list[str] | None,
+    against: Path | None,
+    namespaces: bool,
+    workers: int | None,
+    timeout: float,
+    hidden: Sequence[str] = (),
+) -> Settings:
+    """Return how a check is made; agents see nothing that was handed in."""
+    from benchmarks.run.engines import LocalEngine
+    from benchmarks.submissions.check import Settings
+
+    engine = LocalEngine(workers or cores(), timeout, hidden=[str(file.parent), *hidden])
+    return Settings(engine, run_id, cells, suite, read_data(data or []), against, namespaces)
+
+
+def _end(file: Path, accepted: bool) -> NoReturn:
+    say(f"{file.name}: {'accepted' if accepted else 'refused'}")
+    raise typer.Exit(OK if accepted else FAILED)
 
 
 def freeze_command(

@@ -20,7 +20,7 @@ import llmqueue_gym
 from benchmarks.plan.suite import canonical, spec_key
 from benchmarks.run.store import CorruptResultError, Store, write_bytes
 from benchmarks.score.intervals import fitted_points
-from benchmarks.score.signing import Signature, is_signed, sign
+from benchmarks.score.signing import Signature, is_signed, public_key, sign
 from llmqueue_gym.errors import UsageError
 
 Record = dict[str, Any]
@@ -31,6 +31,9 @@ SCHEMA = 2
 
 MOST_UNPACKED = 1_000_000_000
 """Bytes that an export may unpack to."""
+
+SIGNER = "signer"
+"""What a signed run says of its key, so that a lost signature is noticed."""
 
 _FORMAT_1 = f"{FORMAT} 1"  # of files without a schema
 _MOST_COUNTS = 10_000_000  # of a cell's traffic: its file lists only those that are not 0
@@ -99,11 +102,16 @@ class ExportedRun:
         Raises
         ------
         CorruptResultError
-            If the signature is not that of this content.
+            If the signature is not that of this content, or is gone.
         """
-        if self.signature and not is_signed(_message(self._checksum), self.signature):
+        signature, signer = self.signature, self._run.get(SIGNER)
+        if signature and not is_signed(_message(self._checksum), signature):
             raise CorruptResultError(f"{self.root} was changed after it was signed")
-        return self.signature
+        if signer and (signature is None or signature.key != signer):
+            raise CorruptResultError(
+                f"{self.root} names the key {str(signer)[:12]}, and has no signature by it"
+            )
+        return signature
 
     def load(self, key: str) -> Record | None:
         """Return the result of a cell, or None if it has none."""
@@ -160,6 +168,8 @@ def export_run(
         If a result is damaged: running the suite again computes it anew.
     """
     content = _pack(store, digests)
+    if key is not None:
+        content["run"][SIGNER] = public_key(key)
     checksum = _checksum(content)
     document = {"format": FORMAT, "schema": SCHEMA, "checksum": checksum, "content": content}
     if key is not None:
@@ -230,7 +240,7 @@ def _pack(store: Exportable, digests: bool) -> Record:
         groups.setdefault(canonical(own), []).append(spec)
     packed = [_pack_group(specs, store, shared, digests) for specs in groups.values()]
     trainings = [_rounded_lists(training) for training in run.get("trainings", [])]
-    kept = {name: value for name, value in run.items() if name not in ("cells", "spec")}
+    kept = {name: value for name, value in run.items() if name not in ("cells", "spec", SIGNER)}
     return {
         "run": kept | ({"trainings": trainings} if trainings else {}),
         "shared": shared.values,

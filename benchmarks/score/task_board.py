@@ -31,6 +31,11 @@ INSTALLED = "installed package"
 """Stands for the commit of code that was not run from a checkout."""
 
 
+RETIRED_FROM = 0.95
+"""Least lower end of the best score's interval where a task retires: what may be left is a
+twentieth. A wider interval reaches 1 because little is known."""
+
+
 class Section(NamedTuple):
     """What shares tables: tasks of one kind, agents of one protocol (and the references)."""
 
@@ -174,10 +179,10 @@ class TaskBoard:
 
     @property
     def retired(self) -> bool:
-        """Whether nothing is left to win: the interval of the best ranked score reaches 1."""
+        """Whether nothing is left to win: the best ranked score reaches 1, and not by its width."""
         ranked = (row.score for row in self.rows if row.rank is not None and row.score)
         best = max(ranked, default=None)
-        return best is not None and bool(1.0 <= best.high < np.inf)
+        return best is not None and bool(best.low >= RETIRED_FROM and best.high >= 1.0)
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -99,10 +99,10 @@ def check(
         on_note(f"{'passed' if passed else 'REFUSED'}: {number}. {TITLES[number - 1]}: {words}")
         return passed
 
-    claim: list[_Claim] = []
+    claim: list[Claim] = []
 
     def read() -> tuple[bool, str]:
-        claim.append(_read(path, how))
+        claim.append(read_claim(path, how))
         return True, claim[0].words
 
     if made(1, read):
@@ -120,7 +120,7 @@ def check(
 
 
 @dataclass(frozen=True)
-class _Claim:
+class Claim:
     """A submission that is whole: the cells that its suite plans, and the results it claims."""
 
     entry: Entry
@@ -130,11 +130,12 @@ class _Claim:
 
     @property
     def words(self) -> str:
+        """What the first check says of it."""
         signed = f"signed by {self.entry.signed_by}" if self.entry.signed_by else "not signed"
         return f"{len(self.planned)} cells of {self.entry.submission.suite}, {signed}"
 
 
-def _read(path: Path, how: Settings) -> _Claim:
+def read_claim(path: Path, how: Settings) -> Claim:
     """Read a submission and insist on what it must hold.
 
     Raises
@@ -167,7 +168,7 @@ def _read(path: Path, how: Settings) -> _Claim:
     if said != {(mine.version, mine.protocol)}:
         raise UsageError(f"its cells say {sorted(said)}, not {(mine.version, mine.protocol)}")
     make_board(claimed, records, [], [])
-    return _Claim(entry, planned, run, records)
+    return Claim(entry, planned, run, records)
 
 
 def _whole(spec: Record, record: Record | None) -> Record:
@@ -196,7 +197,7 @@ def _is_number(value: Any) -> bool:
 # --- 2: played again ------------------------------------------------------------------------------
 
 
-def _played_again(claim: _Claim, how: Settings) -> tuple[bool, str]:
+def _played_again(claim: Claim, how: Settings) -> tuple[bool, str]:
     again = verify(claim.run, how.cells, how.run_id, engine=how.engine, data=how.data)
     wrong = [as_text(cell) for cell in again.checked if not cell.verified]
     words = f"{len(again.checked)} of {len(claim.planned)} cells, drawn by {how.run_id}"
@@ -229,7 +230,7 @@ class _Plays:
     isolations: set[str] = field(default_factory=set)
 
 
-def _play_here(claim: _Claim, how: Settings) -> _Plays:
+def _play_here(claim: Claim, how: Settings) -> _Plays:
     seeds = [how.draw() for _ in range(how.fresh)]
     first = {
         (cell.spec["task"]["name"], cell.spec["agent"]["label"]): cell for cell in claim.planned
@@ -257,7 +258,7 @@ def _play_here(claim: _Claim, how: Settings) -> _Plays:
     return plays
 
 
-def _isolated(claim: _Claim, plays: _Plays, how: Settings) -> tuple[bool, str]:
+def _isolated(claim: Claim, plays: _Plays, how: Settings) -> tuple[bool, str]:
     said = isolation_of(record for record in claim.records if is_own(record["spec"]))
     if said != claim.entry.submission.isolation:
         return False, f"isolation={claim.entry.submission.isolation!r}, but its cells say {said!r}"
@@ -268,7 +269,7 @@ def _isolated(claim: _Claim, plays: _Plays, how: Settings) -> tuple[bool, str]:
     return False, "; ".join([f"{words}, not by {' or '.join(sorted(allowed))}", *plays.failures])
 
 
-def _knows_no_more(claim: _Claim, plays: _Plays) -> tuple[bool, str]:
+def _knows_no_more(claim: Claim, plays: _Plays) -> tuple[bool, str]:
     """Tell whether a cheat works: outcomes too lucky, or public seeds that it knows."""
     check_fair(claim.run)
     if plays.failures:

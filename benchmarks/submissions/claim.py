@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.plan.agent_files import find_module
 from benchmarks.plan.cells import Cell, Plan, make_plan
+from benchmarks.plan.held_out import HeldOut
 from benchmarks.plan.suite import REFERENCES, Suite, canonical
 from benchmarks.submissions.frozen import check_whole
 from benchmarks.wall.fence import NAMESPACES, PROCESS
@@ -27,6 +28,7 @@ def planned_cells(
     agent: str,
     data: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    held_out: HeldOut | None = None,
 ) -> tuple[Plan, list[Cell]]:
     """Return the plan of a suite with an agent, and its cells that make a submission of it.
 
@@ -40,13 +42,15 @@ def planned_cells(
         Data name -> path.
     settings : Mapping[str, Any], optional
         Only the agent with these settings.
+    held_out : HeldOut, optional
+        Secret that seeds and variants follow from; by default the public ones.
 
     Raises
     ------
     UsageError
         If a task cannot run here, the agent plays none, or the suite has several of the name.
     """
-    plan = make_plan(suite, agents=[agent], data=data)
+    plan = make_plan(suite, agents=[agent], data=data, held_out=held_out)
     check_whole(suite, plan)
     own = [
         cell

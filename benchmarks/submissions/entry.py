@@ -223,7 +223,7 @@ def submission_text(submission: Submission) -> str:
     """Return the TOML file of a submission."""
     head = "# Written by `llmqueue-bench submit`; every byte counts for its signature and marks.\n"
     own = {**submission.facts(), "signature": submission.signature}
-    return head + "".join(f"{name} = {_toml(value)}\n" for name, value in own.items())
+    return head + "".join(map(toml_line, own.items()))
 
 
 def cells_path(toml: Path) -> Path:
@@ -250,18 +250,25 @@ def file_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _toml(value: Any) -> str:
-    """Write a checked value as TOML."""
+def toml_line(pair: tuple[str, Any]) -> str:
+    """Return a key and its checked value as a line of TOML."""
+    return f"{pair[0]} = {toml_value(pair[1])}\n"
+
+
+def toml_value(value: Any) -> str:
+    """Return a checked value as TOML."""
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{escaped}"'  # printable: it holds no control characters
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{_toml(str(key))} = {_toml(entry)}" for key, entry in value.items())
+        inner = ", ".join(
+            f"{toml_value(str(key))} = {toml_value(entry)}" for key, entry in value.items()
+        )
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, Sequence):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     return repr(value)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plan.suite import MARKS, canonical
+from benchmarks.run.store import write_text
 from benchmarks.score.export import ExportedRun
 from benchmarks.score.intervals import Interval
 from benchmarks.score.signing import KEYS, Signature, is_signed, read_keys, signer
@@ -21,12 +22,20 @@ from benchmarks.submissions.entry import (
     file_digest,
     read_limited,
     read_submission,
+    toml_line,
+    toml_value,
 )
 from benchmarks.submissions.releases import RELEASES
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 
 MARKS_FILE = "marks.toml"
+
+_HEAD = """\
+# What maintainers have checked, by the file's name; `llmqueue-bench submission mark` writes it. A
+# changed byte of the file, and its marks are gone. A score on held-out seeds and its interval stand
+# by release and problem.
+"""
 
 MOST_CELLS_BYTES = 8_000_000
 """Of a submission's cells, as they are packed."""
@@ -108,15 +117,21 @@ def read_entry(path: Path, known: Mapping[str, str] | None = None) -> Entry:
     Raises
     ------
     UsageError
-        If it is none, or was changed after it was signed.
+        If it is none, was changed after it was signed, or is in the name of somebody who has a key
+        and did not sign it.
     """
-    submission = read_submission(path)
-    signed_by = None
+    submission, signed_by = read_submission(path), None
+    known = read_keys(path.parent / KEYS) if known is None else known
     if submission.signature:
         signature = Signature(submission.key, submission.signature)
         if not is_signed(message_of(submission), signature):
             raise UsageError(f"{path} was changed after it was signed: sign it again")
-        signed_by = signer(signature, read_keys(path.parent / KEYS) if known is None else known)
+        signed_by = signer(signature, known)
+    if signed_by != submission.contact and submission.contact in known.values():
+        raise UsageError(
+            f"{path}: {submission.contact} has a key in {KEYS}, and has not signed this: sign it "
+            "by --sign"
+        )
     return Entry(submission, path, signed_by=signed_by)
 
 
@@ -137,9 +152,32 @@ def _read_marks(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
+def note_mark(path: Path, **given: Any) -> None:
+    """Note what a maintainer has checked: ``replayed``, or ``held_out`` of one more release.
+
+    Marks that were given to other bytes of the file are gone.
+    """
+    marks = _read_marks(path.parent / MARKS_FILE)
+    own = marks.get(path.stem, {})
+    if not _holds(own, path):
+        own = {"sha256": file_digest(path.read_bytes())}
+    held_out = {**own.get("held_out", {}), **given.pop("held_out", {})}
+    marks[path.stem] = {**own, **given} | ({"held_out": held_out} if held_out else {})
+    tables = (
+        f"\n[{toml_value(name)}]\n{''.join(map(toml_line, own.items()))}"
+        for name, own in sorted(marks.items())
+    )
+    write_text(path.parent / MARKS_FILE, _HEAD + "".join(tables))
+
+
+def _holds(mark: Mapping[str, Any], path: Path) -> bool:
+    """Whether a mark was given to the bytes of a file."""
+    return bool(mark.get("sha256") == file_digest(path.read_bytes()))
+
+
 def _marked(entry: Entry, mark: Mapping[str, Any]) -> Entry:
     """Return an entry with its mark; none if it was changed since it was given."""
-    if mark.get("sha256") != file_digest(entry.path.read_bytes()):
+    if not _holds(mark, entry.path):
         return entry
     for key in mark:
         checks.choice(f"{MARKS_FILE}: key", key, ("sha256", "replayed", "held_out"))

@@ -166,7 +166,7 @@ function taskView(section, task) {
       h("p", { class: "lead" }, [task.about, `T = ${task.horizon.toLocaleString("en")}`, count(task.seeds, "seed")].filter(Boolean).join(", "),
         task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
           : task.tied ? `. ${task.tied}` : "",
-        task.retired ? ". Retired: the interval of the best score reaches 1, so there is nothing left to win." : ""),
+        task.retired ? ". Retired: the interval of the best score reaches 1 and begins at .95 or above, so there is next to nothing left to win." : ""),
       h("p", {}, task.tags.map((t) => h("span", { class: "tag" }, t))),
       task.warnings.map((w) => h("p", { class: "warning" }, `Warning: ${w}.`)),
       h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`)),

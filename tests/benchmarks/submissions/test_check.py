@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.plan.cells import make_plan
+from benchmarks.plan.held_out import read_held_out
 from benchmarks.plan.suite import canonical, load_suite
 from benchmarks.run.engines import LocalEngine, execute
 from benchmarks.run.store import Store
@@ -27,6 +28,9 @@ from benchmarks.submissions.entry import (
     submission_text,
     write_submission,
 )
+from benchmarks.submissions.folder import note_mark, read_folder
+from benchmarks.submissions.mark import mark_held_out, mark_replayed
+from benchmarks.submissions.releases import draw_secret, publish_secret
 from benchmarks.submissions.submit import read_seeds, submit
 from llmqueue_gym.errors import UsageError
 
@@ -126,8 +130,12 @@ def test_an_honest_submission_passes_and_its_references_are_the_published_ones(r
     path = hand_in(results, tmp_path / "sub missions")
     assert path.name == "my-agent-1.toml"
     export_run(Store(results / "r"), tmp_path / "published.json.gz")
-    found = check(path, settings(results, cells=3, against=tmp_path / "published.json.gz"))
+    how = settings(results, cells=3, against=tmp_path / "published.json.gz")
+    found = mark_replayed(path, how)
     assert found.accepted, found.words
+    [entry] = read_folder(path.parent)
+    assert entry.mark == "replayed"
+    assert entry.replayed_by.startswith("3 cells drawn by 0")
     assert "less the best row, handed_in:KnowsSeeds: -" in found.words[TITLES[5]]
     text = markdown(found)
     assert text.startswith("### `my-agent-1.toml`: accepted")
@@ -141,8 +149,9 @@ def test_an_agent_that_knows_the_public_seeds_is_refused_at_the_fourth_check(res
 
 
 def test_an_agent_with_random_numbers_of_its_own_is_refused_at_the_fifth(results, tmp_path):
-    found = check(hand_in(results, tmp_path, "Unsure"), settings(results, cells=4))
+    found = mark_replayed(hand_in(results, tmp_path, "Unsure"), settings(results, cells=4))
     assert refused(found) == [2, 5]
+    assert [entry.mark for entry in read_folder(tmp_path)] == ["self-reported"]
     assert "2 of 2 cells differ" in found.words[TITLES[4]]
 
 
@@ -256,6 +265,40 @@ def test_a_claim_that_is_not_so_is_refused_at_the_first_check(results, tmp_path,
     found = check(path, settings(results))
     assert list(found.passed.values()) == [False]
     assert said in found.words[TITLES[0]]
+
+
+# --- held-out scores ------------------------------------------------------------------------------
+
+
+def test_only_scores_on_held_out_seeds_are_noted_and_only_of_what_was_replayed(results, tmp_path):
+    path, file = hand_in(results, tmp_path / "s"), tmp_path / "secret"
+    other = tmp_path / "other"
+    how, _ = settings(results), draw_secret("0.2.0", file, path.parent)
+    draw_secret("0.3.0", other, path.parent)
+    secret = read_held_out(file)
+    with pytest.raises(UsageError, match="mark it --replayed first"):
+        mark_held_out(path, "0.2.0", secret, how)
+    note_mark(path, replayed="run 7")
+    for release in ("0.3.0", "0.4.0"):
+        with pytest.raises(UsageError, match=f"is not that of release '{release}'"):
+            mark_held_out(path, release, secret, how)
+    scores = mark_held_out(path, "0.2.0", secret, how)
+    publish_secret("0.3.0", other, path.parent)
+    with pytest.raises(UsageError, match=r"'0\.3\.0' is over"):
+        mark_held_out(path, "0.3.0", read_held_out(other), how)
+    [entry] = read_folder(path.parent)
+    assert (entry.mark, entry.replayed_by) == ("held-out", "run 7")
+    assert entry.held_out["0.2.0"].keys() == scores.keys() == {"queueing"}
+    assert entry.held_out["0.2.0"]["queueing"] == pytest.approx(scores["queueing"], abs=1e-4)
+    low, high = scores["queueing"][1:]
+    assert low < 0.5 < 1.0 > high  # it plays like random, whose seeds are other ones
+    told = (path.parent / "marks.toml").read_text("utf-8")
+    assert str(secret.seed(0)) not in told
+    note_mark(path, held_out={"0.1.0": {"queueing": [0.5, 0.4, 0.6]}})
+    assert read_folder(path.parent)[0].held_out.keys() == {"0.1.0", "0.2.0"}
+    write_submission(replace(read_submission(path), tuning_runs=1), path.parent)
+    note_mark(path, replayed="run 8")  # of other bytes, so the scores are gone
+    assert read_folder(path.parent)[0].mark == "replayed"
 
 
 # --- submit ---------------------------------------------------------------------------------------

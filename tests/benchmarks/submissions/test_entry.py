@@ -230,6 +230,10 @@ def test_a_changed_byte_of_a_signed_submission_is_noticed(tmp_path):
     assert read_folder(tmp_path / "s")[0].signed_by == f"an unknown key, {public[:12]}"
     (tmp_path / "s" / "keys.toml").write_text(f'"@handle" = "{public}"\n')
     assert read_folder(tmp_path / "s")[0].signed_by == "@handle"
+    unsigned = write_submission(replace(OURS, name="Theirs"), tmp_path / "s")
+    with pytest.raises(UsageError, match=r"@handle has a key in keys\.toml, and has"):
+        read_folder(tmp_path / "s")
+    unsigned.unlink()
     path.write_text(path.read_text("utf-8").replace("tuning_runs = 3", "tuning_runs = 2"), "utf-8")
     with pytest.raises(UsageError, match="was changed after it was signed"):
         read_folder(tmp_path / "s")

@@ -120,7 +120,7 @@ def test_a_report_says_who_signed_an_export_and_refuses_a_changed_one(tmp_path, 
         json.loads(gzip.decompress((tmp_path / f"{name}.json.gz").read_bytes()))
         for name in ("plain", "signed")
     )
-    assert {**plain, "signature": mine["signature"]} == mine
+    assert mine["content"]["run"] == {**plain["content"]["run"], "signer": public}
     export_run(signed, tmp_path / "again.json.gz")
     document = json.loads(gzip.decompress((tmp_path / "again.json.gz").read_bytes()))
     value = mine["signature"][1]
@@ -128,3 +128,7 @@ def test_a_report_says_who_signed_an_export_and_refuses_a_changed_one(tmp_path, 
     (tmp_path / "forged.json.gz").write_bytes(gzip.compress(json.dumps(document).encode()))
     with pytest.raises(CorruptResultError, match="was changed after it was signed"):
         signed_by(ExportedRun(tmp_path / "forged.json.gz"))
+    del mine["signature"]  # all that is left says that there was one
+    (tmp_path / "stripped.json.gz").write_bytes(gzip.compress(json.dumps(mine).encode()))
+    with pytest.raises(CorruptResultError, match="has no signature by it"):
+        signed_by(ExportedRun(tmp_path / "stripped.json.gz"))
