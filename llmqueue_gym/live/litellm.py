@@ -131,7 +131,7 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         }
         self.router = LiveRouter(found, llms, contexts, **settings)
         self._places = {name: place for place, name in enumerate(self.router.llms)}
-        self._thread = _Thread()
+        self._thread = _Thread(self._learn)
 
     # --- choosing ---------------------------------------------------------------------------------
 
@@ -280,9 +280,18 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         try:
             self.router.answered(number, llm, usd, failed=failed, followed=followed, name=name)
         except Exception as error:
-            if not self.counts["unsaved"]:
-                litellm.verbose_logger.warning("llmqueue_gym: an answer is not learned: %r", error)
-            self.counts["unsaved"] += 1
+            self._unsaved(error)
+
+    def _learn(self) -> None:
+        try:
+            self.router.learn()
+        except Exception as error:
+            self._unsaved(error)
+
+    def _unsaved(self, error: Exception) -> None:
+        if not self.counts["unsaved"]:  # the others are counted
+            litellm.verbose_logger.warning("llmqueue_gym: an answer is not learned: %r", error)
+        self.counts["unsaved"] += 1
 
     async def feedback(self, response_id: str, kept: bool) -> bool:
         """Take what a user said of an answer, by its ``id``; it is saved once this returns True.
@@ -294,14 +303,19 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
 
     def settle(self) -> None:
         """Wait until all that was heard so far is learned and in the file."""
-        if (future := self._thread.submit(self.router.shared.catch_up)) is not None:
-            future.result()
+        for work in (self.router.learn, self.router.shared.catch_up):
+            if (future := self._thread.submit(work)) is not None:
+                future.result()
 
 
 class _Thread:
-    """Runs calls one after the other; daemonic, so that an agent that hangs stops nobody."""
+    """Runs calls one after the other, and ``afterwards`` when none waits.
 
-    def __init__(self) -> None:
+    It is daemonic, so that an agent that hangs stops nobody.
+    """
+
+    def __init__(self, afterwards: Callable[[], None]) -> None:
+        self._afterwards = afterwards
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]]
         self._calls = queue.SimpleQueue()
         threading.Thread(target=self._run, name="llmqueue_gym", daemon=True).start()
@@ -323,6 +337,8 @@ class _Thread:
                 future.set_result(call(*arguments))
             except BaseException as error:
                 future.set_exception(error)
+            if self._calls.empty():
+                self._afterwards()
 
 
 def _metadatas(request: Mapping[str, Any]) -> list[dict[str, Any]]:

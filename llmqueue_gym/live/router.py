@@ -35,6 +35,12 @@ UNDER_WAY = 600.0
 RECENT = 64
 """Questions by which an application's template is told."""
 
+JUDGED = 256
+"""Answers at most that wait to be learned, while requests leave no time for it."""
+
+PROBE = "The quick brown fox jumps over the lazy dog; 1 + 1 = 2?"
+"""The text by which encoders are told apart."""
+
 SWEPT = 16
 """Sessions at most that one request ends: a burst of them shall not hold it up."""
 
@@ -99,6 +105,9 @@ class LiveRouter:
     teaches by failures and by `feedback` only. Texts stay in memory until their session's next
     question and are never written.
 
+    An answer that was not kept is learned before its user's next one is chosen. What else was
+    judged waits for `learn`, so that no request does.
+
     One thread calls it; `affordable` and `reserve` are for any thread.
 
     Parameters
@@ -138,17 +147,17 @@ class LiveRouter:
         self.explore = checks.number("explore", explore, "[0, 1]")
         self.patience = checks.number("patience", patience, "(0, inf)")
         self.budget = None if budget is None else _checked_budget(budget, self.llms)
-        self.shared = SharedAgent(state, agent, self.llms)
-        encoder = contexts or getattr(self.shared.learned.agent, "encoder", None)
+        encoder = contexts or getattr(agent, "encoder", None)
         if encoder is None:
             raise UsageError("contexts=None: the agent was saved without an encoder; give one")
         self.contexts: Callable[[str], Context] = encoder
-        tried = self.contexts("?")
-        if (dim := tried.shape[-1]) != agent.problem.context_dim:
+        probe = np.asarray(self.contexts(PROBE), np.float32)
+        if (dim := probe.shape[-1]) != agent.problem.context_dim:
             raise UsageError(
                 f"contexts gives {dim} numbers, the agent was made for {agent.problem.context_dim}"
             )
-        self._try(tried)
+        self.shared = SharedAgent(state, agent, self.llms, probe)
+        self._try(probe)
         self._log = None if log is None else Path(log)
         self._rng = np.random.default_rng(seed)
         self._clock = clock
@@ -158,10 +167,12 @@ class LiveRouter:
         self._open: OrderedDict[str, Choice] = OrderedDict()  # last answer of every session
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._named: OrderedDict[str, Choice] = OrderedDict()  # by the answer's id, for feedback
+        self._judged: list[tuple[Choice, bool]] = []  # and not learned yet
 
     def _try(self, context: Context) -> None:
         """Let a copy learn and choose: code is compiled and loaded now, and not by a request."""
-        learned = copy.deepcopy(self.shared.learned)
+        encoder = getattr(self.shared.learned.agent, "encoder", None)
+        learned = copy.deepcopy(self.shared.learned, {id(encoder): encoder})  # all but this
         learned.apply(answer_entry(context, 0, kept=True))
         if learned.refused > self.shared.learned.refused:
             raise UsageError(
@@ -325,7 +336,7 @@ class LiveRouter:
             return  # the gateway turned to another LLM for reasons that nobody knows
         choice.llm, choice.time, choice.usd, choice.name = llm, self._clock(), usd or 0.0, name
         if failed:
-            self._learn(choice, kept=False)
+            self._judge(choice, kept=False)
             return
         if name:
             _put(self._named, name, choice)
@@ -339,7 +350,8 @@ class LiveRouter:
             return False
         if choice.session is not None and self._open.get(choice.session) is choice:
             del self._open[choice.session]
-        self._learn(choice, kept)
+        self._judge(choice, kept)
+        self.learn()
         return True
 
     def _judge_before(self, session: str | None, text: str, kept: bool | None) -> int:
@@ -348,7 +360,10 @@ class LiveRouter:
         if before is None:
             return 0
         again = self._asks_again(before.text, text[:WHOLE])
-        self._settle(before, not again if kept is None else kept)
+        kept = not again if kept is None else kept
+        self._settle(before, kept)
+        if not kept:
+            self.learn()
         return before.retrials + 1 if again else 0
 
     def _asks_again(self, previous: str, following: str) -> bool:
@@ -374,25 +389,41 @@ class LiveRouter:
                 self._reserved.pop(number, None)
 
     def _settle(self, choice: Choice, kept: bool) -> None:
-        """Learn by the rule, unless the user's word was taken."""
+        """Judge by the rule, unless the user's word was taken."""
         if choice.name:
             self._named.pop(choice.name, None)
-        self._learn(choice, kept)
+        self._judge(choice, kept)
 
-    def _learn(self, choice: Choice, kept: bool) -> None:
-        assert choice.llm is not None
-        self.shared.add(answer_entry(choice.context, choice.llm, kept, choice.retrials))
-        if self._log is not None and choice.propensity is not None:
-            row = {
-                "embedding": [float(f"{x:.7g}") for x in choice.context.tolist()],
-                "llm": self.llms[choice.llm],
-                "kept": int(kept),
-                "cost": choice.usd,
-                "timestamp": choice.time,
-                "propensity": choice.propensity,
-            }
+    def _judge(self, choice: Choice, kept: bool) -> None:
+        self._judged.append((choice, kept))
+        if len(self._judged) >= JUDGED:
+            self.learn()
+
+    def learn(self) -> None:
+        """Learn what was judged; it is in the files when this returns."""
+        judged, self._judged = self._judged, []
+        entries, rows = [], []
+        for choice, kept in judged:
+            assert choice.llm is not None
+            entries.append(answer_entry(choice.context, choice.llm, kept, choice.retrials))
+            if choice.propensity is not None:
+                rows.append(json.dumps(self._row(choice, choice.llm, kept)) + "\n")
+        if entries:
+            self.shared.add(*entries)
+        if rows and self._log is not None:
             with self._log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write("".join(rows))
+
+    def _row(self, choice: Choice, llm: int, kept: bool) -> dict[str, Any]:
+        """Return a judged answer as a row of docs/logs.md."""
+        return {
+            "embedding": [float(f"{x:.7g}") for x in choice.context.tolist()],
+            "llm": self.llms[llm],
+            "kept": int(kept),
+            "cost": choice.usd,
+            "timestamp": choice.time,
+            "propensity": choice.propensity,
+        }
 
 
 def _put(where: OrderedDict[Any, Choice], key: Any, choice: Choice) -> None:

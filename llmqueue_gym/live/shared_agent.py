@@ -31,6 +31,7 @@ class LiveAgent(Protocol):
     """What a router needs of an agent: see `baselines.interface.Agent`."""
 
     problem: Any
+    encoder: Any
 
     def act(self, observation: Mapping[str, Any]) -> Any:
         """Choose a waiting query and LLMs."""
@@ -91,6 +92,8 @@ class Learned:
     agent : LiveAgent
     llms : tuple of str
         Names of the agent's LLMs.
+    probe : ndarray, optional
+        What the encoder makes of one known text: what is learned belongs to this encoder.
     entries, answers, refused : int
         Entries of the journal in it; those that are answers; those that the agent raised on.
     calls, usd : list
@@ -101,6 +104,7 @@ class Learned:
 
     agent: LiveAgent
     llms: tuple[str, ...]
+    probe: Context | None = None
     entries: int = 0
     answers: int = 0
     refused: int = 0
@@ -156,9 +160,10 @@ class Learned:
 class SharedAgent:
     """An agent in a file, learned from by all who open it.
 
-    ``PATH`` is the snapshot, ``PATH.journal-N`` holds the entries after the first N as lines of
-    JSON, ``PATH.lock`` is held while something is added. What `add` returned from survives the end
-    of the process; a machine that loses power may lose its last seconds.
+    ``PATH`` is the snapshot, without the agent's encoder of texts; ``PATH.journal-N`` holds the
+    entries after the first N as lines of JSON, ``PATH.lock`` is held while something is added. What
+    `add` returned from survives the end of the process; a machine that loses power may lose its
+    last seconds.
 
     Parameters
     ----------
@@ -167,13 +172,15 @@ class SharedAgent:
         is kept.
     agent : LiveAgent
     llms : sequence of str
+    probe : ndarray, optional
+        See `Learned`.
     every : int
         Entries a snapshot.
 
     Raises
     ------
     UsageError
-        If the file is damaged, or is of other LLMs.
+        If the file is damaged, or is of other LLMs or another encoder.
     """
 
     def __init__(
@@ -181,9 +188,10 @@ class SharedAgent:
         path: str | Path | None,
         agent: LiveAgent,
         llms: Sequence[str],
+        probe: Context | None = None,
         every: int = SNAPSHOT_EVERY,
     ) -> None:
-        self.learned = Learned(agent, tuple(llms))
+        self.learned = Learned(agent, tuple(llms), probe)
         self._path = None if path is None else Path(path)
         self._every = every
         self._lock: AbstractContextManager[Any] = nullcontext()
@@ -200,17 +208,18 @@ class SharedAgent:
             else:
                 self._snapshot()
 
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Write an entry, then apply it, after those that others wrote before."""
+    def add(self, *entries: Mapping[str, Any]) -> None:
+        """Write entries, then apply them, after those that others wrote before."""
         if self._path is None:
-            self.learned.apply(entry)
+            for entry in entries:
+                self.learned.apply(entry)
             return
+        lines = [json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries]
         with self._lock:
             self.catch_up()
-            line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
             with self._segment(self._start).open("ab") as file:
                 file.truncate(self._offset)  # a line that somebody died over
-                file.write(line)
+                file.write(b"".join(lines))
             self.catch_up()
             if self.learned.entries - self._start >= self._every:
                 self._snapshot()
@@ -253,6 +262,12 @@ class SharedAgent:
                 f"state={str(self._path)!r} is of llms={list(getattr(found, 'llms', ()))}, not "
                 f"{list(self.learned.llms)}; name another file for other LLMs"
             )
+        if self._is_another(found.probe):
+            raise UsageError(
+                f"state={str(self._path)!r} was learned with another encoder of texts; give the "
+                "one it was learned with, or name another file"
+            )
+        found.agent.encoder = getattr(self.learned.agent, "encoder", None)
         self.learned = found
         done = found.entries
         self._start = max((start for start in self._segments() if start <= done), default=done)
@@ -264,10 +279,21 @@ class SharedAgent:
             self._offset = sum(map(len, lines[:known]))
         self.catch_up()
 
+    def _is_another(self, probe: Context | None) -> bool:
+        mine = self.learned.probe
+        if probe is None or mine is None or probe.shape != mine.shape:
+            return probe is not mine
+        return not np.allclose(probe, mine, atol=1e-4)
+
     def _snapshot(self) -> None:
         """Write all as it is and begin a new journal; the lock is held."""
         assert self._path is not None
-        write_state(self._path, self.learned, "router")
+        agent = self.learned.agent
+        encoder, agent.encoder = getattr(agent, "encoder", None), None  # large, and never changes
+        try:
+            write_state(self._path, self.learned, "router")
+        finally:
+            agent.encoder = encoder
         before, self._start, self._offset = self._start, self.learned.entries, 0
         self._segment(self._start).touch()
         for start in self._segments():

@@ -29,11 +29,10 @@ from llmqueue_gym.workloads.fitted import (
     PIPELINE,
     Principal,
     Tfidf,
-    counts_of,
     unit,
-    utf8,
     with_constant,
 )
+from llmqueue_gym.workloads.ngrams import counts_of, utf8
 from llmqueue_gym.workloads.pool import QueryPool
 
 DEFAULT_CONTEXT_DIM = 64
@@ -245,7 +244,7 @@ def _tfidf(
     texts: Sequence[str], offline: NDArray[np.bool_], context_dim: int
 ) -> NDArray[np.float32]:
     counts = counts_of(texts)
-    return with_constant(Tfidf(counts[offline], context_dim - 1)(counts))
+    return with_constant(Tfidf(counts.sparse()[offline], context_dim - 1)(counts))
 
 
 # --- encoders -------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from llmqueue_gym.workloads.embeddings import (
     reduced_dim,
     usual_dim,
 )
-from llmqueue_gym.workloads.fitted import Principal, Tfidf, counts_of, unit, utf8, with_constant
+from llmqueue_gym.workloads.fitted import Principal, Tfidf, unit, with_constant
+from llmqueue_gym.workloads.ngrams import counts_of, utf8
 
 Contexts = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ class TextEncoder:
         if how.method == TFIDF:
             self.context_dim = usual_dim(offline, context_dim)
             dim = self.context_dim - how.constant
-            self._tfidf = Tfidf(counts_of(known), dim)
+            self._tfidf = Tfidf(counts_of(known).sparse(), dim)
             if how.reduce == "whiten":
                 self._principal = Principal(self._raw(known), dim, whiten=True)
             return

@@ -5,48 +5,24 @@ Each turns a batch or a single text or vector into the same bits, and is saved a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import needing
+from llmqueue_gym.workloads.ngrams import FEATURES, NGRAMS, Counts, directed
 
 Floats = NDArray[np.float64]
 
 NEEDED_FOR = "turning text into contexts"
 PIPELINE: dict[str, Any] = {
     "version": 1,
-    "ngram_range": (3, 5),
-    "n_features": 2**15,
+    "ngram_range": NGRAMS,
+    "n_features": FEATURES,
     "sublinear_tf": True,
     "random_state": 0,
 }
-
-
-def utf8(text: str) -> bytes:
-    """Return the bytes of a text; JSON can smuggle in lone surrogates, which are not UTF-8."""
-    return text.encode("utf-8", "replace")
-
-
-@cache
-def _hasher() -> Any:
-    with needing(NEEDED_FOR, "scikit-learn", "data"):
-        from sklearn.feature_extraction.text import HashingVectorizer
-    return HashingVectorizer(
-        analyzer="char",
-        ngram_range=PIPELINE["ngram_range"],
-        n_features=PIPELINE["n_features"],
-        norm=None,
-        alternate_sign=False,
-    )
-
-
-def counts_of(texts: Iterable[str]) -> Any:
-    """Return how often each hashed n-gram of characters is in the texts, sparse (n, features)."""
-    return _hasher().transform(utf8(text).decode() for text in texts)
 
 
 class Tfidf:
@@ -55,7 +31,7 @@ class Tfidf:
     Parameters
     ----------
     counts : sparse matrix, shape (n, features)
-        `counts_of` the texts to fit.
+        Of the texts to fit.
     dim : int
         Directions.
     """
@@ -74,23 +50,18 @@ class Tfidf:
         self.idf: Floats = np.asarray(weighing.idf_)
         self.directions: Floats = np.ascontiguousarray(svd.components_.T)  # (features, dim)
 
-    def __call__(self, counts: Any) -> Floats:
+    def __call__(self, counts: Counts) -> Floats:
         """Return directions, shape (n, dim)."""
-        from sklearn.preprocessing import normalize
-
-        weights = counts.astype(np.float64)
-        np.log(weights.data, out=weights.data)
-        weights.data += 1.0
-        weights.data *= self.idf[weights.indices]
-        return np.asarray(normalize(weights, copy=False) @ self.directions)
+        weights = (np.log(counts.counts) + 1.0) * self.idf[counts.features]
+        return directed(weights, counts.features, counts.starts, self.directions)
 
     def as_json(self) -> dict[str, Any]:
         """Return what is fitted, JSON-plain; directions of features that no text had are None."""
         known: list[bool] = (np.abs(self.directions).sum(axis=1) > 0.0).tolist()
         rows = zip(self.directions.tolist(), known, strict=True)
         return {
-            "ngrams": list(PIPELINE["ngram_range"]),
-            "features": PIPELINE["n_features"],
+            "ngrams": list(NGRAMS),
+            "features": FEATURES,
             "dim": self.directions.shape[1],
             "idf": self.idf.tolist(),
             "directions": [row if there else None for row, there in rows],

@@ -9,6 +9,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.errors import UsageError
@@ -16,6 +18,8 @@ from llmqueue_gym.queueing.live import live_observation
 from llmqueue_gym.workloads import embeddings
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, WORDLLAMA, embed_texts, read_contexts
 from llmqueue_gym.workloads.encoder import TextEncoder
+from llmqueue_gym.workloads.fitted import Tfidf
+from llmqueue_gym.workloads.ngrams import FEATURES, NGRAMS, counts_of, utf8
 from llmqueue_gym.workloads.sources.log_file import read_log
 
 pytest.importorskip("sklearn", reason="turning texts into contexts needs the extra data")
@@ -45,6 +49,32 @@ def _made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     made_up = {WORDLLAMA: lambda model: embeddings.Encoder([str(model)], lambda: encode)}
     monkeypatch.setattr(embeddings, "_ENCODERS", made_up)
+
+
+@given(st.lists(st.text(st.characters(codec=None), max_size=30), max_size=4))
+@example(["", "ab", "abc", "  A \t\n b  ", "\u0130I\u00df \ud800", "\U0001f600" * 7, "x" * 300])
+def test_n_grams_are_counted_as_scikit_learn_does(texts: list[str]) -> None:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    options = {"ngram_range": NGRAMS, "n_features": FEATURES, "alternate_sign": False}
+    vectorizer = HashingVectorizer(analyzer="char", norm=None, **options)
+    found = counts_of(texts).sparse()
+    assert found.shape == (len(texts), FEATURES)
+    if texts:
+        expected = vectorizer.transform([utf8(text).decode() for text in texts])
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+
+
+def test_weights_are_the_tf_idf_of_scikit_learn() -> None:
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    counts = counts_of(TEXTS)
+    fitted = Tfidf(counts.sparse()[:100], 5)
+    weighing = TfidfTransformer(sublinear_tf=True).fit(counts.sparse()[:100])
+    expected = weighing.transform(counts.sparse()) @ fitted.directions
+    np.testing.assert_allclose(fitted(counts), expected, rtol=1e-12, atol=1e-12)
+    assert np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -133,8 +133,7 @@ def _innermost(order: list[str]) -> list[int]:
     """Most that each of the sorted texts shares with TEMPLATED - 1 others, 0 if it is too short."""
     lengths = [0] * len(order)
     for start in range(len(order) - TEMPLATED + 1):
-        shared = _common(order[start], order[start + TEMPLATED - 1])
-        if shared >= TEMPLATE_LENGTH:
+        if shared := _long(order[start], order[start + TEMPLATED - 1]):
             for i in range(start, start + TEMPLATED):
                 lengths[i] = max(lengths[i], shared)
     return lengths
@@ -145,11 +144,19 @@ def _outermost(order: list[str]) -> list[int]:
     lengths = [0] * len(order)
     start = 0
     for stop in range(1, len(order) + 1):
-        if stop == len(order) or _common(order[stop - 1], order[stop]) < TEMPLATE_LENGTH:
+        if stop == len(order) or not _long(order[stop - 1], order[stop]):
             if stop - start >= TEMPLATED:
                 lengths[start:stop] = [_common(order[start], order[stop - 1])] * (stop - start)
             start = stop
     return lengths
+
+
+def _long(one: str, other: str) -> int:
+    """Length of the beginning that two different texts share; 0 if no template is so short."""
+    if one[:TEMPLATE_LENGTH] != other[:TEMPLATE_LENGTH]:  # most texts: a glance will do
+        return 0
+    shared = _common(one, other)
+    return shared if shared >= TEMPLATE_LENGTH else 0
 
 
 def _common(one: str, other: str) -> int:
