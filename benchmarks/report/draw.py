@@ -253,7 +253,10 @@ def draw_clock(
 
 
 def spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
-    """Put names beside, above or below their points, where they cover no name and no point."""
+    """Put names beside, above or below their points, where they cover no name and no point.
+
+    A grey one that finds no such place is left out: the first panel names all.
+    """
     figure.draw_without_rendering()  # only then is it known where the points are
     points = axis.transData.transform([name.xy for name in names]) if names else np.zeros((0, 2))
     taken = [Bbox.from_bounds(x - _POINT, y - _POINT, 2 * _POINT, 2 * _POINT) for x, y in points]
@@ -271,6 +274,10 @@ def spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
             free = not any(box.overlaps(other) for other in taken)
             if free and axis.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1:
                 break
+        else:
+            if (name.arrowprops or {}).get("color") == REST["color"]:
+                name.set_visible(False)
+                continue
         taken.append(box)
 
 

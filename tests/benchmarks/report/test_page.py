@@ -1,5 +1,6 @@
 """The HTML page: self-contained and safe whatever it is told, and at work in a headless browser."""
 
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import ORIGIN, board_of, deploy_cell, queue_cell
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from plotly.offline import get_plotlyjs
 
 from benchmarks.report import board_markdown, board_tables, draw, draw_figure
@@ -161,6 +164,23 @@ def test_hostile_names_stay_text_in_markdown_terminal_and_pictures(board, tmp_pa
 
 def test_letters_that_the_pictures_font_lacks_become_question_marks():
     assert draw.picture_text("é数ж🎉\u202e$") == "é?ж?\ufffd\\$"
+
+
+def test_names_of_grey_points_without_a_free_place_are_left_out() -> None:
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([0.5] * 30, "o")
+    options = {"xytext": (5, 0), "textcoords": "offset points"}
+    names = [
+        axis.annotate(f"agent {i}", (0.5, 0.5), arrowprops={"color": colour}, **options)
+        for i, colour in enumerate(["#0072B2"] * 2 + [str(draw.REST["color"])] * 30)
+    ]
+    draw.spread(figure, axis, names)
+    shown = [name for name in names if name.get_visible()]
+    boxes = [Text.get_window_extent(name) for name in shown]
+    assert {names[0], names[1]} <= {*shown}
+    assert 4 < len(shown) < len(names)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize("name", ["curves", "scores", "profiles", "decision-time"])
