@@ -254,6 +254,7 @@ class LLMServeEnv(SuiteEnv):
     | rewards | preset | ``{"kept", "holding", "lost", "late", "price", "sla"}`` |
     | log | None | with ``preset="from-log"``: a file, or ``{"path", "columns", "min_rows", "context_dim"}`` |
     | instance_seed | None | fixes the instance |
+    | disguise | None | number of a held-out variant: LLMs, replicas and kinds of query in another order, figures a little off |
     | flat_observation | False | observe one float32 vector: the keys in alphabetical order |
 
     ```python
@@ -295,6 +296,7 @@ class LLMServeEnv(SuiteEnv):
         rewards: Settings | None = None,
         log: Settings | str | None = None,
         instance_seed: int | None = None,
+        disguise: int | None = None,
         render_mode: str | None = None,
         flat_observation: bool = False,
     ) -> None:
@@ -302,6 +304,7 @@ class LLMServeEnv(SuiteEnv):
             preset,
             instance_seed,
             log,
+            disguise,
             queries=queries,
             llms=llms,
             replicas=replicas,

@@ -15,6 +15,7 @@ from llmqueue_gym import checks
 from llmqueue_gym.deployment.streams import CatalogStream
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
+from llmqueue_gym.serving.disguised import disguised
 from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
 from llmqueue_gym.serving.presets import (
     CATALOG,
@@ -32,7 +33,7 @@ from llmqueue_gym.workloads.rows import find_file, read_rows
 QUANTILES = 4096  # equally likely lengths that stand for a lognormal law
 
 Queries = tuple[NDArray[np.float32], Floats]
-"""Contexts (P, d) and utilities (P, N)."""
+"""Contexts (P, d) and P(an answer is kept) (P, N)."""
 
 
 class ServingTask:
@@ -46,6 +47,8 @@ class ServingTask:
         The log that ``"from-log"`` is fitted on; see `llmqueue_gym.serving.fit.fit_serving`.
     instance_seed : int, optional
         Fixes the instance.
+    disguise : int, optional
+        Number of a held-out variant (`llmqueue_gym.serving.disguised`).
     **given
         Settings of `DEFAULTS`; None leaves one as it is.
 
@@ -70,8 +73,10 @@ class ServingTask:
         preset: str | None = None,
         instance_seed: int | None = None,
         log: Any = None,
+        disguise: int | None = None,
         **given: Any,
     ) -> None:
+        self._disguise = None if disguise is None else checks.count("disguise", disguise, 0)
         settings = settings_of(preset, given, log)
         self.arrivals = make_arrivals(settings["arrivals"])
         self._load, rate = _read_rates(settings)
@@ -100,7 +105,7 @@ class ServingTask:
                 f"tokens: law={settings['tokens']['law']!r} contradicts a replica with 'finish', a "
                 "probability a slot, which needs the law 'geometric'; give it 'base_seconds' (W)"
             )
-        self.public = ServingInstance(
+        self._plain = ServingInstance(
             *queries,
             lengths=lengths,
             inputs=inputs,
@@ -120,6 +125,7 @@ class ServingTask:
             rewards=_read_rewards(settings["rewards"]),
             kinds=() if self.drawn else _names(settings["queries"]),
         )
+        self.public = self._in_disguise(self._plain)
         if not self.drawn:
             self.public = self._loaded(self.public)
         elif instance_seed is not None:
@@ -138,10 +144,14 @@ class ServingTask:
         """Return an instance; always the same one unless they are drawn."""
         if not self.drawn:
             return self.public
-        contexts, utilities = self._draw_queries(rng)
-        success = 1.0 / (1.0 + np.exp(-utilities))
-        instance = replace(self.public, contexts=contexts, success=success)
-        return self._loaded(instance)
+        contexts, success = self._draw_queries(rng)
+        instance = replace(self._plain, contexts=contexts, success=success)
+        return self._loaded(self._in_disguise(instance))
+
+    def _in_disguise(self, instance: ServingInstance) -> ServingInstance:
+        if self._disguise is None:
+            return instance
+        return disguised(instance, self._disguise, self.drawn)
 
     def _loaded(self, instance: ServingInstance) -> ServingInstance:
         """Set the arrival rate for which the load is the one that was asked for."""
@@ -179,15 +189,20 @@ class ServingTask:
         else:
             workload = make_workload(given, num_llms=num_llms, context_dim=None, assortment_size=1)
             self._draw_queries = partial(_draw_workload, workload)
-        contexts, utilities = self._draw_queries(np.random.default_rng(0))
+        contexts, success = self._draw_queries(np.random.default_rng(0))
         count = len(contexts)
         share, tokens = np.full(count, 1.0 / count), np.full(count, mean)
-        return contexts, share, utilities, tokens, np.full(count, impatience)
+        return contexts, share, success, tokens, np.full(count, impatience)
 
 
 def _draw_workload(workload: Workload, rng: np.random.Generator) -> Queries:
     drawn = workload.draw(rng)
-    return drawn.contexts, drawn.utilities
+    return drawn.contexts, _kept(drawn.utilities)
+
+
+def _kept(utilities: Floats) -> Floats:
+    """P(an answer is kept), by its utility."""
+    return np.asarray(1.0 / (1.0 + np.exp(-utilities)))
 
 
 class Llms(NamedTuple):
@@ -241,7 +256,7 @@ def _draw_graded(size: int, dim: int, quality: Floats, rng: np.random.Generator)
     contexts[:, -1] = 1.0
     theta = rng.standard_normal((len(quality), dim))
     theta[:, -1] = np.log(quality / (1.0 - quality))
-    return contexts, np.asarray(contexts @ theta.T)
+    return contexts, _kept(contexts @ theta.T)
 
 
 def _read_replicas(

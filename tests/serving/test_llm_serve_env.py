@@ -20,7 +20,7 @@ VARIANTS = [
     {"preset": "tiny-pair", "load": 0.7},
     LEAVING,
     {"preset": "autoscale", "update_every": 40, "loading": 25, "instance_seed": 3, "window": 5},
-    {"preset": "streaming", "dispatches": 1, "window": 3},
+    {"preset": "streaming", "dispatches": 1, "window": 3, "disguise": 2},
 ]
 
 
@@ -126,6 +126,7 @@ def test_mean_slots_are_those_of_the_law(tmp_path):
         ({"dispatches": 0}, "dispatches=0"),
         ({"window": 1.5}, "window=1.5"),
         ({"instance_seed": -1}, "instance_seed=-1"),
+        ({"disguise": -1}, "disguise=-1"),
         ({"flat_observation": 1}, "flat_observation=1"),
         ({"render_mode": "human"}, "render_mode='human'"),
         ({"rewards": {"keeps": 1.0}}, "did you mean 'kept'"),

@@ -86,6 +86,8 @@ def test_a_plan_of_held_out_seeds_is_one_of_held_out_variants(tmp_path):
         task = {"env": "LLMDeploy-v0", "horizon": 50, "kwargs": {"instance": "catalog"}}
         tasks = [{**task, "name": name} for name in ("a", "b")]
         tasks.append({"env": "LLMQueue-v0", "horizon": 50, "name": "drawn-anew"})
+        serve = {"env": "LLMServe-v0", "horizon": 50, "kwargs": {"preset": "tiny-pair"}}
+        tasks.append({**serve, "name": "serve"})
         suite = parse_suite("s", {"seeds": 1, "agents": [], "task": tasks})
         cells = make_plan(suite, held_out=secret and HeldOut(tmp_path / "none", secret)).cells
         return {cell.spec["task"]["name"]: cell.spec["task"]["kwargs"] for cell in cells}
@@ -96,4 +98,5 @@ def test_a_plan_of_held_out_seeds_is_one_of_held_out_variants(tmp_path):
     assert held["drawn-anew"] == public["drawn-anew"]
     numbers = {held[name]["instance"]["disguise"] for name in ("a", "b")}
     assert len(numbers) == 2
+    assert held["serve"].keys() - public["serve"].keys() == {"disguise"}
     assert plan(b"y" * 20)["a"] != held["a"]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from benchmarks.problems.interface import Problem
+
+
+def _disguised(kwargs: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    return {**kwargs, "disguise": number}
+
 
 SERVING = Problem(
     name="serving",
@@ -11,6 +19,7 @@ SERVING = Problem(
     references={"oracle": "oracle", "random": "random-dispatch"},
     oracle="optimum, or the best rule",
     horizon_argument="max_episode_steps",
+    disguised=_disguised,
     action_layout="[window slot, replica] * A + [LLM] * R",
     warm=("random-dispatch",),
 )
