@@ -1,7 +1,10 @@
 """Time that the router adds to a request of LiteLLM, and what grows with the number of requests.
 
-python -m benchmarks.measure.litellm [--requests 100000]: 20 LLMs, contexts of 128 numbers, 64
-requests at a time; the rest of LiteLLM is left out, so the figures are the router's own.
+python -m benchmarks.measure.litellm [--requests 100000] [--think 1]: 20 LLMs, contexts of 128
+numbers, 64 callers at a time, two questions a session; in one process, without HTTP and without the
+rest of LiteLLM, so the figures are the router's own. ``--think`` is how long an LLM takes for an
+answer, in seconds: 0 asks as fast as one thread can choose, and every caller then waits for the 63
+others.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -21,46 +23,40 @@ from baselines.interface import QueueProblem
 from baselines.registry import make_agent
 
 LLMS, DIM, AT_ONCE = 20, 128, 64
-WORDS = [
-    "poem",
-    "rain",
-    "proof",
-    "prime",
-    "python",
-    "loop",
-    "river",
-    "song",
-    "theorem",
-    "class",
-    "integral",
-    "verse",
-]
+WORDS = ("poem", "rain", "proof", "prime", "python", "loop", "river", "song", "theorem", "class")
 
 
-async def serve(router: Any, requests: int, texts: list[str], think: float) -> list[float]:
-    """Return the seconds that every choice took; callers wait ``think`` seconds for an answer."""
+async def serve(router: Any, first: int, last: int, texts: list[str], think: float) -> list[float]:
+    """Return the seconds that each of the requests first, ..., last - 1 waited for its choice."""
     deployments = [{"litellm_params": {"model": llm}} for llm in router.router.llms]
-    taken: list[float] = []
+    waited: list[float] = []
 
-    async def caller(first: int) -> None:
-        for i in range(first, requests, AT_ONCE):
-            metadata: dict[str, Any] = {"session_id": f"s{i // 2 % 5000}"}
+    async def caller(own: int) -> None:
+        await asyncio.sleep(think * own / AT_ONCE)
+        for i in range(first + own, last, AT_ONCE):
+            metadata: dict[str, Any] = {"session_id": f"s{i // (2 * AT_ONCE)}-{own}"}
             request: dict[str, Any] = {"metadata": metadata, "model": "auto"}
             messages = [{"role": "user", "content": texts[i % len(texts)]}]
             start = time.perf_counter()
             left = await router.async_filter_deployments("auto", deployments, messages, request)
-            taken.append(time.perf_counter() - start)
+            waited.append(time.perf_counter() - start)
+            await asyncio.sleep(think)
             metadata["deployment"] = left[0]["litellm_params"]["model"]
             answered = {"litellm_params": {"metadata": metadata}, "response_cost": 0.001}
             await router.async_log_success_event(answered, None, None, None)
-            await asyncio.sleep(think)
 
-    await asyncio.gather(*(caller(first) for first in range(AT_ONCE)))
-    return taken
+    await asyncio.gather(*(caller(own) for own in range(AT_ONCE)))
+    return waited
+
+
+def resident() -> float:
+    """Return the MB that this process holds in memory now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the figures, for ten times as many requests in every line."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     from llmqueue_gym.live.litellm import LearningRouter
     from llmqueue_gym.workloads.encoder import TextEncoder
@@ -72,31 +68,31 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     texts = [f"{' '.join(rng.choice(WORDS, 12))} {i}" for i in range(4000)]
-    encoder = TextEncoder(texts, DIM)
     problem = QueueProblem(LLMS, 1, DIM, 1, 1.0, arguments.requests)
     agent = make_agent(arguments.agent, problem, 0)
-    agent.encoder = encoder
+    agent.encoder = TextEncoder(texts, DIM)
     names = [f"maker/llm-{j}" for j in range(LLMS)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         router = LearningRouter(
             agent, names, "auto", state=Path(folder) / "state", timeout_ms=10_000.0
         )
-        for part in range(5):
-            start, cpu = time.perf_counter(), time.process_time()
-            taken = asyncio.run(serve(router, arguments.requests // 5, texts, arguments.think))
-            seconds = time.perf_counter() - start
+        done, most = 0, 1000
+        while done < arguments.requests:
+            last = min(most, arguments.requests)
+            cpu = time.process_time()
+            waited = asyncio.run(serve(router, done, last, texts, arguments.think))
             router.settle()
-            cpu = 1e3 * (time.process_time() - cpu) / len(taken)
-            low, median, high = (1e3 * np.quantile(taken, (0.05, 0.5, 0.95))).tolist()
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            cpu = 1e3 * (time.process_time() - cpu) / len(waited)
+            low, median, high = (1e3 * np.quantile(waited, (0.05, 0.5, 0.95))).tolist()
             disk = sum(file.stat().st_size for file in Path(folder).iterdir()) / 2**20
             print(
-                f"requests {part * len(taken):,} to {(part + 1) * len(taken):,}: median "
-                f"{median:.2f} ms, 5% {low:.2f}, 95% {high:.2f}; CPU {cpu:.2f} ms a request with "
-                f"its answer; {len(taken) / seconds:,.0f} a second; memory {memory:,.0f} MB at "
-                f"most, state {disk:.1f} MB; "
-                f"{dict(router.counts)}, {router.router.shared.learned.answers:,} learned"
+                f"requests {done:,} to {last:,}: processor time {cpu:.2f} ms a request with its "
+                f"answer; waited {median:.2f} ms at the median, 5% {low:.2f}, 95% {high:.2f}; "
+                f"resident {resident():,.0f} MB, state {disk:.1f} MB; "
+                f"{dict(router.counts)}, {router.router.shared.learned.answers:,} learned",
+                flush=True,
             )
+            done, most = last, 10 * most
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ __all__ = ["Budget", "LearningRouter"]
 KEPT = "llmqueue_gym_kept"
 """Key of a request's metadata: whether the user kept the session's last answer."""
 
+PAUSE = 0.001
+"""Seconds without a request after which answers are learned: whoever waits for a choice has it."""
+
 QUEUED = 256
 """Requests that wait for the agent beyond which new ones are left to LiteLLM at once."""
 
@@ -192,7 +195,8 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
             future = self._thread.submit(*work)
             if future is None:
                 return "busy", None, None
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             return "timeout", None, None
         except Exception as error:
@@ -303,13 +307,12 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
 
     def settle(self) -> None:
         """Wait until all that was heard so far is learned and in the file."""
-        for work in (self.router.learn, self.router.shared.catch_up):
-            if (future := self._thread.submit(work)) is not None:
-                future.result()
+        if (future := self._thread.submit(self.router.learn)) is not None:
+            future.result()
 
 
 class _Thread:
-    """Runs calls one after the other, and ``afterwards`` when none waits.
+    """Runs calls one after the other, and ``afterwards`` in a pause between them.
 
     It is daemonic, so that an agent that hangs stops nobody.
     """
@@ -329,16 +332,21 @@ class _Thread:
         return future
 
     def _run(self) -> None:
+        pause: float | None = None
         while True:
-            future, call, arguments = self._calls.get()
+            try:
+                future, call, arguments = self._calls.get(timeout=pause)
+            except queue.Empty:
+                self._afterwards()
+                pause = None
+                continue
+            pause = PAUSE
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(call(*arguments))
             except BaseException as error:
                 future.set_exception(error)
-            if self._calls.empty():
-                self._afterwards()
 
 
 def _metadatas(request: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -35,7 +35,10 @@ UNDER_WAY = 600.0
 RECENT = 64
 """Questions by which an application's template is told."""
 
-JUDGED = 256
+FRESH = 1.0
+"""Seconds after which a choice looks for what other workers have learned; `learn` always does."""
+
+JUDGED = 32
 """Answers at most that wait to be learned, while requests leave no time for it."""
 
 PROBE = "The quick brown fox jumps over the lazy dog; 1 + 1 = 2?"
@@ -168,6 +171,7 @@ class LiveRouter:
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._named: OrderedDict[str, Choice] = OrderedDict()  # by the answer's id, for feedback
         self._judged: list[tuple[Choice, bool]] = []  # and not learned yet
+        self._caught_up = 0.0  # with other workers
 
     def _try(self, context: Context) -> None:
         """Let a copy learn and choose: code is compiled and loaded now, and not by a request."""
@@ -250,7 +254,8 @@ class LiveRouter:
             The gateway chooses; the LLM returned is what the agent would have taken.
         """
         now = self._clock()
-        self.shared.catch_up()
+        if now - self._caught_up > FRESH:
+            self._catch_up()
         self._sweep(now)
         retrials = self._judge_before(session, text, kept)
         context = np.asarray(self.contexts(text), np.float32)
@@ -400,7 +405,7 @@ class LiveRouter:
             self.learn()
 
     def learn(self) -> None:
-        """Learn what was judged; it is in the files when this returns."""
+        """Learn what was judged, here and elsewhere; it is in the files when this returns."""
         judged, self._judged = self._judged, []
         entries, rows = [], []
         for choice, kept in judged:
@@ -410,9 +415,14 @@ class LiveRouter:
                 rows.append(json.dumps(self._row(choice, choice.llm, kept)) + "\n")
         if entries:
             self.shared.add(*entries)
+        self._catch_up()
         if rows and self._log is not None:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write("".join(rows))
+
+    def _catch_up(self) -> None:
+        self.shared.catch_up()
+        self._caught_up = self._clock()
 
     def _row(self, choice: Choice, llm: int, kept: bool) -> dict[str, Any]:
         """Return a judged answer as a row of docs/logs.md."""
