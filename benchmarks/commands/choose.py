@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 
 from baselines.registry import agent_spec
-from benchmarks.commands import FAILED, INTERRUPTED, OK
-from benchmarks.commands.logs import evaluation_json, read_columns
+from benchmarks.commands import FAILED, INTERRUPTED
+from benchmarks.commands.logs import evaluation_json
+from benchmarks.commands.reading import Reading
 from benchmarks.commands.run import run
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import load_suite
@@ -45,7 +47,7 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.fit import fit_serving
 from llmqueue_gym.workloads.pool import file_sha256
-from llmqueue_gym.workloads.sources.log_file import Log, read_log
+from llmqueue_gym.workloads.sources.log_file import Log
 from llmqueue_gym.workloads.sources.logs import describe_log, judge_outcomes
 
 AGENTS = ("fifo-best-mean", "LinTS", "offline-ridge", "knn-guard", "ACQB-OMD")
@@ -63,82 +65,90 @@ _WORTH = 100
 _ALWAYS, _SAVED = "baselines.queueing.heuristics:Always", "baselines.saving:SavedAgent"
 
 
-def choose_from_log(
-    path: Path,
-    out: Path,
-    *,
-    budget: float | None = None,
-    load: float | None = None,
-    agents: Sequence[str] = (),
-    seeds: int = 5,
-    horizon: int = 5000,
-    columns: Sequence[str] = (),
-    clip_scores: bool = False,
-    workers: int = 1,
-    as_json: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Asked:
+    """The log, and what the command was asked: see ``llmqueue-bench choose --help``."""
+
+    reading: Reading
+    out: Path
+    budget: float | None = None
+    load: float | None = None
+    agents: Sequence[str] = ()
+    seeds: int = 5
+    horizon: int = 5000
+    workers: int = 1
+
+
+def choose_from_log(asked: Asked, as_json: bool = False) -> int:
     """Judge policies on a log, play them under load, write the page; return the exit code."""
-    for name in agents:
+    for name in asked.agents:
         agent_kind(name)  # before a long log is read
-    if load is not None:
-        checks.number("load", load, "(0, 1)")
-    names = read_columns(columns)
-    log = read_log(str(path), names, clip_scores)
-    contexts = log.contexts()
-    document: dict[str, Any] = {"log": describe_log(log), "budget": budget, "refused": None}
-    options = shlex.join(w for item in columns for w in ("--column", item))
-    options += " --clip-scores" * clip_scores
-    document["commands"] = [f"llmqueue-bench logs show {shlex.quote(str(path))} {options}".strip()]
-    code = OK
+    if asked.load is not None:
+        checks.number("load", asked.load, "(0, 1)")
+    log = asked.reading.read()
+    document: dict[str, Any] = {"log": describe_log(log), "budget": asked.budget, "refused": None}
+    document["commands"] = [asked.reading.command("logs show")]
     try:
         check_log(log)
-        document["predictable"] = _predictable(log, contexts)
-        data = prepare(log, contexts)
-        if budget is not None:
-            check_budget(data, budget)
-        candidates = _judged(data, agents, budget, out)
-        document["candidates"] = [_candidate_json(data, one, budget) for one in candidates]
-        asked = " ".join(f"--agent {one.label}" for one in candidates if one.label == one.agent)
-        money = "" if budget is None else f" --budget {budget:g}"
-        document["commands"].append(
-            f"llmqueue-bench logs evaluate {shlex.quote(str(path))} {asked} --each-llm"
-            f"{money} {options}".strip()
-        )
-        choose(data, candidates, budget)  # nothing is played where nothing can be recommended
-        where = _load(log, path, names, load)
-        board, code = _played(log, candidates, where, names, clip_scores, out, budget, seeds,
-                              horizon, workers)  # fmt: skip
-        if board is None:
-            return code
-        suite = shlex.quote(str(out / "suite.toml"))
-        document["commands"].append(
-            f"llmqueue-bench run {suite} --data requests={shlex.quote(str(path))} "
-            f"--results {shlex.quote(str(out / 'results'))} --trust"
-        )
-        document["load"] = {**where, "tasks": _tasks_json(board)}
-        choice = choose(data, candidates, budget, _scores(board))
-        document |= _choice_json(data, candidates, choice, budget)
-        if (runs := document["runs"]) is not None:
-            runs["file"] = str(shutil.copyfile(runs["file"], out / "policy.llmq"))
+        code = _answered(asked, log, document)
     except CannotTellError as error:
         document["refused"] = {"why": error.why, "requests": error.requests}
         code = FAILED
+    if code == INTERRUPTED:
+        return code
     document["log_more"] = _log_more(log, document)
     document |= choice_words(document)
+    _written(document, asked.out, as_json)
+    return code
+
+
+def _answered(asked: Asked, log: Log, document: dict[str, Any]) -> int:
+    """Add what the three steps found to the document; return the exit code of the runs."""
+    reading, out, budget = asked.reading, asked.out, asked.budget
+    contexts = reading.vectors(log)
+    document["predictable"] = _predictable(log, contexts)
+    data = prepare(log, contexts)
+    if budget is not None:
+        check_budget(data, budget)
+    candidates = _judged(data, asked)
+    document["candidates"] = [_candidate_json(data, one, budget) for one in candidates]
+    named = [one.agent for one in candidates if one.label == one.agent]
+    words = [word for name in named for word in ("--agent", name)] + ["--each-llm"]
+    words += [] if budget is None else ["--budget", f"{budget:g}"]
+    document["commands"].append(reading.command("logs evaluate", *words))
+    choose(data, candidates, budget)  # nothing is played where nothing can be recommended
+    where = _load(log, asked)
+    board, code = _played(log, candidates, where, asked)
+    if board is None:
+        return code
+    document["commands"].append(
+        f"llmqueue-bench run {shlex.quote(str(out / 'suite.toml'))} "
+        f"--data {shlex.quote(f'requests={reading.path}')} "
+        f"--results {shlex.quote(str(out / 'results'))} --trust"
+    )
+    document["load"] = {**where, "tasks": _tasks_json(board)}
+    choice = choose(data, candidates, budget, _scores(board))
+    document |= _choice_json(data, candidates, choice, budget)
+    if (runs := document["runs"]) is not None:
+        runs["file"] = str(shutil.copyfile(runs["file"], out / "policy.llmq"))
+    return code
+
+
+def _written(document: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Write the page, and show it."""
     out.mkdir(parents=True, exist_ok=True)
     text = choice_markdown(document)
     write_text(out / "choice.md", text)
     write_text(out / "choice.html", choice_html(document))
     if as_json:
         print_json(document)
-        return code
+        return
     console = make_console()
     if console.is_terminal:
         console.print(Markdown(text))
     else:
         say(text)
     say(f"wrote {out / 'choice.html'}, {out / 'choice.md'}")
-    return code
 
 
 # --- step 1 and 2: on the log ---------------------------------------------------------------------
@@ -153,15 +163,14 @@ def _predictable(log: Log, contexts: Any) -> dict[str, Any] | None:
     return found and {key: found[key] for key in ("turns", "log_loss", "base_log_loss", "ece")}
 
 
-def _judged(
-    data: Prepared, agents: Sequence[str], budget: float | None, out: Path
-) -> list[Candidate]:
+def _judged(data: Prepared, asked: Asked) -> list[Candidate]:
     """Train, save and judge every candidate."""
+    budget = asked.budget
     llms = np.flatnonzero(data.supported).tolist()
-    encoder = None if data.log.texts is None else data.log.encoder()
+    encoder = asked.reading.encoder(data.log)
     entries: list[tuple[str, str, dict[str, Any]]] = []
     entries += [(f"always {data.log.llms[llm]}", _ALWAYS, {"llm": llm}) for llm in llms]
-    named = (*AGENTS, *(PACED if budget is not None else ()), *agents)
+    named = (*AGENTS, *(PACED if budget is not None else ()), *asked.agents)
     entries += [(name, name, {}) for name in dict.fromkeys(named)]
     found: list[Candidate] = []
     with Progress(console=make_console(stderr=True), transient=True) as progress:
@@ -174,7 +183,7 @@ def _judged(
                 continue
             agent, learned = train(data, name, settings, advance=step)
             agent.encoder = encoder
-            file: Path | None = out / "agents" / f"{len(found)}.llmq"
+            file: Path | None = asked.out / "agents" / f"{len(found)}.llmq"
             assert file is not None
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -199,13 +208,13 @@ def _candidate_json(data: Prepared, one: Candidate, budget: float | None) -> dic
 # --- step 3: under load ---------------------------------------------------------------------------
 
 
-def _load(log: Log, path: Path, columns: Mapping[str, str], load: float | None) -> dict[str, Any]:
+def _load(log: Log, asked: Asked) -> dict[str, Any]:
     """Return the load to play at, who says so, and how queries arrive."""
     arrivals = "at random" if log.time is None else "as logged"
-    if load is not None:
-        return {"load": load, "from": "--load", "arrivals": arrivals}
+    if asked.load is not None:
+        return {"load": asked.load, "from": "--load", "arrivals": arrivals}
     try:
-        fit = fit_serving(str(path), dict(columns)).settings()
+        fit = fit_serving(str(asked.reading.path), asked.reading.columns).settings()
     except UsageError:  # no log of service
         return {"load": LOAD, "from": "the log tells none", "arrivals": arrivals}
     mean = fit["tokens"]["mean"]
@@ -220,19 +229,9 @@ def _load(log: Log, path: Path, columns: Mapping[str, str], load: float | None) 
     return {"load": float(f"{found:.2g}"), "from": "the log's service", "arrivals": arrivals}
 
 
-def suite_text(
-    candidates: Iterable[Candidate],
-    where: Mapping[str, Any],
-    columns: Mapping[str, str],
-    clip_scores: bool,
-    budget: float | None,
-    seeds: int,
-    horizon: int,
-) -> str:
+def suite_text(candidates: Iterable[Candidate], where: Mapping[str, Any], asked: Asked) -> str:
     """Return the suite that plays the saved candidates on the log's own queries and arrivals."""
-    source: dict[str, Any] = {"source": "logs", "path": "{requests}"}
-    source |= {"columns": dict(columns)} if columns else {}
-    source |= {"clip_scores": True} if clip_scores else {}
+    source, columns = asked.reading.source("{requests}"), asked.reading.columns
     times = {"process": "trace", "path": "{requests}"}
     if "timestamp" in columns:
         times["column"] = columns["timestamp"]
@@ -248,13 +247,13 @@ def suite_text(
     tasks: list[tuple[str, str, list[str], dict[str, Any], list[dict[str, Any]]]]
     tasks = [("queue", "LLMQueue-v0", ["queueing"], queue, saved)]
     deployed = [{"name": one.agent} for one in candidates if one.paced and one.label == one.agent]
-    if budget is not None and deployed:
-        money = {"instance": {**source, "arrivals": {}}, "budget_per_query": budget}
-        money |= {"budget": "hard", "num_stages": max(1, horizon // 100)}
+    if asked.budget is not None and deployed:
+        money = {"instance": {**source, "arrivals": {}}, "budget_per_query": asked.budget}
+        money |= {"budget": "hard", "num_stages": max(1, asked.horizon // 100)}
         tasks.append(("budget", "LLMDeploy-v0", ["deployment"], money, deployed))
-    lines = ['description = "my own requests"', f"seeds = {seeds}", "agents = []"]
+    lines = ['description = "my own requests"', f"seeds = {asked.seeds}", "agents = []"]
     for name, env, tags, kwargs, agents in tasks:
-        own = {"name": name, "env": env, "horizon": horizon, "tags": [*tags, "real-data"]}
+        own = {"name": name, "env": env, "horizon": asked.horizon, "tags": [*tags, "real-data"]}
         own |= {"data": {"requests": "requests.csv"}, "kwargs": kwargs, "agents": agents}
         lines += ["", "[[task]]", *(f"{key} = {_toml(value)}" for key, value in own.items())]
     return "\n".join(lines) + "\n"
@@ -279,23 +278,13 @@ def _toml(value: Any) -> str:
 
 
 def _played(
-    log: Log,
-    candidates: Sequence[Candidate],
-    where: Mapping[str, Any],
-    columns: Mapping[str, str],
-    clip_scores: bool,
-    out: Path,
-    budget: float | None,
-    seeds: int,
-    horizon: int,
-    workers: int,
+    log: Log, candidates: Sequence[Candidate], where: Mapping[str, Any], asked: Asked
 ) -> tuple[Board | None, int]:
     """Run the suite; return its board and the exit code, or none if it was interrupted."""
-    suite, store = out / "suite.toml", Store(out / "results")
-    options = where, columns, clip_scores, budget, seeds, horizon
-    write_text(suite, suite_text(candidates, *options))
+    suite, store = asked.out / "suite.toml", Store(asked.out / "results")
+    write_text(suite, suite_text(candidates, where, asked))
     plan = make_plan(load_suite(str(suite)), data={"requests": log.path}, trust=True)
-    code = run(plan, store, LocalEngine(workers))
+    code = run(plan, store, LocalEngine(asked.workers))
     return (None, code) if code == INTERRUPTED else (load_board(store), code)
 
 

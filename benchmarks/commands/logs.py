@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.commands.options import read_pairs
+from benchmarks.commands.reading import Reading, read_columns
 from benchmarks.score.intervals import Interval, t_interval
 from benchmarks.score.logged import (
     ESTIMATES,
@@ -30,10 +29,8 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.fit import fit_serving
 from llmqueue_gym.workloads.arrivals import map_to_slots
-from llmqueue_gym.workloads.embeddings import read_contexts
 from llmqueue_gym.workloads.pool import printable
-from llmqueue_gym.workloads.prices import load_prices
-from llmqueue_gym.workloads.sources.log_file import Log, read_log
+from llmqueue_gym.workloads.sources.log_file import Log
 from llmqueue_gym.workloads.sources.logs import describe_log, judge_outcomes
 from llmqueue_gym.workloads.traces import WINDOWS, burstiness, read_times
 
@@ -112,19 +109,12 @@ def show_trace(
     )
 
 
-def show_log(
-    path: Path,
-    columns: Sequence[str],
-    as_json: bool,
-    clip_scores: bool = False,
-    prices: Path | None = None,
-) -> None:
+def show_log(reading: Reading, as_json: bool) -> None:
     """Print what a log holds and how well an outcome model fits it."""
-    listed = None if prices is None else load_prices(prices)
-    log = read_log(str(path), read_columns(columns), clip_scores, listed)
+    log = reading.read()
     found: dict[str, Any] = describe_log(log)
     try:
-        found["outcome_model"] = judge_outcomes(log, log.contexts())
+        found["outcome_model"] = judge_outcomes(log, reading.vectors(log))
     except UsageError as error:
         found["outcome_model"] = {"none": str(error)}
     if as_json:
@@ -141,7 +131,7 @@ def show_log(
             "" if row["mean_cost"] is None else f"{row['mean_cost']:.3g}",
         )
     distinct = found["queries"] if log.texts is None else f"{found['queries']:,} distinct texts"
-    say(f"{path}: {found['requests']:,} requests, {distinct}; read as {log.source}")
+    say(f"{reading.path}: {found['requests']:,} requests, {distinct}; read as {log.source}")
     say(f"kept answers are told by {log.told}")
     show_table(table)
     _say_notes(log)
@@ -206,14 +196,11 @@ def _print_model(found: Mapping[str, Any] | None) -> None:
 
 
 def show_evaluation(
-    path: Path,
+    reading: Reading,
     agents: Sequence[str],
     *,
-    columns: Sequence[str] = (),
-    clip_scores: bool = False,
     train_share: float = 0.5,
     cost_weight: float = 0.0,
-    contexts: str | None = None,
     seed: int = 0,
     draws: int = 10,
     each_llm: bool = False,
@@ -223,9 +210,8 @@ def show_evaluation(
     """Print the off-policy values of agents, and of each LLM alone if asked to."""
     for name in agents:
         agent_kind(name)  # before a long log is read
-    log = read_log(str(path), read_columns(columns), clip_scores)
-    vectors = log.contexts(how=None if contexts is None else read_contexts(contexts))
-    data = prepare(log, vectors, train_share, cost_weight)
+    log = reading.read()
+    data = prepare(log, reading.vectors(log), train_share, cost_weight)
     if budget is not None:
         check_budget(data, budget)
     found = _with_progress(data, agents, seed, draws, budget)
@@ -234,9 +220,9 @@ def show_evaluation(
             alone = np.tile(np.eye(len(log.llms))[llm], (len(data.judge), 1))
             found.append(judge_policy(data, alone, f"always {log.llms[llm]}"))
     if as_json:
-        print_json(_as_json(path, data, found, cost_weight, seed, budget))
+        print_json(_as_json(reading.path, data, found, cost_weight, seed, budget))
         return
-    _show_values(path, data, found, budget)
+    _show_values(reading.path, data, found, budget)
     say(
         f"learned on the first {len(data.train):,} requests, judged on {len(data.judge):,} "
         "of the others; 95% intervals; propensities "
@@ -352,25 +338,3 @@ def _shown(interval: Interval, spec: str = ".3f") -> str:
         return "none"
     value, low, high = (f"{number:{spec}}" for number in interval)
     return f"{value} [{low}, {high}]"
-
-
-def _column_file(path: Path) -> dict[str, str]:
-    """Read a JSON object {FIELD: NAME}; `read_log` checks what it says."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--column {str(path)!r}: not a JSON file ({error})") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"--column {str(path)!r}: expected {{FIELD: NAME}}")
-    return found
-
-
-def read_columns(items: Sequence[str]) -> dict[str, str]:
-    """Return fields and the names of their columns, of pairs and of JSON files of such pairs."""
-    found: dict[str, str] = {}
-    for item in items:
-        if item.endswith(".json") and "=" not in item:
-            found |= _column_file(Path(item))
-        else:
-            found |= read_pairs("--column", "FIELD=NAME, for example query=prompt", [item])
-    return found

@@ -35,6 +35,13 @@ Renamed = Annotated[
     ),
 ]
 Clipped = Annotated[bool, typer.Option(help="Count scores a little outside [0, 1] as 0 or 1.")]
+Listed = Annotated[
+    Path | None,
+    typer.Option("--prices", help="JSON of list prices, for requests that say no cost."),
+]
+Contexts = Annotated[
+    str | None, typer.Option("--contexts", help="How texts become contexts: tfidf-svd, wordllama.")
+]
 
 
 def report_command(
@@ -328,18 +335,18 @@ def logs_show(
     serving: Annotated[
         bool, typer.Option("--serving", help="Fit service times, lengths, patience, returns.")
     ] = False,
-    prices: Annotated[
-        Path | None, typer.Option(help="JSON of list prices, for requests that say no cost.")
-    ] = None,
+    prices: Listed = None,
+    contexts: Contexts = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a log's LLMs, their keep rates and costs, and how well they can be predicted."""
     from benchmarks.commands.logs import show_log, show_serving
+    from benchmarks.commands.reading import Reading
 
     if serving:
         show_serving(file, column or [], as_json)
         return
-    show_log(file, column or [], as_json, clip_scores, prices)
+    show_log(Reading(file, column or (), clip_scores, prices, contexts), as_json)
 
 
 def logs_evaluate(
@@ -347,13 +354,14 @@ def logs_evaluate(
     agent: Annotated[list[str], typer.Option(help="Agent: a name or mypackage.module:MyAgent.")],
     column: Renamed = None,
     clip_scores: Clipped = False,
+    prices: Listed = None,
+    contexts: Contexts = None,
     train_share: Annotated[
         float, typer.Option(help="Part that agents learn from.", callback=PART)
     ] = 0.5,
     cost_weight: Annotated[
         float, typer.Option(help="Reward given up per USD.", callback=NOT_NEGATIVE)
     ] = 0.0,
-    contexts: Annotated[str | None, typer.Option(help="tfidf-svd, wordllama, ...")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the agents.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Decisions a request.")] = 10,
     each_llm: Annotated[
@@ -367,15 +375,13 @@ def logs_evaluate(
 ) -> None:
     """Estimate what agents would have earned: IPS, self-normalised and doubly robust."""
     from benchmarks.commands.logs import show_evaluation
+    from benchmarks.commands.reading import Reading
 
     show_evaluation(
-        file,
+        Reading(file, column or (), clip_scores, prices, contexts),
         agent,
-        columns=column or [],
-        clip_scores=clip_scores,
         train_share=train_share,
         cost_weight=cost_weight,
-        contexts=contexts,
         seed=seed,
         draws=draws,
         each_llm=each_llm,
@@ -408,28 +414,20 @@ def choose_command(
     ] = None,
     column: Renamed = None,
     clip_scores: Clipped = False,
+    prices: Listed = None,
+    contexts: Contexts = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
     """Recommend a policy for the traffic of a log, or say why it cannot (exit code 1).
 
     Judges policies on the log, plays them under load, and writes choice.html and choice.md.
     """
-    from benchmarks.commands.choose import choose_from_log
+    from benchmarks.commands.choose import Asked, choose_from_log
+    from benchmarks.commands.reading import Reading
 
-    code = choose_from_log(
-        file,
-        out,
-        budget=budget,
-        load=load,
-        agents=agent or [],
-        seeds=seeds,
-        horizon=horizon,
-        columns=column or [],
-        clip_scores=clip_scores,
-        workers=workers or cores(),
-        as_json=as_json,
-    )
-    raise typer.Exit(code)
+    reading = Reading(file, column or (), clip_scores, prices, contexts)
+    asked = Asked(reading, out, budget, load, agent or (), seeds, horizon, workers or cores())
+    raise typer.Exit(choose_from_log(asked, as_json))
 
 
 def _parts(text: str) -> list[str]:

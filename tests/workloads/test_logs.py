@@ -18,6 +18,7 @@ from scipy.special import expit
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.interface import Agent
 from benchmarks.commands.logs import show_evaluation, show_log
+from benchmarks.commands.reading import Reading
 from benchmarks.score.logged import evaluate, judge_policy, prepare
 from llmqueue_gym.deployment.streams.sources import stream_fingerprint
 from llmqueue_gym.workloads import fingerprint, make_workload
@@ -632,7 +633,7 @@ def test_the_commands_print_tables_and_json(tmp_path, command):
 
 def test_an_agent_that_cannot_play_is_refused_before_the_log_is_read():
     with pytest.raises(ValueError, match="'myopic' plays serving tasks"):
-        show_evaluation(Path("nowhere.csv"), ["random", "myopic"])
+        show_evaluation(Reading(Path("nowhere.csv")), ["random", "myopic"])
 
 
 def test_columns_may_be_named_in_a_file(tmp_path, capsys):
@@ -640,14 +641,14 @@ def test_columns_may_be_named_in_a_file(tmp_path, capsys):
     path = Path(write(tmp_path / "log.csv", renamed))
     columns = tmp_path / "columns.json"
     columns.write_text('{"query": "prompt", "llm": "other"}')
-    show_log(path, [str(columns), "llm=model"], as_json=True)
+    show_log(Reading(path, [str(columns), "llm=model"]), as_json=True)
     assert json.loads(capsys.readouterr().out)["requests"] == 3
     for text in ('["query"]', "query=prompt"):
         columns.write_text(text)
         with pytest.raises(ValueError, match=r"--column '.*columns.json'"):
-            show_log(path, [str(columns)], as_json=True)
+            show_log(Reading(path, [str(columns)]), as_json=True)
     with pytest.raises(ValueError, match="the field stands first: query=prompt"):
-        show_log(path, ["prompt=query"], as_json=True)
+        show_log(Reading(path, ["prompt=query"]), as_json=True)
 
 
 def test_names_from_outside_never_reach_the_terminal_raw(tmp_path, command):

@@ -17,6 +17,7 @@ from scipy.special import expit
 
 from baselines.saving import load_agent
 from benchmarks.commands import choose as command
+from benchmarks.commands.reading import Reading
 from benchmarks.plan.suite import load_suite
 from benchmarks.report.choice import choice_words
 from benchmarks.run.engines import Outcome
@@ -223,10 +224,10 @@ def test_the_load_is_the_logs_own_where_it_tells_of_service(tmp_path):
             writer.writerow(["one", int(kept[row]), *times, 20])
     log, _ = simulate(400)
     log = replace(log, reward=kept)
-    found = command._load(log, tmp_path / "service.csv", {}, None)
+    found = command._load(log, command.Asked(Reading(tmp_path / "service.csv"), tmp_path))
     assert found["from"] == "the log's service"
     assert found["load"] == pytest.approx(2.0 / 5.0 / 0.8, rel=0.15)
-    given = command._load(log, tmp_path / "service.csv", {}, 0.3)
+    given = command._load(log, command.Asked(Reading(tmp_path / "service.csv"), tmp_path, load=0.3))
     assert given == {"load": 0.3, "from": "--load", "arrivals": "at random"}
 
 
@@ -314,9 +315,12 @@ def few_agents(monkeypatch):
 def test_the_command_recommends_plays_and_writes_what_it_names(
     tmp_path, bench, capsys, monkeypatch, few_agents
 ):
-    path, out = write_log(tmp_path / "log.csv", 600), tmp_path / "out"
+    path, out = write_log(tmp_path / "log.csv", 600, costs=False), tmp_path / "out"
+    prices = tmp_path / "list prices.json"
+    prices.write_text(json.dumps(dict(zip(("cheap", "dear"), PRICES.tolist(), strict=True))))
     asked = ("choose", path, "--out", out, "--horizon", "200", "--seeds", "2", "--workers", "1")
     asked += ("--column", "timestamp=at", "--budget", "0.008")
+    asked += ("--prices", prices, "--contexts", "tfidf-svd")
     assert bench(*asked, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     for key, kind in SCHEMA.items():
@@ -344,6 +348,11 @@ def test_the_command_recommends_plays_and_writes_what_it_names(
     assert router.llms == tuple(found["llms"])
     suite = load_suite(str(out / "suite.toml"))
     assert suite.tasks[0].kwargs["arrivals"]["column"] == "at"
+    for kwargs, name in zip(
+        (task.kwargs for task in suite.tasks), ("workload", "instance"), strict=True
+    ):
+        assert kwargs[name]["prices"] == {"cheap": 0.001, "dear": 0.01}
+        assert kwargs[name]["contexts"] == "tfidf-svd"
     page, text = ((out / f"choice.{form}").read_text("utf-8") for form in ("html", "md"))
     assert "<svg" in page
     for part in ("offline-ridge", "Under load: budget", "always dear, paced", "LearningRouter"):
@@ -351,6 +360,7 @@ def test_the_command_recommends_plays_and_writes_what_it_names(
         assert part in text
     for line in found["commands"]:
         assert str(path) in line
+    assert f"--prices '{prices}' --contexts tfidf-svd" in found["commands"][1]
     # The same command computes nothing anew, and says the same on the terminal.
     monkeypatch.setattr(command, "LocalEngine", Nowhere)
     assert bench(*asked) == 0
