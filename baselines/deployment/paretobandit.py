@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from baselines.deployment.base import StageAgent, features
 from baselines.interface import Action, DeployProblem, Observation
+from baselines.queueing.paretobandit import LEARNED
 from baselines.registry import agent
 from llmqueue_gym import checks
 from llmqueue_gym.errors import needing
 
 Floats = NDArray[np.float64]
+
+PACED = ("lambda_t", "cost_ema", "n_observations")
+"""Attributes of the package's pacer that change while it plays."""
 
 
 @agent("ParetoBandit", source="arXiv 2604.00136")
@@ -151,20 +155,56 @@ class ParetoBanditPackage(StageAgent):
 
     def __init__(self, problem: DeployProblem, seed: int) -> None:
         super().__init__(problem, seed)
+        self._seed = seed
+        self._router = self._made_router()
+        self._entries: dict[int, Any] = {}  # the registry entry of every LLM seen
+        self._shown: list[int] = []
+        self._logs: deque[Any] = deque()  # of the answers not rated yet
+
+    def _made_router(self) -> Any:
+        """Return a router that knows no LLM."""
         with needing('agent "paretobandit-router"', "the paretobandit package", "data"):
             from pareto_bandit import BanditRouter, FeatureService
             from pareto_bandit.budget_pacer import BudgetPacer
         logging.getLogger("pareto_bandit").setLevel(logging.ERROR)
-        self._router: Any = BanditRouter.create(
+        return BanditRouter.create(
             model_registry={},
             priors="none",
-            feature_service=FeatureService.for_precomputed(problem.context_dim + 1),
-            bandit_seed=seed,
-            budget_pacer=BudgetPacer(problem.budget),
+            feature_service=FeatureService.for_precomputed(self.problem.context_dim + 1),
+            bandit_seed=self._seed,
+            budget_pacer=BudgetPacer(self.problem.budget),
         )
-        self._entries: dict[int, Any] = {}  # the registry entry of every LLM seen
-        self._shown: list[int] = []
-        self._logs: deque[Any] = deque()  # of the answers not rated yet
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is saved: of the router prices, what it has learned, answers not rated."""
+        own = {k: v for k, v in self.__dict__.items() if k not in ("_router", "_entries", "_logs")}
+        bandit, pacer = self._router.bandit, self._router.budget_pacer
+        return own | {
+            "_router_prices": {k: entry["input_cost_per_m"] for k, entry in self._entries.items()},
+            "_router_learned": {name: getattr(bandit, name) for name in LEARNED},
+            "_router_paced": {name: getattr(pacer, name) for name in PACED},
+            "_router_logs": [(log.context_vector, log.selected_model) for log in self._logs],
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the router anew and give it what the saved one knew."""
+        from pareto_bandit.types import RoutingLog
+
+        prices, logs = state.pop("_router_prices"), state.pop("_router_logs")
+        learned, pacing = state.pop("_router_learned"), state.pop("_router_paced")
+        self.__dict__.update(state)
+        self._router, self._entries, self._logs = self._made_router(), {}, deque()
+        for llm, price in prices.items():
+            self._register(llm, price)
+        for owner, known in ((self._router.bandit, learned), (self._router.budget_pacer, pacing)):
+            for name, value in known.items():
+                setattr(owner, name, value)
+        if self._shown:
+            self._show()
+        for number, (context, name) in enumerate(logs):
+            log = RoutingLog(f"saved-{number}", 0.0, "", name, 0.0, 0.0, 0.0, context)
+            self._router.log_index[log.request_id] = log
+            self._logs.append(log)
 
     def deploy(self, observation: Observation, arrived: list[int]) -> Sequence[int]:
         """Register newcomers and rank by the router's own estimates."""
@@ -198,11 +238,14 @@ class ParetoBanditPackage(StageAgent):
         llms = self.open_llms(observation)
         if llms != self._shown:
             self._shown = llms
-            self._router.registry.clear()
-            self._router.registry.update({str(llm): self._entries[llm] for llm in llms})
+            self._show()
         name, log = self._router.route(features(observation))
         self._logs.append(log)
         return int(name)
+
+    def _show(self) -> None:
+        self._router.registry.clear()
+        self._router.registry.update({str(llm): self._entries[llm] for llm in self._shown})
 
     def update(
         self,

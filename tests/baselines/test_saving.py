@@ -30,8 +30,6 @@ FAST: dict[str, dict[str, Any]] = {
     "value-iteration": {"first": 20, "growth": 9.0},
     "known-value-iteration": {"first": 20, "growth": 9.0},
 }
-FOREIGN = {"paretobandit-router"}
-"""A router of another package that learns of new LLMs and paces its budget as it plays."""
 
 
 def made(name: str, kind: str) -> tuple[Any, Any]:
@@ -91,10 +89,6 @@ def test_a_saved_agent_plays_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     play = Play(env, kind)
     play.on(50, agent)
     path = tmp_path / "agent.zip"
-    if name in FOREIGN:
-        with pytest.raises(UsageError, match=r"agent\._router is a pareto_bandit.*cannot be saved"):
-            agent.save(path)
-        return
     agent.save(path)
     again = load_agent(path, problem)
     play.on(50, agent, again)
@@ -119,6 +113,23 @@ def test_a_router_of_another_package_remembers_what_is_not_judged_yet(tmp_path: 
     for name, matrix in agent._router.bandit.A.items():
         np.testing.assert_array_equal(matrix, again._router.bandit.A[name])
         assert matrix.trace() > 7.0
+
+
+def test_a_router_that_paces_a_budget_remembers_what_is_not_rated_yet(tmp_path: Path) -> None:
+    pytest.importorskip("pareto_bandit")
+    env: Any = gym.make("LLMDeploy-v0", reward_delay=30, disable_env_checker=True)
+    env.reset(seed=0)
+    problem = replace(DeployProblem(**env.unwrapped.problem), context_dim=2)
+    agent: Any = make_agent("paretobandit-router", problem, 3)
+    play = Play(env, "deployment")
+    play.on(60, agent)
+    assert len(agent._logs) == 30
+    agent.save(tmp_path / "agent.zip")
+    again: Any = load_agent(tmp_path / "agent.zip", problem)
+    play.on(60, agent, again)
+    assert again._router.budget_pacer.n_observations == 90
+    for name, matrix in agent._router.bandit.A.items():
+        np.testing.assert_array_equal(matrix, again._router.bandit.A[name])
 
 
 class Odd(Agent):
