@@ -189,17 +189,13 @@ def make_plan(
                 line_up = [players[entry]]
             else:
                 wanted = _trainings(task, entry, kwargs, content)[: len(own_seeds)]
-                made = [(t, trained_player(entry, t, kind, models)) for t in wanted]
-                line_up = [player for _, player in made if player is not None]
-                if len(line_up) < len(made):
-                    trainings |= {t.key: t for t, player in made if player is None}
-                    continue
-            if line_up[0].kind not in (None, kind):
+                line_up, lacking = _finished(wanted, entry, kind, models)
+                trainings |= lacking
+            if not line_up or line_up[0].kind not in (None, kind):
                 continue
             played.add(entry)
-            for player in line_up:
-                if player.curve is not None:
-                    curves.append({"task": task.name, "agent": entry.label, **player.curve})
+            own = {"task": task.name, "agent": entry.label}
+            curves += [{**own, **p.curve} for p in line_up if p.curve is not None]
             for seed, player in zip(own_seeds, itertools.cycle(line_up), strict=False):
                 spec = _spec(identity, player.identity, seed, player.protocol, content)
                 cells.append(Cell(spec, kwargs, player.model, is_walled(player.identity, trust)))
@@ -412,6 +408,15 @@ def _files_hash(*groups: Iterable[Path]) -> str:
 
 
 # --- trainings, data, packages --------------------------------------------------------------------
+
+
+def _finished(
+    wanted: Sequence[Training], entry: AgentEntry, kind: str, models: Path | None
+) -> tuple[list[Player], dict[str, Training]]:
+    """Return the agents that trainings made, or by key the trainings that are not finished."""
+    made = [(training, trained_player(entry, training, kind, models)) for training in wanted]
+    lacking = {training.key: training for training, player in made if player is None}
+    return [] if lacking else [player for _, player in made if player is not None], lacking
 
 
 def _trainings(
