@@ -171,6 +171,11 @@ def _settings(
     from benchmarks.run.engines import LocalEngine
     from benchmarks.submissions.check import Settings
 
+    if against is not None and not against.is_file():
+        raise UsageError(
+            f"--against {against} is no file: name published results, such as "
+            "benchmarks/results/quick.json.gz of a clone of llmqueue_gym"
+        )
     engine = LocalEngine(workers or cores(), timeout, hidden=[str(file.parent), *hidden])
     return Settings(engine, run_id, cells, suite, read_data(data or []), against, namespaces)
 

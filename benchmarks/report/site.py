@@ -35,6 +35,12 @@ from llmqueue_gym.errors import UsageError
 
 COMMITTED = Path("benchmarks/results")
 
+PLOTLY = "plotly.js"
+
+MOST_BYTES = 500_000
+"""Of each page and part, which a visitor waits for; plotly.js, loaded once, is ten times that. It
+is the pairs of agents that grow fast, with their square: 57 agents take 200 kB."""
+
 _SUITE_SCRIPTS = ("parts", "charts", "tables", "views", "load", "routes")
 _PLAIN_SCRIPTS = ("parts", "charts", "tables", "load", "site")
 
@@ -48,8 +54,17 @@ def write_board(
     entries = read_folder(submissions)
     suites = read_suites(results or committed(), entries, read_keys(submissions / KEYS))
     write_site(out, Site(suites, entries, repository))
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    say(f"wrote {out / 'index.html'} ({len(suites)} suites, {size / 1e6:.1f} MB in all)")
+    sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    largest = max(sizes.keys() - {out / PLOTLY}, key=lambda path: (sizes[path], path))
+    if sizes[largest] > MOST_BYTES:
+        raise UsageError(
+            f"{largest} has {sizes[largest]:,} bytes, and no page may have more than "
+            f"{MOST_BYTES:,}: split the suite, or give it fewer agents"
+        )
+    say(
+        f"wrote {out / 'index.html'} ({len(suites)} suites, {sum(sizes.values()) / 1e6:.1f} MB in "
+        f"all; the largest page, {largest.name}, has {sizes[largest] / 1e3:.0f} kB)"
+    )
 
 
 def committed() -> list[Path]:
@@ -83,7 +98,7 @@ def read_suites(
 def write_site(out: Path, site: Site) -> None:
     """Write all pages and what they load into a folder."""
     write_text(out / "style.css", template_text("page.css"))
-    write_text(out / "plotly.js", f'{get_plotlyjs()}\nwindow.dispatchEvent(new Event("plotly"));\n')
+    write_text(out / PLOTLY, f'{get_plotlyjs()}\nwindow.dispatchEvent(new Event("plotly"));\n')
     write_text(out / "suite.js", script_text(_SUITE_SCRIPTS))
     write_text(out / "board.js", script_text(_PLAIN_SCRIPTS))
     write_text(out / "index.html", rendered("home", root="", code="board", **site.home()))

@@ -257,6 +257,14 @@ def test_a_task_retires_when_the_best_interval_reaches_1_and_not_by_its_width(be
     assert board_of(cells).tasks[0].retired == retired
 
 
+def test_a_page_that_is_too_large_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.report.site.MOST_BYTES", 50_000)
+    with pytest.raises(
+        UsageError, match=r"has [\d,]+ bytes, and no page may have more than 50,000"
+    ):
+        write_board(tmp_path, [folder / "1.json.gz"], folder / "nothing")
+
+
 def test_wrong_input_is_named(folder, tmp_path):
     with pytest.raises(UsageError, match=r"--repository 'http://x' must read https://"):
         write_board(tmp_path, [folder / "0.json.gz"], folder / "in", "http://x")
