@@ -31,8 +31,10 @@ def test_every_line_says_what_it_was_and_what_is_aimed_at(monkeypatch):
     assert header[1:] == ["before", "now", "target"]
     assert first == [speed.SCALAR, "0.50", "1.00", ">= 0.55"]
     assert last == ["other", "", "2,000.00", ""]
-    monkeypatch.setattr("benchmarks.measure.agents._play_planned", lambda *_: ([1, 2], 9))
-    assert speed.cell_speed()["a step of a queueing cell beside its agent, us"] == 0.003
+    monkeypatch.setattr("benchmarks.measure.agents._play_planned", lambda *_: ([1, 3], 9.0))
+    cells = speed.cell_speed()
+    assert cells["StageRoute median us"] == 0.002
+    assert cells["a step of a queueing cell beside its agent, us"] == 9.0
     lanes = {name for name in environment_speed(0.01, lanes=2) if "x2" in name}
     measured = {name.replace("x2", "x1024") for name in lanes} | {speed.SCALAR}
     measured |= agent_speed(100).keys() | speed.cell_speed().keys()
