@@ -6,7 +6,7 @@ and who calls it, see `llmqueue_gym.deployment.lanes`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,11 +254,17 @@ def draw_answer(
     return reward, cost
 
 
-Problem = tuple[Terms, Stream, Truth]
+# `answer` takes plain tuples and names their entries itself: to read the names of as many arrays
+# from Python takes numba longer than a query.
+Arrays = tuple[Any, ...]
+Problem = tuple[Arrays, Arrays, Arrays]
+"""What `Terms`, `Stream` and `Truth` hold."""
 Queries = tuple[Ints, Bools, Ints, Floats]
 """Lanes (n,), deployment bits (n, N), LLMs that answer (n,), factors on their costs (n, 2)."""
-Record = tuple[State, Pending, Ledger]
-Seen = tuple[QueryOutcome, Shown, Masks]
+Record = tuple[Arrays, Arrays, Arrays]
+"""What `State`, `Pending` and `Ledger` hold."""
+Seen = tuple[Arrays, Arrays, Masks]
+"""What `QueryOutcome` and `Shown` hold, and the legal actions."""
 
 
 @compiled
@@ -269,10 +275,10 @@ def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, se
     several queries, at most to the end of its stage: the draws hold no more. Then `show` every
     lane. Return how many lanes began a stage, whose queries are to be drawn.
     """
-    terms, stream, truth = problem
+    terms, stream, truth = Terms(*problem[0]), Stream(*problem[1]), Truth(*problem[2])
     lanes, bits, llms, factors = queries
-    state, pending, ledger = record
-    outcome, shown, masks = seen
+    state, pending, ledger = State(*record[0]), Pending(*record[1]), Ledger(*record[2])
+    outcome, shown, masks = QueryOutcome(*seen[0]), Shown(*seen[1]), seen[2]
     begun, delay = 0, pending.llm.shape[1]
     allowed = np.zeros(state.deployed.shape[1], dtype=np.bool_)
     for i in range(len(lanes)):

@@ -119,6 +119,7 @@ class DeploymentDynamics:
         self._ledger = Ledger(
             floats(), floats(), floats(), floats(), bools(), ints(), ints(), ints()
         )
+        self._record = tuple(self._state), tuple(self._pending), tuple(self._ledger)
         self.query, self.stage = self._state.query, self._state.stage
         self.deployed = self._state.deployed
         self.count, self.used = self._state.answers, self._state.used
@@ -244,7 +245,7 @@ class DeploymentDynamics:
         assert self._stream is not None, "reset first"
         lanes = self._lanes if lanes is None else lanes
         bits, llms = np.ascontiguousarray(bits), np.ascontiguousarray(llms)
-        terms, state, factors = self._terms, self._state, np.empty((len(lanes), 2))
+        terms, factors = self._terms, np.empty((len(lanes), 2))
         if self._table is None:
             position = self.query - terms.starts[self.stage]
             log_costs(position, self._draws, lanes, llms, self._log_sd, self._log_mean, factors)
@@ -252,11 +253,11 @@ class DeploymentDynamics:
         outcome = QueryOutcome.empty(len(lanes), self.num_llms)
         self._shown, self._masks = shown, masks = self._room()
         begun = answer(
-            (terms, self._stream, self._truth),
+            (tuple(terms), tuple(self._stream), tuple(self._truth)),
             self._draws,
             (lanes, bits, llms, factors),
-            (state, self._pending, self._ledger),
-            (outcome, shown, masks),
+            self._record,
+            (tuple(outcome), tuple(shown), masks),
         )
         if begun:
             self._draw(np.unique(lanes[self.deploy_now[lanes]]))
