@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib.metadata import version
+from operator import lt
 from pathlib import Path
 from secrets import randbits
 from time import perf_counter, perf_counter_ns
@@ -303,14 +304,11 @@ def checked_action(
     InvalidActionError
         If it is anything else, or not within ``[0, choices)``.
     """
-    limits: list[int] = choices.tolist()
-    values = _whole_numbers(chosen)
-    for value, limit in zip(values, limits, strict=False):
-        if not 0 <= value < limit:
-            break
-    else:
-        if len(values) == len(limits):
-            return np.array(values, dtype=np.int64)
+    own, limits = _whole_numbers(chosen), choices.tolist()
+    if own is not None and own.shape == choices.shape:
+        values = own.tolist()
+        if min(values) >= 0 and all(map(lt, values, limits)):
+            return own
     raise InvalidActionError(
         f"agent {label!r} returned {chosen!r} in step {step}, a "
         f"{type(chosen).__name__}; an action is an integer numpy.ndarray, a list or a tuple "
@@ -318,15 +316,18 @@ def checked_action(
     )
 
 
-def _whole_numbers(chosen: object) -> list[Any]:
-    """Return the entries of an action; none if it is not of the types that are taken."""
+def _whole_numbers(chosen: object) -> Action | None:
+    """Return a copy of an action's entries; None if it is not of the types that are taken."""
     if type(chosen) is np.ndarray:
-        whole = chosen.dtype.kind in "iu" and chosen.ndim == 1
-        return chosen.tolist() if whole else []
-    if type(chosen) is list or type(chosen) is tuple:
-        whole = all(type(entry) is int or isinstance(entry, np.integer) for entry in chosen)
-        return [int(entry) for entry in chosen] if whole else []
-    return []
+        return chosen.astype(np.int64) if chosen.dtype.kind in "iu" else None
+    if type(chosen) is not list and type(chosen) is not tuple:
+        return None
+    if not all(type(entry) is int or isinstance(entry, np.integer) for entry in chosen):
+        return None
+    try:
+        return np.array([int(entry) for entry in chosen], dtype=np.int64)
+    except OverflowError:
+        return None
 
 
 def learning_curve(sums: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:

@@ -261,7 +261,7 @@ class LLMQueueEnv(SuiteEnv):
         }
 
     def _observe(self) -> Observation:
-        return {key: value[0] for key, value in self.dynamics.observe().items()}
+        return self.dynamics.observe(0)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the legal actions now, flat bool of length W + N K (MaskablePPO's method)."""

@@ -311,8 +311,13 @@ class QueueDynamics:
         waiting = np.empty((lanes, window), dtype=np.int8)
         return contexts, waiting, np.empty((3, lanes, window), dtype=np.float32)
 
-    def observe(self) -> dict[str, NDArray[np.generic]]:
+    def observe(self, lanes: slice | int = slice(None)) -> dict[str, NDArray[np.generic]]:
         """Return what the provider sees now, freshly allocated.
+
+        Parameters
+        ----------
+        lanes : slice or int
+            Of which lanes; of a single one without the axis B.
 
         Returns
         -------
@@ -326,14 +331,15 @@ class QueueDynamics:
             seen = self._new_seen()
             show(tuple(self._state), seen)
         contexts, waiting, times = seen
+        counts = self._state.counts
         return {
-            "contexts": contexts.reshape(self.num_lanes, self.window, self.context_dim),
-            "waiting": waiting,
-            "retrials": times[0],
-            "age": times[1],
-            "wait": times[2],
-            "queue_length": self.queue_length[:, None].astype(np.float32),
-            "feedback": self.feedback.copy(),
+            "contexts": contexts.reshape(self.num_lanes, self.window, self.context_dim)[lanes],
+            "waiting": waiting[lanes],
+            "retrials": times[0, lanes],
+            "age": times[1, lanes],
+            "wait": times[2, lanes],
+            "queue_length": counts[QUEUE_LENGTH, lanes, None].astype(np.float32),
+            "feedback": counts[FEEDBACK, lanes].copy(),
         }
 
     # ------------------------------------------------- the truth, for oracles

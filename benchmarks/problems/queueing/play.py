@@ -115,10 +115,11 @@ class Recorder:
         if self._dynamics.noise is not None:  # info is what was told
             info = {key: values[0] for key, values in self._dynamics.outcome._asdict().items()}
             info["queue_length"] = int(self._dynamics.queue_length[0])
-        trace, query, departed = self.trace, self._served, info["departed"]
-        served = query is not None
-        kept = info["kept_llm"] in self._shown
-        if (info["served"], departed, info["retried"]) != (served, kept, served and not kept):
+        trace, query = self.trace, self._served
+        served, kept = query is not None, info["kept_llm"] in self._shown
+        # NumPy's booleans are compared in a microsecond, Python's at once.
+        told = bool(info["served"]), bool(info["departed"]), bool(info["retried"])
+        if told != (served, kept, served and not kept):
             raise BrokenLawError(
                 f"slot {t + 1}: {dict(info)} is no answer to action {action.tolist()} with "
                 f"{len(self._window)} queries in the window"
@@ -129,7 +130,7 @@ class Recorder:
             self._window.pop(action.item(0))
             if self._backlog:
                 self._window.append(self._backlog.popleft())
-            if departed:
+            if kept:
                 self._left.add(query[1])
                 trace.departed[t], trace.sojourn[t] = True, t + 1 - query[1]
             else:

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.serving.dynamics import (
     ACTIVE,
+    DRAINING,
     EMPTY,
     IN_SERVICE,
     LLM,
     LOADING,
     PHASE,
+    PHASES,
     PLACE,
     QUEUED,
     RETRIALS,
     ROW,
+    SERVING,
     THINKING,
     UNUSED,
 )
@@ -56,9 +59,10 @@ class Timeline:
         self._bin = np.repeat(np.arange(bins), np.diff(self._edges))
         self._every = max(1, horizon // LOOKS)
         self._looks = np.bincount(self._bin[:: self._every], minlength=bins)
-        self._hosts = np.zeros((bins, replicas, instance.num_llms + 2), dtype=np.int64)
+        by_phase = (bins, replicas, len(PHASES), instance.num_llms)
+        self._hosts = np.zeros(by_phase, dtype=np.int64)
         self._active = np.zeros((bins, replicas), dtype=np.int64)
-        self._people = np.zeros((bins, 3), dtype=np.int64)
+        self._people = np.zeros((bins, 4), dtype=np.int64)  # as the dynamics count
         self._kinds = instance.kinds if len(instance.kinds) <= MOST_KINDS else ()
         self._by_attempt = np.zeros(4 * len(ATTEMPTS), dtype=np.int64)
         self._by_kind = np.zeros(4 * len(self._kinds), dtype=np.int64)
@@ -70,13 +74,9 @@ class Timeline:
             return
         state, into = dynamics.state, self._bin[t]
         replicas = state.replicas[0]
-        phase = replicas[:, PHASE]
-        hosts = np.where(
-            phase == EMPTY, NOTHING, np.where(phase == LOADING, LOADS, replicas[:, LLM])
-        )
-        self._hosts[into, self._each, hosts] += 1  # -1 and -2 are the last places
+        self._hosts[into, self._each, replicas[:, PHASE], replicas[:, LLM]] += 1
         self._active[into] += replicas[:, ACTIVE]
-        self._people[into] += state.counts[0, [QUEUED, IN_SERVICE, THINKING]]
+        self._people[into] += state.counts[0]
         queries = state.queries[0, : state.ends[0, UNUSED]]
         attempts = np.minimum(queries[:, RETRIALS], len(ATTEMPTS) - 1)
         codes = queries[:, PLACE] * len(ATTEMPTS) + attempts
@@ -88,10 +88,12 @@ class Timeline:
     def fleet(self) -> dict[str, Any]:
         """Return what `benchmarks.problems.kind.Fleet` holds, JSON-plain."""
         instance, looks = self._instance, self._looks[:, None]
-        hosts = self._hosts.argmax(axis=2)
-        hosts[hosts >= instance.num_llms] -= instance.num_llms + 2
+        loads, nothing = (self._hosts[:, :, phase].sum(axis=2) for phase in (LOADING, EMPTY))
+        busy = self._hosts[:, :, SERVING] + self._hosts[:, :, DRAINING]
+        hosts = np.dstack([busy, loads, nothing]).argmax(axis=2)
+        hosts[hosts >= instance.num_llms] -= instance.num_llms + 2  # `LOADS` or `NOTHING`
         load = self._active / (looks * instance.places)
-        people = self._people / looks
+        people = self._people[:, [QUEUED, IN_SERVICE, THINKING]] / looks
         used = sorted(set(hosts[hosts >= 0].tolist()))
         place = {llm: k for k, llm in enumerate(used)} | {NOTHING: NOTHING, LOADS: LOADS}
         return {

@@ -310,6 +310,7 @@ def test_agent_seed_differs_from_the_environments():
         [0, -1],
         [32, 0],
         [0, 5],
+        [2**70, 0],
         "ab",
         [[0], [0, 1]],
         [True, 0.5],
