@@ -253,9 +253,15 @@ def show(state: Arrays, seen: Arrays) -> None:
             age[lane, place] = now - window[lane, ARRIVED, place]
         for place in range(visible):
             wait[lane, place] = now - window[lane, JOINED, place]
-        for place in range(visible, size):
-            retrials[lane, place] = age[lane, place] = wait[lane, place] = 0.0
         for i in range(visible * dim):
             shown[lane, i] = contexts[lane, i]
-        for i in range(visible * dim, size * dim):
+        # Unsigned: of an index that may be negative each is checked, and no loop is vectorised.
+        first, last = np.uint64(visible), np.uint64(size)
+        for place in range(first, last):
+            retrials[lane, place] = 0.0
+        for place in range(first, last):
+            age[lane, place] = 0.0
+        for place in range(first, last):
+            wait[lane, place] = 0.0
+        for i in range(first * np.uint64(dim), last * np.uint64(dim)):
             shown[lane, i] = 0.0
