@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: setup leaderboard readme readme-check test test-plain lint types format docs board speed speed-guard clean
+.PHONY: setup leaderboard readme readme-check test test-plain lint types format docs board speed speed-page speed-guard clean
 
 setup: $(VENV)/.dev # for developers: all that the checks need
 
@@ -60,6 +60,10 @@ board: $(VENV)/.dev # after the docs, which empty their folder; REPOSITORY=https
 
 speed: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.measure.speed
+
+speed-page: $(VENV)/.dev # on a quiet machine: what docs/speed.md and the guard compare with
+	$(BIN)/python -m benchmarks.measure.speed --write-baseline benchmarks/measure/speed_baseline.json
+	$(BIN)/python -m benchmarks.measure.speed --before --page docs/speed.md
 
 speed-guard: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.measure.speed --guard benchmarks/measure/speed_baseline.json

@@ -20,6 +20,9 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 
 LANES = 1024
 ROUNDS = 12
+USUAL = {"B": 256, "W": 32, "N": 5, "d": 5}
+VARIED = {"B": (1, 16, 64, 1024), "W": (8, 128), "N": (20, 100), "d": (64, 384)}
+"""Lanes, window, LLMs and length of a context, of which one at a time is varied."""
 SCALAR, VECTOR = "LLMQueue-v0 / CartPole-v1", f"LLMQueue-v0 x{LANES} / CartPole-v1 x{LANES}"
 
 
@@ -143,3 +146,19 @@ def environment_speed(seconds: float, lanes: int = LANES) -> dict[str, float]:
         **{f"{name} steps/s": median(values) for name, values in speeds.items()},
         **{f"{a} / {b}": median_ratio(speeds[a], speeds[b]) for a, b in ratios},
     }
+
+
+def growth_speed(seconds: float) -> dict[str, float]:
+    """How a step of the vector environment grows, with one instance: us a lane and step."""
+    sizes = [USUAL, *(USUAL | {name: n} for name, many in VARIED.items() for n in many)]
+    names = [", ".join(f"{name}={n}" for name, n in size.items()) for size in sizes]
+
+    def maker(size: Mapping[str, int]) -> Callable[[], Any]:
+        arguments = {"window": size["W"], "num_llms": size["N"], "context_dim": size["d"]}
+        lanes, mode = size["B"], "vector_entry_point"
+        return lambda: _vector_env("LLMQueue-v0", lanes, mode, instance_seed=0, **arguments)
+
+    makers = {name: maker(size) for name, size in zip(names, sizes, strict=True)}
+    with _vectors(makers) as runners:
+        speeds = take_turns(runners, seconds)
+    return {f"a lane and step, {name}, us": 1e6 / median(values) for name, values in speeds.items()}

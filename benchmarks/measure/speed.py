@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from benchmarks.measure.environments import (
     VECTOR,
     cartpole_ratios,
     environment_speed,
+    growth_speed,
 )
+from benchmarks.report.tables import insert_between_markers, markdown_table
 from benchmarks.run.pool import ONE_THREAD
 from benchmarks.run.runner import provenance
 from benchmarks.run.store import write_text
@@ -107,6 +110,7 @@ def figures(seconds: float, horizon: int) -> dict[str, float]:
     """Measure everything that is printed."""
     return {
         **environment_speed(seconds),
+        **growth_speed(seconds),
         **agent_speed(horizon),
         **cell_speed(),
     }
@@ -160,6 +164,15 @@ def comparison(now: Mapping[str, float], before: Mapping[str, float]) -> list[li
     return rows
 
 
+def page(text: str, rows: Sequence[Sequence[str]], measured: Mapping[str, Any]) -> str:
+    """Return a page with the rows of a comparison, and what measured them, between its markers."""
+    versions = ", ".join(f"{name} {measured[name]}" for name in ("python", "numpy", "gymnasium"))
+    table = markdown_table(rows[0], rows[1:])
+    command, commit, machine = (measured[name] for name in ("command", "commit", "machine"))
+    source = f"`{command}` at commit {commit}: {versions}, on {machine}."
+    return insert_between_markers(text, "speed", f"{source}\n\n{table}")
+
+
 def _restart_with_one_thread() -> None:
     """Run this program again with one BLAS thread, as the workers of a benchmark run do."""
     if any(os.environ.get(name) != "1" for name in ONE_THREAD):
@@ -191,6 +204,9 @@ def main() -> None:
     output.add_argument(
         "--write-baseline", type=Path, metavar="FILE", help="measure and write the baseline"
     )
+    output.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the table into this page, docs/speed.md"
+    )
     options = parser.parse_args()
     if not options.seconds > 0 or options.horizon < 100:
         parser.error("--seconds must be positive and --horizon at least 100")
@@ -211,8 +227,12 @@ def main() -> None:
             document = {"figures": now, "before": before, "provenance": provenance(command)}
             print(json.dumps(document, indent=2))
             return
+        rows = comparison(now, before)
+        if options.page:
+            text = options.page.read_text(encoding="utf-8")
+            write_text(options.page, page(text, rows, provenance(command)))
         width = max(map(len, now))
-        for name, *cells in comparison(now, before):
+        for name, *cells in rows:
             print(f"{name:<{width}}", *(f"{cell:>14}" for cell in cells))
 
 

@@ -12,10 +12,12 @@ from benchmarks.measure.environments import (
     Runner,
     cartpole_ratios,
     environment_speed,
+    growth_speed,
     median_ratio,
     take_turns,
 )
 from benchmarks.measure.speed import comparison, guard, read_baseline, slowdowns, write_baseline
+from benchmarks.run.runner import provenance
 from llmqueue_gym.errors import UsageError
 
 
@@ -39,6 +41,25 @@ def test_every_line_says_what_it_was_and_what_is_aimed_at(monkeypatch):
     measured = {name.replace("x2", "x1024") for name in lanes} | {speed.SCALAR}
     measured |= agent_speed(100).keys() | speed.cell_speed().keys()
     assert speed.TARGETS.keys() <= measured
+
+
+def test_one_size_of_the_environment_is_varied_at_a_time(monkeypatch):
+    monkeypatch.setattr("benchmarks.measure.environments.USUAL", {"B": 4, "W": 3, "N": 5, "d": 5})
+    monkeypatch.setattr("benchmarks.measure.environments.VARIED", {"B": (2,), "d": (6,)})
+    grown = growth_speed(0.01)
+    sizes = ["B=4, W=3, N=5, d=5", "B=2, W=3, N=5, d=5", "B=4, W=3, N=5, d=6"]
+    assert list(grown) == [f"a lane and step, {size}, us" for size in sizes]
+    assert min(grown.values()) > 0
+
+
+def test_the_table_stands_between_the_marks_of_the_page():
+    text = "before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n"
+    written = speed.page(text, comparison({"a": 2.0}, {"a": 1.0}), provenance("python -m x"))
+    assert "| a | 1.00 | 2.00 |  |" in written
+    assert "`python -m x` at commit" in written
+    assert "old" not in written
+    assert written.startswith("before")
+    assert written.endswith("after\n")
 
 
 def test_a_commit_that_is_not_there_is_named():
