@@ -47,10 +47,11 @@ PROTOCOL_NOTES = {
     "pretrained": """\
 The agents of this table were trained before the runs that are scored, on the task's instance or,
 where every seed has an instance of its own, on the distribution of instances, and learn no more:
-*training steps* and *minutes* (*steps*, *min*) are what that cost. Agents trained offline, named
-above, never played it: they are given queries that never arrive with the quality of every LLM on
-them (ACQB-CL refines contexts by them and goes on learning). Agents that start
-ignorant have their own tables.
+*training steps* and *minutes* (*steps*, *min*) are what that cost. Of several *trainings* each
+played some of the seeds, and intervals are over trainings. Agents trained offline, named above,
+never played it: they are given queries that never arrive with the quality of every LLM on them
+(ACQB-CL refines contexts by them and goes on learning). Agents that start ignorant have their own
+tables.
 """
 }
 
