@@ -31,7 +31,7 @@ __all__ = ["Budget", "LearningRouter"]
 KEPT = "llmqueue_gym_kept"
 """Key of a request's metadata: whether the user kept the session's last answer."""
 
-PAUSE = 0.001
+PAUSE = 0.01
 """Seconds without a request after which answers are learned: whoever waits for a choice has it."""
 
 QUEUED = 256

@@ -6,6 +6,7 @@ Nothing here knows a gateway; `llmqueue_gym.live.litellm` is one.
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import time
@@ -108,6 +109,9 @@ class LiveRouter:
     teaches by failures and by `feedback` only. Texts stay in memory until their session's next
     question and are never written.
 
+    Workers of one state tell each other of sessions that they begin to see. An answer whose session
+    went on at another worker is judged by neither: nobody has both questions.
+
     An answer that was not kept is learned before its user's next one is chosen. What else was
     judged waits for `learn`, so that no request does.
 
@@ -160,6 +164,7 @@ class LiveRouter:
                 f"contexts gives {dim} numbers, the agent was made for {agent.problem.context_dim}"
             )
         self.shared = SharedAgent(state, agent, self.llms, probe)
+        self._shares = state is not None
         self._try(probe)
         self._log = None if log is None else Path(log)
         self._rng = np.random.default_rng(seed)
@@ -172,6 +177,7 @@ class LiveRouter:
         self._named: OrderedDict[str, Choice] = OrderedDict()  # by the answer's id, for feedback
         self._judged: list[tuple[Choice, bool]] = []  # and not learned yet
         self._caught_up = 0.0  # with other workers
+        self._begun: dict[str, float] = {}  # sessions of which nothing was open, and not told yet
 
     def _try(self, context: Context) -> None:
         """Let a copy learn and choose: code is compiled and loaded now, and not by a request."""
@@ -253,7 +259,7 @@ class LiveRouter:
         shadow : bool
             The gateway chooses; the LLM returned is what the agent would have taken.
         """
-        now = self._clock()
+        now, session = self._clock(), self._key(session)
         if now - self._caught_up > FRESH:
             self._catch_up()
         self._sweep(now)
@@ -280,6 +286,7 @@ class LiveRouter:
 
     def same_again(self, session: str | None, text: str) -> int | None:
         """Return the LLM that answered this very question of the session, for a tool's result."""
+        session = self._key(session)
         before = None if session is None else self._open.get(session)
         if session is None or before is None or before.text != text[:WHOLE]:
             return None
@@ -363,6 +370,8 @@ class LiveRouter:
         """Judge the session's last answer; return how often the question was asked before."""
         before = None if session is None else self._open.pop(session, None)
         if before is None:
+            if session is not None and self._shares:
+                self._begun[session] = self._clock()
             return 0
         again = self._asks_again(before.text, text[:WHOLE])
         kept = not again if kept is None else kept
@@ -407,7 +416,9 @@ class LiveRouter:
     def learn(self) -> None:
         """Learn what was judged, here and elsewhere; it is in the files when this returns."""
         judged, self._judged = self._judged, []
-        entries, rows = [], []
+        begun, self._begun = self._begun, {}
+        entries: list[dict[str, Any]] = [{"seen": begun}] if begun else []
+        rows = []
         for choice, kept in judged:
             assert choice.llm is not None
             entries.append(answer_entry(choice.context, choice.llm, kept, choice.retrials))
@@ -423,6 +434,18 @@ class LiveRouter:
     def _catch_up(self) -> None:
         self.shared.catch_up()
         self._caught_up = self._clock()
+        for session, time_seen in self.shared.seen.items():
+            choice = self._open.get(session)
+            if choice is not None and choice.time < time_seen:
+                del self._open[session]
+        self.shared.seen.clear()
+
+    def _key(self, session: str | None) -> str | None:
+        """Return what a session goes by: its name is kept nowhere."""
+        if session is None:
+            return None
+        salt = bytes.fromhex(self.shared.learned.salt)
+        return hashlib.blake2b(session.encode(), key=salt, digest_size=12).hexdigest()
 
     def _row(self, choice: Choice, llm: int, kept: bool) -> dict[str, Any]:
         """Return a judged answer as a row of docs/logs.md."""

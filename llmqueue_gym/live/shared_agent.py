@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +102,8 @@ class Learned:
         Answers paid for and their cost, by LLM.
     window, spent : int and float
         Number of the last budget window that something was spent in, and how much.
+    salt : str
+        What names of sessions are hashed with, the same for all workers.
     """
 
     agent: LiveAgent
@@ -112,6 +116,7 @@ class Learned:
     usd: list[float] = field(default_factory=list)
     window: int = 0
     spent: float = 0.0
+    salt: str = field(default_factory=partial(secrets.token_hex, 16))
 
     def __post_init__(self) -> None:
         self.calls, self.usd = [0] * len(self.llms), [0.0] * len(self.llms)
@@ -119,6 +124,8 @@ class Learned:
     def apply(self, entry: Mapping[str, Any]) -> None:
         """Learn from an answer or book what one cost; what an agent raises on is counted."""
         self.entries += 1
+        if "seen" in entry:
+            return  # it is for the routers
         if "usd" in entry:
             self._book(**entry)
             return
@@ -177,6 +184,13 @@ class SharedAgent:
     every : int
         Entries a snapshot.
 
+    Attributes
+    ----------
+    learned : Learned
+    seen : dict of str to float
+        When a worker saw a question of a session that it had not open, by the session's key, since
+        the router has last emptied it.
+
     Raises
     ------
     UsageError
@@ -192,6 +206,7 @@ class SharedAgent:
         every: int = SNAPSHOT_EVERY,
     ) -> None:
         self.learned = Learned(agent, tuple(llms), probe)
+        self.seen: dict[str, float] = {}
         self._path = None if path is None else Path(path)
         self._every = every
         self._lock: AbstractContextManager[Any] = nullcontext()
@@ -234,7 +249,9 @@ class SharedAgent:
                         new = file.read()
                     whole = new[: new.rfind(b"\n") + 1]
                     for line in whole.splitlines():
-                        self.learned.apply(json.loads(line))
+                        entry = json.loads(line)
+                        self.learned.apply(entry)
+                        self.seen |= entry.get("seen", {})
                     self._offset += len(whole)
             except FileNotFoundError:  # others have made two snapshots since
                 with self._lock:

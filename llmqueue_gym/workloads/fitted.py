@@ -102,15 +102,20 @@ class Principal:
 
 def unit(directions: NDArray[Any]) -> NDArray[np.float32]:
     """Scale rows to norm 1; a row of zeros stays."""
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    norms[norms < 1e-9] = np.inf
-    return np.asarray(directions / norms, dtype=np.float32)
+    return np.asarray(directions / _norms(directions), dtype=np.float32)
 
 
 def with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:
     """Scale rows to norm 1, append the constant, scale again."""
-    norms = np.linalg.norm(directions, axis=1, keepdims=True)
-    norms[norms < 1e-9] = np.inf
-    contexts = np.hstack([directions / norms, np.ones((len(directions), 1))])
-    contexts /= np.linalg.norm(contexts, axis=1, keepdims=True)
+    rows, dim = directions.shape
+    contexts = np.ones((rows, dim + 1))
+    np.divide(directions, _norms(directions), out=contexts[:, :dim])
+    contexts /= _norms(contexts)
     return contexts.astype(np.float32)
+
+
+def _norms(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return the norms of rows, shape (n, 1); infinity for a row of zeros."""
+    norms = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
+    norms[norms < 1e-9] = np.inf
+    return norms

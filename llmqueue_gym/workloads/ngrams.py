@@ -51,9 +51,10 @@ def counts_of(texts: Iterable[str]) -> Counts:
     for text in texts:
         plain = _SPACES.sub(" ", utf8(text).decode().lower()).encode()
         hashed = _features(np.frombuffer(plain, np.uint8), *NGRAMS)
-        found, times = np.unique(hashed, return_counts=True)
+        hashed.sort()
+        found, times = _counted(hashed)
         features.append(found)
-        counts.append(times.astype(np.float64))
+        counts.append(times)
         starts.append(starts[-1] + len(found))
     return Counts(np.concatenate(counts), np.concatenate(features), np.array(starts, np.int32))
 
@@ -97,6 +98,19 @@ def _hash(text: NDArray[np.uint8], begin: int, end: int) -> int:
     value = (value ^ value >> 13) * 0xC2B2AE35 & low
     value ^= value >> 16
     return (value if value < 2**31 else 2**32 - value) % FEATURES
+
+
+@compiled
+def _counted(ordered: Ints) -> tuple[Ints, Floats]:
+    """Return the different ones among sorted features, and how often each is there."""
+    features, counts = np.empty(len(ordered), np.int32), np.zeros(len(ordered))
+    last = -1
+    for feature in ordered:
+        if last < 0 or features[last] != feature:
+            last += 1
+            features[last] = feature
+        counts[last] += 1.0
+    return features[: last + 1], counts[: last + 1]
 
 
 @compiled

@@ -340,6 +340,22 @@ def test_a_worker_catches_up_over_any_number_of_snapshots_and_torn_lines(tmp_pat
         np.testing.assert_allclose(shared.learned.agent.regression.theta[0][:37], 0.5)
 
 
+def test_an_answer_whose_session_goes_on_at_another_worker_is_judged_by_neither(told, tmp_path):
+    (one, clock), (other, other_clock) = (make(patience=60.0, state=tmp_path / "s") for _ in "ab")
+    told.clear()  # of the trials
+    ask(one, "why is the sky blue", "anna")
+    ask(one, "name a river of Peru", "ben")
+    clock.now = other_clock.now = clock.now + 5.0
+    ask(other, "Why is the sky blue?", "anna")  # asks again, where nobody knows what was asked
+    for router in (one, other):
+        router.learn()
+    clock.now = other_clock.now = clock.now + 90.0
+    ask(one, "count to ten in French", "carl")
+    assert [kept for _, kept in told] == [True]  # Ben's
+    for file in tmp_path.iterdir():
+        assert b"anna" not in file.read_bytes()
+
+
 def test_a_snapshot_without_its_journal_is_read_with_the_one_before(tmp_path):
     from llmqueue_gym.state import write_state
 
