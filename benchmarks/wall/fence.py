@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from llmqueue_gym.errors import UsageError
+
 NAMESPACES, PROCESS = "namespaces", "process"
 """How an agent is kept in: by the kernel, or only by having a process of its own."""
 
@@ -62,7 +64,18 @@ def enclose(hidden: Iterable[str], kept: Iterable[str], folder: str) -> str:
         What is to be seen all the same, where it lies below something hidden.
     folder : str
         Empty folder to work in, where there are no namespaces.
+
+    Raises
+    ------
+    UsageError
+        If all of a folder is to be seen in which there are sockets and files of others.
     """
+    if sys.platform == "linux":
+        for path in set(map(os.path.realpath, kept)).intersection(_HIDDEN):
+            raise UsageError(
+                f"{path} is on Python's path, and holds what agents must not see: put the agent "
+                "into a folder of its own, and run there"
+            )
     if sys.platform == "linux" and _new_namespaces():
         end_with_parent()  # new credentials have made the kernel forget it
         _relay()  # a process sees its new process namespace only in its children, ...

@@ -20,6 +20,7 @@ from benchmarks.run.runner import agent_seed
 from benchmarks.run.store import Store
 from benchmarks.score.export import ExportedRun, export_run
 from benchmarks.wall import fence, wire
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import OfflineData
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the wall needs POSIX processes")
@@ -148,6 +149,14 @@ def test_a_module_is_found_and_nothing_imported(tmp_path, monkeypatch):
     assert find_module("loud.agents").origin == str(tmp_path / "loud/agents.py")
     assert [find_module(name) for name in ("loud.none", "nowhere.at.all", "math.pi")] == [None] * 3
     assert "loud" not in sys.modules
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is hidden")
+def test_a_folder_of_everybodys_files_is_not_shown_because_it_is_on_the_path(tmp_path):
+    """There lie the sockets of other runs, whose fork servers start whatever they are sent."""
+    (tmp_path / "same").symlink_to("/tmp")
+    with pytest.raises(UsageError, match="/tmp is on Python's path"):
+        fence.enclose((), [str(tmp_path / "same")], str(tmp_path))
 
 
 def test_only_named_variables_are_passed_on(monkeypatch):
