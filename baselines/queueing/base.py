@@ -164,7 +164,7 @@ class QueueAgent(Agent):
             If it is not.
         """
         raise UsageError(
-            f"a {type(self).__name__} does not decide on numbers that are linear in the context; "
+            f"{type(self).__name__} does not decide on numbers that are linear in the context; "
             "export one that does, such as ACQB, CQB-Opt, greedy, LinUCB or offline-ridge"
         )
 

@@ -158,8 +158,12 @@ class OfflineRouter(QueueAgent):
 
     def policy(self) -> LinearPolicy:
         """Return the fitted model's numbers, of the predictors that are linear."""
-        found = self._model.linear()
-        return super().policy() if found is None else found
+        if (found := self._model.linear()) is None:
+            raise UsageError(
+                f"predictor={self._model.predictor!r} gives no numbers that are linear in the "
+                "context; export offline-ridge or offline-logistic"
+            )
+        return found
 
     def learn(self, served: Served) -> None:
         """Remember a retrial as long as the query waits."""

@@ -148,7 +148,7 @@ def test_every_agent_of_the_queue_is_exported_or_refused(encoder: TextEncoder) -
     for name in sorted(REFUSED):
         if name == "ACQB-CL":
             pytest.importorskip("torch")
-        with pytest.raises(UsageError, match=r"does not decide|no routing"):
+        with pytest.raises(UsageError, match=r"does not decide|gives no numbers|no routing"):
             policy_of(trained(name, encoder))
     deployment = make_agent("StageRoute", DeployProblem(2, 1, 9, 3, 1.0, (1.0, 1.0), 0.1, 1.0), 0)
     with pytest.raises(UsageError, match="StageRoute is no routing agent of a queueing task"):
