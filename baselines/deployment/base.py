@@ -84,8 +84,9 @@ class StageAgent(DeployAgent):
         """Pay the answer; count it when its reward is seen, which is at once without a delay."""
         self.query += 1
         self.spent = float(info["spend"])
-        if info["llm"] >= 0:
-            self._unrated.append((observation, int(info["llm"]), float(info["cost"])))
+        answered = int(info["llm"])
+        if answered >= 0:
+            self._unrated.append((observation, answered, float(info["cost"])))
         if info["rated_llm"] < 0:
             return
         seen, llm, cost = self._unrated.popleft()
@@ -125,10 +126,10 @@ class StageAgent(DeployAgent):
     def pick(self, llms: Sequence[int], shares: Sequence[float]) -> int:
         """Draw one of the LLMs with the probabilities ``shares``."""
         point = self.rng.random()
-        for llm, share in zip(llms, shares, strict=True):
+        for place, share in enumerate(shares):
             point -= share
             if point < 0.0:
-                return llm
+                return llms[place]
         return llms[-1]
 
     def top(self, arrived: Iterable[int], worth: Callable[[int], float]) -> list[int]:

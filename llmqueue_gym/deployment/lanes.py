@@ -42,7 +42,8 @@ def _booked(name: str) -> Any:
     """Return the property that reads an account of the ledger."""
 
     def read(lanes: DeploymentDynamics) -> Any:
-        return lanes._per_lane(getattr(lanes._ledger, name).copy())
+        values = getattr(lanes._ledger, name)
+        return values[0] if lanes.num_lanes == 1 else values.copy()
 
     return property(read)
 
