@@ -194,7 +194,7 @@ def _overall_line(row: OverallRow, families: Sequence[str], retrained: bool) -> 
     line = [_rank(row.rank), row.agent, *(interval_text(score, 3) for score in scores)]
     line.append(f"{row.cells}/{row.expected}")
     if retrained:
-        line.append(_number(row.trainings, 0))
+        line.append("" if row.trainings is None else str(row.trainings))
     if row.section.protocol == "pretrained":
         line.append(_number(row.train_steps, 0))
         line.append("" if row.train_seconds is None else duration(row.train_seconds))

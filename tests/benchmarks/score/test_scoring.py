@@ -392,19 +392,21 @@ def test_rows_of_several_trainings_have_intervals_over_trainings():
     assert {rows["wild"].rank, rows["calm"].rank} == {1}  # by blocks nothing is separated
     assert (task.separates, task.seeds_needed) == (False, None)
     assert standing.rows[0].trainings is None  # the task counts in no score
-    markdown = board_markdown(board)
-    assert "| trainings | steps | min |" in markdown
-    assert "| 5 | 100 | 1.00 |" in markdown
+    assert [column.short for column in task.columns][-3:] == ["trainings", "steps", "min"]
+    assert rows["wild"].figures[-3:] == (5.0, 100.0, 1.0)
     easy = {
         "good": [2.0 + 0.1 * (s % 5) for s in seeds],
         "bad": [9.0 - 0.1 * (s % 5) for s in seeds],
     }
-    [standing] = board_of(references + trained(easy, 5)).standings
+    board = board_of(references + trained(easy, 5))
+    [standing] = board.standings
+    assert "| 20/20 | 5 | 100 | 1 min 0 s |" in board_markdown(board)
     own = {row.agent: row for row in standing.rows}
     assert (own["good"].trainings, own["good"].rank, own["bad"].rank) == (5, 1, 2)
     assert own["oracle"].trainings is None
     [pair] = standing.comparisons
-    assert pair.improvement == (1.0, 1.0, 1.0)
+    assert pair.improvement == pytest.approx((1.0, 1.0, 1.0), abs=1e-5)
+    assert pair.improvement.high <= 1.0
 
 
 def test_seeds_that_share_a_training_are_a_block_and_overlapping_ones_are_one():
