@@ -154,14 +154,18 @@ def figures_before(commit: str, seconds: float, horizon: int) -> dict[str, float
 
 def comparison(now: Mapping[str, float], before: Mapping[str, float]) -> list[list[str]]:
     """Rows: figure, before, now, target."""
-    rows = [["", "before", "now", "target"]]
+    rows = [["figure", "before", "now", "target"]]
     for name, value in now.items():
         target = (
             "" if name not in TARGETS else f"{'<=' if ' us' in name else '>='} {TARGETS[name]:g}"
         )
-        old = f"{before[name]:,.2f}" if name in before else ""
-        rows.append([name, old, f"{value:,.2f}", target])
+        old = _short(before[name]) if name in before else ""
+        rows.append([name, old, _short(value), target])
     return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
 def page(text: str, rows: Sequence[Sequence[str]], measured: Mapping[str, Any]) -> str:

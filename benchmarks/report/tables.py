@@ -251,7 +251,7 @@ def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
 
 def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table; agents are other people's text, all else is escaped where it comes from."""
-    rules = [":---" if name in ("agent", "command") else "---:" for name in columns]
+    rules = [":---" if name in ("agent", "command", "figure") else "---:" for name in columns]
     rows = [
         [
             escaped(cell) if name == "agent" else cell.replace("|", "\\|")

@@ -32,7 +32,7 @@ def test_every_line_says_what_it_was_and_what_is_aimed_at(monkeypatch):
     header, first, *_, last = comparison(now, {speed.SCALAR: 0.5, "gone": 1.0})
     assert header[1:] == ["before", "now", "target"]
     assert first == [speed.SCALAR, "0.50", "1.00", ">= 0.55"]
-    assert last == ["other", "", "2,000.00", ""]
+    assert last == ["other", "", "2,000", ""]
     monkeypatch.setattr("benchmarks.measure.agents._play_planned", lambda *_: ([1, 3], 9.0))
     cells = speed.cell_speed()
     assert cells["StageRoute median us"] == 0.002
