@@ -96,6 +96,17 @@ def enclose(hidden: Iterable[str], kept: Iterable[str], folder: str) -> str:
     return PROCESS
 
 
+def stay_on_this_core() -> None:
+    """Keep this process and those it forks on the core it runs on (Linux).
+
+    The two sides of the wall take turns: to wake the other on its own core takes six
+    microseconds, across cores often ten times that.
+    """
+    with suppress(OSError, AttributeError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        os.sched_setaffinity(0, {int(fields[36])})
+
+
 def end_with_parent() -> None:
     """Have this process killed when its parent ends (Linux)."""
     if sys.platform == "linux":

@@ -56,6 +56,7 @@ def start_agent(wanted: Fence, memory: float | None) -> WalledAgent:
     """
     requests, asking = os.pipe()
     answering, replies = os.pipe()
+    fence.stay_on_this_core()
     process = os.fork()
     if process == 0:
         fence.end_with_parent()

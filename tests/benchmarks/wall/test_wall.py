@@ -1,6 +1,7 @@
 """Behind the wall an agent plays as it does in the judge's process, and is given bytes only."""
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -165,3 +166,13 @@ def test_only_named_variables_are_passed_on(monkeypatch):
     fence.limit_environment(dict(os.environ))
     assert os.environ == {"PATH": "/bin"}
     assert sys.argv == ["agent"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to a core")
+def test_judge_and_agent_share_a_core() -> None:
+    code = (
+        "import os; from benchmarks.wall import fence; fence.stay_on_this_core();"
+        "print(len(os.sched_getaffinity(0)), os.sched_getaffinity(0) <= set(range(os.cpu_count())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "True"]
