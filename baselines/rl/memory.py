@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from llmqueue_gym.adapters.wrappers import AnyVectorWrapper, LaneWrapper
+from llmqueue_gym.adapters.wrappers import AnyVectorWrapper, LaneWrapper, change_final
 from llmqueue_gym.errors import UsageError
 
 Floats32 = NDArray[np.float32]
@@ -43,14 +43,14 @@ class RefusalCounts:
         """Start anew in some lanes, (B,)."""
         self._counts[lanes], self._now[lanes] = 0.0, 0
 
-    def of(self, ages: NDArray[Any], waiting: NDArray[Any]) -> Floats32:
+    def of(self, ages: NDArray[Any], waiting: NDArray[Any], lanes: slice = slice(None)) -> Floats32:
         """Return the counts of the queries in the window, (B, W, N), from ages and waiting (B, W).
 
-        Empty slots, and queries too old, have zeros.
+        Empty slots, and queries too old, have zeros. ``lanes`` are those that are asked for.
         """
-        places = (self._now - ages.astype(np.int64)) % _SLOTS
+        places = (self._now[lanes] - ages.astype(np.int64)) % _SLOTS
         known = waiting.astype(np.bool_) & (ages < _SLOTS)
-        found: Floats32 = np.take_along_axis(self._counts, places[..., None], axis=1)
+        found: Floats32 = np.take_along_axis(self._counts[lanes], places[..., None], axis=1)
         return found * known[..., None]
 
     def note(self, ages: NDArray[Any], llms: NDArray[Any], retried: NDArray[np.bool_]) -> None:
@@ -128,20 +128,17 @@ class RefusalsVector(LaneWrapper, AnyVectorWrapper):
         retried = info.get("final_info", info)["retried"]  # in SAME_STEP mode of the last slot
         ages = self._ages[np.arange(self.num_envs), chosen[:, 0]]
         self._memory.note(ages, chosen[:, 1:], retried)
-        if "final_obs" in info:  # lanes that begin anew in this step
-            ended = info["_final_obs"]
-            final = info["final_obs"].copy()
-            for lane in np.flatnonzero(ended):
-                parts = [np.zeros_like(observation[key]) for key in ("age", "waiting")]
-                for part, key in zip(parts, ("age", "waiting"), strict=True):
-                    part[lane] = final[lane][key]
-                final[lane] = final[lane] | {REFUSALS: self._memory.of(*parts)[lane]}
-            info = info | {"final_obs": final}
-            self._memory.forget(ended)
+        info = change_final(info, self._with_own)
+        if "_final_obs" in info:
+            self._memory.forget(info["_final_obs"])
         elif self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._memory.forget(self._ended)
             self._ended = terminated | truncated
         return self._with(observation), rewards, terminated, truncated, info
+
+    def _with_own(self, lane: int, final: dict[str, Any]) -> dict[str, Any]:
+        window = final["age"][None], final["waiting"][None]
+        return final | {REFUSALS: self._memory.of(*window, slice(lane, lane + 1))[0]}
 
     def _with(self, observation: dict[str, Any]) -> dict[str, Any]:
         self._ages = observation["age"]

@@ -17,7 +17,12 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.adapters.wrappers import MAX_ACTIONS, AnyVectorWrapper, LaneWrapper
+from llmqueue_gym.adapters.wrappers import (
+    MAX_ACTIONS,
+    AnyVectorWrapper,
+    LaneWrapper,
+    change_final,
+)
 from llmqueue_gym.errors import UsageError
 
 Ints = NDArray[np.int64]
@@ -176,13 +181,12 @@ class DispatchesVector(LaneWrapper, AnyVectorWrapper):
         observation, rewards, terminated, truncated, info = self.env.step(actions)
         self._order, observation = self.dispatches.choose(observation)
         info = info | {"action_mask": self.action_masks().astype(np.int8)}
-        if "final_obs" in info:  # lanes that begin anew in this step
-            final = info["final_obs"].copy()
-            for lane in np.flatnonzero(info["_final_obs"]):
-                one = {key: value[None] for key, value in final[lane].items()}
-                final[lane] = {key: v[0] for key, v in self.dispatches.choose(one)[1].items()}
-            info["final_obs"] = final
+        info = change_final(info, self._chosen)
         return observation, rewards, terminated, truncated, info
+
+    def _chosen(self, lane: int, final: dict[str, Any]) -> dict[str, Any]:
+        _, shown = self.dispatches.choose({key: value[None] for key, value in final.items()})
+        return {key: value[0] for key, value in shown.items()}
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the legal sets of every lane, bool of shape (B, S)."""

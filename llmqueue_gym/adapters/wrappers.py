@@ -18,6 +18,7 @@ refuse the SAME_STEP mode that SB3 needs. Its ``FlattenObservation`` gives float
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,19 @@ class _Decisions:
     def mask(self, flat: NDArray[Any]) -> NDArray[Any]:
         """Turn masks of the MultiDiscrete space, last axis W + N K, into masks of this one."""
         return np.repeat(flat[..., : self.window], len(self.sets), axis=-1)
+
+
+def change_final(info: dict[str, Any], change: Callable[[int, Any], Any]) -> dict[str, Any]:
+    """Return an ``info`` whose last observations are changed, of lanes that begin anew in a step.
+
+    ``change(lane, observation)`` gives the new one. Only in ``SAME_STEP`` mode are there any.
+    """
+    if "final_obs" not in info:
+        return info
+    final = info["final_obs"].copy()
+    for lane in np.flatnonzero(info["_final_obs"]).tolist():
+        final[lane] = change(lane, final[lane])
+    return info | {"final_obs": final}
 
 
 class LaneWrapper(AnyVectorWrapper):
@@ -204,11 +218,7 @@ class FlatObservationVector(LaneWrapper, AnyVectorWrapper):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step every lane."""
         observation, rewards, terminated, truncated, info = self.env.step(actions)
-        if "final_obs" in info:  # lanes that begin anew in this step
-            final = info["final_obs"].copy()
-            for lane in np.flatnonzero(info["_final_obs"]):
-                final[lane] = self.layout.flatten(final[lane])
-            info = info | {"final_obs": final}
+        info = change_final(info, lambda _, final: self.layout.flatten(final))
         flat = self.layout.flatten_lanes(observation)
         return flat, rewards, terminated, truncated, info
 
@@ -417,15 +427,14 @@ class PreviousDecisionVector(LaneWrapper, AnyVectorWrapper):
         self._llms = np.zeros_like(self._llms)
         for column in chosen.T[1:]:
             self._llms[lanes, column] = served
-        if "final_obs" in info:  # lanes that begin anew in this step
-            ended = info["_final_obs"]
-            final = info["final_obs"].copy()
-            for lane in np.flatnonzero(ended):
-                own = {"previous_context": self._context[lane], "previous_llms": self._llms[lane]}
-                final[lane] = final[lane] | {key: value.copy() for key, value in own.items()}
-            info = info | {"final_obs": final}
-            self._forget(ended)
+        info = change_final(info, self._with_own)
+        if "_final_obs" in info:
+            self._forget(info["_final_obs"])
         return self._with(observation), rewards, terminated, truncated, info
+
+    def _with_own(self, lane: int, final: dict[str, Any]) -> dict[str, Any]:
+        own = {"previous_context": self._context[lane], "previous_llms": self._llms[lane]}
+        return final | {key: value.copy() for key, value in own.items()}
 
     def _forget(self, lanes: NDArray[np.bool_]) -> None:
         self._context[lanes], self._llms[lanes] = 0.0, 0
