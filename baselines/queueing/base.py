@@ -48,9 +48,10 @@ def read_answer(
     if feedback == 0:
         return None
     slot, *llms = action.tolist()
+    shown = llms if len(set(llms)) == len(llms) else list(dict.fromkeys(llms))
     kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
     age = int(observation["age"][slot])
-    return Served(observation["contexts"][slot], list(dict.fromkeys(llms)), kept, age)
+    return Served(observation["contexts"][slot], shown, kept, age)
 
 
 class LinearPolicy(NamedTuple):
@@ -91,6 +92,8 @@ class Answers:
         self, observation: Observation, action: Action, next_observation: Observation
     ) -> Served | None:
         """Take a slot; return the answer that is judged after it, None where nothing is heard."""
+        if self._delay == 0:
+            return read_answer(observation, action, next_observation)
         self._unjudged.append((observation, action))
         if len(self._unjudged) <= self._delay:
             return None
@@ -235,10 +238,8 @@ def newest(observation: Observation, waiting: int) -> int:
 
 def top_llms(scores: NDArray[np.floating[Any]], count: int) -> list[int]:
     """Return the ``count`` LLMs with the largest scores, shape (N,), best first."""
-    if count == 1:
-        return [int(scores.argmax())]
-    llms: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
-    return llms
+    numbers: list[float] = scores.tolist()
+    return sorted(range(len(numbers)), key=numbers.__getitem__, reverse=True)[:count]
 
 
 def best_pairing(utilities: NDArray[np.floating[Any]], count: int) -> Pairing:

@@ -21,13 +21,15 @@ from baselines.queueing.base import (
     top_llms,
 )
 from baselines.registry import agent
+from llmqueue_gym.compiled import compiled
 
 _SOURCE = "Krishnasamy et al.: Operations Research 2021"
 
 
 def exploration_probability(num_llms: int, slot_number: int) -> float:
     """Probability of an exploring slot, min(1, 3 N log^2 t / t)."""
-    return min(1.0, 3.0 * num_llms * math.log(slot_number) ** 2 / slot_number)
+    log_t = math.log(slot_number)
+    return min(1.0, 3.0 * num_llms * log_t * log_t / slot_number)
 
 
 @agent("Q-UCB", source=_SOURCE)
@@ -55,7 +57,7 @@ class QUCB(QueueAgent):
         t = self.slot_number
         if self.rng.random() < exploration_probability(self.problem.num_llms, t):
             return Pairing(0, self._cycle.next())
-        return Pairing(0, top_llms(self._indices(t), self.problem.assortment_size))
+        return Pairing(0, self._best(t))
 
     def learn(self, served: Served) -> None:
         """Count the answers shown and kept."""
@@ -68,16 +70,33 @@ class QUCB(QueueAgent):
         """Return the shares of kept answers, 0 for an LLM that was never shown."""
         return self.context_free(self._kept / np.maximum(self._shown, 1.0))
 
-    def _indices(self, t: int) -> NDArray[np.float64]:
-        shown = np.maximum(self._shown, 1.0)
-        indices = self._kept / shown + math.log(t) / np.sqrt(2.0 * shown)
-        indices[self._shown == 0] = np.inf
-        return np.asarray(indices)
+    def _best(self, t: int) -> list[int]:
+        size = self.problem.assortment_size
+        llms: list[int] = _largest_bounds(self._kept, self._shown, t, size).tolist()
+        return llms
+
+
+@compiled
+def _largest_bounds(
+    kept: NDArray[np.float64], shown: NDArray[np.float64], t: int, size: int
+) -> NDArray[np.int64]:
+    """Return the LLMs with the largest mean_j + log t / sqrt(2 T_j), the first of equals."""
+    llms, log_t = np.empty(size, np.int64), math.log(t)
+    for place in range(size):
+        largest = -np.inf
+        for j in range(len(shown)):
+            bound = np.inf
+            if shown[j] > 0.0:
+                bound = kept[j] / shown[j] + log_t / math.sqrt(2.0 * shown[j])
+            if bound > largest and j not in llms[:place]:
+                llms[place], largest = j, bound
+    return llms
 
 
 @agent("Q-ThS", source=_SOURCE)
 class QThS(QUCB):
     """Q-ThS: Q-UCB's schedule, with Beta posterior samples in place of the upper bounds."""
 
-    def _indices(self, t: int) -> NDArray[np.float64]:
-        return self.rng.beta(1.0 + self._kept, 1.0 + self._shown - self._kept)
+    def _best(self, t: int) -> list[int]:
+        samples = self.rng.beta(1.0 + self._kept, 1.0 + self._shown - self._kept)
+        return top_llms(samples, self.problem.assortment_size)

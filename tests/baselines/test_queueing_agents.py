@@ -26,7 +26,7 @@ from baselines.queueing.acqb import (
     exploration_constant,
     optimistic_samples,
 )
-from baselines.queueing.base import AssortmentCycle, best_pairing, newest, top_llms
+from baselines.queueing.base import AssortmentCycle, best_pairing, newest
 from baselines.queueing.qucb import exploration_probability
 
 NAMES = [  # pretrained agents: test_offline_agents.py
@@ -386,4 +386,4 @@ def test_qucb_fills_up_with_the_best_index_while_an_llm_is_unseen():
     agent = make_agent("Q-UCB", QueueProblem(4, 2, 3, WINDOW, 0.5, 1000), 0)
     agent._shown[:] = [10, 10, 10, 0]
     agent._kept[:] = [0, 5, 9, 0]
-    assert top_llms(agent._indices(100), 2) == [3, 2]
+    assert agent._best(100) == [3, 2]
