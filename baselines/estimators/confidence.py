@@ -92,19 +92,20 @@ def _solve(factors: Array, contexts: Array) -> Array:
 
 
 @summing
-def _direct_norms(factors: Array, contexts: Array) -> Floats:
-    """Return |B_j x|, shape (Q, N)."""
-    norms = np.empty((len(contexts), len(factors)))
+def _direct_bounds(theta: Floats, factors: Array, contexts: Array, width: float) -> Floats:
+    """Return x . theta_j + ``width`` |B_j x|, shape (Q, N)."""
+    bounds = np.empty((len(contexts), len(factors)))
     for j in range(len(factors)):
         for q in range(len(contexts)):
-            square = 0.0
+            square = mean = 0.0
             for k in range(contexts.shape[1]):
                 along = 0.0
                 for a in range(k + 1):
                     along += factors[j, k, a] * contexts[q, a]
                 square += along * along
-            norms[q, j] = math.sqrt(square)
-    return norms
+                mean += theta[j, k] * contexts[q, k]
+            bounds[q, j] = mean + width * math.sqrt(square)
+    return bounds
 
 
 @summing
@@ -218,27 +219,37 @@ class ConfidenceFactors:
 
     def update(self, llm: int, context: Array, weight: float = 1.0) -> None:
         """Add ``weight`` x x^T to V_j."""
-        self.follow(llm, _update(self.factors[llm], context, weight))
+        self.follow([llm], _update(self.factors[llm], context, weight)[None])
 
     def observe(self, shown: Sequence[int], context: Array) -> None:
         """Add x x^T to the V_j of the LLMs shown."""
         lost = _observe(self.factors, np.array(shown, np.int64), context)
-        for llm, p in zip(shown, lost, strict=True):
-            self.follow(llm, p)
+        self.follow(shown, lost)
 
-    def follow(self, llm: int, lost: Array) -> None:
-        """Keep the products of the waiting queries current after V_j^{-1} has lost p p^T."""
-        if self._rows:
-            along = (self._contexts @ lost).astype(np.float64)
+    def follow(self, shown: Sequence[int], lost: Array) -> None:
+        """Keep the products of the waiting queries current after V_j^{-1} has lost p p^T.
+
+        ``lost`` holds p of each LLM j shown, shape (K, d).
+        """
+        if not self._rows:
+            return
+        for llm, p in zip(shown, lost, strict=True):
+            along = (self._contexts @ p).astype(np.float64)
             self._products[llm] -= np.multiply.outer(along, along)
 
     def norms(self, contexts: Array) -> Floats:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
         if self._direct:
-            return _direct_norms(self.factors, contexts)
+            return _direct_bounds(np.zeros(self.factors.shape[:2]), self.factors, contexts, 1.0)
         rows = self._waiting(contexts)
         squares: NDArray[np.float64] = self._products[:, rows, rows].T.clip(0.0)
         return np.asarray(np.sqrt(squares))
+
+    def bounds(self, theta: Floats, contexts: Array, width: float) -> Floats:
+        """Return x . theta_j + ``width`` ||x||_{V_j^{-1}}, shape (Q, N): upper bounds."""
+        if self._direct:
+            return _direct_bounds(theta, self.factors, contexts, width)
+        return np.asarray(contexts @ theta.T + width * self.norms(contexts))
 
     def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> Floats:
         """Draw max_m x^T A_j g_{j,m}, shape (Q, N), for contexts of shape (Q, d).

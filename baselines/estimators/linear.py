@@ -6,19 +6,19 @@ Kept current by rank-one updates through the confidence factors; flat in time.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from baselines.estimators.confidence import Array, ConfidenceFactors, project, shrink
+from baselines.estimators.confidence import Array, ConfidenceFactors, Ints, project, shrink
 from llmqueue_gym.compiled import summing
 
 
 class RidgeRegression:
     """Least squares of an outcome in {0, 1} on the context, one theta_j per LLM.
 
-    theta_j = V_j^{-1} sum_s y_s x_s with V_j = ridge I + sum_s x_s x_s^T. An update is O(d^2).
+    theta_j = V_j^{-1} sum_s y_s x_s with V_j = ridge I + sum_s x_s x_s^T, over the users shown LLM
+    j; y is 1 for the LLM kept and 0 for the others. An update is O(K d^2).
 
     Parameters
     ----------
@@ -34,21 +34,28 @@ class RidgeRegression:
         self.theta = np.zeros((num_llms, dim))
         self.confidence = ConfidenceFactors(num_llms, dim, ridge)
 
-    def update(self, context: NDArray[np.floating[Any]], llm: int, outcome: float) -> None:
-        """Learn from one outcome y of LLM ``llm`` on a context x, shape (d,)."""
-        lost = _regress(self.theta[llm], self.confidence.factors[llm], context, outcome)
-        self.confidence.follow(llm, lost)
+    def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
+        """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
+        llms = np.array(shown, np.int64)
+        lost = _regress(self.theta, self.confidence.factors, context, llms, kept)
+        self.confidence.follow(shown, lost)
 
 
 @summing
-def _regress(theta: Array, factor: Array, context: Array, outcome: float) -> Array:
-    """Learn y of x and return p: V_new^{-1} x = p / sqrt(1 + |v|^2), where V^{-1} loses p p^T."""
-    v = project(factor, context)
-    error, square = outcome, 1.0
-    for k in range(len(v)):
-        error -= context[k] * theta[k]
-        square += v[k] * v[k]
-    lost = shrink(factor, v)
-    for k in range(len(v)):
-        theta[k] += error / math.sqrt(square) * lost[k]
+def _regress(theta: Array, factors: Array, context: Array, shown: Ints, kept: int) -> Array:
+    """Learn y of x for the LLMs shown; return what each V_j^{-1} loses, shape (K, d).
+
+    It loses p p^T, and V_new^{-1} x = p / sqrt(1 + |v|^2).
+    """
+    lost = np.empty((len(shown), len(context)))
+    for place in range(len(shown)):
+        llm = shown[place]
+        v = project(factors[llm], context)
+        error, square = 1.0 if llm == kept else 0.0, 1.0
+        for k in range(len(v)):
+            error -= context[k] * theta[llm, k]
+            square += v[k] * v[k]
+        lost[place] = shrink(factors[llm], v)
+        for k in range(len(v)):
+            theta[llm, k] += error / math.sqrt(square) * lost[place, k]
     return lost

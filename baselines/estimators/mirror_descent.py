@@ -58,8 +58,7 @@ class OnlineMirrorDescentMNL:
         llms = np.array(shown, np.int64)
         factors = self.confidence.factors
         lost = _descend(self.theta, factors, context, llms, kept, self.step_size)
-        for llm, p in zip(shown, lost, strict=True):
-            self.confidence.follow(llm, p)
+        self.confidence.follow(shown, lost)
 
 
 @summing

@@ -43,8 +43,7 @@ class _LinearAgent(QueueAgent):
 
     def learn(self, served: Served) -> None:
         """Regress every shown LLM's outcome on the context."""
-        for llm in served.shown:
-            self.regression.update(served.context, llm, float(llm == served.kept))
+        self.regression.update(served.context, served.shown, served.kept)
 
     def policy(self) -> LinearPolicy:
         """Return the estimated shares of kept answers."""
@@ -84,8 +83,7 @@ class LinUCB(_LinearAgent):
         self.alpha = alpha
 
     def _indices(self, contexts: Contexts) -> NDArray[np.float64]:
-        norms = self.regression.confidence.norms(contexts)
-        return contexts @ self.regression.theta.T + self.alpha * norms
+        return self.regression.confidence.bounds(self.regression.theta, contexts, self.alpha)
 
 
 @agent("LinTS", source="Agrawal, Goyal: ICML 2013")

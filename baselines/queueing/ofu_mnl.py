@@ -59,8 +59,7 @@ class OFUMNLPlus(QueueAgent):
         """Take the best pairing under optimistic utilities."""
         contexts = observation["contexts"][:waiting]
         beta = self._scale * math.log(self.slot_number + 1)
-        utilities = contexts @ self.estimator.theta.T
-        utilities = utilities + beta * self.estimator.confidence.norms(contexts)
+        utilities = self.estimator.confidence.bounds(self.estimator.theta, contexts, beta)
         return best_pairing(utilities, self.problem.assortment_size)
 
     def policy(self) -> LinearPolicy:

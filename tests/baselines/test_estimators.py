@@ -242,7 +242,7 @@ def test_ridge_regression_matches_the_normal_equations() -> None:
     contexts = rng.normal(size=(80, 4))
     outcomes = rng.integers(0, 2, 80).astype(float)
     for context, outcome in zip(contexts, outcomes, strict=True):
-        regression.update(context, 1, outcome)
+        regression.update(context, [1], 1 if outcome else -1)
     expected = np.linalg.solve(contexts.T @ contexts + 0.3 * np.eye(4), contexts.T @ outcomes)
     np.testing.assert_allclose(regression.theta[1], expected, atol=1e-10)
     assert not regression.theta[0].any()
