@@ -201,6 +201,9 @@ class ConfidenceFactors:
     dtype : {"float64", "float32"}
         Storage of the factors. Single precision halves the memory traffic, which is the cost at
         large d; B_j^T B_j stays positive definite whatever the rounding.
+    window : int, optional
+        Queries that are seen at a time. The norms of one are computed anew in any dimension: it
+        does not come back.
 
     Raises
     ------
@@ -208,11 +211,19 @@ class ConfidenceFactors:
         If ``ridge`` is not positive.
     """
 
-    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
+    def __init__(
+        self,
+        num_llms: int,
+        dim: int,
+        ridge: float = 1.0,
+        dtype: str = "float64",
+        window: int | None = None,
+    ) -> None:
         checks.number("ridge", ridge, "(0, inf)")
         self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # B_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
         self._direct = dim <= DIRECT_DIM
+        self._norms_anew = self._direct or window == 1
         self._rows: dict[bytes, int] = {}  # context bytes -> row of self._contexts
         self._contexts: Array = np.zeros((0, dim), dtype)  # of the waiting queries
         self._products = np.zeros((num_llms, 0, 0))  # x^T V_j^{-1} x' of the waiting queries
@@ -239,7 +250,7 @@ class ConfidenceFactors:
 
     def norms(self, contexts: Array) -> Floats:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
-        if self._direct:
+        if self._norms_anew:
             return _direct_bounds(np.zeros(self.factors.shape[:2]), self.factors, contexts, 1.0)
         rows = self._waiting(contexts)
         squares: NDArray[np.float64] = self._products[:, rows, rows].T.clip(0.0)
@@ -247,7 +258,7 @@ class ConfidenceFactors:
 
     def bounds(self, theta: Floats, contexts: Array, width: float) -> Floats:
         """Return x . theta_j + ``width`` ||x||_{V_j^{-1}}, shape (Q, N): upper bounds."""
-        if self._direct:
+        if self._norms_anew:
             return _direct_bounds(theta, self.factors, contexts, width)
         return np.asarray(contexts @ theta.T + width * self.norms(contexts))
 

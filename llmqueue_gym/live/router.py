@@ -21,7 +21,12 @@ import numpy as np
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.live.shared_agent import Context, LiveAgent, SharedAgent, answer_entry
-from llmqueue_gym.workloads.sources.retrials import WHOLE, asks_again, without_template
+from llmqueue_gym.workloads.sources.retrials import (
+    WHOLE,
+    asks_again,
+    may_be_templated,
+    without_template,
+)
 
 PERIODS = {"hour": 3600, "day": 86_400}
 AHEAD = 0.1
@@ -382,7 +387,10 @@ class LiveRouter:
 
     def _asks_again(self, previous: str, following: str) -> bool:
         """Judge as the importer of spend logs does: less an application's template."""
-        *_, one, other = without_template([*self._recent, previous, following])
+        texts = [*self._recent, previous, following]
+        one, other = previous, following
+        if may_be_templated(one, texts) or may_be_templated(other, texts):
+            *_, one, other = without_template(texts)
         return asks_again(one, other) or (previous == following and asks_again(previous, following))
 
     def _sweep(self, now: float) -> None:

@@ -7,7 +7,7 @@ takes five times as long for one text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,18 +45,21 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def counts_of(texts: Iterable[str]) -> Counts:
+def counts_of(texts: Sequence[str]) -> Counts:
     """Return how often each hashed n-gram of characters is in the texts."""
-    features, counts, starts = [np.zeros(0, np.int32)], [np.zeros(0)], [0]
-    for text in texts:
-        plain = _SPACES.sub(" ", utf8(text).decode().lower()).encode()
-        hashed = _features(np.frombuffer(plain, np.uint8), *NGRAMS)
-        hashed.sort()
-        found, times = _counted(hashed)
-        features.append(found)
-        counts.append(times)
-        starts.append(starts[-1] + len(found))
-    return Counts(np.concatenate(counts), np.concatenate(features), np.array(starts, np.int32))
+    if len(texts) == 1:
+        return _counts_of(texts[0])
+    each = [_counts_of(text) for text in ("", *texts)]  # at least one
+    counts, features, _ = map(np.concatenate, zip(*each, strict=True))
+    starts = np.cumsum([len(found.counts) for found in each], dtype=np.int32)
+    return Counts(counts, features, starts)
+
+
+def _counts_of(text: str) -> Counts:
+    plain = _SPACES.sub(" ", utf8(text).decode().lower()).encode()
+    hashed = _features(np.frombuffer(plain, np.uint8), *NGRAMS)
+    hashed.sort()
+    return Counts(*_counted(hashed))
 
 
 @compiled
@@ -101,8 +104,8 @@ def _hash(text: NDArray[np.uint8], begin: int, end: int) -> int:
 
 
 @compiled
-def _counted(ordered: Ints) -> tuple[Ints, Floats]:
-    """Return the different ones among sorted features, and how often each is there."""
+def _counted(ordered: Ints) -> tuple[Floats, Ints, Ints]:
+    """Return how often each of a text's sorted features is there, these, and the two starts."""
     features, counts = np.empty(len(ordered), np.int32), np.zeros(len(ordered))
     last = -1
     for feature in ordered:
@@ -110,7 +113,8 @@ def _counted(ordered: Ints) -> tuple[Ints, Floats]:
             last += 1
             features[last] = feature
         counts[last] += 1.0
-    return features[: last + 1], counts[: last + 1]
+    starts = np.array([0, last + 1], np.int32)
+    return counts[: last + 1], features[: last + 1], starts
 
 
 @compiled

@@ -144,10 +144,10 @@ def test_solve_that_runs_out_of_sweeps_says_so() -> None:
         estimator.solve(max_sweeps=1)
 
 
-@pytest.mark.parametrize("dim", [4, 70])
-def test_factors_give_the_inverse_gram_matrix(dim: int) -> None:
+@pytest.mark.parametrize(("dim", "window"), [(4, None), (70, None), (70, 1)])
+def test_factors_give_the_inverse_gram_matrix(dim: int, window: int | None) -> None:
     rng = np.random.default_rng(0)
-    confidence = ConfidenceFactors(2, dim, ridge=0.5)
+    confidence = ConfidenceFactors(2, dim, ridge=0.5, window=window)
     gram = np.stack([0.5 * np.eye(dim)] * 2)
     for _ in range(300):
         llm, weight = int(rng.integers(2)), float(rng.uniform(0.1, 3.0))

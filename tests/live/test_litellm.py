@@ -18,6 +18,7 @@ from baselines.registry import make_agent  # noqa: E402
 from baselines.saving import load_agent  # noqa: E402
 from benchmarks.score.intervals import t_interval  # noqa: E402
 from benchmarks.score.logged import judge_policy, prepare  # noqa: E402
+from llmqueue_gym.live import litellm as live_litellm  # noqa: E402
 from llmqueue_gym.live.litellm import KEPT, Budget, LearningRouter  # noqa: E402
 from llmqueue_gym.live.shared_agent import teach  # noqa: E402
 from llmqueue_gym.workloads.encoder import TextEncoder  # noqa: E402
@@ -337,7 +338,7 @@ def test_the_users_word_counts_more_than_the_rule(server, encoder):
 # --- when something goes wrong --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cause", ["error", "timeout", "no question", "shadow"])
+@pytest.mark.parametrize("cause", ["error", "timeout", "busy", "no question", "shadow"])
 def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
     learner, spend = learning(encoder, shadow=cause == "shadow"), SpendLog()
     agent = learner.router.shared.learned.agent
@@ -346,6 +347,8 @@ def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
         monkeypatch.setattr(agent, "act", lambda _: time.sleep(0.5), raising=False)
     elif cause == "error":
         monkeypatch.setattr(agent, "act", lambda _: 1 / 0, raising=False)
+    elif cause == "busy":
+        monkeypatch.setattr(live_litellm, "QUEUED", 0)
     router = gateway(server, learner, spend)
 
     async def asked():
@@ -359,7 +362,8 @@ def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
         await settled()
 
     asyncio.run(asked())
-    assert dict(learner.counts) == {cause: 12}
+    unsaved = {"unsaved": 12} if cause == "busy" else {}  # nor is there room for the answers
+    assert dict(learner.counts) == {cause: 12, **unsaved}
     assert len({row["model"] for row in spend.rows}) > 1  # simple-shuffle
     for row in spend.rows:
         note = json.loads(row["metadata"])["spend_logs_metadata"]["llmqueue_gym"]

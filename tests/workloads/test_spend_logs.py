@@ -15,6 +15,7 @@ from llmqueue_gym.workloads.sources.retrials import (
     asks_again,
     confusion,
     labelled_pairs,
+    may_be_templated,
     without_template,
 )
 
@@ -336,6 +337,23 @@ def test_what_is_left_of_a_text_is_a_part_of_it_and_holds_what_differs(texts, be
     assert all(part in text for part, text in zip(bare, full, strict=True))
     assert len(set(bare)) == len(texts)
     assert (bare == full) == (begin == "")
+
+
+FRAMED = [(begin, end) for begin in ("", TEMPLATE) for end in ("", TEMPLATE[::-1])]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(FRAMED), st.text("abc ", max_size=9)), min_size=1, max_size=14
+    )
+)
+@example([(FRAMED[1], word) for word in "abcde"])
+@example([(FRAMED[2], word) for word in "abcde"])
+def test_only_what_may_be_templated_is_cut(parts):
+    texts = [begin + text + end for (begin, end), text in parts]
+    for text, bare in zip(texts, without_template(texts), strict=True):
+        assert bare == text or may_be_templated(text, texts)
+    assert not any(may_be_templated(text, texts[:4]) for text in texts)
 
 
 # --- sessions -------------------------------------------------------------------------------------

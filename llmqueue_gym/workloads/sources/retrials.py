@@ -108,6 +108,20 @@ def without_template(texts: Sequence[str]) -> list[str]:
         left = left - same
 
 
+def may_be_templated(text: str, texts: Sequence[str]) -> bool:
+    """Whether so many of the texts begin or end as ``text`` that `without_template` may cut it.
+
+    A tenth of the time that it takes to cut; where it says no, nothing is cut.
+    """
+    if len(text) < TEMPLATE_LENGTH:
+        return False
+    begin, end = text[:TEMPLATE_LENGTH], text[-TEMPLATE_LENGTH:]
+    return (
+        sum(other.startswith(begin) for other in texts) >= TEMPLATED
+        or sum(other.endswith(end) for other in texts) >= TEMPLATED
+    )
+
+
 def _bare(texts: set[str], template: Callable[[list[str]], list[int]]) -> dict[str, str]:
     """Each text less what ``template`` finds at its beginning and, of the rest, at its end."""
     begins = _shared_beginnings(texts, template)
