@@ -1,12 +1,20 @@
-"""Estimators shared by the agents: ridge MNL likelihood, mirror descent, confidence, refusals.
+"""Estimators shared by the agents: ridge likelihoods, mirror descent, confidence, refusals.
 
 Each learns one parameter vector per LLM from contexts and the answers users kept.
 """
 
 from baselines.estimators.confidence import ConfidenceFactors
 from baselines.estimators.linear import RidgeRegression
+from baselines.estimators.logistic import RidgeLogistic
 from baselines.estimators.mirror_descent import OnlineMirrorDescentMNL
 from baselines.estimators.refusals import Refusals
 from baselines.estimators.ridge_mnl import RidgeMNL
 
-__all__ = ["ConfidenceFactors", "OnlineMirrorDescentMNL", "Refusals", "RidgeMNL", "RidgeRegression"]
+__all__ = [
+    "ConfidenceFactors",
+    "OnlineMirrorDescentMNL",
+    "Refusals",
+    "RidgeLogistic",
+    "RidgeMNL",
+    "RidgeRegression",
+]

@@ -18,7 +18,10 @@ from llmqueue_gym.compiled import summing
 
 Array = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-State = tuple[Array, Array, Array, Array, Ints, Ints, Ints, Ints, Ints]
+State = tuple[Array, Array, Array, Array, Array, NDArray[np.uint32], Ints, Ints, Ints, Ints]
+
+BLOCK = 128
+"""Answers of an LLM that lie side by side, so that a kernel computes several at a time."""
 
 MAX_SHIFT = 2.0
 """Largest change of a past utility in one step: the quadratic model holds only nearby."""
@@ -34,33 +37,45 @@ MAX_SWEEPS = 20
 FIRST_RECOMPUTATION = 32
 """Choices of an LLM after which its inverse Hessian is first recomputed from scratch."""
 
+EXPONENTIAL = np.array([1.0 / math.factorial(n) for n in range(24)])
+"""Taylor coefficients of e^x, enough for double precision where |x| <= MAX_SHIFT."""
 
-# The state: theta (N, d), its inverse Hessians (N, d, d), and of every observed choice the context
-# (t, d), the odds e^{x . theta_j} of the LLMs shown (t, K), and the LLM kept (t,). LLM j was shown
-# in the choices `rows[j, :sizes[j]]`, at the place `places[j, i]` of each; its inverse Hessian is
-# computed anew at `recompute_at[j]` of them.
+
+# The state: theta (N, d), its inverse Hessians (N, d, d), and all answers shown, in blocks of one
+# LLM each. Answer i of LLM j, of `sizes[j]`, is column i % BLOCK of block `blocks[j, i // BLOCK]`:
+# there stand the context (d, BLOCK), the odds e^{x . theta_j} and whether it was kept (BLOCK), and
+# in `beside` (K - 1, BLOCK) where the answers shown with it stand (block * BLOCK + column). Block 0
+# is nobody's: its odds, 0, stand beside answers that were shown with fewer. `used[0]` blocks are in
+# use. An inverse Hessian is computed anew at `recompute_at[j]` answers.
 
 
 @summing
-def _insert(state: State, row: int, context: Array, shown: Ints, choice: int) -> None:
-    """Note a choice, and add its rows to the inverse Hessians of the LLMs shown, O(K d^2)."""
-    theta, inverse, contexts, odds, kept, rows, places, sizes, _ = state
+def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
+    """Note a choice, and add its answers to the inverse Hessians of the LLMs shown, O(K d^2)."""
+    theta, inverse, contexts, odds, kept, beside, blocks, sizes, used, _ = state
     dim = len(context)
-    direction = np.empty(dim)
-    contexts[row] = context
-    kept[row] = choice
+    direction, places = np.empty(dim), np.empty(len(shown), np.int64)
     total = 1.0
-    for place in range(len(shown)):
+    for number in range(len(shown)):
+        llm = shown[number]
+        row, column = divmod(sizes[llm], BLOCK)
+        if column == 0:
+            blocks[llm, row] = used[0]
+            used[0] += 1
+        block = blocks[llm, row]
         utility = 0.0
         for k in range(dim):
-            utility += context[k] * theta[shown[place], k]
-        odds[row, place] = math.exp(max(-MAX_UTILITY, min(MAX_UTILITY, utility)))
-        total += odds[row, place]
-    for place in range(len(shown)):
-        llm = shown[place]
-        rows[llm, sizes[llm]] = row
-        places[llm, sizes[llm]] = place
+            contexts[block, k, column] = context[k]
+            utility += context[k] * theta[llm, k]
+        odds[block, column] = math.exp(max(-MAX_UTILITY, min(MAX_UTILITY, utility)))
+        kept[block, column] = 1.0 if llm == choice else 0.0
+        total += odds[block, column]
+        places[number] = block * BLOCK + column
         sizes[llm] += 1
+    for number in range(len(shown)):
+        llm, (block, column) = shown[number], divmod(places[number], BLOCK)
+        for other in range(len(shown) - 1):
+            beside[block, other, column] = places[other if other < number else other + 1]
         square = 0.0
         direction[:] = 0.0
         for a in range(dim):
@@ -68,7 +83,7 @@ def _insert(state: State, row: int, context: Array, shown: Ints, choice: int) ->
                 direction[k] += context[a] * inverse[llm, a, k]
         for k in range(dim):
             square += context[k] * direction[k]
-        probability = odds[row, place] / total
+        probability = odds[block, column] / total
         curvature = probability * (1.0 - probability)
         scale = curvature / (1.0 + curvature * square)
         for a in range(dim):
@@ -79,71 +94,93 @@ def _insert(state: State, row: int, context: Array, shown: Ints, choice: int) ->
 @summing
 def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
     """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
-    theta, inverse, contexts, odds, kept, rows, places, sizes, _ = state
-    dim, size, most_shown = theta.shape[1], sizes[llm], odds.shape[1]
-    real = theta.dtype.type  # single precision halves the traffic of memory
+    theta, inverse, contexts, odds, kept, beside, blocks, sizes, _, _ = state
+    dim, rows = theta.shape[1], (sizes[llm] + BLOCK - 1) // BLOCK
+    real = theta.dtype.type  # single precision: twice as many numbers at a time
+    one, zero = real(1.0), real(0.0)
     gradient, direction = np.zeros(dim, theta.dtype), np.zeros(dim, theta.dtype)
-    probability, slope = np.empty(size), np.empty(size)
-    for i in range(size):
-        row = rows[llm, i]
-        total = 1.0
-        for place in range(most_shown):
-            total += odds[row, place]
-        probability[i] = odds[row, places[llm, i]] / total
-        error = real(probability[i] - (1.0 if kept[row] == llm else 0.0))
+    probability, slope = np.empty((2, rows, BLOCK), theta.dtype)
+    lane, steep = np.empty(BLOCK, theta.dtype), np.zeros(BLOCK, theta.dtype)
+    everyone = odds.ravel()
+    for row in range(rows):  # what a block has no answer for yet has x = 0, and adds nothing
+        block = blocks[llm, row]
+        x, own, outcome, others = contexts[block], odds[block], kept[block], beside[block]
+        share = probability[row]
+        for i in range(BLOCK):
+            lane[i] = one + own[i]
+        for other in range(len(others)):
+            for i in range(BLOCK):
+                lane[i] += everyone[others[other, i]]
+        for i in range(BLOCK):
+            share[i] = own[i] / lane[i]
+            lane[i] = share[i] - outcome[i]
         for k in range(dim):
-            gradient[k] += error * contexts[row, k]
+            total = zero
+            for i in range(BLOCK):
+                total += lane[i] * x[k, i]
+            gradient[k] += total
     for k in range(dim):
-        gradient[k] += ridge * theta[llm, k]
+        gradient[k] += real(ridge) * theta[llm, k]
     for a in range(dim):
         for k in range(dim):
             direction[k] += gradient[a] * inverse[llm, a, k]
-    decrement, straight = 0.0, 0.0
+    decrement = straight = 0.0
     for k in range(dim):
         decrement += gradient[k] * direction[k]
         straight += direction[k] * direction[k]
     if decrement <= tolerance:  # also where rounding has cost the inverse its definiteness
         return decrement
     curvature, steepest = ridge * straight, 1e-30
-    for i in range(size):
-        change = real(0.0)
+    for row in range(rows):
+        x, share, change = contexts[blocks[llm, row]], probability[row], slope[row]
+        change[:] = zero
         for k in range(dim):
-            change += contexts[rows[llm, i], k] * direction[k]
-        slope[i] = change
-        curvature += probability[i] * (1.0 - probability[i]) * change * change
-        steepest = max(steepest, float(abs(change)))
-    length = min(decrement / curvature, MAX_SHIFT / steepest)
+            along = direction[k]
+            for i in range(BLOCK):
+                change[i] += along * x[k, i]
+        total = zero
+        for i in range(BLOCK):
+            total += share[i] * (one - share[i]) * change[i] * change[i]
+            steep[i] = max(steep[i], abs(change[i]))
+        curvature += float(total)
+    for i in range(BLOCK):
+        steepest = max(steepest, float(steep[i]))
+    length = real(min(decrement / curvature, MAX_SHIFT / steepest))
     for k in range(dim):
         theta[llm, k] -= length * direction[k]
-    for i in range(size):
-        row, place = rows[llm, i], places[llm, i]
-        bounded = max(LEAST_ODDS, min(MOST_ODDS, odds[row, place]))
-        odds[row, place] = bounded * math.exp(-length * slope[i])
+    least, most = real(LEAST_ODDS), real(MOST_ODDS)
+    for row in range(rows):
+        own, change = odds[blocks[llm, row]], slope[row]
+        for i in range(BLOCK):
+            shift, power = -length * change[i], zero
+            for n in range(len(EXPONENTIAL) - 1, -1, -1):
+                power = power * shift + real(EXPONENTIAL[n])
+            own[i] = max(least, min(most, own[i])) * power
     return decrement
 
 
 @summing
 def _refit(state: State, shown: Ints, ridge: float, tolerance: float) -> int:
-    """Sweep over the LLMs shown; return one whose inverse rounding has spoilt, else -1."""
-    for _ in range(MAX_SWEEPS):
-        largest = 0.0
-        for llm in shown:
-            decrement = _step(state, llm, ridge, tolerance)
-            if decrement < 0.0:
-                return int(llm)
-            largest = max(largest, decrement)
-        if largest <= tolerance:
+    """Step each LLM shown in turn until none moves; return one whose inverse is spoilt, else -1."""
+    still = 0
+    for turn in range(MAX_SWEEPS * len(shown)):
+        llm = shown[turn % len(shown)]
+        decrement = _step(state, llm, ridge, tolerance)
+        if decrement < 0.0:
+            return int(llm)
+        still = still + 1 if decrement <= tolerance else 0
+        if still == len(shown):
             break
     return -1
 
 
 @summing
 def _learn(
-    state: State, row: int, context: Array, shown: Ints, choice: int, ridge: float, tolerance: float
+    state: State, context: Array, shown: Ints, choice: int, ridge: float, tolerance: float
 ) -> int:
     """Note a choice and refit; return an LLM whose inverse must be recomputed first, else -1."""
-    _insert(state, row, context, shown, choice)
-    sizes, recompute_at = state[7], state[8]
+    _insert(state, context, shown, choice)
+    sizes, recompute_at = state[7], state[9]
     for llm in shown:
         if sizes[llm] >= recompute_at[llm]:
             return int(llm)
@@ -165,7 +202,7 @@ class RidgeMNL:
     the joint loss then stays within ten times ``tolerance`` per LLM of the joint optimum's (a
     test asserts it; estimation error costs d / 2 per LLM). ``solve`` closes the distance.
 
-    Growth: a refit reads each shown LLM's rows two to four times, O(n_j d) a slot, with n_j the
+    Growth: a refit reads each shown LLM's answers two to four times, O(n_j d) a slot, with n_j the
     number of times LLM j was shown; memory is O(K t d). A recomputation is O(n_j d^2 + d^3), at
     doublings only.
 
@@ -207,23 +244,22 @@ class RidgeMNL:
         self.theta: Array = np.zeros((num_llms, dim), dtype)
         inverse = np.repeat(np.eye(dim, dtype=dtype)[None] / ridge, num_llms, axis=0)
         self._inverse: Array = inverse.astype(dtype)
-        self._contexts: Array = np.zeros((64, dim), dtype)
-        self._odds: Array = np.zeros((64, assortment_size), dtype)
-        self._kept = np.zeros(64, np.int64)
-        self._rows, self._places = np.zeros((2, num_llms, 64), np.int64)
+        self._contexts: Array = np.zeros((8, dim, BLOCK), dtype)
+        self._odds: Array = np.zeros((8, BLOCK), dtype)
+        self._kept: Array = np.zeros((8, BLOCK), dtype)
+        self._beside = np.zeros((8, assortment_size - 1, BLOCK), np.uint32)
+        self._blocks = np.zeros((num_llms, 8), np.int64)
         self._sizes = np.zeros(num_llms, np.int64)  # n_j
-        self._observed = 0
+        self._used = np.ones(1, np.int64)
         self._recompute_at = np.full(num_llms, FIRST_RECOMPUTATION)
 
     def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
-        if self._observed == len(self._kept):
+        while self._used[0] + len(shown) > len(self._contexts):
             self._make_room()
-        row, llms = self._observed, np.array(shown, np.int64)
-        context = np.asarray(context, self.theta.dtype)
-        state, weights = self._state, (self.ridge, self.tolerance)
-        self._observed += 1
-        stale = _learn(state, row, context, llms, kept, *weights)
+        llms, weights = np.array(shown, np.int64), (self.ridge, self.tolerance)
+        context, state = np.asarray(context, self.theta.dtype), self._state
+        stale = _learn(state, context, llms, kept, *weights)
         for _ in range(MAX_SWEEPS):
             if stale < 0:
                 break
@@ -236,18 +272,15 @@ class RidgeMNL:
     def _state(self) -> State:
         """The arrays of the kernels, in their order."""
         return (
-            *(self.theta, self._inverse, self._contexts, self._odds, self._kept),
-            *(self._rows, self._places, self._sizes, self._recompute_at),
+            *(self.theta, self._inverse, self._contexts, self._odds, self._kept, self._beside),
+            *(self._blocks, self._sizes, self._used, self._recompute_at),
         )
 
     def _make_room(self) -> None:
-        """Double the room for observed choices."""
-        for name in ("_contexts", "_odds", "_kept"):
-            old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
-        for name in ("_rows", "_places"):
-            old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros_like(old)], axis=1))
+        """Double the room for answers."""
+        for name in ("contexts", "odds", "kept", "beside", "blocks"):
+            old, axis = getattr(self, f"_{name}"), int(name == "blocks")
+            setattr(self, f"_{name}", np.concatenate([old, np.zeros_like(old)], axis=axis))
 
     def solve(self, tolerance: float = 1e-20, max_sweeps: int = 1000) -> None:
         """Move all LLMs to the joint optimum, recomputing every Hessian: the exact estimate.
@@ -268,20 +301,26 @@ class RidgeMNL:
 
     def _recompute(self, llm: int) -> None:
         """Recompute an LLM's odds and inverse Hessian, clearing what rounding has built up."""
-        size = int(self._sizes[llm])
-        rows, places = self._rows[llm, :size], self._places[llm, :size]
-        contexts = self._contexts[rows]
+        rows, columns = np.divmod(np.arange(self._sizes[llm]), BLOCK)
+        blocks = self._blocks[llm, rows]
+        contexts = self._contexts[blocks, :, columns]
         odds = np.exp((contexts @ self.theta[llm]).clip(-MAX_UTILITY, MAX_UTILITY))
-        self._odds[rows, places] = odds
-        probability = odds / (1.0 + self._odds[rows].sum(axis=1))
+        self._odds[blocks, columns] = odds
+        others = self._odds.ravel()[self._beside[blocks, :, columns]]
+        probability = odds / (1.0 + odds + others.sum(axis=1))
         weight = probability * (1.0 - probability)
-        # In double precision: large collinear contexts lose the ridge in single precision.
-        rows = contexts.astype(np.float64)
-        hessian = (rows * weight[:, None].astype(np.float64)).T @ rows
-        hessian.flat[:: len(hessian) + 1] += self.ridge
-        factor, failed = dpotrf(hessian, overwrite_a=1)
-        if failed:
-            raise np.linalg.LinAlgError("an LLM's Hessian is not positive definite")
-        upper, _ = dpotri(factor, overwrite_c=1)  # the upper triangle of the inverse
-        self._inverse[llm] = np.triu(upper) + np.triu(upper, 1).T
-        self._recompute_at[llm] = max(2 * size, FIRST_RECOMPUTATION)
+        self._inverse[llm] = inverse_hessian(contexts, weight, self.ridge)
+        self._recompute_at[llm] = max(2 * len(rows), FIRST_RECOMPUTATION)
+
+
+def inverse_hessian(contexts: Array, weight: Array, ridge: float) -> NDArray[np.float64]:
+    """Return the inverse of ridge I + sum of w x x^T over contexts (n, d) of weights w (n,)."""
+    # In double precision: large collinear contexts lose the ridge in single precision.
+    rows = contexts.astype(np.float64)
+    hessian = (rows * weight[:, None].astype(np.float64)).T @ rows
+    hessian.flat[:: len(hessian) + 1] += ridge
+    factor, failed = dpotrf(hessian, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("an LLM's Hessian is not positive definite")
+    upper, _ = dpotri(factor, overwrite_c=1)  # the upper triangle of the inverse
+    return np.asarray(np.triu(upper) + np.triu(upper, 1).T)
