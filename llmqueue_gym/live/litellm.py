@@ -12,7 +12,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ PAUSE = 0.01
 QUEUED = 256
 """Requests that wait for the agent beyond which new ones are left to LiteLLM at once."""
 
-_Future = Future[Any] | asyncio.Future[Any]
-_Call = tuple[_Future, asyncio.AbstractEventLoop | None, Callable[..., Any], tuple[Any, ...]]
+BRIEFLY = 0.002
+"""Seconds that the event loop itself waits for a choice, which takes a quarter of that."""
 
 
 class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type-checked
@@ -191,11 +190,12 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
             session = _session(request)
             kept = _said(request)
             work = self._choose, number, text, goes_on, session, candidates, kept
+            future = self._thread.submit(*work)
+            if future is None:
+                return "busy", None, None
             found: tuple[str, Choice | None, int | None]
-            found = await self._thread.answer(*work, within=self._timeout)
+            found = await self._thread.result(future, self._timeout)
             return found
-        except queue.Full:
-            return "busy", None, None
         except TimeoutError:
             return "timeout", None, None
         except Exception as error:
@@ -267,9 +267,7 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
                     llm = None
                 followed = note.get("by") in ("chosen", "shadow")
                 work = self._take, note["request"], llm, usd, failed, followed, name
-                try:
-                    self._thread.submit(*work)
-                except queue.Full:
+                if self._thread.submit(*work) is None:
                     self.counts["unsaved"] += 1
                 return
 
@@ -303,15 +301,13 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
 
         False means that this worker does not know the answer, or has judged it by the rule already.
         """
-        try:
-            return bool(await self._thread.answer(self.router.feedback, response_id, kept))
-        except queue.Full:
-            return False
+        future = self._thread.submit(self.router.feedback, response_id, kept)
+        return future is not None and bool(await asyncio.wrap_future(future))
 
     def settle(self) -> None:
         """Wait until all that was heard so far is learned and in the file."""
-        with suppress(queue.Full):
-            self._thread.submit(self.router.learn).result()
+        if (future := self._thread.submit(self.router.learn)) is not None:
+            future.result()
 
 
 class _Thread:
@@ -322,70 +318,53 @@ class _Thread:
 
     def __init__(self, afterwards: Callable[[], None]) -> None:
         self._afterwards = afterwards
-        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]]
+        self._calls = queue.SimpleQueue()
+        self._slow = False  # nothing was done since somebody waited in vain
         threading.Thread(target=self._run, name="llmqueue_gym", daemon=True).start()
 
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Return the future of a call; `queue.Full` is raised if too many wait."""
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any] | None:
+        """Return the future of a call; None if too many wait."""
+        if self._calls.qsize() >= QUEUED:
+            return None
         future: Future[Any] = Future()
-        self._put((future, None, call, arguments))
+        self._calls.put((future, call, arguments))
         return future
 
-    async def answer(
-        self, call: Callable[..., Any], *arguments: Any, within: float | None = None
-    ) -> Any:
+    async def result(self, future: Future[Any], within: float) -> Any:
         """Return what a call returns; TimeoutError is raised after ``within`` seconds.
 
-        It does what `asyncio.wrap_future` and `asyncio.timeout` do, in half of the time.
+        For `BRIEFLY` the event loop stands still. Python runs one thread at a time: a loop that
+        goes on with other requests keeps this one from the agent for up to 5 ms at a time.
         """
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        self._put((future, loop, call, arguments))
-        if within is None:
-            return await future
-        late = loop.call_later(within, _settle, future, None, TimeoutError())
-        try:
-            return await future
-        finally:
-            late.cancel()
-
-    def _put(self, call: _Call) -> None:
-        if self._calls.qsize() >= QUEUED:
-            raise queue.Full
-        self._calls.put(call)
+        if not self._slow:
+            briefly = min(BRIEFLY, within)
+            try:
+                return future.result(briefly)
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+            self._slow, within = True, within - briefly
+        async with asyncio.timeout(within):
+            return await asyncio.wrap_future(future)
 
     def _run(self) -> None:
         pause: float | None = None
         while True:
             try:
-                future, loop, call, arguments = self._calls.get(timeout=pause)
+                future, call, arguments = self._calls.get(timeout=pause)
             except queue.Empty:
                 self._afterwards()
                 pause = None
                 continue
             pause = PAUSE
-            if future.done():  # whoever asked waits no longer
+            if not future.set_running_or_notify_cancel():
                 continue
-            result = error = None
             try:
-                result = call(*arguments)
-            except BaseException as raised:
-                error = raised
-            if loop is None:
-                _settle(future, result, error)
-                continue
-            with suppress(RuntimeError):  # it is closed
-                loop.call_soon_threadsafe(_settle, future, result, error)
-
-
-def _settle(future: _Future, result: Any, error: BaseException | None) -> None:
-    """Give a future its result, unless nobody waits for it any longer."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+                future.set_result(call(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+            self._slow = False
 
 
 def _metadatas(request: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -370,6 +371,29 @@ def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
         assert note["by"] == cause
         assert "propensity" not in note
         assert ("would" in note) == (cause == "shadow")
+
+
+def test_an_agent_that_hangs_holds_the_event_loop_up_once(server, encoder, monkeypatch):
+    learner, hung, waited = learning(encoder, timeout_ms=20.0), threading.Event(), []
+    agent = learner.router.shared.learned.agent
+    monkeypatch.setattr(agent, "act", lambda _: hung.wait(), raising=False)
+
+    class Waited(Future):
+        def result(self, timeout=None):
+            waited.append(timeout)
+            return super().result(timeout)
+
+    monkeypatch.setattr(live_litellm, "Future", Waited)
+    router = gateway(server, learner)
+
+    async def asked():
+        for i in range(4):
+            await ask(router, f"poem {i}")
+
+    asyncio.run(asked())
+    hung.set()
+    assert learner.counts["timeout"] == 4
+    assert waited == [live_litellm.BRIEFLY]
 
 
 def test_a_budget_is_enforced_even_if_the_agent_fails(server, encoder, monkeypatch):
