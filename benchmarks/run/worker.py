@@ -87,6 +87,8 @@ def play(cell: Cell, tell: Tell, walled: WalledAgent | None = None) -> dict[str,
 
     folder = agent_folder(cell.spec["agent"])
     reads = watch_folder(folder) if folder and walled is None else dict
+    if walled is not None:
+        walled.enclose(cell.model)
     payload = run_cell(cell.spec, cell.kwargs, cell.model, cell.agent_seed, walled)
     found = reads()
     if "wall" in payload and (names := payload["wall"].pop("reads")):

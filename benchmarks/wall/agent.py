@@ -1,7 +1,7 @@
 """The agent's side of the wall: the process that plays.
 
 It is forked before the judge knows what is played, and shut in before the agent's code is imported:
-all it knows is what the judge writes into its pipe.
+all it knows is what the judge writes into its pipe and the memory that they share.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from mmap import mmap
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,17 +28,25 @@ from benchmarks.wall import fence, wire
 
 
 def serve(
-    requests: int, replies: int, memory: float | None, hidden: tuple[str, ...], folder: str
+    requests: int,
+    replies: int,
+    shared: mmap,
+    memory: float | None,
+    hidden: tuple[str, ...],
+    folder: str,
 ) -> NoReturn:
-    """Do what the judge asks for, from the first block to the last."""
-    told = wire.unpack(_words(requests))
-    name, room = told["agent"]["name"], told["choices"].size
+    """Do what the judge asks for, from being shut in to the last step."""
+    name, room = "", 1
     try:
+        model = wire.unpack(_words(requests))
         sys.path[:] = map(os.path.abspath, sys.path)  # the folder to work in will be another
-        kept = [*sys.path, sys.prefix, sys.base_prefix, *filter(None, [told["model"]])]
+        kept = [*sys.path, sys.prefix, sys.base_prefix, *filter(None, [model])]
         _say(replies, room, {"isolation": fence.enclose(hidden, kept, folder)})
+        told = wire.unpack(_words(requests))
+        name, room = told["agent"]["name"], told["choices"].size
+        fence.stay_on_core(told["core"])
         if "problem" in told:
-            _play(told, requests, replies)
+            _play(told, requests, replies, shared)
         else:
             _say(replies, room, {"facts": class_facts(agent_spec(name).load())})
         code = 0
@@ -75,7 +84,7 @@ def _readers(parts: Sequence[tuple[str, NDArray[Any]]]) -> list[tuple[str, Calla
     ]
 
 
-def _play(told: dict[str, Any], requests: int, replies: int) -> None:
+def _play(told: dict[str, Any], requests: int, replies: int, shared: mmap) -> None:
     agent, choices = told["agent"], told["choices"]
     folder = agent_folder(agent)
     reads = watch_folder(folder) if folder else dict
@@ -84,7 +93,7 @@ def _play(told: dict[str, Any], requests: int, replies: int) -> None:
     policy = make_agent(name, told["problem"], told["seed"], **told["settings"])
     _say(replies, choices.size, {"ready": True})
 
-    block = wire.Block(*told["layout"])
+    block = wire.Block(shared, *told["layout"])
     seen, told_of = _readers(block.observation), _readers(block.info)
     whole = "" in dict(seen)
     frame: NDArray[np.int64] = np.full(choices.size + 1, wire.ACTION, dtype=np.int64)
@@ -92,7 +101,7 @@ def _play(told: dict[str, Any], requests: int, replies: int) -> None:
     observation: Any = None
     action: Any = None
     for t in range(told["horizon"] + 1):
-        if not wire.read_into(requests, block.content):
+        if not (asked := os.read(requests, 1)):
             return
         following: Any = {name: read() for name, read in seen}
         if whole:
@@ -101,7 +110,7 @@ def _play(told: dict[str, Any], requests: int, replies: int) -> None:
             info = {name: read() for name, read in told_of}
             policy.update(observation, action, block.reward.item(), following, info)
         observation = following
-        if block.asked.item() == wire.END:
+        if asked == wire.END:
             break
         action = policy.act(observation)
         if type(action) is np.ndarray and action.dtype == np.int64 and action.shape == shape:

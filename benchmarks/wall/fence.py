@@ -96,15 +96,22 @@ def enclose(hidden: Iterable[str], kept: Iterable[str], folder: str) -> str:
     return PROCESS
 
 
-def stay_on_this_core() -> None:
-    """Keep this process and those it forks on the core it runs on (Linux).
+def this_core() -> int | None:
+    """Return the number of the core that this process runs on (Linux)."""
+    with suppress(OSError):
+        return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
+    return None
+
+
+def stay_on_core(core: int | None) -> None:
+    """Keep this process on a core, if there is a way to.
 
     The two sides of the wall take turns: to wake the other on its own core takes six
     microseconds, across cores often ten times that.
     """
-    with suppress(OSError, AttributeError):
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        os.sched_setaffinity(0, {int(fields[36])})
+    if core is not None:
+        with suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, {core})
 
 
 def end_with_parent() -> None:

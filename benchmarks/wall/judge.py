@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.wall import fence, wire
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_PIPE = 2**20  # bytes that fit into a pipe (Linux), so that an observation is written at once
-_SET_PIPE_SIZE = 1031
 
 
 class AgentError(RuntimeError):
@@ -56,7 +54,7 @@ def start_agent(wanted: Fence, memory: float | None) -> WalledAgent:
     """
     requests, asking = os.pipe()
     answering, replies = os.pipe()
-    fence.stay_on_this_core()
+    shared = mmap(-1, wire.SHARED)
     process = os.fork()
     if process == 0:
         fence.end_with_parent()
@@ -66,18 +64,18 @@ def start_agent(wanted: Fence, memory: float | None) -> WalledAgent:
             os.closerange(*gap)
         from benchmarks.wall.agent import serve
 
-        serve(requests, replies, memory, wanted.hidden, wanted.folder)
+        serve(requests, replies, shared, memory, wanted.hidden, wanted.folder)
     os.close(requests)
     os.close(replies)
     fence.keep_closed()
-    return WalledAgent(process, asking, answering)
+    return WalledAgent(process, asking, answering, shared)
 
 
 class WalledAgent:
     """An agent in another process.
 
-    An action costs one round trip: the block that asks for it brings what the agent learns from the
-    step before.
+    An action costs one round trip: with the observation comes what the agent learns from the step
+    before.
 
     Parameters
     ----------
@@ -85,19 +83,30 @@ class WalledAgent:
         Its id.
     requests, replies : int
         The ends of the pipes that are written to and read from.
+    shared : mmap
+        Memory that it reads the steps from.
     """
 
-    def __init__(self, process: int, requests: int, replies: int) -> None:
+    def __init__(self, process: int, requests: int, replies: int, shared: mmap) -> None:
         self._process, self._requests, self._replies = process, requests, replies
+        self._shared = shared
         self.isolation = fence.PROCESS
-        with suppress(ImportError, OSError):
-            import fcntl
 
-            fcntl.fcntl(requests, _SET_PIPE_SIZE, _PIPE)
+    def enclose(self, model: str | None = None) -> None:
+        """Have its process shut in, which may take its time: nobody waits for it here.
+
+        Parameters
+        ----------
+        model : str, optional
+            A file that it must see.
+        """
+        self._make_room(1)
+        self._write_words(model)
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return what the agent's class says of itself (`benchmarks.plan.players.class_facts`)."""
-        self._tell({"agent": {"name": name}, "model": None}, 1)
+        self.enclose()
+        self._tell({"agent": {"name": name}}, 1)
         return dict(self._expect("facts"))
 
     def make(
@@ -107,7 +116,7 @@ class WalledAgent:
         info: Mapping[str, Any],
         choices: NDArray[Any],
     ) -> None:
-        """Have the agent built.
+        """Have the agent built, once `enclose` was called.
 
         Parameters
         ----------
@@ -120,18 +129,18 @@ class WalledAgent:
             Number of choices of every entry of an action.
         """
         self._layout = wire.parts_of(observation), wire.parts_of(info)
-        block = self._block = wire.Block(*self._layout)
-        self._whole = [view for name, view in block.observation if not name]
+        self._block = wire.Block(self._shared, *self._layout)
+        self._whole = not isinstance(observation, Mapping)
         self._last: Any = None
         self._tell({**told, "layout": self._layout}, choices.size, choices)
         self._expect("ready")
 
     def act(self, observation: Any) -> NDArray[Any]:
         """Return the agent's action, unchecked."""
-        self._ask(wire.FIRST if self._last is None else wire.GO_ON, observation)
+        self._ask(wire.GO_ON, observation)
         if (words := self._receive()) is not None:
             raise self._wrong(words)
-        return self._frame[1:]
+        return self._action
 
     def update(
         self,
@@ -141,7 +150,7 @@ class WalledAgent:
         following: Any,
         info: Mapping[str, Any],
     ) -> None:
-        """Note what the agent will learn from, with the next block."""
+        """Note what the agent will learn from, when it is asked again."""
         if self._last is None and self._layout != (wire.parts_of(following), wire.parts_of(info)):
             raise TypeError("observation or info has another layout after a step than at the reset")
         self._last = following
@@ -165,26 +174,31 @@ class WalledAgent:
     # --- pipes --------------------------------------------------------------------------------
 
     def _tell(self, told: Mapping[str, Any], room: int, choices: Any = None) -> None:
+        self.isolation = str(self._expect("isolation"))
+        self._make_room(room)
+        limits = self._action if choices is None else choices
+        core = fence.this_core()
+        fence.stay_on_core(core)
+        self._write_words({**told, "choices": limits, "core": core})
+
+    def _make_room(self, room: int) -> None:
         import numpy as np
 
         self._frame: NDArray[np.int64] = np.zeros(room + 1, dtype=np.int64)
-        self._room = self._frame.data.cast("B")
-        limits = np.zeros(room, dtype=np.int64) if choices is None else choices
-        content = wire.pack({**told, "choices": limits})
-        self._write(np.array([len(content)], dtype=np.int64).tobytes() + content)
-        self.isolation = str(self._expect("isolation"))
+        self._room, self._action = self._frame.data.cast("B"), self._frame[1:]
 
-    def _ask(self, what: int, observation: Any) -> None:
-        block = self._block
-        block.asked[0] = what
+    def _ask(self, what: bytes, observation: Any) -> None:
         if self._whole:
-            self._whole[0][...] = observation
-        else:
-            for name, view in block.observation:
-                view[...] = observation[name]
-        self._write(block.content)
+            observation = {"": observation}
+        for name, view in self._block.observation:
+            view[...] = observation[name]
+        self._write(what)
 
-    def _write(self, content: Any) -> None:
+    def _write_words(self, told: Any) -> None:
+        content = wire.pack(told)
+        self._write(len(content).to_bytes(8, sys.byteorder) + content)
+
+    def _write(self, content: bytes) -> None:
         try:
             wire.write_all(self._requests, content)
         except BrokenPipeError:

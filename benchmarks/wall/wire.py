@@ -1,6 +1,7 @@
-"""What goes between judge and agent: JSON before and after, blocks of fixed layout in between.
+"""What goes between judge and agent: JSON before and after, arrays in shared memory in between.
 
-Nothing is pickled. The judge reads numbers and JSON from the agent, and checks both.
+Nothing is pickled. The judge only writes into the memory; what an agent has to say comes through a
+pipe, numbers and JSON, and the judge checks both.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FIRST, GO_ON, END = range(3)
-"""What a block of the judge asks for: an action; to learn, and an action; to learn for the last
-time."""
+from llmqueue_gym.errors import UsageError
+
+GO_ON, END = b"\0", b"\1"
+"""What the judge asks for, once it has filled the block: an action; to learn for the last time."""
 
 ACTION, WORDS = range(2)
 """What the agent answers: an action, or JSON."""
+
+SHARED = 2**26
+"""Bytes of memory that judge and agent share; only those in use take room."""
 
 MAX_WORDS = 2**22
 """Bytes of JSON that are read from an agent."""
@@ -31,26 +36,31 @@ Part = tuple[str, str, Sequence[int]]
 
 
 class Block:
-    """Named arrays at fixed places of one run of bytes, after what is asked for and the reward.
+    """A reward and named arrays at fixed places of memory.
 
     Parameters
     ----------
+    memory : writable buffer
+        Where they are.
     observation, info : sequence of Part
         What the arrays are; an empty name stands for an observation that is no mapping.
     """
 
-    def __init__(self, observation: Sequence[Part], info: Sequence[Part]) -> None:
+    def __init__(self, memory: Any, observation: Sequence[Part], info: Sequence[Part]) -> None:
         sizes = [
             np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
             for _, dtype, shape in (*observation, *info)
         ]
-        ends = np.cumsum([16, *(-(-size // 8) * 8 for size in sizes)]).tolist()
-        self.bytes: NDArray[np.uint8] = np.zeros(ends[-1], dtype=np.uint8)
-        self.content = self.bytes.data.cast("B")
-        self.asked: NDArray[Any] = self.bytes[:8].view(np.int64)
-        self.reward: NDArray[Any] = self.bytes[8:16].view(np.float64)
+        ends = np.cumsum([8, *(-(-size // 8) * 8 for size in sizes)]).tolist()
+        if ends[-1] > len(memory):
+            raise UsageError(
+                f"an observation of {ends[-1]:,} bytes does not fit into the {len(memory):,} that "
+                "go through the wall: --trust lets the agent play inside"
+            )
+        room: NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8)
+        self.reward: NDArray[Any] = room[:8].view(np.float64)
         views = [
-            (name, self.bytes[start : start + size].view(dtype).reshape(tuple(shape)))
+            (name, room[start : start + size].view(dtype).reshape(tuple(shape)))
             for (name, dtype, shape), start, size in zip(
                 (*observation, *info), ends, sizes, strict=False
             )

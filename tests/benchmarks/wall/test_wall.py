@@ -133,13 +133,16 @@ def test_what_is_neither_plain_nor_an_array_does_not_go_through(value):
 
 def test_a_block_holds_every_array_at_a_place_of_its_own():
     parts = [("a", "<f4", (3, 2)), ("b", "|i1", (5,)), ("c", "<f8", ())]
-    block = wire.Block(parts[:2], parts[2:])
-    views = [view for _, view in block.observation + block.info]
-    assert [(v.dtype.str, v.shape) for v in views] == [(d, s) for _, d, s in parts]
-    for number, view in enumerate([block.asked, block.reward, *views]):
+    memory = bytearray(64)
+    blocks = [wire.Block(memory, parts[:2], parts[2:]) for _ in ("judge's", "agent's")]
+    views, seen = ([b.reward, *(view for _, view in b.observation + b.info)] for b in blocks)
+    assert [(v.dtype.str, v.shape) for v in views[1:]] == [(d, s) for _, d, s in parts]
+    for number, view in enumerate(views):
         view[...] = number + 1
-    assert [int(view.flat[0]) for view in [block.asked, block.reward, *views]] == [1, 2, 3, 4, 5]
+    assert [sorted(set(view.flat)) for view in seen] == [[1], [2], [3], [4]]
     assert wire.parts_of(np.zeros(2)) == [("", "<f8", (2,))]
+    with pytest.raises(UsageError, match="80 bytes does not fit into the 64"):
+        wire.Block(memory, [("a", "<f8", (9,))], [])
 
 
 def test_a_module_is_found_and_nothing_imported(tmp_path, monkeypatch):
@@ -171,7 +174,7 @@ def test_only_named_variables_are_passed_on(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to a core")
 def test_judge_and_agent_share_a_core() -> None:
     code = (
-        "import os; from benchmarks.wall import fence; fence.stay_on_this_core();"
+        "import os; from benchmarks.wall import fence; fence.stay_on_core(fence.this_core());"
         "print(len(os.sched_getaffinity(0)), os.sched_getaffinity(0) <= set(range(os.cpu_count())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
