@@ -84,10 +84,12 @@ def _solve(factors: Array, contexts: Array) -> Array:
     solved = np.zeros((num_llms, len(contexts), dim), factors.dtype)
     for j in range(num_llms):
         for q in range(len(contexts)):
-            v = project(factors[j], contexts[q])
             for k in range(dim):
+                along = factors.dtype.type(0.0)
                 for a in range(k + 1):
-                    solved[j, q, a] += v[k] * factors[j, k, a]
+                    along += factors[j, k, a] * contexts[q, a]
+                for a in range(k + 1):
+                    solved[j, q, a] += along * factors[j, k, a]
     return solved
 
 
@@ -299,7 +301,9 @@ class ConfidenceFactors:
                 self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
             rows = free[: len(new)]
             self._contexts[rows] = fresh = contexts[list(new.values())]
-            products = _solve(self.factors, fresh) @ self._contexts.T  # (N, new, R)
+            solved = _solve(self.factors, fresh)
+            products = solved.reshape(-1, solved.shape[2]) @ self._contexts.T
+            products = products.reshape(*solved.shape[:2], -1)  # (N, new, R)
             self._products[:, rows] = products
             self._products[:, :, rows] = products.transpose(0, 2, 1)
             self._rows.update(zip(new, rows, strict=True))

@@ -41,12 +41,25 @@ EXPONENTIAL = np.array([1.0 / math.factorial(n) for n in range(24)])
 """Taylor coefficients of e^x, enough for double precision where |x| <= MAX_SHIFT."""
 
 
-# The state: theta (N, d), its inverse Hessians (N, d, d), and all answers shown, in blocks of one
-# LLM each. Answer i of LLM j, of `sizes[j]`, is column i % BLOCK of block `blocks[j, i // BLOCK]`:
-# there stand the context (d, BLOCK), the odds e^{x . theta_j} and whether it was kept (BLOCK), and
-# in `beside` (K - 1, BLOCK) where the answers shown with it stand (block * BLOCK + column). Block 0
-# is nobody's: its odds, 0, stand beside answers that were shown with fewer. `used[0]` blocks are in
-# use. An inverse Hessian is computed anew at `recompute_at[j]` answers.
+# The state: theta (N, d), the lower triangles of its inverse Hessians (N, d, d), and all answers
+# shown, in blocks of one LLM each. Answer i of LLM j, of `sizes[j]`, is column i % BLOCK of block
+# `blocks[j, i // BLOCK]`: there stand the context (d, BLOCK), the odds e^{x . theta_j}, whether it
+# was kept (BLOCK), and in `beside` (K - 1, BLOCK) where the answers shown with it stand (block *
+# BLOCK + column). Block 0 is nobody's: its odds, 0, stand beside answers shown with fewer others.
+# `used[0]` blocks are in use. An inverse Hessian is computed anew at `recompute_at[j]` answers.
+
+
+@summing
+def _times(inverse: Array, vector: Array) -> Array:
+    """Multiply a symmetric matrix, of which the lower triangle is kept."""
+    product = np.zeros(len(vector), inverse.dtype)
+    for a in range(len(vector)):
+        entry, along = vector[a], inverse[a, a] * vector[a]
+        for k in range(a):
+            product[k] += entry * inverse[a, k]
+            along += inverse[a, k] * vector[k]
+        product[a] += along
+    return product
 
 
 @summing
@@ -54,7 +67,7 @@ def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
     """Note a choice, and add its answers to the inverse Hessians of the LLMs shown, O(K d^2)."""
     theta, inverse, contexts, odds, kept, beside, blocks, sizes, used, _ = state
     dim = len(context)
-    direction, places = np.empty(dim), np.empty(len(shown), np.int64)
+    places, real = np.empty(len(shown), np.int64), theta.dtype.type
     total = 1.0
     for number in range(len(shown)):
         llm = shown[number]
@@ -77,18 +90,16 @@ def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
         for other in range(len(shown) - 1):
             beside[block, other, column] = places[other if other < number else other + 1]
         square = 0.0
-        direction[:] = 0.0
-        for a in range(dim):
-            for k in range(dim):
-                direction[k] += context[a] * inverse[llm, a, k]
+        direction = _times(inverse[llm], context)
         for k in range(dim):
             square += context[k] * direction[k]
         probability = odds[block, column] / total
         curvature = probability * (1.0 - probability)
-        scale = curvature / (1.0 + curvature * square)
+        scale = real(curvature / (1.0 + curvature * square))
         for a in range(dim):
-            for k in range(dim):
-                inverse[llm, a, k] -= scale * direction[a] * direction[k]
+            along = scale * direction[a]
+            for k in range(a + 1):
+                inverse[llm, a, k] -= along * direction[k]
 
 
 @summing
@@ -98,7 +109,7 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
     dim, rows = theta.shape[1], (sizes[llm] + BLOCK - 1) // BLOCK
     real = theta.dtype.type  # single precision: twice as many numbers at a time
     one, zero = real(1.0), real(0.0)
-    gradient, direction = np.zeros(dim, theta.dtype), np.zeros(dim, theta.dtype)
+    gradient = np.zeros(dim, theta.dtype)
     probability, slope = np.empty((2, rows, BLOCK), theta.dtype)
     lane, steep = np.empty(BLOCK, theta.dtype), np.zeros(BLOCK, theta.dtype)
     everyone = odds.ravel()
@@ -121,9 +132,7 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
             gradient[k] += total
     for k in range(dim):
         gradient[k] += real(ridge) * theta[llm, k]
-    for a in range(dim):
-        for k in range(dim):
-            direction[k] += gradient[a] * inverse[llm, a, k]
+    direction = _times(inverse[llm], gradient)
     decrement = straight = 0.0
     for k in range(dim):
         decrement += gradient[k] * direction[k]
