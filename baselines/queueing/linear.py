@@ -67,7 +67,7 @@ class LinUCB(_LinearAgent):
     seed : int
         Seed of the agent's own randomness.
     alpha : float
-        Width of the confidence bound.
+        Width of the confidence bound. The default is the best of five on the suite queueing-tuning.
     ridge : float
         Weight of the identity in V_j.
 
@@ -78,7 +78,7 @@ class LinUCB(_LinearAgent):
     """
 
     def __init__(
-        self, problem: QueueProblem, seed: int, alpha: float = 0.5, ridge: float = 1.0
+        self, problem: QueueProblem, seed: int, alpha: float = 1.7, ridge: float = 1.0
     ) -> None:
         super().__init__(problem, seed, ridge)
         checks.number("alpha", alpha, "[0, inf)")
