@@ -46,7 +46,7 @@ class State(NamedTuple):
 
     counts: Ints  # (4, B) SLOT, QUEUE_LENGTH, FEEDBACK, HEAD
     window: Stamps  # (B, FIELDS, W) in service order
-    contexts: Singles  # (B, W d) of the window: gathering them from the table misses the cache
+    contexts: Singles  # (B, W d) of the window, 0 where nobody waits; to gather them is slow
     backlog: Stamps  # (B, C, FIELDS) rings, with C a power of two
 
 
@@ -135,6 +135,8 @@ def run_slot(
             for i in range(following * dim):
                 contexts[lane, place * dim + i] = contexts[lane, (place + one) * dim + i]
             visible -= 1
+            for i in range(dim):
+                contexts[lane, np.uint64(visible) * dim + i] = 0.0
             # 4. If it retries, it joins the tail again; unseen, as one that has just arrived.
             if kept < 0:
                 if missed > 0.0 and draws[position, HEARING, lane] < missed:
@@ -174,32 +176,37 @@ def choose(table: Floats, row: int, first_odds: int, actions: Ints, lane: int, d
     """Return the LLM the user keeps, -1 for a retrial.
 
     Inverse CDF over [retry, S[0], S[1], ...] with S in increasing order; a repeat adds nothing.
+    No branch depends on who is chosen: none could be predicted.
     """
-    total, llm = 0.0, next_llm(actions, lane, -1)
-    while llm >= 0:
-        total += table[row, first_odds + llm]
-        llm = next_llm(actions, lane, llm)
+    shown, num_llms = actions.shape[1] - 1, table.shape[1] - first_odds
+    total, llm = 0.0, -1
+    for _ in range(shown):
+        llm = next_llm(actions, lane, llm, num_llms)
+        total += odds(table, row, first_odds, llm)
     threshold = draw * (total + 1.0)
-    if threshold < 1.0:
-        return -1
-    total, kept, llm = 0.0, -1, next_llm(actions, lane, -1)
-    while llm >= 0:
-        kept = llm
-        total += table[row, first_odds + llm]
-        if threshold < total + 1.0:
-            break
-        llm = next_llm(actions, lane, llm)
+    total, llm, kept = 0.0, -1, -1
+    for _ in range(shown):
+        llm = next_llm(actions, lane, llm, num_llms)
+        kept = llm if (llm < num_llms) & (threshold >= total + 1.0) else kept
+        total += odds(table, row, first_odds, llm)
     return kept
 
 
 @compiled
-def next_llm(actions: Ints, lane: int, after: int) -> int:
-    """Return the smallest LLM shown that is larger than ``after``, -1 if there is none."""
-    smallest = -1
+def odds(table: Floats, row: int, first_odds: int, llm: int) -> float:
+    """Return the odds of an LLM, 0 where there is none."""
+    last = table.shape[1] - 1
+    value = table[np.uint64(row), np.uint64(min(first_odds + llm, last))]
+    return value if first_odds + llm <= last else 0.0
+
+
+@compiled
+def next_llm(actions: Ints, lane: int, after: int, num_llms: int) -> int:
+    """Return the smallest LLM shown that is larger than ``after``, N if there is none."""
+    smallest = num_llms
     for i in range(1, actions.shape[1]):
         llm = actions[lane, i]
-        if llm > after and (smallest < 0 or llm < smallest):
-            smallest = llm
+        smallest = llm if (llm > after) & (llm < smallest) else smallest
     return smallest
 
 
@@ -245,23 +252,14 @@ def show(state: Arrays, seen: Arrays) -> None:
     size, dim = window.shape[2], contexts.shape[1] // window.shape[2]
     for lane in range(slot.size):
         now, visible = np.int32(slot[lane]), min(queue_length[lane], size)
+        # All places alike: a loop that ends with the queue ends where nobody could predict.
         for place in range(size):
             waiting[lane, place] = place < visible
-        for place in range(visible):  # a field a loop: so they are vectorised
-            retrials[lane, place] = window[lane, RETRIALS, place]
-        for place in range(visible):
-            age[lane, place] = now - window[lane, ARRIVED, place]
-        for place in range(visible):
-            wait[lane, place] = now - window[lane, JOINED, place]
-        for i in range(visible * dim):
+        for place in range(size):  # a field a loop: so they are vectorised
+            retrials[lane, place] = window[lane, RETRIALS, place] if place < visible else 0
+        for place in range(size):
+            age[lane, place] = now - window[lane, ARRIVED, place] if place < visible else 0
+        for place in range(size):
+            wait[lane, place] = now - window[lane, JOINED, place] if place < visible else 0
+        for i in range(size * dim):
             shown[lane, i] = contexts[lane, i]
-        # Unsigned: of an index that may be negative each is checked, and no loop is vectorised.
-        first, last = np.uint64(visible), np.uint64(size)
-        for place in range(first, last):
-            retrials[lane, place] = 0.0
-        for place in range(first, last):
-            age[lane, place] = 0.0
-        for place in range(first, last):
-            wait[lane, place] = 0.0
-        for i in range(first * np.uint64(dim), last * np.uint64(dim)):
-            shown[lane, i] = 0.0

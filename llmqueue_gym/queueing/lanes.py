@@ -186,6 +186,7 @@ class QueueDynamics:
         self._state.counts[:, index] = 0
         self.feedback[index] = NOTHING_SERVED
         self._state.window[index] = 0
+        self._state.contexts[index] = 0.0
         if self._hearsay is not None:
             self._hearsay.reset(index)
         self._seen = None

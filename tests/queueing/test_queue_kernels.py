@@ -63,7 +63,7 @@ def test_a_benchmark_plays_the_code_as_it_is_whatever_numba_has_kept(tmp_path):
     source = kernel.read_text()
     for old, new in (
         ("import compiled\n", "import compiled\nfrom llmqueue_gym.lim import LIMIT\n"),
-        ("if threshold < 1.0:", "if threshold < LIMIT:"),
+        ("threshold >= total + 1.0", "threshold >= total + LIMIT"),
     ):
         assert source.count(old) == 1
         source = source.replace(old, new)
