@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from mmap import mmap
 from pathlib import Path
 
 import gymnasium as gym
@@ -100,6 +101,21 @@ class ScribblesOnArrays(Cheat):
             if isinstance(array, np.ndarray):
                 array.flags.writeable = True
                 array[...] = 0
+
+
+class ScribblesOnSharedMemory(Cheat):
+    """Overwrites what the judge has written for it, and all that lies behind."""
+
+    def act(self, observation):
+        action, frame, found = super().act(observation), sys._getframe(), []
+        while frame is not None:
+            found += [value for value in frame.f_locals.values() if type(value) is mmap]
+            frame = frame.f_back
+        for memory in found:
+            memory[: 1 << 18] = b"\xff" * (1 << 18)
+        if not found:
+            raise RuntimeError("it finds no shared memory")
+        return action
 
 
 class PatchesModules(Cheat):

@@ -24,7 +24,10 @@ TASK = {"name": "cheat", "env": "LLMQueue-v0", "horizon": 150, "kwargs": KWARGS}
 SECRET = b"0123456789abcdef" * 2
 
 SEE_THE_WORLD = ("WalksTheStack", "ReadsTheHeap", "GuessesSeeds")
-HARMLESS = ("ImportsTheOracle", "ScribblesOnArrays", "PatchesModules", "SleepsBetweenSteps")
+HARMLESS = (
+    *("ImportsTheOracle", "ScribblesOnArrays", "ScribblesOnSharedMemory", "PatchesModules"),
+    "SleepsBetweenSteps",
+)
 NEED_NAMESPACES = ("RewritesResults", "RemembersOnDisk", "Forks", "CallsOut", "Undoes")
 FAIL = {"PrintsEscapes": "red", "ForgesAnswers": "something that is no answer"}
 
