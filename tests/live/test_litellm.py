@@ -106,7 +106,7 @@ def encoder():
 def learning(encoder, name="LinUCB", llms=LLMS, **settings):
     agent = make_agent(name, QueueProblem(len(llms), 1, 8, 1, 1.0, 10_000), 0)
     agent.encoder = encoder
-    return LearningRouter(agent, llms, "auto", **{"timeout_ms": 5000.0, "seed": 0} | settings)
+    return LearningRouter(agent, llms, "auto", **{"timeout_ms": 60_000.0, "seed": 0} | settings)
 
 
 def gateway(server, *callbacks, llms=LLMS, copies=1, **settings):
@@ -240,7 +240,9 @@ def test_the_loop_from_a_log_to_a_better_policy_and_back(server, encoder, tmp_pa
     best = (contexts[data.judge] @ agent.regression.theta.T).argmax(axis=1)
     policy = np.eye(3)[[log.llms.index(LLMS[llm]) for llm in best]]
     estimate = judge_policy(data, policy, "next").estimates["ips"]
-    following = LearningRouter(tmp_path / "next.llmq", LLMS, "auto", explore=0.0, timeout_ms=5000)
+    following = LearningRouter(
+        tmp_path / "next.llmq", LLMS, "auto", explore=0.0, timeout_ms=60_000.0
+    )
     kept, llms, topics = asyncio.run(serve(gateway(server, following), rng, USERS // 4))
     following.settle()
     truth = RATES[llms, topics].mean()
