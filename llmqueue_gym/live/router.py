@@ -302,8 +302,7 @@ class LiveRouter:
     def _favourite(self, context: Context, retrials: int, candidates: Sequence[int]) -> int:
         """Return the agent's LLM; if it is no candidate the best of these by its estimates."""
         learned = self.shared.learned
-        action = learned.agent.act(learned.observation(context, retrials))
-        llm = int(action[1])
+        llm = int(learned.agent.act(learned.observation(context, retrials))[1])
         if llm in candidates:
             return llm
         try:
@@ -385,13 +384,12 @@ class LiveRouter:
             self.learn()
         return before.retrials + 1 if again else 0
 
-    def _asks_again(self, previous: str, following: str) -> bool:
+    def _asks_again(self, previous: str, now: str) -> bool:
         """Judge as the importer of spend logs does: less an application's template."""
-        texts = [*self._recent, previous, following]
-        one, other = previous, following
-        if may_be_templated(one, texts) or may_be_templated(other, texts):
-            *_, one, other = without_template(texts)
-        return asks_again(one, other) or (previous == following and asks_again(previous, following))
+        texts = [*self._recent, previous, now]
+        if any(may_be_templated(text, texts) for text in texts[-2:]):
+            texts = without_template(texts)
+        return asks_again(*texts[-2:]) or (previous == now and asks_again(previous, now))
 
     def _sweep(self, now: float) -> None:
         """End sessions that have rested, and give up requests that nothing was heard of."""

@@ -103,8 +103,7 @@ def run_slot(
     (n, NUM_STREAMS, B), one stream more with noise, are uniform draws of several slots, of which
     this is ``position``. Filled are ``outcome``, what `SlotOutcome.of` takes, and ``seen``.
 
-    Return the longest queue, the largest number of slots completed, and a number of no meaning,
-    without which the compiler would not read ahead.
+    Return the longest queue, the most slots completed, and a number that makes it read ahead.
     """
     counts, window, contexts, backlog = state
     clock, queue_length = counts[SLOT], counts[QUEUE_LENGTH]
@@ -124,8 +123,7 @@ def run_slot(
         served, kept = slot < visible, -1
         if served:
             query, retrials = window[lane, NUMBER, slot], window[lane, RETRIALS, slot]
-            came = window[lane, ARRIVED, slot]
-            draw = draws[position, OUTCOMES, lane]
+            came, draw = window[lane, ARRIVED, slot], draws[position, OUTCOMES, lane]
             kept = choose(table, first_row[lane] + query, first_odds, actions, lane, draw)
             # 3. It leaves its place, and those behind move up (numba is slower at signed indices).
             place, following = np.uint64(slot), np.uint64(visible - 1 - slot)
