@@ -94,19 +94,67 @@ def _solve(factors: Array, contexts: Array) -> Array:
 
 
 @summing
-def _direct_bounds(theta: Floats, factors: Array, contexts: Array, width: float) -> Floats:
-    """Return x . theta_j + ``width`` |B_j x|, shape (Q, N)."""
-    bounds = np.empty((len(contexts), len(factors)))
-    for j in range(len(factors)):
-        for q in range(len(contexts)):
-            square = mean = 0.0
+def _find(rows: Array, row: Array, start: int) -> int:
+    """Return where ``row`` stands in ``rows``, sought from ``start`` on and round; -1: nowhere."""
+    for step in range(len(rows)):
+        place = start + step
+        if place >= len(rows):
+            place -= len(rows)
+        for k in range(len(row)):
+            if rows[place, k] != row[k]:
+                break
+        else:
+            return place
+    return -1
+
+
+@summing
+def _remembered_norms(known: Array, norms: Floats, contexts: Array, factors: Array) -> Floats:
+    """Return |B_j x|, shape (Q, N): of contexts that are known as kept, of others anew.
+
+    A queue keeps its order: what comes next mostly stands next in what is known.
+    """
+    found = np.empty((len(contexts), len(factors)))
+    place = -1
+    for q in range(len(contexts)):
+        same = _find(known, contexts[q], place + 1)
+        if same >= 0:
+            found[q], place = norms[same], same
+            continue
+        same = _find(contexts[:q], contexts[q], 0)
+        if same >= 0:  # equal contexts have equal norms, bit for bit
+            found[q] = found[same]
+            continue
+        for j in range(len(factors)):
+            v, square = project(factors[j], contexts[q]), 0.0
+            for k in range(len(v)):
+                square += v[k] * v[k]
+            found[q, j] = math.sqrt(square)
+    return found
+
+
+@summing
+def _lose(known: Array, norms: Floats, shown: Ints, lost: Array) -> None:
+    """Keep the norms of the contexts that are known current after V_j^{-1} has lost p p^T."""
+    for place in range(len(shown)):
+        for q in range(len(known)):
+            along = 0.0
+            for k in range(known.shape[1]):
+                along += known[q, k] * lost[place, k]
+            kept = norms[q, shown[place]]
+            norms[q, shown[place]] = math.sqrt(max(0.0, kept * kept - along * along))
+
+
+@summing
+def _bounds(theta: Floats, contexts: Array, norms: Floats, width: float) -> Floats:
+    """Return x . theta_j + ``width`` times the norm, shape (Q, N)."""
+    bounds = np.empty(norms.shape)
+    for q in range(len(contexts)):
+        for j in range(len(theta)):
+            bound = width * norms[q, j]
             for k in range(contexts.shape[1]):
-                along = 0.0
-                for a in range(k + 1):
-                    along += factors[j, k, a] * contexts[q, a]
-                square += along * along
-                mean += theta[j, k] * contexts[q, k]
-            bounds[q, j] = mean + width * math.sqrt(square)
+                bound += contexts[q, k] * theta[j, k]
+            bounds[q, j] = bound
     return bounds
 
 
@@ -187,10 +235,11 @@ class ConfidenceFactors:
     (`shrink`). Then ||x||_{V^{-1}} = |B x|, and x^T B^T g with g ~ N(0, I) is Gaussian noise of
     covariance x^T V^{-1} x.
 
-    Costs, all flat in the number of updates: an update is O(d^2). Up to ``DIRECT_DIM`` dimensions
-    norms of Q queries are O(Q N d^2). Above that the products x^T V_j^{-1} x' of the waiting
-    queries are computed when a query is first seen, O(N d (d + Q)), and kept current, so norms are
-    O(Q N), noise O(N Q^3) and an update O(d^2 + Q d). What takes the time is reading the factors.
+    Costs, all flat in the number of updates: an update is O(d^2 + Q d). The norms of a query are
+    computed when it is first seen, O(N d^2), and kept current by that update for as long as it
+    waits. Up to ``DIRECT_DIM`` dimensions the noise of Q queries is O(N d (d + Q)) a draw. Above
+    that so are the products x^T V_j^{-1} x' of the waiting queries, which are kept in the same way,
+    and noise is O(N Q^3). What takes the time is reading the factors.
 
     Parameters
     ----------
@@ -203,9 +252,6 @@ class ConfidenceFactors:
     dtype : {"float64", "float32"}
         Storage of the factors. Single precision halves the memory traffic, which is the cost at
         large d; B_j^T B_j stays positive definite whatever the rounding.
-    window : int, optional
-        Queries that are seen at a time. The norms of one are computed anew in any dimension: it
-        does not come back.
 
     Raises
     ------
@@ -213,19 +259,13 @@ class ConfidenceFactors:
         If ``ridge`` is not positive.
     """
 
-    def __init__(
-        self,
-        num_llms: int,
-        dim: int,
-        ridge: float = 1.0,
-        dtype: str = "float64",
-        window: int | None = None,
-    ) -> None:
+    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
         checks.number("ridge", ridge, "(0, inf)")
         self.factors: Array = np.zeros((num_llms, dim, dim), dtype)  # B_j
         self.factors[:, np.arange(dim), np.arange(dim)] = ridge**-0.5
         self._direct = dim <= DIRECT_DIM
-        self._norms_anew = self._direct or window == 1
+        self._known: Array = np.zeros((0, dim), np.float32)  # contexts whose norms were asked for
+        self._norms = np.zeros((0, num_llms))  # theirs, kept current
         self._rows: dict[bytes, int] = {}  # context bytes -> row of self._contexts
         self._contexts: Array = np.zeros((0, dim), dtype)  # of the waiting queries
         self._products = np.zeros((num_llms, 0, 0))  # x^T V_j^{-1} x' of the waiting queries
@@ -240,10 +280,12 @@ class ConfidenceFactors:
         self.follow(shown, lost)
 
     def follow(self, shown: Sequence[int], lost: Array) -> None:
-        """Keep the products of the waiting queries current after V_j^{-1} has lost p p^T.
+        """Keep what is known of the waiting queries current after V_j^{-1} has lost p p^T.
 
         ``lost`` holds p of each LLM j shown, shape (K, d).
         """
+        if len(self._known):
+            _lose(self._known, self._norms, np.array(shown, np.int64), lost)
         if not self._rows:
             return
         for llm, p in zip(shown, lost, strict=True):
@@ -252,17 +294,17 @@ class ConfidenceFactors:
 
     def norms(self, contexts: Array) -> Floats:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
-        if self._norms_anew:
-            return _direct_bounds(np.zeros(self.factors.shape[:2]), self.factors, contexts, 1.0)
-        rows = self._waiting(contexts)
-        squares: NDArray[np.float64] = self._products[:, rows, rows].T.clip(0.0)
-        return np.asarray(np.sqrt(squares))
+        return self._current_norms(contexts).copy()
 
     def bounds(self, theta: Floats, contexts: Array, width: float) -> Floats:
         """Return x . theta_j + ``width`` ||x||_{V_j^{-1}}, shape (Q, N): upper bounds."""
-        if self._norms_anew:
-            return _direct_bounds(theta, self.factors, contexts, width)
-        return np.asarray(contexts @ theta.T + width * self.norms(contexts))
+        return _bounds(theta, contexts, self._current_norms(contexts), width)
+
+    def _current_norms(self, contexts: Array) -> Floats:
+        """Return the norms, which `follow` goes on to change."""
+        self._norms = _remembered_norms(self._known, self._norms, contexts, self.factors)
+        self._known = contexts.copy()
+        return self._norms
 
     def noise(self, contexts: Array, rng: np.random.Generator, samples: int) -> Floats:
         """Draw max_m x^T A_j g_{j,m}, shape (Q, N), for contexts of shape (Q, d).

@@ -28,15 +28,11 @@ class RidgeRegression:
         Length of a context, d.
     ridge : float
         Weight of the squared norm, lambda.
-    window : int, optional
-        Queries that are seen at a time.
     """
 
-    def __init__(
-        self, num_llms: int, dim: int, ridge: float = 1.0, window: int | None = None
-    ) -> None:
+    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0) -> None:
         self.theta = np.zeros((num_llms, dim))
-        self.confidence = ConfidenceFactors(num_llms, dim, ridge, window=window)
+        self.confidence = ConfidenceFactors(num_llms, dim, ridge)
 
     def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""

@@ -255,16 +255,19 @@ def best_pairing(utilities: NDArray[np.floating[Any]], count: int) -> Pairing:
     count : int
         LLMs shown at a time, K.
     """
-    if count == 1:
-        slot, llm = divmod(int(utilities.argmax()), utilities.shape[1])
-        return Pairing(slot, [llm])
-    slot, llms = _best(utilities, count, True)
-    return Pairing(slot, llms.tolist())
+    return _best_of(utilities, count, True)
 
 
 def best_sum(indices: NDArray[np.floating[Any]], count: int) -> Pairing:
     """Return the query whose ``count`` largest indices, of (Q, N), have the largest sum."""
-    slot, llms = _best(indices, count, False)
+    return _best_of(indices, count, False)
+
+
+def _best_of(values: NDArray[np.floating[Any]], count: int, as_odds: bool) -> Pairing:
+    if count == 1:
+        slot, llm = divmod(int(values.argmax()), values.shape[1])
+        return Pairing(slot, [llm])
+    slot, llms = _best(values, count, as_odds)
     return Pairing(slot, llms.tolist())
 
 
@@ -273,22 +276,24 @@ def _best(
     values: NDArray[np.floating[Any]], count: int, as_odds: bool
 ) -> tuple[int, NDArray[np.int64]]:
     """Return the query whose ``count`` largest values, or odds, sum to the most; and those LLMs."""
-    highest = values.max()
+    best = np.zeros((len(values), count), np.int64)  # best first, the first of equals
+    for q in range(len(values)):
+        for llm in range(values.shape[1]):
+            place = min(llm, count)
+            while place > 0 and values[q, llm] > values[q, best[q, place - 1]]:
+                if place < count:
+                    best[q, place] = best[q, place - 1]
+                place -= 1
+            if place < count:
+                best[q, place] = llm
+    highest = values[0, best[0, 0]]
+    for q in range(len(values)):
+        highest = max(highest, values[q, best[q, 0]])
     slot, most = 0, -np.inf
-    llms, found = np.arange(count), np.arange(count)
     for q in range(len(values)):
         total = 0.0
-        for place in range(count):
-            best = -1
-            for llm in range(values.shape[1]):
-                if best >= 0 and not values[q, llm] > values[q, best]:
-                    continue
-                if llm not in found[:place]:
-                    best = llm
-            found[place] = best
-            value = values[q, best]
-            total += math.exp(value - highest) if as_odds else value
+        for llm in best[q]:
+            total += math.exp(values[q, llm] - highest) if as_odds else values[q, llm]
         if total > most:
             slot, most = q, total
-            llms[:] = found
-    return slot, llms
+    return slot, best[slot]

@@ -34,9 +34,7 @@ class _LinearAgent(QueueAgent):
 
     def __init__(self, problem: QueueProblem, seed: int, ridge: float = 1.0) -> None:
         super().__init__(problem, seed)
-        self.regression = RidgeRegression(
-            problem.num_llms, problem.context_dim, ridge, problem.window
-        )
+        self.regression = RidgeRegression(problem.num_llms, problem.context_dim, ridge)
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Serve the query whose K best indices are largest, with those LLMs."""
