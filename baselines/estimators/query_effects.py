@@ -1,0 +1,189 @@
+"""What the answers to a query tell of its utilities: the mode of a mixed logit.
+
+Ours. Contexts explain a part of what users like; the rest belongs to the query, and comes back with
+it: when its user tries again, and when another user asks the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmqueue_gym.compiled import compiled
+
+Array = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SPREADS = np.array([[0.0, 0.0], [0.25, 1.0], [0.5, 2.0], [1.0, 4.0]])
+"""Pairs (s_a, s_b) that the answers choose among."""
+
+PRIOR = 2.0
+"""Nats a unit of s_b by which a pair must predict answers better than (0, 0)."""
+
+MAX_QUERIES = 16384
+"""Queries beyond which the one that was answered longest ago is forgotten."""
+
+MAX_NEWTON = 50
+MAX_STEP = 2.0  # of an effect: the quadratic model holds only nearby
+
+
+@compiled
+def effects_mode(
+    utilities: Floats,
+    shown: Ints,
+    counts: Ints,
+    kept: Ints,
+    s_a: float,
+    s_b: float,
+    effects: Floats,
+) -> None:
+    """Move the effects e, shape (N,), to their posterior mode after answers.
+
+    It minimises 1/2 e' C^-1 e - sum_j kept_j e_j + sum_k counts_k log(1 + sum_{j in S_k}
+    exp(u_j + e_j)) with C = s_a^2 11' + s_b^2 I, by Newton steps (I + C H) d = -(e + C g): g holds
+    the summed choice probabilities less the choices, H their summed diag(p) - p p'. Only the LLMs
+    that were shown need a row: the effect of all others is -s_a^2 1'g. O(n K^2 + R^3) a step for R
+    of them.
+
+    Parameters
+    ----------
+    utilities : ndarray
+        Utilities u without the effects, shape (N,).
+    shown, counts : ndarray
+        Assortments S_k that were shown, shape (n, K), and how often, shape (n,).
+    kept : ndarray
+        How often each LLM's answer was kept, shape (N,).
+    s_a, s_b : float
+        Standard deviations of the query's own effect and of those of (query, LLM).
+    effects : ndarray
+        Where to start, and the result.
+    """
+    llms = np.unique(shown)
+    rows = np.searchsorted(llms, shown)
+    size, beside = len(llms), shown.shape[1]
+    e, odds = effects[llms], np.empty(beside)
+    gradient, hessian = np.empty(size), np.empty((size, size))
+    for _ in range(MAX_NEWTON):
+        for i in range(size):
+            gradient[i] = -kept[llms[i]]
+        hessian[:] = 0.0
+        for k in range(len(counts)):
+            total = 1.0
+            for i in range(beside):
+                odds[i] = math.exp(min(60.0, utilities[shown[k, i]] + e[rows[k, i]]))
+                total += odds[i]
+            for i in range(beside):
+                p = counts[k] * odds[i] / total
+                gradient[rows[k, i]] += p
+                hessian[rows[k, i], rows[k, i]] += p
+                for j in range(beside):
+                    hessian[rows[k, i], rows[k, j]] -= p * odds[j] / total
+        system, right = np.eye(size) + s_b**2 * hessian, np.empty(size)
+        for i in range(size):
+            system[:, i] += s_a**2 * hessian[:, i].sum()
+            right[i] = -(e[i] + s_a**2 * gradient.sum() + s_b**2 * gradient[i])
+        step = np.linalg.solve(system, right)
+        longest = np.abs(step).max()
+        e += step * min(1.0, MAX_STEP / max(longest, MAX_STEP))
+        if longest < 1e-6:
+            break
+    effects[:] = -(s_a**2) * gradient.sum()
+    effects[llms] = e
+
+
+@compiled
+def _effects_modes(
+    utilities: Floats, shown: Ints, counts: Ints, kept: Ints, spreads: Floats, effects: Floats
+) -> None:
+    """Move the effects under each pair of spreads, shape (pairs, N), to their posterior modes."""
+    for pair, (s_a, s_b) in enumerate(spreads):
+        if s_a > 0.0 or s_b > 0.0:
+            effects_mode(utilities, shown, counts, kept, s_a, s_b, effects[pair])
+
+
+class QueryEffects:
+    r"""Utilities of queries, given how they were answered before.
+
+    The mixed logit u_j = x . theta_j + a + b_j, with a ~ N(0, s_a^2) a query's own difficulty and
+    b_j ~ N(0, s_b^2) what LLM j makes of it; `effects_mode` is what answers tell of e = a + b.
+
+    (s_a, s_b) is chosen from ``SPREADS``: the pair under which the answers to queries that had
+    been answered before were likeliest, the mode taken for the truth, and with an exponential prior
+    of s_b. (0, 0) changes nothing. (R) s_a is a quarter of s_b: an error of theta that all LLMs
+    share would pass for the query's own difficulty.
+
+    A query is known by its context: the same numbers are the same query, whoever asks. An answer
+    costs a few Newton steps for each pair.
+
+    Parameters
+    ----------
+    num_llms : int
+        Number of LLMs, N.
+
+    Attributes
+    ----------
+    evidence : ndarray
+        Log likelihood of the answers under each pair of ``SPREADS``, the prior included.
+    """
+
+    def __init__(self, num_llms: int) -> None:
+        self.evidence = -PRIOR * SPREADS[:, 1]
+        self._rows: dict[bytes, int] = {}  # context -> row, the query answered last at the end
+        self._effects = np.zeros((16, len(SPREADS), num_llms))
+        self._kept = np.zeros((16, num_llms), np.int64)
+        self._shown: list[dict[tuple[int, ...], int]] = []  # assortments and how often
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The chosen pair (s_a, s_b)."""
+        s_a, s_b = SPREADS[self.evidence.argmax()].tolist()
+        return s_a, s_b
+
+    def add_to(self, utilities: Array, contexts: Array) -> None:
+        """Add the effects of the queries with contexts (Q, d) to utilities (Q, N)."""
+        chosen = self.evidence.argmax()
+        if SPREADS[chosen].any():
+            keys, size = contexts.tobytes(), contexts.itemsize * contexts.shape[1]
+            found = [self._rows.get(keys[i : i + size], -1) for i in range(0, len(keys), size)]
+            rows = np.array(found)
+            known = rows >= 0
+            utilities[known] += self._effects[rows[known], chosen]
+
+    def judge(self, context: Array, utilities: Array, shown: list[int], kept: int) -> None:
+        """Count the answer of a query that had been answered before, before it is learned from."""
+        row = self._rows.get(context.tobytes())
+        if row is not None:
+            expected = utilities[shown] + self._effects[row][:, shown]
+            total = np.log1p(np.exp(expected.clip(max=60.0)).sum(axis=1))
+            self.evidence -= total if kept < 0 else total - expected[:, shown.index(kept)]
+
+    def note(self, context: Array, utilities: Array, shown: list[int], kept: int) -> None:
+        """Remember an answer: the LLMs shown to a query and the one kept (-1 none)."""
+        row = self._row(context.tobytes())
+        answers, assortment = self._shown[row], tuple(sorted(shown))
+        answers[assortment] = answers.get(assortment, 0) + 1
+        if kept >= 0:
+            self._kept[row, kept] += 1
+        sets, counts = np.array(list(answers)), np.array(list(answers.values()))
+        base = np.asarray(utilities, np.float64)
+        _effects_modes(base, sets, counts, self._kept[row], SPREADS, self._effects[row])
+
+    def _row(self, key: bytes) -> int:
+        """Return the row of a query that is answered now, a new one if it is not remembered."""
+        row = self._rows.pop(key, None)
+        if row is None and len(self._rows) == MAX_QUERIES:
+            row = self._rows.pop(next(iter(self._rows)))
+            self._effects[row], self._kept[row], self._shown[row] = 0.0, 0, {}
+        elif row is None:
+            row = len(self._rows)
+            self._shown.append({})
+            if row == len(self._kept):
+                for name in ("_effects", "_kept"):
+                    old = getattr(self, name)
+                    setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self._rows[key] = row
+        return row
