@@ -28,11 +28,13 @@ class RidgeRegression:
         Length of a context, d.
     ridge : float
         Weight of the squared norm, lambda.
+    dtype : {"float64", "float32"}
+        Storage of the factors; theta is kept in double precision.
     """
 
-    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0) -> None:
+    def __init__(self, num_llms: int, dim: int, ridge: float = 1.0, dtype: str = "float64") -> None:
         self.theta = np.zeros((num_llms, dim))
-        self.confidence = ConfidenceFactors(num_llms, dim, ridge)
+        self.confidence = ConfidenceFactors(num_llms, dim, ridge, dtype)
 
     def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.estimators import RidgeRegression
+from baselines.estimators.confidence import DIRECT_DIM
 from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import (
     Contexts,
@@ -34,7 +35,10 @@ class _LinearAgent(QueueAgent):
 
     def __init__(self, problem: QueueProblem, seed: int, ridge: float = 1.0) -> None:
         super().__init__(problem, seed)
-        self.regression = RidgeRegression(problem.num_llms, problem.context_dim, ridge)
+        size, dim = problem.num_llms, problem.context_dim
+        # No query comes back where one is seen at a time, as live: its norms take all factors.
+        precision = "float32" if problem.window == 1 and dim > DIRECT_DIM else "float64"
+        self.regression = RidgeRegression(size, dim, ridge, precision)
 
     def choose(self, observation: Observation, waiting: int) -> Pairing:
         """Serve the query whose K best indices are largest, with those LLMs."""

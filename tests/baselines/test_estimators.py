@@ -264,16 +264,21 @@ def test_the_largest_of_many_draws_is_shared_by_the_queries(dim: int) -> None:
     assert np.abs(largest.mean(axis=0) - expected).max() < 6 * 0.7 / 2.0 / 4_000**0.5
 
 
-def test_ridge_regression_matches_the_normal_equations() -> None:
+@pytest.mark.parametrize(("dim", "dtype", "error"), [(4, "float64", 1e-10), (70, "float32", 1e-4)])
+def test_ridge_regression_matches_the_normal_equations(dim, dtype, error) -> None:
     rng = np.random.default_rng(3)
-    regression = RidgeRegression(2, 4, ridge=0.3)
-    contexts = rng.normal(size=(80, 4))
-    outcomes = rng.integers(0, 2, 80).astype(float)
+    regression = RidgeRegression(2, dim, 0.3, dtype)
+    contexts = rng.normal(size=(20 * dim, dim))
+    outcomes = rng.integers(0, 2, len(contexts)).astype(float)
     for context, outcome in zip(contexts, outcomes, strict=True):
         regression.update(context, [1], 1 if outcome else -1)
-    expected = np.linalg.solve(contexts.T @ contexts + 0.3 * np.eye(4), contexts.T @ outcomes)
-    np.testing.assert_allclose(regression.theta[1], expected, atol=1e-10)
+    gram = contexts.T @ contexts + 0.3 * np.eye(dim)
+    expected = np.linalg.solve(gram, contexts.T @ outcomes)
+    np.testing.assert_allclose(regression.theta[1], expected, atol=error)
     assert not regression.theta[0].any()
+    norms = np.sqrt(np.einsum("qd,de,qe->q", contexts, np.linalg.inv(gram), contexts))
+    bounds = regression.confidence.bounds(regression.theta, contexts, 1.0)[:, 1]
+    np.testing.assert_allclose(bounds, contexts @ expected + norms, atol=error, rtol=error)
 
 
 def test_mirror_descent_step_solves_its_proximal_problem() -> None:
