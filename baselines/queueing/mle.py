@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import expit
 
 from baselines.estimators import ConfidenceFactors, RidgeMNL
 from baselines.interface import Observation, QueueProblem
@@ -132,7 +131,7 @@ class CQBOpt(GreedyMLE):
         radius = confidence_radius(self.slot_number, problem.context_dim, 1, self.estimator.ridge)
         scores = self.estimates(observation, waiting).astype(np.float64)
         if problem.assortment_size == 1:
-            scores = expit(scores)
+            scores = 0.5 + 0.5 * np.tanh(0.5 * scores)  # mu
         norms = self.confidence.norms(observation["contexts"][:waiting])
         scores += self.beta_coef * radius * norms
         return best_pairing(scores, problem.assortment_size)
