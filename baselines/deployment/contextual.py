@@ -154,6 +154,64 @@ class ContextualStageRoute(StageAgent):
             self.price_of_traffic[other] = max(0.0, price)
 
 
+@agent("contextual-StageRoute-mixed", source="ours")
+class RememberingStageRoute(ContextualStageRoute):
+    """Contextual StageRoute that knows a query again by its context.
+
+    What an LLM earned at a query beyond the regression's estimate belongs to the two of them: an
+    effect of variance s^2 in rewards of variance v, so its posterior mean, the sum of the n
+    residuals / (n + v / s^2), is added to the reward of that query. Costs stay the regression's.
+
+    Parameters
+    ----------
+    problem : DeployProblem
+        Public parameters of the task.
+    seed : int
+        Seed of the agent; the rule itself draws nothing.
+    width, step : float
+        As `ContextualStageRoute`.
+    doubt : float
+        v / s^2.
+
+    Raises
+    ------
+    ValueError
+        If the task has no contexts, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: DeployProblem,
+        seed: int,
+        width: float = 0.25,
+        step: float = 0.01,
+        doubt: float = 3.0,
+    ) -> None:
+        super().__init__(problem, seed, width, step)
+        self.doubt = checks.number("doubt", doubt, "(0, inf)")
+        self._residuals: dict[bytes, Floats] = {}  # context -> (sums, numbers) x LLMs
+
+    def _estimates(self, z: Floats, llms: list[int]) -> tuple[Floats, Floats]:
+        """Return the regression's estimates, rewards moved by what was seen of these queries."""
+        rewards, costs = super()._estimates(z, llms)
+        known = [self._residuals.get(row.tobytes()) for row in np.atleast_2d(z)]
+        for row, seen in zip(np.atleast_2d(rewards), known, strict=True):
+            if seen is not None:
+                row += seen[0, llms] / (seen[1, llms] + self.doubt)
+        return np.clip(rewards, 0.0, 1.0), costs
+
+    def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
+        """Learn as contextual StageRoute does, and remember how far off its estimate was."""
+        z = features(observation)
+        key, none = z.tobytes(), np.zeros((2, self.problem.num_llms))
+        seen = self._residuals[key] = self._residuals.pop(key, none)
+        seen[:, llm] += np.array([reward - 1.0 - z @ self._weights[llm, :, 0], 1.0])
+        if len(self._residuals) > _MOST_QUERIES:
+            del self._residuals[next(iter(self._residuals))]
+        super().learn(observation, llm, reward, cost)
+
+
+_MOST_QUERIES = 16384  # beyond which the one answered longest ago is forgotten
 _WINDOW = 128  # contexts that lambda is computed on
 _REFRESH = 50  # queries between two computations
 _DEAREST = 1e3  # a price at which only the cheapest LLM is worth its cost

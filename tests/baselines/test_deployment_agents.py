@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines import DeployAgent, DeployProblem, QueueProblem, make_agent, registered_agents
+from baselines.deployment.contextual import ContextualStageRoute, RememberingStageRoute
 from baselines.deployment.knapsacks import LagrangeBwK, PrimalDualBwK, UCBBwK
 from baselines.deployment.price_aware import PriceAware, fit_prior
 from baselines.deployment.stageroute import (
@@ -26,7 +27,7 @@ from baselines.deployment.stageroute import (
 from llmqueue_gym.oracles import fluid_values
 
 NAMES = [spec.name for spec in registered_agents() if ".deployment." in spec.target]
-BLIND = [name for name in NAMES if name != "contextual-StageRoute"]
+BLIND = [name for name in NAMES if "contextual" not in name]
 SYNTHETIC: dict[str, Any] = {"instance": {"source": "synthetic"}, "instance_seed": 3}
 
 
@@ -206,6 +207,8 @@ def test_agents_and_tasks_must_match() -> None:
         make_agent("StageRoute", queue, 0)
     with pytest.raises(ValueError, match="context_dim=0"):
         make_agent("contextual-StageRoute", problem(), 0)
+    with pytest.raises(ValueError, match="doubt"):
+        make_agent("contextual-StageRoute-mixed", problem(context_dim=2), 0, doubt=0.0)
 
 
 # ------------------------------------------------------------------------------ price-aware
@@ -296,6 +299,28 @@ def test_ucb_bwk_keeps_a_budget_that_one_query_may_use_up() -> None:
     assert usual.budget() > 0.0
     usual.spent = 999.91
     assert usual.budget() == 0.0
+
+
+def test_a_query_is_known_again_where_contexts_tell_nothing() -> None:
+    """LLM 0 suits one query and LLM 1 the other, of one direction that no regression can part."""
+    agents = [ContextualStageRoute, RememberingStageRoute]
+    plain, mixed = (cls(problem(context_dim=1), 0, width=0.0) for cls in agents)
+    contexts = [np.array([x], np.float32) for x in (0.0, 1e-6)]
+    for agent in (plain, mixed):
+        for _ in range(30):
+            for query, context in enumerate(contexts):
+                for llm in (0, 1):
+                    seen = {"context": context}
+                    agent.learn(seen, llm, 0.9 if llm == query else 0.1, 1e-3)
+    for query, context in enumerate(contexts):
+        z = np.append(context, 1.0).astype(np.float64)
+        (same, also), _ = plain._estimates(z, [0, 1])
+        rewards, costs = mixed._estimates(np.stack([z, z]), [0, 1])
+        assert same == pytest.approx(also, abs=0.1)
+        assert rewards[0, query] - rewards[0, 1 - query] > 0.6
+        np.testing.assert_array_equal(costs, plain._estimates(np.stack([z, z]), [0, 1])[1])
+    rewards, _ = mixed._estimates(np.array([0.5, 1.0]), [0, 1])  # another query
+    np.testing.assert_allclose(rewards, plain._estimates(np.array([0.5, 1.0]), [0, 1])[0])
 
 
 @pytest.mark.parametrize("name", ["contextual-StageRoute", "ParetoBandit"])
