@@ -53,6 +53,7 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     "hidden": (1, 2.5),
     "neighbours": (0, 2.5),
     "memory": (0, 2.5),
+    "doubt": (0,),
     "error": (0, 1),
     "similarity": (1.1,),
     "at": (1.1,),
