@@ -37,13 +37,23 @@ def compiled(function: Function, **more: Any) -> Function:
     return cast(Function, kernel)
 
 
+def borrowing(function: Function) -> Function:
+    """Compile as `compiled` does, for kernels that make no array: nobody counts who holds one.
+
+    The caller holds what it passes for as long as the call lasts. To hand over an array costs half
+    as much, and there is less to compile. To make one in such a kernel is an error at its first
+    call.
+    """
+    return compiled(function, _nrt=False)
+
+
 def part(function: Function) -> Function:
-    """Compile as `compiled` does, to be called by kernels only: Python has no door to it.
+    """Compile as `borrowing` does, to be called by kernels only: Python has no door to it.
 
     To unpack tuples of arrays that come from Python is a quarter of what a kernel's parts take to
     compile.
     """
-    return compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return compiled(function, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def summing(function: Function) -> Function:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import borrowing, compiled
 
 
 @compiled
@@ -26,6 +26,22 @@ def test_sums_are_taken_in_the_order_that_is_written():
     for value in values:
         total += 1.0 / float(value)
     assert harmonic(values) == total
+
+
+@borrowing
+def last_row(arrays):
+    """Sum of a row, by way of a view."""
+    row, total = arrays[0][-1], 0.0
+    for value in row:
+        total += value
+    return total
+
+
+def test_who_borrows_an_array_neither_keeps_nor_frees_it():
+    array = np.ones((2, 3))
+    holders = sys.getrefcount(array)
+    assert [last_row((array,)) for _ in range(5)] == [3.0] * 5
+    assert sys.getrefcount(array) == holders
 
 
 def test_division_by_zero_gives_infinity_as_in_numpy():

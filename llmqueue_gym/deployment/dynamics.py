@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import borrowing
 from llmqueue_gym.deployment.rules import MAX_COUNT, Bools, Floats, Ints
 
 Masks = NDArray[np.int8]
@@ -167,13 +167,13 @@ class Shown(NamedTuple):
     budget_left: Floats32  # (B, 1)
 
 
-@compiled
+@borrowing
 def is_there(stream: Stream, lane: int, llm: int, query: int) -> bool:
     """Whether an LLM can be deployed at a query."""
     return bool(stream.arrival[lane, llm] <= query < stream.retire[lane, llm])
 
 
-@compiled
+@borrowing
 def allow(stream: Stream, most: int, lane: int, query: int, bits: Bools, allowed: Bools) -> None:
     """Drop the bits of LLMs that are not there, then all beyond the first ``most`` by index."""
     left = most
@@ -182,7 +182,7 @@ def allow(stream: Stream, most: int, lane: int, query: int, bits: Bools, allowed
         left -= allowed[llm]
 
 
-@compiled
+@borrowing
 def deploy(deployed: Bools, lane: int, bits: Bools, allowed: Bools) -> tuple[int, bool]:
     """Deploy what is allowed; return how many LLMs join, and whether other bits were given."""
     joining, projected = 0, False
@@ -193,7 +193,7 @@ def deploy(deployed: Bools, lane: int, bits: Bools, allowed: Bools) -> tuple[int
     return joining, projected
 
 
-@compiled
+@borrowing
 def exchange(
     pending: Pending, lane: int, slot: int, llm: int, reward: float, ledger_reward: float
 ) -> tuple[int, float, float]:
@@ -204,7 +204,7 @@ def exchange(
     return due
 
 
-@compiled
+@borrowing
 def log_costs(
     position: Ints,
     draws: Floats,
@@ -227,7 +227,7 @@ def log_costs(
         position[lane] += 1
 
 
-@compiled
+@borrowing
 def draw_answer(
     truth: Truth, lane: int, regime: int, llm: int, row: float, uniform: float, factors: Floats
 ) -> tuple[float, float]:
@@ -267,7 +267,7 @@ Seen = tuple[Arrays, Arrays, Masks]
 """What `QueryOutcome` and `Shown` hold, and the legal actions."""
 
 
-@compiled
+@borrowing
 def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, seen: Seen) -> int:
     """Answer the next query of ``lanes[0]``, then of ``lanes[1]``, and so on.
 
@@ -280,7 +280,6 @@ def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, se
     state, pending, ledger = State(*record[0]), Pending(*record[1]), Ledger(*record[2])
     outcome, shown, masks = QueryOutcome(*seen[0]), Shown(*seen[1]), seen[2]
     begun, delay = 0, pending.llm.shape[1]
-    allowed = np.zeros(state.deployed.shape[1], dtype=np.bool_)
     for i in range(len(lanes)):
         lane, llm = lanes[i], llms[i]
         query, stage, regime = state.query[lane], state.stage[lane], state.regime[lane]
@@ -289,6 +288,7 @@ def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, se
         # At an update point: deploy. Each LLM that joins costs, the first stage excepted.
         switching, projected = 0.0, False
         if position == 0:
+            allowed = outcome.arrived_now[i]  # whose room is free until the clock moves
             allow(stream, terms.max_deployed, lane, query, bits[i], allowed)
             joining, projected = deploy(state.deployed, lane, bits[i], allowed)
             ledger.projected[lane] += projected
@@ -348,7 +348,7 @@ def answer(problem: Problem, draws: Floats, queries: Queries, record: Record, se
     return begun
 
 
-@compiled
+@borrowing
 def show(
     terms: Terms, stream: Stream, state: State, spend: Floats, shown: Shown, masks: Masks
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import borrowing
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -86,7 +86,7 @@ Seen = tuple[Singles, NDArray[np.int8], Singles]
 retrials, age and wait (3, B, W); zero where nobody waits."""
 
 
-@compiled
+@borrowing
 def run_slot(
     state: Arrays,
     truth: Arrays,
@@ -169,7 +169,7 @@ def run_slot(
     return longest, latest, touched
 
 
-@compiled
+@borrowing
 def choose(table: Floats, row: int, first_odds: int, actions: Ints, lane: int, draw: float) -> int:
     """Return the LLM the user keeps, -1 for a retrial.
 
@@ -190,7 +190,7 @@ def choose(table: Floats, row: int, first_odds: int, actions: Ints, lane: int, d
     return kept
 
 
-@compiled
+@borrowing
 def odds(table: Floats, row: int, first_odds: int, llm: int) -> float:
     """Return the odds of an LLM, 0 where there is none."""
     last = table.shape[1] - 1
@@ -198,7 +198,7 @@ def odds(table: Floats, row: int, first_odds: int, llm: int) -> float:
     return value if first_odds + llm <= last else 0.0
 
 
-@compiled
+@borrowing
 def next_llm(actions: Ints, lane: int, after: int, num_llms: int) -> int:
     """Return the smallest LLM shown that is larger than ``after``, N if there is none."""
     smallest = num_llms
@@ -208,7 +208,7 @@ def next_llm(actions: Ints, lane: int, after: int, num_llms: int) -> int:
     return smallest
 
 
-@compiled
+@borrowing
 def push(
     backlog: Stamps, lane: int, tail: int, query: int, retrials: int, arrived: int, joined: int
 ) -> None:
@@ -218,7 +218,7 @@ def push(
     backlog[lane, tail, ARRIVED], backlog[lane, tail, JOINED] = arrived, joined
 
 
-@compiled
+@borrowing
 def read_ahead(state: Arrays, truth: Arrays, actions: Ints, draws: Floats, position: int) -> float:
     """Read a number of each row of the table that the slot needs.
 
@@ -240,7 +240,7 @@ def read_ahead(state: Arrays, truth: Arrays, actions: Ints, draws: Floats, posit
     return touched
 
 
-@compiled
+@borrowing
 def show(state: Arrays, seen: Arrays) -> None:
     """Write what waits in the window; ages are counted when they are shown."""
     counts, window, contexts, _ = state

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import compiled, part
+from llmqueue_gym.compiled import borrowing, part
 from llmqueue_gym.serving.instance import NEVER, Floats, Ints, Singles
 
 Arrays = tuple[Any, ...]
@@ -100,10 +100,14 @@ class SlotOutcome(NamedTuple):
     answers: Ints  # (B, R C, 3): slot of arrival, LLM, kept; -1 beyond the last
 
 
+Seen = tuple[Singles, Masks]
+"""Of every lane what a provider sees, (B, D), and which choices are legal, (B, M)."""
+
+
 # --- the slot -------------------------------------------------------------------------------------
 
 
-@compiled
+@borrowing
 def run_slot(
     state: Arrays,
     truth: Arrays,
@@ -111,7 +115,7 @@ def run_slot(
     draws: Floats,
     position: int,
     outcome: Arrays,
-    seen: Arrays,
+    seen: Seen,
 ) -> tuple[int, int]:
     """Run one slot in every lane, and show its end.
 
@@ -124,9 +128,10 @@ def run_slot(
     draws : ndarray, shape (n, 1, B)
         Uniform draws of several slots: a query arrives where it is below the rate.
     position : int
-        Which of them is this one.
+        Which of them is this one; -1: no slot is run, only shown. Another function for it would
+        compile what shows a second time.
     outcome, seen : tuple
-        A `SlotOutcome` and what `show` takes; filled.
+        A `SlotOutcome` and `Seen`; filled.
 
     Returns
     -------
@@ -135,29 +140,32 @@ def run_slot(
     """
     counts, ends, totals, answered = state[1], state[3], state[9], state[10]
     counted, reward, answers = outcome
-    answered[:] = 0
-    answers[:] = -1
-    for lane in range(counts.shape[0]):
-        counts[lane, CLOCK] += 1
-        for i in range(totals.shape[1]):
-            counted[lane, i] = -totals[lane, i]
-    # 1. Queries are dispatched, and replicas are given targets.
-    act(state, truth, actions)
-    # 2. Queries that are served get on. Users keep an answer, give up, or think and come back.
-    work(state, truth, answers)
-    return_users(state, truth)
-    # 3. Waiting users whose patience is over leave.
-    lose_patience(state)
-    # 4. Queries arrive.
-    arrive(state, truth, draws[position, 0])
-    # 5. The state is read, the reward paid.
     most, latest = 0, 0
-    for lane in range(counts.shape[0]):
-        for i in range(totals.shape[1]):
-            counted[lane, i] += totals[lane, i]
-        most, latest = max(most, ends[lane, UNUSED]), max(latest, counts[lane, CLOCK])
-    pay(state, truth, counted, reward)
-    show(state, truth, counted, seen)
+    if position >= 0:
+        answered[:] = 0
+        answers[:] = -1
+        for lane in range(counts.shape[0]):
+            counts[lane, CLOCK] += 1
+            for i in range(totals.shape[1]):
+                counted[lane, i] = -totals[lane, i]
+        # 1. Queries are dispatched, and replicas are given targets.
+        act(state, truth, actions)
+        # 2. Queries that are served get on. Users keep an answer, give up, or think and come back.
+        work(state, truth, answers)
+        return_users(state, truth)
+        # 3. Waiting users whose patience is over leave.
+        lose_patience(state)
+        # 4. Queries arrive.
+        arrive(state, truth, draws[position, 0])
+        # 5. The state is read, the reward paid.
+        for lane in range(counts.shape[0]):
+            for i in range(totals.shape[1]):
+                counted[lane, i] += totals[lane, i]
+            most, latest = max(most, ends[lane, UNUSED]), max(latest, counts[lane, CLOCK])
+        pay(state, truth, counted, reward)
+    find_window(state)
+    observe(state, truth, counted, seen[0])
+    allow(state, truth, seen[1])
     return most, latest
 
 
@@ -190,7 +198,7 @@ def dispatch(state: Arrays, truth: Arrays, lane: int, slot: int, r: int) -> bool
     unset_timer(state, lane, query)
     record = queries[lane, query]
     record[PLACE] = IS_SERVED
-    draw = uniform(key, lane, record[ARRIVED], record[RETRIALS], TOKENS)
+    draw = draws_of(key, lane, record)[TOKENS]
     at, mean = int(draw * lengths.shape[0]), table[record[ROW], 1]
     needed = mean * lengths[at, 0] if lengths[at, 0] > 0.0 else -mean * math.log1p(-draw)
     if fleet[r, 1] > 0.0:
@@ -290,18 +298,17 @@ def answer(state: Arrays, truth: Arrays, lane: int, query: int, llm: int) -> int
     key, counts, queries, _, _, _, _, _, _, totals, answered, _ = state
     success, first_row, rules, sla = truth[1], truth[2], truth[10], truth[11][5]
     record, now = queries[lane, query], counts[lane, CLOCK]
-    arrived, attempt = record[ARRIVED], record[RETRIALS]
-    if attempt == 0 and now - arrived > sla:
+    if record[RETRIALS] == 0 and now - record[ARRIVED] > sla:
         totals[lane, LATE] += 1
-    draw = uniform(key, lane, arrived, attempt, OUTCOME)
-    if draw < success[first_row[lane] + record[ROW], llm]:
+    draws = draws_of(key, lane, record)
+    if draws[OUTCOME] < success[first_row[lane] + record[ROW], llm]:
         answered[lane, 1, llm] += 1
         totals[lane, KEPT] += 1
         leave(state, lane, query)
         return 1
     answered[lane, 0, llm] += 1
     totals[lane, NOT_KEPT] += 1
-    draw = uniform(key, lane, arrived, attempt, RETURN)
+    draw = draws[RETURN]
     if draw < rules[1]:
         totals[lane, GAVE_UP] += 1
         leave(state, lane, query)
@@ -364,13 +371,14 @@ def arrive(state: Arrays, truth: Arrays, draws: Floats) -> None:
             ends[lane, UNUSED] += 1
         else:
             ends[lane, FREE] = queries[lane, query, AFTER]
-        draw = uniform(key, lane, counts[lane, CLOCK], -1, 0)
+        record = queries[lane, query]
+        record[ARRIVED], record[RETRIALS] = counts[lane, CLOCK], -1
+        draw = draws_of(key, lane, record)[0]
         row, last = 0, table.shape[0] - 1
         while row < last:  # the first whose cumulative share is larger
             middle = (row + last) // 2
             row, last = (row, middle) if table[middle, 0] > draw else (middle + 1, last)
-        queries[lane, query, ROW], queries[lane, query, RETRIALS] = row, 0
-        queries[lane, query, ARRIVED] = counts[lane, CLOCK]
+        record[ROW], record[RETRIALS] = row, 0
         totals[lane, ARRIVALS] += 1
         join(state, truth, lane, query)
 
@@ -407,7 +415,7 @@ def join(state: Arrays, truth: Arrays, lane: int, query: int) -> None:
     record[DUE] = NEVER
     impatience = truth[4][record[ROW], 2]
     if impatience > 0.0:
-        draw = uniform(key, lane, record[ARRIVED], record[RETRIALS], PATIENCE)
+        draw = draws_of(key, lane, record)[PATIENCE]
         set_timer(state, lane, query, now + geometric(draw, impatience))
 
 
@@ -467,7 +475,7 @@ def unset_timer(state: Arrays, lane: int, query: int) -> None:
     queries[lane, query, DUE] = NEVER
 
 
-@compiled
+@part
 def geometric(draw: float, chance: float) -> int:
     """Return the first success, 1, 2, ..., of trials with this chance, by inverse CDF."""
     if chance >= 1.0:
@@ -475,33 +483,25 @@ def geometric(draw: float, chance: float) -> int:
     return int(min(math.log1p(-draw) / math.log1p(-chance), 1.0 * NEVER)) + 1
 
 
-@compiled
-def uniform(key: Ints, lane: int, number: int, attempt: int, purpose: int) -> float:
-    """Return a draw in (0, 1) of a query's attempt: Philox 4x32-10 (Salmon et al., SC 2011).
+@borrowing
+def draws_of(key: Ints, lane: int, record: Stamps) -> tuple[float, float, float, float]:
+    """Return the draws in (0, 1) of a query's attempt: Philox 4x32-10 (Salmon et al., SC 2011).
 
-    It is a hash: whoever serves whom and when, the same users are met. Numbers are masked to 32
-    bits, in which Python's integers agree with compiled ones, whose products wrap at 64.
+    It is a hash of arrival and attempt: whoever serves whom and when, the same users are met.
+    Numbers are masked to 32 bits, in which Python's integers agree with compiled ones, whose
+    products wrap at 64.
     """
-    low = 0xFFFFFFFF
-    a, b, c, d = int(number) & low, int(attempt) & low, 0, 0
+    low, size = 0xFFFFFFFF, 4294967296.0
+    a, b, c, d = int(record[ARRIVED]) & low, int(record[RETRIALS]) & low, 0, 0
     k, m = int(key[lane, 0]), int(key[lane, 1])
     for _ in range(10):
         p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
         a, b, c, d = ((q >> 32) & low) ^ b ^ k, q & low, ((p >> 32) & low) ^ d ^ m, p & low
         k, m = (k + 0x9E3779B9) & low, (m + 0xBB67AE85) & low
-    word = a if purpose == 0 else b if purpose == 1 else c if purpose == 2 else d
-    return (word + 0.5) / 4294967296.0
+    return (a + 0.5) / size, (b + 0.5) / size, (c + 0.5) / size, (d + 0.5) / size
 
 
 # --- what a provider sees -------------------------------------------------------------------------
-
-
-@compiled
-def show(state: Arrays, truth: Arrays, counted: Ints, seen: Arrays) -> None:
-    """Write what is seen of every lane, and which actions are legal."""
-    find_window(state)
-    observe(state, truth, counted, seen[0])
-    allow(state, truth, seen[1])
 
 
 @part

@@ -26,15 +26,13 @@ from llmqueue_gym.serving.dynamics import (
     THINKING,
     UNUSED,
     WHEEL,
-    Arrays,
-    Masks,
+    Seen,
     SlotOutcome,
     State,
     Truth,
     run_slot,
-    show,
 )
-from llmqueue_gym.serving.instance import Ints, ServingInstance, Singles
+from llmqueue_gym.serving.instance import Floats, Ints, ServingInstance, Singles
 from llmqueue_gym.streams import Draws, UniformStreams
 
 
@@ -105,11 +103,10 @@ class ServingDynamics:
             np.array([instance.return_rate, instance.give_up, instance.slot_seconds]),
             np.array(instance.rewards),
         )
-        self._arrays: tuple[Arrays, Arrays] = tuple(self.state), tuple(self.truth)
         self._streams = UniformStreams(1, lanes)
         self._most = 0  # records that a lane may have used
         self._counted = self.nothing().counts  # in the last slot
-        self._seen: tuple[Singles, Masks] | None = None  # until it is asked for
+        self._seen: Seen | None = None  # until it is asked for
         sizes = [math.prod(shape) for shape in self.shapes().values()]
         self._width = sum(sizes)
         self._parts = [
@@ -215,7 +212,6 @@ class ServingDynamics:
             more = np.zeros_like(self.state.queries)
             queries = np.concatenate([self.state.queries, more], axis=1)
             self.state = self.state._replace(queries=queries)
-            self._arrays = tuple(self.state), tuple(self.truth)
         places = self.state.served.shape[1] * self.state.served.shape[2]
         outcome = SlotOutcome(
             np.empty((self.num_lanes, COUNTED), dtype=np.int64),
@@ -224,11 +220,8 @@ class ServingDynamics:
         )
         self._counted, self._seen = outcome.counts, self._new_seen()
         actions = np.array(actions, dtype=np.int64, order="C")  # a type of array: compiled once
-        near, position = self._streams.advance()
-        state, truth = tuple(self.state), tuple(self.truth)
-        self._most, latest = run_slot(
-            state, truth, actions, near, position, tuple(outcome), self._seen
-        )
+        draws, position = self._streams.advance()
+        self._most, latest = self._run(actions, draws, position, outcome, self._seen)
         if latest > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
         return outcome
@@ -242,16 +235,24 @@ class ServingDynamics:
             np.full((self.num_lanes, places, 3), -1, dtype=np.int64),
         )
 
-    def _new_seen(self) -> tuple[Singles, Masks]:
+    def _run(
+        self, actions: Ints, draws: Floats, position: int, outcome: SlotOutcome, seen: Seen
+    ) -> tuple[int, int]:
+        state, truth = tuple(self.state), tuple(self.truth)
+        return run_slot(state, truth, actions, draws, position, tuple(outcome), seen)
+
+    def _new_seen(self) -> Seen:
         observed = np.empty((self.num_lanes, self._width), dtype=np.float32)
         return observed, np.empty((self.num_lanes, self._mask_width), dtype=np.int8)
 
-    def see(self) -> tuple[Singles, Masks]:
+    def see(self) -> Seen:
         """Return the observations as vectors (B, D) and the masks (B, M), for the caller to own."""
         seen, self._seen = self._seen, None
         if seen is None:
             seen = self._new_seen()
-            show(*self._arrays, self._counted, seen)
+            no_actions = np.empty((self.num_lanes, 0), dtype=np.int64)
+            outcome = self.nothing()._replace(counts=self._counted)
+            self._run(no_actions, np.empty((0, 1, self.num_lanes)), -1, outcome, seen)
         return seen
 
     def unpack(self, vectors: Singles) -> dict[str, Singles]:

@@ -8,7 +8,7 @@ import pytest
 
 from llmqueue_gym.queueing.env import LLMQueueVectorEnv
 from llmqueue_gym.serving import dynamics as core
-from llmqueue_gym.serving.dynamics import uniform
+from llmqueue_gym.serving.dynamics import draws_of
 from llmqueue_gym.serving.env import LLMServeVectorEnv
 from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.presets import PRESETS
@@ -267,7 +267,8 @@ def test_nobody_is_lost_from_the_books(preset):
 def test_the_hash_is_philox():
     """Known answers of Random123 for Philox 4x32-10."""
     zero = np.zeros((1, 2), dtype=np.int64)
-    words = [uniform(zero, 0, 0, 0, purpose) * 2**32 - 0.5 for purpose in range(4)]
+    draws = draws_of(zero, 0, np.zeros(core.FIELDS, dtype=np.int32))
+    words = [draw * 2**32 - 0.5 for draw in draws]
     assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
