@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import compiled, summing
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -58,6 +58,16 @@ class Neighbours:
         )
 
 
+@summing
+def _distance(one: Singles, other: Singles) -> float:
+    """Return the squared distance."""
+    distance = 0.0
+    for i in range(one.size):
+        difference = one[i] - other[i]
+        distance += difference * difference
+    return distance
+
+
 @compiled
 def _nearest(
     contexts: Singles,
@@ -71,12 +81,8 @@ def _nearest(
     distances = np.full((num_llms, neighbours), np.inf)
     nearest = np.zeros((num_llms, neighbours))
     for row in range(len(llms)):
-        llm, distance = llms[row], 0.0
-        farthest = distances[llm, neighbours - 1]
-        for i in range(context.size):
-            difference = contexts[row, i] - context[i]
-            distance += difference * difference
-        if distance >= farthest:
+        llm, distance = llms[row], _distance(contexts[row], context)
+        if distance >= distances[llm, neighbours - 1]:
             continue
         place = neighbours - 1
         while place > 0 and distances[llm, place - 1] > distance:

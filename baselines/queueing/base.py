@@ -19,6 +19,7 @@ from llmqueue_gym.compiled import compiled
 from llmqueue_gym.errors import UsageError
 
 Contexts = NDArray[np.floating[Any]]
+Counts = NDArray[np.float64]
 
 FIRST_KEPT = 2
 """``feedback`` of LLM 0's answer being kept; 1 is a retrial, 0 nothing served."""
@@ -240,6 +241,29 @@ def top_llms(scores: NDArray[np.floating[Any]], count: int) -> list[int]:
     """Return the ``count`` LLMs with the largest scores, shape (N,), best first."""
     numbers: list[float] = scores.tolist()
     return sorted(range(len(numbers)), key=numbers.__getitem__, reverse=True)[:count]
+
+
+def largest_shares(kept: Counts, shown: Counts, count: int, width: float = 0.0) -> list[int]:
+    """Return the ``count`` LLMs of largest kept_j / T_j + ``width`` / sqrt(2 T_j), best first.
+
+    T_j is how often LLM j was shown; those never shown come before all others.
+    """
+    llms: list[int] = _largest_shares(kept, shown, count, width).tolist()
+    return llms
+
+
+@compiled
+def _largest_shares(kept: Counts, shown: Counts, count: int, width: float) -> NDArray[np.int64]:
+    llms = np.empty(count, np.int64)
+    for place in range(count):
+        largest = -np.inf
+        for j in range(len(shown)):
+            bound = np.inf
+            if shown[j] > 0.0:
+                bound = kept[j] / shown[j] + width / math.sqrt(2.0 * shown[j])
+            if bound > largest and j not in llms[:place]:
+                llms[place], largest = j, bound
+    return llms
 
 
 def best_pairing(utilities: NDArray[np.floating[Any]], count: int) -> Pairing:

@@ -14,7 +14,7 @@ from baselines.queueing.base import (
     Pairing,
     QueueAgent,
     Served,
-    top_llms,
+    largest_shares,
 )
 from baselines.registry import agent
 from llmqueue_gym import checks
@@ -79,7 +79,8 @@ class Scheduled(QueueAgent):
 
     def learn(self, served: Served) -> None:
         """Count the answers shown and kept."""
-        self._shown[served.shown] += 1
+        for llm in served.shown:
+            self._shown[llm] += 1
         if served.kept >= 0:
             self._kept[served.kept] += 1
 
@@ -103,9 +104,7 @@ class Scheduled(QueueAgent):
         if self.routing == "random":
             llms: list[int] = self.rng.permutation(self.problem.num_llms)[:size].tolist()
             return llms
-        untried = self._shown == 0
-        mean = np.where(untried, np.inf, self._kept / np.maximum(self._shown, 1))
-        return top_llms(mean, size)
+        return largest_shares(self._kept, self._shown, size)
 
 
 class Always(QueueAgent):

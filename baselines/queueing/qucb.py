@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import (
@@ -18,10 +17,10 @@ from baselines.queueing.base import (
     Pairing,
     QueueAgent,
     Served,
+    largest_shares,
     top_llms,
 )
 from baselines.registry import agent
-from llmqueue_gym.compiled import compiled
 
 _SOURCE = "Krishnasamy et al.: Operations Research 2021"
 
@@ -71,26 +70,8 @@ class QUCB(QueueAgent):
         return self.context_free(self._kept / np.maximum(self._shown, 1.0))
 
     def _best(self, t: int) -> list[int]:
-        size = self.problem.assortment_size
-        llms: list[int] = _largest_bounds(self._kept, self._shown, t, size).tolist()
-        return llms
-
-
-@compiled
-def _largest_bounds(
-    kept: NDArray[np.float64], shown: NDArray[np.float64], t: int, size: int
-) -> NDArray[np.int64]:
-    """Return the LLMs with the largest mean_j + log t / sqrt(2 T_j), the first of equals."""
-    llms, log_t = np.empty(size, np.int64), math.log(t)
-    for place in range(size):
-        largest = -np.inf
-        for j in range(len(shown)):
-            bound = np.inf
-            if shown[j] > 0.0:
-                bound = kept[j] / shown[j] + log_t / math.sqrt(2.0 * shown[j])
-            if bound > largest and j not in llms[:place]:
-                llms[place], largest = j, bound
-    return llms
+        count = self.problem.assortment_size
+        return largest_shares(self._kept, self._shown, count, math.log(t))
 
 
 @agent("Q-ThS", source=_SOURCE)

@@ -15,6 +15,7 @@ from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import Contexts, LinearPolicy, Pairing, QueueAgent, Served, top_llms
 from baselines.registry import agent
 from llmqueue_gym import checks
+from llmqueue_gym.compiled import compiled
 
 SEED_QUALITY, SEED_WEIGHT = 0.5, 2.0
 """What routing-sampling expects of an LLM without answers (q), and how many answers that is (w)."""
@@ -160,16 +161,27 @@ class Types:
 
     def of(self, context: Contexts, new: bool) -> int:
         """Return the type of a query; a new one moves its centre."""
-        distances = np.square(self._centres[: self._used] - context).sum(axis=1)
-        if self._used < NUM_TYPES and (not self._used or distances.min() > 0.0):
+        nearest, distance = _nearest(self._centres[: self._used], context)
+        if self._used < NUM_TYPES and distance > 0.0:
             nearest, new = self._used, True
             self._used += 1
-        else:
-            nearest = int(distances.argmin())
         if new:
             self._counts[nearest] += 1
             self._centres[nearest] += (context - self._centres[nearest]) / self._counts[nearest]
         return nearest
+
+
+@compiled
+def _nearest(centres: NDArray[np.float64], context: Contexts) -> tuple[int, float]:
+    """Return the nearest centre, the first of equals, and its squared distance; inf if none."""
+    nearest, least = 0, np.inf
+    for row in range(len(centres)):
+        distance = 0.0
+        for k in range(len(context)):
+            distance += (centres[row, k] - context[k]) ** 2
+        if distance < least:
+            nearest, least = row, distance
+    return nearest, least
 
 
 @agent("knn-guard", source="kNN: Li, arXiv 2505.12601; the guard: ours")
