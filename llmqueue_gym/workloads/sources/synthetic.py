@@ -153,7 +153,7 @@ class Synthetic:
     is the shorter the wider the work is spread. ``python -m benchmarks.measure.controls``
     measures what the true best LLMs are worth without that order, and that order without them.
     Contexts explain a share R^2 of what tells the queries of `mixed` apart; what they leave open
-    belongs to a query as long as it waits, so that a refusal tells something (R). In tables of real
+    belongs to the query, whoever asks it, so that a refusal tells something (R). In tables of real
     queries text explains about a fifth, and a third of the rest is the same for all LLMs.
     The utilities are computed from the float32 contexts the agents see.
 
