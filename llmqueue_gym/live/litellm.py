@@ -7,19 +7,21 @@ strategy picks among those that are left; whatever goes wrong here leaves all of
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError, needing
-from llmqueue_gym.live.router import Budget, Choice, LiveRouter, OverBudgetError
+from llmqueue_gym.live.budget import Budget, OverBudgetError
+from llmqueue_gym.live.choice import Choice
+from llmqueue_gym.live.router import LiveRouter
 from llmqueue_gym.live.shared_agent import Context, LiveAgent
-from llmqueue_gym.state import read_state
+from llmqueue_gym.live.turns import BRIEFLY, Turns
+from llmqueue_gym.state import OURS, read_state
+from llmqueue_gym.workloads.encoder import TextEncoder
 from llmqueue_gym.workloads.sources.litellm import NOTE, question_in
 
 with needing("llmqueue_gym.live.litellm", "LiteLLM", "litellm"):
@@ -31,14 +33,14 @@ __all__ = ["Budget", "LearningRouter"]
 KEPT = "llmqueue_gym_kept"
 """Key of a request's metadata: whether the user kept the session's last answer."""
 
-PAUSE = 0.01
-"""Seconds without a request after which answers are learned: whoever waits for a choice has it."""
+PROVEN = 32
+"""Choices in a row that took less than `BRIEFLY`, after which the event loop makes them itself."""
 
-QUEUED = 256
-"""Requests that wait for the agent beyond which new ones are left to LiteLLM at once."""
+SHORT = 4000
+"""Characters of a question at most for which it does."""
 
-BRIEFLY = 0.002
-"""Seconds that the event loop itself waits for a choice, which takes a quarter of that."""
+Found = tuple[str, Choice | None, int | None]
+"""What happened, the choice, and the LLM to leave (None: all of them)."""
 
 
 class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type-checked
@@ -55,6 +57,11 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
     longer than ``timeout_ms`` or has too many requests waiting (``error``, ``timeout``, ``busy``),
     where a request has no text, and for all calls that are not awaited (``router.completion``):
     LiteLLM runs filters for awaited ones only.
+
+    Choices are made in a thread, which the event loop waits for 2 ms at most before it goes on with
+    other requests. To hand them over takes a third of the time. So where the last 32 were quick,
+    the event loop makes the next one itself: only if agent and encoder are of this package, which
+    compute and wait for nothing, the question is short, and no file is to be read or written first.
 
     Parameters
     ----------
@@ -137,7 +144,10 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         }
         self.router = LiveRouter(found, llms, contexts, **settings)
         self._places = {name: place for place, name in enumerate(self.router.llms)}
-        self._thread = _Thread(self._learn)
+        self._turns = Turns(self._learn)
+        ours = type(found).__module__.partition(".")[0] in OURS
+        self._computes = ours and isinstance(self.router.contexts, TextEncoder)  # and no more
+        self._quick = 0  # choices in a row that took less than `BRIEFLY`
 
     # --- choosing ---------------------------------------------------------------------------------
 
@@ -181,21 +191,21 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         candidates: list[int],
         messages: list[Any] | None,
         request: Mapping[str, Any],
-    ) -> tuple[str, Choice | None, int | None]:
-        """Return what happened, the choice, and the LLM to leave (None: all of them)."""
+    ) -> Found:
         try:
             text, goes_on = question_in({**request, "messages": messages} if messages else request)
             if text is None:
                 return "no question", None, None
-            session = _session(request)
-            kept = _said(request)
-            work = self._choose, number, text, goes_on, session, candidates, kept
-            future = self._thread.submit(*work)
+            asked = goes_on, number, text, _session(request), candidates, _said(request)
+            found: Found | None = None
+            if self._computes and self._quick >= PROVEN and len(text) <= SHORT:
+                found = self._turns.at_once(self._choose, self.router.choose_at_once, *asked)
+            if found is not None:
+                return found
+            future = self._turns.submit(self._choose, self.router.choose, *asked)
             if future is None:
                 return "busy", None, None
-            found: tuple[str, Choice | None, int | None]
-            found = await self._thread.result(future, self._timeout)
-            return found
+            return cast(Found, await self._turns.result(future, self._timeout))
         except TimeoutError:
             return "timeout", None, None
         except Exception as error:
@@ -205,16 +215,22 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
 
     def _choose(
         self,
+        choose: Callable[..., Choice | None],
+        goes_on: bool,
         number: int,
         text: str,
-        goes_on: bool,
         session: str | None,
         candidates: list[int],
         kept: bool | None,
-    ) -> tuple[str, Choice | None, int | None]:
+    ) -> Found | None:
         if goes_on and (llm := self.router.same_again(session, text)) in candidates:
             return "continued", None, llm
-        choice = self.router.choose(number, text, session, candidates, kept, self.shadow)
+        start, quick, self._quick = time.perf_counter(), self._quick, 0
+        choice = choose(number, text, session, candidates, kept, self.shadow)
+        if time.perf_counter() - start < BRIEFLY:
+            self._quick = quick + 1
+        if choice is None:
+            return None
         return ("shadow", choice, None) if self.shadow else ("chosen", choice, choice.llm)
 
     def _note(
@@ -267,7 +283,10 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
                     llm = None
                 followed = note.get("by") in ("chosen", "shadow")
                 work = self._take, note["request"], llm, usd, failed, followed, name
-                if self._thread.submit(*work) is None:
+                remembers = not failed and self.router.budget is None  # and touches no file
+                if remembers and self._turns.at_once(*work):
+                    return
+                if self._turns.submit(*work) is None:
                     self.counts["unsaved"] += 1
                 return
 
@@ -279,11 +298,12 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         failed: bool,
         followed: bool,
         name: str | None,
-    ) -> None:
+    ) -> bool:
         try:
             self.router.answered(number, llm, usd, failed=failed, followed=followed, name=name)
         except Exception as error:
             self._unsaved(error)
+        return True
 
     def _learn(self) -> None:
         try:
@@ -301,70 +321,13 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
 
         False means that this worker does not know the answer, or has judged it by the rule already.
         """
-        future = self._thread.submit(self.router.feedback, response_id, kept)
+        future = self._turns.submit(self.router.feedback, response_id, kept)
         return future is not None and bool(await asyncio.wrap_future(future))
 
     def settle(self) -> None:
         """Wait until all that was heard so far is learned and in the file."""
-        if (future := self._thread.submit(self.router.learn)) is not None:
+        if (future := self._turns.submit(self.router.learn)) is not None:
             future.result()
-
-
-class _Thread:
-    """Runs calls one after the other, and ``afterwards`` in a pause between them.
-
-    It is daemonic, so that an agent that hangs stops nobody.
-    """
-
-    def __init__(self, afterwards: Callable[[], None]) -> None:
-        self._afterwards = afterwards
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]]
-        self._calls = queue.SimpleQueue()
-        self._slow = False  # nothing was done since somebody waited in vain
-        threading.Thread(target=self._run, name="llmqueue_gym", daemon=True).start()
-
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any] | None:
-        """Return the future of a call; None if too many wait."""
-        if self._calls.qsize() >= QUEUED:
-            return None
-        future: Future[Any] = Future()
-        self._calls.put((future, call, arguments))
-        return future
-
-    async def result(self, future: Future[Any], within: float) -> Any:
-        """Return what a call returns; TimeoutError is raised after ``within`` seconds.
-
-        For `BRIEFLY` the event loop stands still. Python runs one thread at a time: a loop that
-        goes on with other requests keeps this one from the agent for up to 5 ms at a time.
-        """
-        if not self._slow:
-            briefly = min(BRIEFLY, within)
-            try:
-                return future.result(briefly)
-            except TimeoutError:
-                if future.done():
-                    return future.result()
-            self._slow, within = True, within - briefly
-        async with asyncio.timeout(within):
-            return await asyncio.wrap_future(future)
-
-    def _run(self) -> None:
-        pause: float | None = None
-        while True:
-            try:
-                future, call, arguments = self._calls.get(timeout=pause)
-            except queue.Empty:
-                self._afterwards()
-                pause = None
-                continue
-            pause = PAUSE
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(call(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
-            self._slow = False
 
 
 def _metadatas(request: Mapping[str, Any]) -> list[dict[str, Any]]:

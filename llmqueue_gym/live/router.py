@@ -11,15 +11,16 @@ import itertools
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.live.budget import PERIODS, Budget, OverBudgetError, checked_budget
+from llmqueue_gym.live.choice import Choice
 from llmqueue_gym.live.shared_agent import Context, LiveAgent, SharedAgent, answer_entry
 from llmqueue_gym.workloads.sources.retrials import (
     WHOLE,
@@ -28,7 +29,6 @@ from llmqueue_gym.workloads.sources.retrials import (
     without_template,
 )
 
-PERIODS = {"hour": 3600, "day": 86_400}
 AHEAD = 0.1
 """Share of a budget that may be spent ahead of an even pace."""
 
@@ -52,50 +52,6 @@ PROBE = "The quick brown fox jumps over the lazy dog; 1 + 1 = 2?"
 
 SWEPT = 16
 """Sessions at most that one request ends: a burst of them shall not hold it up."""
-
-
-class OverBudgetError(RuntimeError):
-    """No LLM that could answer costs less than what is left of the budget."""
-
-
-class Budget(NamedTuple):
-    """USD an ``"hour"`` or a ``"day"`` (UTC), and each LLM's usual cost of an answer, USD."""
-
-    usd: float
-    per: str
-    prices: Mapping[str, float]
-
-
-@dataclass(slots=True, eq=False)
-class Choice:
-    """An LLM for a request.
-
-    Attributes
-    ----------
-    number : int
-        Of the request, in this process.
-    llm : int, optional
-        None where the gateway itself chooses.
-    propensity : float, optional
-        Probability of the LLM given all that came before; None where it is not known.
-    candidates : tuple of int
-        What was chosen among.
-    policy : str
-        The agent's class and how many answers it had learned from.
-    """
-
-    number: int
-    llm: int | None
-    propensity: float | None
-    candidates: tuple[int, ...]
-    policy: str
-    session: str | None
-    text: str
-    context: Context
-    retrials: int
-    time: float
-    usd: float = 0.0
-    name: str | None = None  # of the answer, for `feedback`
 
 
 class LiveRouter:
@@ -158,7 +114,7 @@ class LiveRouter:
         self.llms = _checked_llms(llms, agent)
         self.explore = checks.number("explore", explore, "[0, 1]")
         self.patience = checks.number("patience", patience, "(0, inf)")
-        self.budget = None if budget is None else _checked_budget(budget, self.llms)
+        self.budget = None if budget is None else checked_budget(budget, self.llms)
         encoder = contexts or getattr(agent, "encoder", None)
         if encoder is None:
             raise UsageError("contexts=None: the agent was saved without an encoder; give one")
@@ -264,11 +220,43 @@ class LiveRouter:
         shadow : bool
             The gateway chooses; the LLM returned is what the agent would have taken.
         """
-        now, session = self._clock(), self._key(session)
-        if now - self._caught_up > FRESH:
+        if self._clock() - self._caught_up > FRESH:
             self._catch_up()
+        key = self._key(session)
+        again = self._asked_again(key, text)
+        return self._choose(number, text, key, candidates, kept, shadow, again)
+
+    def choose_at_once(
+        self,
+        number: int,
+        text: str,
+        session: str | None,
+        candidates: Sequence[int],
+        kept: bool | None = None,
+        shadow: bool = False,
+    ) -> Choice | None:
+        """Choose as `choose` does; do nothing and return None where that would take the files."""
+        if self._clock() - self._caught_up > FRESH or len(self._judged) + SWEPT + 1 >= JUDGED:
+            return None
+        key = self._key(session)
+        again = self._asked_again(key, text)
+        if again if kept is None else not kept:  # to be learned first
+            return None
+        return self._choose(number, text, key, candidates, kept, shadow, again)
+
+    def _choose(
+        self,
+        number: int,
+        text: str,
+        session: str | None,
+        candidates: Sequence[int],
+        kept: bool | None,
+        shadow: bool,
+        again: bool,
+    ) -> Choice:
+        now = self._clock()
         self._sweep(now)
-        retrials = self._judge_before(session, text, kept)
+        retrials = self._judge_before(session, again, kept)
         context = np.asarray(self.contexts(text), np.float32)
         learned = self.shared.learned
         favourite = self._favourite(context, retrials, candidates)
@@ -370,22 +358,25 @@ class LiveRouter:
         self.learn()
         return True
 
-    def _judge_before(self, session: str | None, text: str, kept: bool | None) -> int:
+    def _judge_before(self, session: str | None, again: bool, kept: bool | None) -> int:
         """Judge the session's last answer; return how often the question was asked before."""
         before = None if session is None else self._open.pop(session, None)
         if before is None:
             if session is not None and self._shares:
                 self._begun[session] = self._clock()
             return 0
-        again = self._asks_again(before.text, text[:WHOLE])
         kept = not again if kept is None else kept
         self._settle(before, kept)
         if not kept:
             self.learn()
         return before.retrials + 1 if again else 0
 
-    def _asks_again(self, previous: str, now: str) -> bool:
-        """Judge as the importer of spend logs does: less an application's template."""
+    def _asked_again(self, session: str | None, now: str) -> bool:
+        """Tell as the importer of spend logs does: less an application's template."""
+        before = None if session is None else self._open.get(session)
+        if before is None:
+            return False
+        previous, now = before.text, now[:WHOLE]
         texts = [*self._recent, previous, now]
         if any(may_be_templated(text, texts) for text in texts[-2:]):
             texts = without_template(texts)
@@ -485,16 +476,3 @@ def _checked_llms(llms: Sequence[str], agent: LiveAgent) -> tuple[str, ...]:
             f"as llms has names; its problem is {problem}"
         )
     return names
-
-
-def _checked_budget(budget: Budget, llms: Sequence[str]) -> Budget:
-    usd, per, prices = budget
-    checks.number("budget.usd", usd, "(0, inf)")
-    checks.choice("budget.per", per, PERIODS)
-    for llm in llms:
-        if llm not in prices:
-            raise UsageError(
-                f"budget.prices has no {llm!r}; give the usual cost of an answer in USD of each LLM"
-            )
-        checks.number(f"budget.prices[{llm!r}]", prices[llm], "[0, inf)")
-    return budget

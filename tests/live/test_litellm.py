@@ -15,11 +15,14 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no request to a
 litellm = pytest.importorskip("litellm")
 
 from baselines.interface import QueueProblem  # noqa: E402
+from baselines.queueing.linear import LinUCB  # noqa: E402
 from baselines.registry import make_agent  # noqa: E402
 from baselines.saving import load_agent  # noqa: E402
 from benchmarks.score.intervals import t_interval  # noqa: E402
 from benchmarks.score.logged import judge_policy, prepare  # noqa: E402
 from llmqueue_gym.live import litellm as live_litellm  # noqa: E402
+from llmqueue_gym.live import router as live_router  # noqa: E402
+from llmqueue_gym.live import turns as live_turns  # noqa: E402
 from llmqueue_gym.live.litellm import KEPT, Budget, LearningRouter  # noqa: E402
 from llmqueue_gym.live.shared_agent import teach  # noqa: E402
 from llmqueue_gym.workloads.encoder import TextEncoder  # noqa: E402
@@ -351,7 +354,7 @@ def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
     elif cause == "error":
         monkeypatch.setattr(agent, "act", lambda _: 1 / 0, raising=False)
     elif cause == "busy":
-        monkeypatch.setattr(live_litellm, "QUEUED", 0)
+        monkeypatch.setattr(live_turns, "QUEUED", 0)
     router = gateway(server, learner, spend)
 
     async def asked():
@@ -365,8 +368,7 @@ def test_litellm_chooses_where_we_cannot(server, encoder, monkeypatch, cause):
         await settled()
 
     asyncio.run(asked())
-    unsaved = {"unsaved": 12} if cause == "busy" else {}  # nor is there room for the answers
-    assert dict(learner.counts) == {cause: 12, **unsaved}
+    assert dict(learner.counts) == {cause: 12}
     assert len({row["model"] for row in spend.rows}) > 1  # simple-shuffle
     for row in spend.rows:
         note = json.loads(row["metadata"])["spend_logs_metadata"]["llmqueue_gym"]
@@ -385,7 +387,7 @@ def test_an_agent_that_hangs_holds_the_event_loop_up_once(server, encoder, monke
             waited.append(timeout)
             return super().result(timeout)
 
-    monkeypatch.setattr(live_litellm, "Future", Waited)
+    monkeypatch.setattr(live_turns, "Future", Waited)
     router = gateway(server, learner)
 
     async def asked():
@@ -395,7 +397,43 @@ def test_an_agent_that_hangs_holds_the_event_loop_up_once(server, encoder, monke
     asyncio.run(asked())
     hung.set()
     assert learner.counts["timeout"] == 4
-    assert waited == [live_litellm.BRIEFLY]
+    assert waited == [live_turns.BRIEFLY]
+
+
+class Others(LinUCB):
+    """An agent of which nobody knows that it only computes."""
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's agent", "another's contexts"])
+def test_the_event_loop_makes_quick_choices_of_our_agents_itself(
+    server, encoder, monkeypatch, whose
+):
+    monkeypatch.setattr(live_litellm, "PROVEN", 3)
+    monkeypatch.setattr(live_litellm, "BRIEFLY", 60.0)  # whatever the machine
+    monkeypatch.setattr(live_router, "FRESH", 60.0)
+    kind = Others if whose == "another's agent" else LinUCB
+    agent, threads = kind(QueueProblem(3, 1, 8, 1, 1.0, 10_000), 0), []
+    agent.encoder = encoder
+    contexts = (lambda text: encoder(text)) if whose == "another's contexts" else None
+    learner = LearningRouter(agent, LLMS, "auto", contexts, timeout_ms=60_000.0)
+    act = agent.act
+    monkeypatch.setattr(
+        agent, "act", lambda seen: (threads.append(threading.get_ident()), act(seen))[1]
+    )
+    router, turns = gateway(server, learner), learner._turns
+
+    async def asked():
+        for i in range(6):
+            await ask(router, f"poem {i}")
+            await settled()
+            while turns._unfinished or turns._turn.locked() or not turns._resting:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asked())
+    assert dict(learner.counts) == {"chosen": 6}
+    own = [thread == threading.get_ident() for thread in threads]
+    assert own == [False] * 3 + [whose == "ours"] * 3
+    assert len(learner.router._under_way) == 0  # the answers are taken
 
 
 def test_a_budget_is_enforced_even_if_the_agent_fails(server, encoder, monkeypatch):

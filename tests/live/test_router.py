@@ -143,6 +143,38 @@ def test_only_what_was_not_kept_is_learned_before_the_next_choice(told, monkeypa
         assert len(told) == (i + 1) // 4 * 4
 
 
+def test_a_choice_at_once_is_the_same_choice_and_takes_no_file(tmp_path, monkeypatch):
+    (one, clock), (other, other_clock) = (make(patience=60.0, state=tmp_path / n) for n in "ab")
+    for router in (one, other):
+        router.shared.learned.salt = "00"
+    rng, at_once, said = np.random.default_rng(0), [], (None, None, None, True, False)
+    for step in range(400):
+        clock.now = other_clock.now = clock.now + float(
+            rng.choice([0.01, 0.5, 70.0], p=(0.9, 0.08, 0.02))
+        )
+        asked = (
+            f"{QUESTIONS[rng.integers(4)]} now",
+            f"s{rng.integers(9)}",
+            (0, 1, 2),
+            said[rng.integers(5)],
+        )
+        expected = one.choose(one.reserve(asked[2]), *asked)
+        number = other.reserve(asked[2])
+        with monkeypatch.context() as patch:
+            for name in ("add", "catch_up"):
+                patch.setattr(SharedAgent, name, None)  # an error, were it called
+            choice = other.choose_at_once(number, *asked)
+        at_once.append(choice is not None)
+        if choice is None:
+            choice = other.choose(number, *asked)
+        for router, made in ((one, expected), (other, choice)):
+            router.answered(number, made.llm, 0.0, failed=step % 50 == 49)
+        for field in ("llm", "propensity", "policy", "session", "retrials", "time"):
+            assert getattr(choice, field) == getattr(expected, field)
+    assert 100 < sum(at_once) < 350
+    assert other.shared.learned.answers == one.shared.learned.answers > 100
+
+
 def test_failures_users_words_and_what_nobody_tells(told):
     router, clock = make(patience=60.0)
     told.clear()  # of the trial
