@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.datasets import dataset_workloads
 from llmqueue_gym.workloads.disguise import DISGUISE, DisguisedWorkload, read_disguise
 from llmqueue_gym.workloads.pool import (
     Accept,
@@ -23,6 +22,7 @@ from llmqueue_gym.workloads.pool import (
     ShuffledContexts,
     read_spec,
 )
+from llmqueue_gym.workloads.sources import SOURCES
 from llmqueue_gym.workloads.sources.synthetic import Synthetic
 
 __all__ = [
@@ -75,8 +75,28 @@ class Workload(Protocol):
         """
 
 
-_SOURCES: dict[str, tuple[Callable[..., Workload], Callable[..., str]]] = dataset_workloads()
-_FACTORIES = {source: factory for source, (factory, _) in _SOURCES.items()}
+def _stored() -> dict[str, tuple[Callable[..., Workload], Callable[..., str]]]:
+    """Workload and fingerprint of every source."""
+    from llmqueue_gym.workloads.datasets import dataset_workloads  # which imports every reader
+
+    return dataset_workloads()
+
+
+class _Factories(Mapping[str, Callable[..., Workload]]):
+    """The workload of every source by name; one of its own imports no other source."""
+
+    def __getitem__(self, name: str) -> Callable[..., Workload]:
+        own = SOURCES[name].workload if name in SOURCES else None
+        return own or _stored()[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_stored())
+
+    def __len__(self) -> int:
+        return len(_stored())
+
+
+_FACTORIES = _Factories()
 _SIZES = ("num_llms", "context_dim")
 _SHUFFLE = "shuffle_contexts"
 _COMMON = (*_SIZES, _SHUFFLE, DISGUISE)
@@ -153,4 +173,4 @@ def fingerprint(spec: str | Mapping[str, Any]) -> str:
     source, options = read_spec("workload", "source", spec, _FACTORIES, _COMMON)
     for same in (_SHUFFLE, DISGUISE):  # the data are the same
         options.pop(same, None)
-    return _SOURCES[source][1](**options)
+    return _stored()[source][1](**options)

@@ -19,7 +19,6 @@ from llmqueue_gym.errors import UsageError
 from llmqueue_gym.streams import Draws
 from llmqueue_gym.workloads.pool import file_sha256, read_spec
 from llmqueue_gym.workloads.rows import find_file
-from llmqueue_gym.workloads.sources.conversations import conversations_header
 from llmqueue_gym.workloads.traces import (  # noqa: F401 - three under their earlier path
     Times,
     burstiness,
@@ -339,6 +338,8 @@ def arrivals_fingerprint(spec: str | Mapping[str, Any]) -> str:
     if name != "trace":
         return ""
     if options.get("dataset") is not None:
+        from llmqueue_gym.workloads.sources.conversations import conversations_header
+
         return str(conversations_header(options["dataset"]).parquet["sha256"])
     return file_sha256(find_file(options["path"]))
 

@@ -20,7 +20,8 @@ from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
 from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
 from llmqueue_gym.workloads.prices import Step
-from llmqueue_gym.workloads.sources import Source, sources
+from llmqueue_gym.workloads.sources import SOURCES as EVERY_SOURCE
+from llmqueue_gym.workloads.sources import Source
 from llmqueue_gym.workloads.sources.table import Parsed, parse, read_layout
 from llmqueue_gym.workloads.stored import (
     POOL,
@@ -37,7 +38,7 @@ from llmqueue_gym.workloads.stored import (
 )
 
 SOURCES: dict[str, Source] = {
-    name: source for name, source in sources().items() if source.reader is not None
+    name: source for name, source in EVERY_SOURCE.items() if source.reader is not None
 }
 """The published data sets."""
 
@@ -331,6 +332,6 @@ def dataset_workloads() -> dict[str, tuple[Callable[..., Any], Callable[..., str
             source.workload or partial(pool_workload, name),
             source.fingerprint or partial(dataset_fingerprint, name),
         )
-        for name, source in sources().items()
+        for name, source in EVERY_SOURCE.items()
     }
     return found | {"dataset": (dataset_workload, stored_fingerprint)}

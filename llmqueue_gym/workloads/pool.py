@@ -10,14 +10,16 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.prices import Step
+
+if TYPE_CHECKING:
+    from llmqueue_gym.workloads.prices import Step
 
 Accept = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 """A predicate on queries: utilities (n, N) -> keep (n,)."""

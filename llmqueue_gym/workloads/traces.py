@@ -15,7 +15,6 @@ from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, is_date, seconds_of, time_of, unit_of
 from llmqueue_gym.workloads.rows import find_file, read_rows
-from llmqueue_gym.workloads.sources.conversations import arrival_times, conversations_header
 
 Floats = NDArray[np.float64]
 
@@ -57,12 +56,16 @@ def read_times(path: str, column: str | None = None, unit: str | None = None) ->
 
 def logged_times(name: str) -> Times:
     """Return the times at which new queries of an imported data set came, from the first on."""
+    from llmqueue_gym.workloads.sources.conversations import conversations_header
+
     key = (name, conversations_header(name).parquet["sha256"])
     return Times(key, _load_logged_times(*key), None)
 
 
 @lru_cache(maxsize=4)
 def _load_logged_times(name: str, _sha256: str) -> Floats:
+    from llmqueue_gym.workloads.sources.conversations import arrival_times
+
     times = arrival_times(name)
     if len(times) < 2 or times[0] == times[-1]:
         raise UsageError(f"data set {name!r} needs at least two different times")

@@ -47,7 +47,10 @@ def test_the_first_step_on_a_fresh_machine_says_nothing(tmp_path):
     done = python(FIRST_STEP, **place)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.rglob("*.nbc")), "what was compiled is kept"
-    later = "import sys\nassert 'numba.np.arraymath' not in sys.modules, 'it is not only loaded'"
+    later = (
+        "import sys\nassert 'numba.np.arraymath' not in sys.modules, 'it is not only loaded'\n"
+        "assert 'llmqueue_gym.workloads.datasets' not in sys.modules, 'it reads no files'"
+    )
     done = python(FIRST_STEP + later, **place)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -423,11 +423,11 @@ def test_a_source_of_which_nothing_is_known_is_refused() -> None:
         sources.Source("mine", workload=make_workload)
 
 
-def test_two_files_cannot_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_has_the_name_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     other = sources.Source("sprout", workload=make_workload, fingerprint=fingerprint)
     monkeypatch.setattr("llmqueue_gym.workloads.sources.wildchat.SOURCE", other)
-    with pytest.raises(ValueError, match="wildchat: name 'sprout' is taken; choose another"):
-        sources.sources.__wrapped__()
+    with pytest.raises(ValueError, match="its source has the name 'sprout'; use 'wildchat'"):
+        list(sources.SOURCES)
 
 
 def test_a_source_without_a_repository_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,14 @@
 """Sources of queries, one file a data set.
 
-A file of this folder with an entry ``SOURCE = Source("NAME", ...)`` is a workload by that name.
+A file NAME.py of this folder with an entry ``SOURCE = Source("NAME", ...)`` is a workload.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,18 +73,34 @@ class Source:
             )
 
 
-@cache
-def sources() -> Mapping[str, Source]:
-    """All entries of this folder's files by name.
+class Sources(Mapping[str, Source]):
+    """The entries of this folder's files by name, each file imported when its entry is asked for.
+
+    Queries from a formula need no reader of files: to import them all takes as long as Gymnasium.
 
     Raises
     ------
     ValueError
-        If two files have the same name.
+        Of a file whose entry has another name than it.
     """
-    found: dict[str, Source] = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        entry = getattr(importlib.import_module(module.name), "SOURCE", None)
-        if isinstance(entry, Source) and found.setdefault(entry.name, entry) is not entry:
-            raise UsageError(f"{module.name}: name {entry.name!r} is taken; choose another")
-    return found
+
+    def __init__(self) -> None:
+        self._files = [module.name for module in pkgutil.iter_modules(__path__)]
+
+    def __getitem__(self, name: str) -> Source:
+        file = importlib.import_module(f"{__name__}.{name}") if name in self._files else None
+        entry = getattr(file, "SOURCE", None)
+        if not isinstance(entry, Source):
+            raise KeyError(name)
+        if entry.name != name:
+            raise UsageError(f"{name}.py: its source has the name {entry.name!r}; use {name!r}")
+        return entry
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._files if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+SOURCES = Sources()
