@@ -141,16 +141,18 @@ class LiveRouter:
         self._begun: dict[str, float] = {}  # sessions of which nothing was open, and not told yet
 
     def _try(self, context: Context) -> None:
-        """Let a copy learn and choose: code is compiled and loaded now, and not by a request."""
+        """Let a copy learn, choose and learn: code is loaded now, and not by a request."""
         encoder = getattr(self.shared.learned.agent, "encoder", None)
         learned = copy.deepcopy(self.shared.learned, {id(encoder): encoder})  # all but this
-        learned.apply(answer_entry(context, 0, kept=True))
+        answer = answer_entry(context, 0, kept=True)
+        learned.apply(answer)
         if learned.refused > self.shared.learned.refused:
             raise UsageError(
                 f"agent: a {type(learned.agent).__name__} learns only from the request that it "
                 "chose for last, and live answers come late; take LinUCB, LinTS or ACQB-OMD"
             )
         learned.agent.act(learned.observation(context, 0))
+        learned.apply(answer)  # some keep what was chosen for current: more code
 
     # --- choosing ---------------------------------------------------------------------------------
 

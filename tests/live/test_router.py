@@ -143,6 +143,16 @@ def test_only_what_was_not_kept_is_learned_before_the_next_choice(told, monkeypa
         assert len(told) == (i + 1) // 4 * 4
 
 
+def test_no_request_is_the_first_to_choose_or_to_learn_after_a_choice(monkeypatch):
+    done = []
+    for name in ("act", "update"):
+        own = getattr(LinUCB, name)
+        spy = lambda self, *seen, own=own, name=name: (done.append(name), own(self, *seen))[1]  # noqa: E731
+        monkeypatch.setattr(LinUCB, name, spy)
+    make()
+    assert done == ["update", "act", "update"]  # what they compile is compiled by now
+
+
 def test_a_choice_at_once_is_the_same_choice_and_takes_no_file(tmp_path, monkeypatch):
     (one, clock), (other, other_clock) = (make(patience=60.0, state=tmp_path / n) for n in "ab")
     for router in (one, other):
