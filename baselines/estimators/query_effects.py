@@ -24,6 +24,12 @@ SPREADS = np.array([[0.0, 0.0], [0.25, 1.0], [0.5, 2.0], [1.0, 4.0]])
 PRIOR = 2.0
 """Nats a unit of s_b by which a pair must predict answers better than (0, 0)."""
 
+DOUBT = 25.0
+"""Nats a unit of s_b that retrials may gain where nothing persists.
+
+(R) Twice what they gained at most in suite queueing-tuning, in kinds with nothing that persists.
+"""
+
 MAX_QUERIES = 16384
 """Queries beyond which the one that was answered longest ago is forgotten."""
 
@@ -111,13 +117,17 @@ class QueryEffects:
     The mixed logit u_j = x . theta_j + a + b_j, with a ~ N(0, s_a^2) a query's own difficulty and
     b_j ~ N(0, s_b^2) what LLM j makes of it; `effects_mode` is what answers tell of e = a + b.
 
+    A query is known by its context: the same numbers are the same query, whoever asks. An answer
+    costs a few Newton steps for each pair.
+
     (s_a, s_b) is chosen from ``SPREADS``: the pair under which the answers to queries that had
     been answered before were likeliest, the mode taken for the truth, and with an exponential prior
     of s_b. (0, 0) changes nothing. (R) s_a is a quarter of s_b: an error of theta that all LLMs
     share would pass for the query's own difficulty.
 
-    A query is known by its context: the same numbers are the same query, whoever asks. An answer
-    costs a few Newton steps for each pair.
+    (R) The answers that count are those to users who ask what another asked before. A user who
+    tries again waits because theta was wrong there, and as long as it is, a retrial is likelier
+    with effects also where there are none; so what retrials gain counts beyond ``DOUBT`` only.
 
     Parameters
     ----------
@@ -127,25 +137,35 @@ class QueryEffects:
     Attributes
     ----------
     evidence : ndarray
-        Log likelihood of the answers under each pair of ``SPREADS``, the prior included.
+        Log likelihood of the first answers to users beside that under (0, 0), the prior included,
+        for each pair of ``SPREADS``.
+    doubtful : ndarray
+        The same of the answers to users who tried again, less the doubt.
     """
 
     def __init__(self, num_llms: int) -> None:
         self.evidence = -PRIOR * SPREADS[:, 1]
+        self.doubtful = -DOUBT * SPREADS[:, 1]
         self._rows: dict[bytes, int] = {}  # context -> row, the query answered last at the end
         self._effects = np.zeros((16, len(SPREADS), num_llms))
         self._kept = np.zeros((16, num_llms), np.int64)
+        self._arrivals = np.zeros(16, np.int64)  # of the user answered last
         self._shown: list[dict[tuple[int, ...], int]] = []  # assortments and how often
+
+    @property
+    def chosen(self) -> int:
+        """Number of the pair that all answers speak for."""
+        return int((self.evidence + self.doubtful.clip(min=0.0)).argmax())
 
     @property
     def spread(self) -> tuple[float, float]:
         """The chosen pair (s_a, s_b)."""
-        s_a, s_b = SPREADS[self.evidence.argmax()].tolist()
+        s_a, s_b = SPREADS[self.chosen].tolist()
         return s_a, s_b
 
     def add_to(self, utilities: Array, contexts: Array) -> None:
         """Add the effects of the queries with contexts (Q, d) to utilities (Q, N)."""
-        chosen = self.evidence.argmax()
+        chosen = self.chosen
         if SPREADS[chosen].any():
             keys, size = contexts.tobytes(), contexts.itemsize * contexts.shape[1]
             found = [self._rows.get(keys[i : i + size], -1) for i in range(0, len(keys), size)]
@@ -153,17 +173,29 @@ class QueryEffects:
             known = rows >= 0
             utilities[known] += self._effects[rows[known], chosen]
 
-    def judge(self, context: Array, utilities: Array, shown: list[int], kept: int) -> None:
-        """Count the answer of a query that had been answered before, before it is learned from."""
+    def judge(
+        self, context: Array, arrival: int, utilities: Array, shown: list[int], kept: int
+    ) -> None:
+        """Count the answer of a query that had been answered before, before it is learned from.
+
+        Its user is known by the slot of arrival.
+        """
         row = self._rows.get(context.tobytes())
         if row is not None:
             expected = utilities[shown] + self._effects[row][:, shown]
-            total = np.log1p(np.exp(expected.clip(max=60.0)).sum(axis=1))
-            self.evidence -= total if kept < 0 else total - expected[:, shown.index(kept)]
+            loss = np.log1p(np.exp(expected.clip(max=60.0)).sum(axis=1))
+            if kept >= 0:
+                loss -= expected[:, shown.index(kept)]
+            tried_again = self._arrivals[row] == arrival
+            count = self.doubtful if tried_again else self.evidence
+            count += loss[0] - loss
 
-    def note(self, context: Array, utilities: Array, shown: list[int], kept: int) -> None:
+    def note(
+        self, context: Array, arrival: int, utilities: Array, shown: list[int], kept: int
+    ) -> None:
         """Remember an answer: the LLMs shown to a query and the one kept (-1 none)."""
         row = self._row(context.tobytes())
+        self._arrivals[row] = arrival
         answers, assortment = self._shown[row], tuple(sorted(shown))
         answers[assortment] = answers.get(assortment, 0) + 1
         if kept >= 0:
@@ -182,7 +214,7 @@ class QueryEffects:
             row = len(self._rows)
             self._shown.append({})
             if row == len(self._kept):
-                for name in ("_effects", "_kept"):
+                for name in ("_effects", "_kept", "_arrivals"):
                     old = getattr(self, name)
                     setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
         self._rows[key] = row

@@ -37,9 +37,10 @@ class Remembering(QueueAgent):
     def learn(self, served: Served) -> None:
         """Learn as the agent does, and remember the answer."""
         context, answer = served.context, (served.shown, served.kept)
-        self.memory.judge(context, self.utilities(context[None])[0], *answer)
+        arrival = self.judged_slot - served.age
+        self.memory.judge(context, arrival, self.utilities(context[None])[0], *answer)
         super().learn(served)
-        self.memory.note(context, self.utilities(context[None])[0], *answer)
+        self.memory.note(context, arrival, self.utilities(context[None])[0], *answer)
 
 
 @agent("ACQB-mixed", source="ours")

@@ -65,19 +65,26 @@ def test_after_answers_the_utilities_of_mixed_queries_are_what_the_posterior_say
     assert np.abs(modes - exact[:500]).max() < 0.4  # a mode is no mean: the posterior leans
 
 
-def test_answers_tell_whether_anything_persists() -> None:
-    for s_b, least in ((0.0, 0.0), (4.0, 2.0)):
+@pytest.mark.parametrize("users", [1, 4])
+def test_answers_tell_whether_anything_persists(users: int) -> None:
+    """Users who ask the same tell it sooner than one who tries again and again."""
+    needed = []
+    for s_b in (0.0, 4.0):
         rng = np.random.default_rng(1)
         memory = QueryEffects(4)
-        for number in range(300):
+        for number in range(600):
             context, utilities = np.array([number], np.float32), np.zeros(4)
             truth = rng.normal(0.0, s_b, 4) if s_b else utilities
-            for llm in (0, 1, 0, 1):
+            for time, llm in enumerate((0, 1, 0, 1)):
                 kept = llm if rng.random() < 1.0 / (1.0 + np.exp(-truth[llm])) else -1
-                memory.judge(context, utilities, [llm], kept)
-                memory.note(context, utilities, [llm], kept)
-        assert memory.spread[1] >= least
+                arrival = number if users == 1 else time
+                memory.judge(context, arrival, utilities, [llm], kept)
+                memory.note(context, arrival, utilities, [llm], kept)
+            if memory.spread[1] >= 2.0:
+                needed.append(number)
         assert bool(memory.spread[1]) == bool(s_b)
+    assert needed[-1] == 599
+    assert (needed[0] > 100) == (users == 1)
 
 
 def context(number: int) -> np.ndarray:
@@ -87,8 +94,8 @@ def context(number: int) -> np.ndarray:
 def test_a_query_is_known_again_by_its_context() -> None:
     memory = QueryEffects(3)
     memory.evidence[-1] = np.inf
-    memory.note(context(7), np.zeros(3), [2, 0], -1)
-    memory.note(context(9), np.zeros(3), [1], 1)
+    memory.note(context(7), 0, np.zeros(3), [2, 0], -1)
+    memory.note(context(9), 0, np.zeros(3), [1], 1)
     utilities = np.zeros((3, 3))
     memory.add_to(utilities, np.stack([context(5), context(7), context(9)]))
     assert not utilities[0].any()
@@ -102,9 +109,9 @@ def test_the_query_answered_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyP
     memory, alone = QueryEffects(2), QueryEffects(2)
     memory.evidence[-1] = alone.evidence[-1] = np.inf
     for number in (0, *range(40), 0, 40, 41):  # 0 was answered again, so 1 and 2 are forgotten
-        memory.note(context(number), np.zeros(2), [number % 2], -1)
-    alone.note(context(0), np.zeros(2), [1], -1)  # a row that was another's starts anew
-    alone.note(context(41), np.zeros(2), [1], -1)
+        memory.note(context(number), 0, np.zeros(2), [number % 2], -1)
+    alone.note(context(0), 0, np.zeros(2), [1], -1)  # a row that was another's starts anew
+    alone.note(context(41), 0, np.zeros(2), [1], -1)
     seen, expected = np.zeros((5, 2)), np.zeros((1, 2))
     memory.add_to(seen, np.stack([context(n) for n in (0, 1, 2, 3, 41)]))
     alone.add_to(expected, context(41)[None])
