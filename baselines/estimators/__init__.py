@@ -5,7 +5,6 @@ Each learns one parameter vector per LLM from contexts and the answers users kep
 
 from baselines.estimators.confidence import ConfidenceFactors
 from baselines.estimators.linear import RidgeRegression
-from baselines.estimators.logistic import RidgeLogistic
 from baselines.estimators.mirror_descent import OnlineMirrorDescentMNL
 from baselines.estimators.query_effects import QueryEffects
 from baselines.estimators.ridge_mnl import RidgeMNL
@@ -14,7 +13,6 @@ __all__ = [
     "ConfidenceFactors",
     "OnlineMirrorDescentMNL",
     "QueryEffects",
-    "RidgeLogistic",
     "RidgeMNL",
     "RidgeRegression",
 ]

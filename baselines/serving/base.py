@@ -224,13 +224,14 @@ def best_pairs(scores: Floats, room: Ints, limit: int) -> Pairs:
     top = float(offered.max(initial=0.0))
     if top <= 0.0:
         return []
+    # Rounded: among what is equal on paper the last bits of a BLAS must not choose.
+    gains = np.maximum(np.round(offered / top, 12), 0.0) - 1e-9 * np.arange(len(scores))[:, None]
     if len(replicas) == 1:
-        return [(int(offered[:, 0].argmax()), int(replicas[0]))]
-    later = np.arange(len(scores))[:, None] * (1e-9 * top)
-    rows, columns = linear_sum_assignment(np.maximum(offered, 0.0) - later, maximize=True)
-    gains = offered[rows, columns]
-    order = np.argsort(-gains, kind="stable")[:limit]
-    return [(int(rows[i]), int(replicas[columns[i]])) for i in order if gains[i] > 0.0]
+        return [(int(gains[:, 0].argmax()), int(replicas[0]))]
+    rows, columns = linear_sum_assignment(gains, maximize=True)
+    order = np.argsort(-gains[rows, columns], kind="stable")[:limit]
+    pairs = zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+    return [(row, int(replicas[column])) for row, column in pairs if offered[row, column] > 0.0]
 
 
 class Ranked(ServeAgent):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.estimators import ConfidenceFactors, RidgeLogistic
+from baselines.estimators import ConfidenceFactors, RidgeMNL
 from baselines.interface import ServeProblem
 from llmqueue_gym.serving.instance import ServingInstance
 
@@ -53,7 +53,7 @@ class LearnedSuccess:
     ) -> None:
         self.explore = explore
         self.rng = rng
-        self.estimator = RidgeLogistic(num_llms, dim, ridge)
+        self.estimator = RidgeMNL(num_llms, dim, 1, ridge)
         self.confidence = ConfidenceFactors(num_llms, dim, ridge)
 
     def mean(self, contexts: Array) -> Floats:
@@ -69,7 +69,7 @@ class LearnedSuccess:
 
     def learn(self, context: Array, llm: int, kept: bool) -> None:
         """Learn from one answer."""
-        self.estimator.update(context, llm, kept)
+        self.estimator.update(context, [llm], llm if kept else -1)
         p = float(_logistic(context @ self.estimator.theta[llm]))
         self.confidence.update(llm, context, max(p * (1.0 - p), LEAST_CURVATURE))
 

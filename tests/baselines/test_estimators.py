@@ -15,7 +15,6 @@ from scipy.optimize import minimize
 from baselines.estimators import (
     ConfidenceFactors,
     OnlineMirrorDescentMNL,
-    RidgeLogistic,
     RidgeMNL,
     RidgeRegression,
 )
@@ -96,16 +95,6 @@ def test_online_refit_stays_near_the_joint_optimum(size: int, dtype: str, scale:
             excess = loss(online.theta, seen, 1.0) - loss(exact.theta, seen, 1.0)
             # The documented distance; the statistical scale is d / 2 = 2 per LLM.
             assert excess <= 10 * num_llms * online.tolerance
-
-
-def test_logistic_regression_is_the_mnl_of_one_answer() -> None:
-    """Over more than two blocks of answers."""
-    choices, _ = draw_choices(700, 2, 3, 1, seed=11)
-    logistic, mnl = RidgeLogistic(2, 3, ridge=0.3), RidgeMNL(2, 3, 1, ridge=0.3)
-    for context, shown, kept in choices:
-        logistic.update(context, shown[0], kept >= 0)
-        mnl.update(context, shown, kept)
-    np.testing.assert_allclose(logistic.theta, mnl.theta, rtol=1e-9)
 
 
 def test_assortments_may_be_smaller_than_the_largest() -> None:

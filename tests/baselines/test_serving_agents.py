@@ -91,6 +91,16 @@ def test_best_pairs_are_the_best() -> None:
     assert best_pairs(np.ones((3, 2)), np.array([0, 2]), 1) == [(0, 1)]  # the head among equals
 
 
+@pytest.mark.parametrize("room", [[0, 1], [2, 1]])
+def test_what_differs_by_rounding_is_equal(room: list[int]) -> None:
+    """Products of equal contexts differ in their last bits with the BLAS, and with the row."""
+    epsilon = np.arange(10).reshape(5, 2) * np.finfo(float).eps
+    pairs = best_pairs(0.7 * np.ones((5, 2)), np.array(room), 3)
+    assert sorted(query for query, _ in pairs) == list(range(sum(room)))
+    for sign in (1.0, -1.0):
+        assert best_pairs(0.7 + sign * epsilon, np.array(room), 3) == pairs
+
+
 def test_the_length_of_answers_is_found() -> None:
     """Maximum likelihood over replicas of other speed, some much faster than an answer."""
     *_, problem = made("fleet", 0)
@@ -140,7 +150,7 @@ def test_a_plan_on_the_truth_is_the_optimum() -> None:
 def test_planning_learners_beat_maxweight_and_myopia() -> None:
     """The same users on the pair of LLMs."""
     costs = {
-        name: sum(-play(name, "tiny-pair", 1500, seed, load=0.65)[1] for seed in range(4))
+        name: sum(-play(name, "tiny-pair", 1500, seed, load=0.72)[1] for seed in range(6))
         for name in ("value-iteration", "maxweight", "myopic")
     }
     assert costs["value-iteration"] < 0.95 * costs["maxweight"]
