@@ -65,7 +65,7 @@ def _times(inverse: Array, vector: Array) -> Array:
 @summing
 def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
     """Note a choice, and add its answers to the inverse Hessians of the LLMs shown, O(K d^2)."""
-    theta, inverse, contexts, odds, kept, beside, blocks, sizes, used, _, _ = state
+    theta, inverse, contexts, odds, kept, beside, blocks, sizes, used, _ = state
     dim = len(context)
     places, real = np.empty(len(shown), np.int64), theta.dtype.type
     total = 1.0
@@ -105,7 +105,7 @@ def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
 @summing
 def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
     """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
-    theta, inverse, contexts, odds, kept, beside, blocks, sizes, _, _, prior = state
+    theta, inverse, contexts, odds, kept, beside, blocks, sizes, _, _ = state
     dim, rows = theta.shape[1], (sizes[llm] + BLOCK - 1) // BLOCK
     real = theta.dtype.type  # single precision: twice as many numbers at a time
     one, zero = real(1.0), real(0.0)
@@ -131,8 +131,7 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
                 total += lane[i] * x[k, i]
             gradient[k] += total
     for k in range(dim):
-        for j in range(len(theta)):
-            gradient[k] += prior[llm, j] * theta[j, k]
+        gradient[k] += real(ridge) * theta[llm, k]
     direction = _times(inverse[llm], gradient)
     decrement = straight = 0.0
     for k in range(dim):
@@ -140,7 +139,7 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
         straight += direction[k] * direction[k]
     if decrement <= tolerance:  # also where rounding has cost the inverse its definiteness
         return decrement
-    curvature, steepest = prior[llm, llm] * straight, 1e-30
+    curvature, steepest = ridge * straight, 1e-30
     for row in range(rows):
         x, share, change = contexts[blocks[llm, row]], probability[row], slope[row]
         change[:] = zero
@@ -262,25 +261,11 @@ class RidgeMNL:
         self._sizes = np.zeros(num_llms, np.int64)  # n_j
         self._used = np.ones(1, np.int64)
         self._recompute_at = np.full(num_llms, FIRST_RECOMPUTATION)
-        import os
-        self.mode = os.environ.get("PRIOR", "independent")
-        self.learn_at = int(os.environ.get("LEARN_AT", "200"))
-        self.count = 0
-        A = np.eye(num_llms)
-        if self.mode == "pooled":
-            A += np.ones((num_llms, num_llms)) * float(os.environ.get("POOL", "1"))
-        self._prior = (np.linalg.inv(A) * ridge).astype(dtype)
-        for j in range(num_llms):
-            self._inverse[j] = np.eye(dim) / self._prior[j, j]
 
     def update(self, context: Array, shown: Sequence[int], kept: int) -> None:
         """Learn from one user: the context (d,), the LLMs shown and the one kept (-1 none)."""
         while self._used[0] + len(shown) > len(self._contexts):
             self._make_room()
-        self.count += 1
-        if self.mode == "learned" and self.count == self.learn_at:
-            self.learn_at *= 2
-            self._learn_prior()
         llms, weights = np.array(shown, np.int64), (self.ridge, self.tolerance)
         context, state = np.asarray(context, self.theta.dtype), self._state
         stale = _learn(state, context, llms, kept, *weights)
@@ -292,21 +277,12 @@ class RidgeMNL:
                     self._recompute(llm)
             stale = _refit(state, llms, *weights)
 
-    def _learn_prior(self) -> None:
-        t = self.theta.astype(np.float64)
-        w, v = np.linalg.eigh(t @ t.T / t.shape[1])
-        w = w / max(w.mean(), 1e-12)
-        A = (v * (w + 0.25)) @ v.T
-        self._prior = (np.linalg.inv(A) * self.ridge).astype(self.theta.dtype)
-        for j in range(len(t)):
-            self._recompute(j)
-
     @property
     def _state(self) -> State:
         """The arrays of the kernels, in their order."""
         return (
             *(self.theta, self._inverse, self._contexts, self._odds, self._kept, self._beside),
-            *(self._blocks, self._sizes, self._used, self._recompute_at, self._prior),
+            *(self._blocks, self._sizes, self._used, self._recompute_at),
         )
 
     def _make_room(self) -> None:
@@ -342,7 +318,7 @@ class RidgeMNL:
         others = self._odds.ravel()[self._beside[blocks, :, columns]]
         probability = odds / (1.0 + odds + others.sum(axis=1))
         weight = probability * (1.0 - probability)
-        self._inverse[llm] = inverse_hessian(contexts, weight, float(self._prior[llm, llm]))
+        self._inverse[llm] = inverse_hessian(contexts, weight, self.ridge)
         self._recompute_at[llm] = max(2 * len(rows), FIRST_RECOMPUTATION)
 
 
