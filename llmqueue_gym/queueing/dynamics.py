@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import borrowing
+from llmqueue_gym.compiled import borrowing, part
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -108,33 +108,31 @@ def run_slot(
     counts, window, contexts, backlog = state
     clock, queue_length = counts[SLOT], counts[QUEUE_LENGTH]
     feedback, head = counts[FEEDBACK], counts[HEAD]
-    table, first_odds, first_row, num_queries, arrival_rate, missed = truth
+    table, _, first_row, num_queries, arrival_rate, missed = truth
     flags, all_kept = outcome
     all_arrived, all_served, all_departed, all_retried = flags[0], flags[1], flags[2], flags[3]
     rows, size, longest, latest = table.view(np.float32), window.shape[2], 0, 0
     dim, one = np.uint64(contexts.shape[1] // size), np.uint64(1)
     touched = read_ahead(state, truth, actions, draws, position)
+    # 1. The chosen query is served by the chosen LLMs; 2. its user keeps an answer or retries.
+    answer(state, truth, actions, draws, position, all_kept)
     for lane in range(clock.size):
         now, length, slot = clock[lane] + 1, queue_length[lane], actions[lane, 0]
         visible = min(length, size)
         first, behind = head[lane], length - visible  # the backlog
 
-        # 1. The chosen query is served by the chosen LLMs; 2. its user keeps an answer or retries.
-        served, kept = slot < visible, -1
+        # 3. Who was served leaves its place, and those behind move up.
+        served, kept = slot < visible, all_kept[lane]
         if served:
-            query, retrials = window[lane, NUMBER, slot], window[lane, RETRIALS, slot]
-            came, draw = window[lane, ARRIVED, slot], draws[position, OUTCOMES, lane]
-            kept = choose(table, first_row[lane] + query, first_odds, actions, lane, draw)
-            # 3. It leaves its place, and those behind move up (numba is slower at signed indices).
             place, following = np.uint64(slot), np.uint64(visible - 1 - slot)
+            query, retrials = window[lane, NUMBER, place], window[lane, RETRIALS, place]
+            came = window[lane, ARRIVED, place]
             for field in range(FIELDS):
                 for i in range(following):
                     window[lane, field, place + i] = window[lane, field, place + one + i]
             for i in range(following * dim):
                 contexts[lane, place * dim + i] = contexts[lane, (place + one) * dim + i]
             visible -= 1
-            for i in range(dim):
-                contexts[lane, np.uint64(visible) * dim + i] = 0.0
             # 4. If it retries, it joins the tail again; unseen, as one that has just arrived.
             if kept < 0:
                 if missed > 0.0 and draws[position, HEARING, lane] < missed:
@@ -151,25 +149,46 @@ def run_slot(
 
         # Whom the window has room for moves up. 6. The queue length is read.
         while behind > 0 and visible < size:
-            top = first & (backlog.shape[1] - 1)
+            top, place = np.uint64(first & (backlog.shape[1] - 1)), np.uint64(visible)
             for field in range(FIELDS):
-                window[lane, field, visible] = backlog[lane, top, field]
-            row, place = first_row[lane] + backlog[lane, top, NUMBER], np.uint64(visible) * dim
+                window[lane, field, place] = backlog[lane, top, field]
+            row = np.uint64(first_row[lane] + backlog[lane, top, NUMBER])
             for i in range(dim):
-                contexts[lane, place + i] = rows[row, i]
+                contexts[lane, place * dim + i] = rows[row, i]
             first, behind, visible = first + 1, behind - 1, visible + 1
+        if visible < size:  # perhaps just left
+            for i in range(dim):
+                contexts[lane, np.uint64(visible) * dim + i] = 0.0
         length = visible + behind
         clock[lane], queue_length[lane], head[lane] = now, length, first
         departed, retried = kept >= 0, served and kept < 0
         feedback[lane] = FIRST_LLM + kept if departed else RETRIED if retried else NOTHING_SERVED
         all_arrived[lane], all_served[lane], all_departed[lane] = arrived, served, departed
-        all_retried[lane], all_kept[lane] = retried, kept
+        all_retried[lane] = retried
         longest, latest = max(longest, length), max(latest, now)
     show(state, seen)
     return longest, latest, touched
 
 
-@borrowing
+@part
+def answer(
+    state: Arrays, truth: Arrays, actions: Ints, draws: Floats, position: int, all_kept: Ints
+) -> None:
+    """Write the LLM that the served user of each lane keeps, -1 for a retrial and for nobody.
+
+    A loop of its own, without a branch: the processor works on the users of several lanes at once.
+    """
+    counts, window, _, _ = state
+    queue_length, size = counts[QUEUE_LENGTH], window.shape[2]
+    table, first_odds, first_row, _, _, _ = truth
+    for lane in range(all_kept.size):
+        slot, draw = actions[lane, 0], draws[position, OUTCOMES, lane]
+        row = first_row[lane] + window[lane, NUMBER, np.uint64(slot)]
+        kept = choose(table, row, first_odds, actions, lane, draw)
+        all_kept[lane] = kept if slot < min(queue_length[lane], size) else -1
+
+
+@part
 def choose(table: Floats, row: int, first_odds: int, actions: Ints, lane: int, draw: float) -> int:
     """Return the LLM the user keeps, -1 for a retrial.
 
@@ -190,15 +209,15 @@ def choose(table: Floats, row: int, first_odds: int, actions: Ints, lane: int, d
     return kept
 
 
-@borrowing
+@part
 def odds(table: Floats, row: int, first_odds: int, llm: int) -> float:
     """Return the odds of an LLM, 0 where there is none."""
-    last = table.shape[1] - 1
-    value = table[np.uint64(row), np.uint64(min(first_odds + llm, last))]
-    return value if first_odds + llm <= last else 0.0
+    column, last = np.uint64(first_odds + llm), np.uint64(table.shape[1] - 1)
+    value = table[np.uint64(row), min(column, last)]
+    return value if column <= last else 0.0
 
 
-@borrowing
+@part
 def next_llm(actions: Ints, lane: int, after: int, num_llms: int) -> int:
     """Return the smallest LLM shown that is larger than ``after``, N if there is none."""
     smallest = num_llms
@@ -208,35 +227,34 @@ def next_llm(actions: Ints, lane: int, after: int, num_llms: int) -> int:
     return smallest
 
 
-@borrowing
+@part
 def push(
     backlog: Stamps, lane: int, tail: int, query: int, retrials: int, arrived: int, joined: int
 ) -> None:
     """Write a query behind the others of the backlog."""
-    tail &= backlog.shape[1] - 1
-    backlog[lane, tail, NUMBER], backlog[lane, tail, RETRIALS] = query, retrials
-    backlog[lane, tail, ARRIVED], backlog[lane, tail, JOINED] = arrived, joined
+    end = np.uint64(tail & (backlog.shape[1] - 1))
+    backlog[lane, end, NUMBER], backlog[lane, end, RETRIALS] = query, retrials
+    backlog[lane, end, ARRIVED], backlog[lane, end, JOINED] = arrived, joined
 
 
-@borrowing
+@part
 def read_ahead(state: Arrays, truth: Arrays, actions: Ints, draws: Floats, position: int) -> float:
     """Read a number of each row of the table that the slot needs.
 
     Rows of a large table miss the cache. Without a branch on what they hold, the processor fetches
-    many at a time; in the slot it would wait for each.
+    many at a time; in the slot it would wait for each. (numba is slower at signed indices.)
     """
     counts, window, _, backlog = state
     queue_length, head = counts[QUEUE_LENGTH], counts[HEAD]
     table, first_odds, first_row, num_queries, _, _ = truth
     ring, touched = backlog.shape[1] - 1, 0.0
     for lane in range(first_row.size):
-        chosen = window[lane, NUMBER, actions[lane, 0]]
-        if queue_length[lane] > window.shape[2]:
-            next_shown = backlog[lane, head[lane] & ring, NUMBER]
-        else:
-            next_shown = int(draws[position, CONTEXTS, lane] * num_queries)
-        touched += table[first_row[lane] + chosen, first_odds]
-        touched += table[first_row[lane] + next_shown, 0]
+        chosen = window[lane, NUMBER, np.uint64(actions[lane, 0])]
+        waiting = backlog[lane, np.uint64(head[lane] & ring), NUMBER]
+        new = int(draws[position, CONTEXTS, lane] * num_queries)
+        next_shown = waiting if queue_length[lane] > window.shape[2] else new
+        touched += table[np.uint64(first_row[lane] + chosen), np.uint64(first_odds)]
+        touched += table[np.uint64(first_row[lane] + next_shown), np.uint64(0)]
     return touched
 
 

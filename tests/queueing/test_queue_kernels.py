@@ -65,7 +65,10 @@ def test_a_benchmark_plays_the_code_as_it_is_whatever_numba_has_kept(tmp_path):
     (tmp_path / "benchmarks/run/warm.py").write_text("")  # only what the cell needs is compiled
     source = kernel.read_text()
     for old, new in (
-        ("import borrowing\n", "import borrowing\nfrom llmqueue_gym.lim import LIMIT\n"),
+        (
+            "import borrowing, part\n",
+            "import borrowing, part\nfrom llmqueue_gym.lim import LIMIT\n",
+        ),
         ("threshold >= total + 1.0", "threshold >= total + LIMIT"),
     ):
         assert source.count(old) == 1
