@@ -134,7 +134,7 @@ def verify(
     sample, seed : int
         Cells to check, and the seed by which they are chosen.
     engine : LocalEngine
-        Runs them as the benchmark does: each in a process of its own.
+        Runs them as the benchmark does.
     data : Mapping[str, str], optional
         Data name -> path, before the ``LLMQUEUE_GYM_DATA`` folder is looked at.
     models : Path, optional

@@ -137,7 +137,10 @@ def _missing(cells: Sequence[Cell], store: Store, on_note: Callable[[str], None]
 
 
 class LocalEngine:
-    """Runs up to ``workers`` cells at once on this machine, each in a process of its own.
+    """Runs up to ``workers`` cells at once on this machine.
+
+    The seeds of a task take turns in a process with an agent of this project, which leaves nothing
+    behind. Other agents have a process a cell.
 
     Parameters
     ----------
@@ -156,10 +159,24 @@ class LocalEngine:
 
     def run(self, cells: Sequence[Cell]) -> Generator[Outcome]:
         """Run the cells and yield outcomes in order of completion."""
-        reports = self._pool.run(cells, play, _preloaded(cells), attrgetter("walled"))
+        walled = attrgetter("walled")
+        reports = self._pool.run(cells, play, _preloaded(cells), walled, _shares_with)
         with closing(reports):
             for report in reports:
                 yield Outcome(report.job, report.payload, report.state == FAILED)
+
+
+def _shares_with(cell: Cell) -> tuple[str, str] | None:
+    """Task and agent: the seeds beside a cell may share its process.
+
+    Another agent may not, though it leaves nothing behind but loaded kernels. Those that sum in any
+    order (`llmqueue_gym.compiled.summing`) may contain the same function, compiled a little
+    differently in each; which of the copies all of them call depends on who was loaded first.
+    """
+    agent = cell.spec["agent"]
+    if cell.walled or "code" in agent:
+        return None
+    return cell.spec["task"]["name"], agent["label"]
 
 
 def _preloaded(cells: Sequence[Cell]) -> list[str]:

@@ -1,6 +1,7 @@
 """A pool of processes for cells and trainings: started, limited, watched and ended in one way.
 
-Every job runs in a process of its own, so whatever it does costs that job only.
+Whatever a job does costs that job only: a process has one at a time. Jobs that are alike and known
+to leave nothing behind may take turns in one; all others have a process of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import signal
 import site
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KERNEL_FOLDERS = 8  # versions of the code whose compiled kernels are kept
 _OUTPUT_TAIL = 4000  # bytes of a job's output kept with its error
+_SHARED_SECONDS = 30.0  # in which a process takes further jobs: to start one and to load kernels
+# and tables costs some 130 ms, and whatever a job leaves behind all the same has an end
 _PRELOADED = ("benchmarks.run.runner", "benchmarks.wall.agent")
 _WARM = "benchmarks.run.warm"  # comes last: it looks at what is loaded
 
@@ -65,6 +69,8 @@ class _Running(Generic[Job]):
     output: Connection | None  # None at its end
     deadline: float
     folder: str | None = None  # of the agent behind the wall
+    like: object = None  # what those have in common that may follow
+    shared_until: float = 0.0
     tail: bytes = b""
 
     def drain(self) -> None:
@@ -90,12 +96,14 @@ class _Running(Generic[Job]):
 
 
 class Pool:
-    """Runs up to ``workers`` jobs at once, each in a fresh process with single-threaded algebra.
+    """Runs up to ``workers`` jobs at once, each in a process with single-threaded algebra.
 
-    Results therefore do not depend on the number of workers, and a job that crashes, hangs, is
-    killed or changes global state harms no other. Starting a process costs about 20 ms where the
-    fork server exists (Linux, macOS); elsewhere processes are spawned and pay the imports. When a
-    job ends, so do the processes it started, unless they have left its process group.
+    Results therefore do not depend on the number of workers, and a job that crashes, hangs or is
+    killed harms no other. Nor does one that changes global state: its process is a fresh one and
+    ends with it, unless it is known to change none and takes turns with its like. Starting a
+    process costs about 20 ms where the fork server exists (Linux, macOS); elsewhere processes are
+    spawned and pay the imports. When a process ends, so do those it started, unless they have left
+    its process group.
 
     Parameters
     ----------
@@ -105,7 +113,7 @@ class Pool:
         Seconds after which a job is stopped and counted as failed.
     memory : float, optional
         Megabytes of data a job may hold beside the program itself; beyond them its allocations
-        fail (Linux).
+        fail (Linux). No process is shared then.
     option : str
         What the user calls the timeout.
     method : str, optional
@@ -142,6 +150,7 @@ class Pool:
         task: Callable[..., dict[str, Any]],
         preload: Sequence[str] = (),
         is_walled: Callable[[Job], bool] = lambda job: False,
+        shares_with: Callable[[Job], object] = lambda job: None,
     ) -> Generator[Report[Job]]:
         """Run the jobs and yield what they report; closing the generator stops those at work.
 
@@ -156,24 +165,42 @@ class Pool:
             Modules that a fork server imports once for all jobs, besides the runner.
         is_walled : callable
             Whether a job needs a process for an agent.
+        shares_with : callable
+            What a job has in common with those that may follow it in its process: they see no
+            trace of it. None: nobody may.
         """
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload([*_PRELOADED, *preload, _WARM])
         running: list[_Running[Job]] = []
-        waiting = iter(jobs)
+        waiting: dict[object, deque[Job]] = {}  # by what they share
+        for job in jobs:
+            like = shares_with(job) if self.memory is None else None
+            waiting.setdefault(object() if like is None else like, deque()).append(job)
+
+        def take(like: object) -> Job:
+            job = waiting[like].popleft()
+            if not waiting[like]:
+                del waiting[like]
+            return job
+
         with _worker_environment():
             try:
-                while True:
-                    while len(running) < self.workers and (job := next(waiting, None)) is not None:
-                        running.append(self._start(job, task, is_walled(job)))
-                    if not running:
-                        return
+                while running or waiting:
+                    while waiting and len(running) < self.workers:
+                        played = {at_work.like for at_work in running}
+                        like = next((one for one in waiting if one not in played), None)
+                        like = next(iter(waiting)) if like is None else like
+                        job = take(like)
+                        running.append(self._start(job, like, task, is_walled(job)))
                     _wait(running)
                     for at_work in list(running):
                         report = self._report(at_work)
                         if report is None:
                             continue
-                        if report.state != PROGRESS:
+                        young = monotonic() < at_work.shared_until
+                        if report.state == DONE and young and at_work.like in waiting:
+                            self._give(at_work, take(at_work.like))
+                        elif report.state != PROGRESS:
                             running.remove(at_work)
                             _stop(at_work)
                         yield report
@@ -182,7 +209,7 @@ class Pool:
                     _stop(at_work)
 
     def _start(
-        self, job: Job, task: Callable[..., dict[str, Any]], is_walled: bool
+        self, job: Job, like: object, task: Callable[..., dict[str, Any]], is_walled: bool
     ) -> _Running[Job]:
         results, sender = self._context.Pipe()
         output = printer = None
@@ -196,10 +223,19 @@ class Pool:
         sender.close()  # so that the worker's death ends the pipes
         if printer is not None:
             printer.close()
-        with suppress(OSError):  # it is gone already, which its report will say
-            results.send((job, dict(os.environ)))
         folder = None if fence is None else fence.folder
-        return _Running(job, process, results, output, monotonic() + self.timeout, folder)
+        until = monotonic() + _SHARED_SECONDS
+        at_work = _Running(job, process, results, output, float("inf"), folder, like, until)
+        self._give(at_work, job)
+        return at_work
+
+    def _give(self, at_work: _Running[Job], job: Job) -> None:
+        """Send a process that has nothing to do a job."""
+        at_work.drain()
+        at_work.job, at_work.tail = job, b""
+        with suppress(OSError):  # it is gone already, which its report will say
+            at_work.results.send((job, dict(os.environ)))
+        at_work.deadline = monotonic() + self.timeout
 
     def _report(self, at_work: _Running[Job]) -> Report[Job] | None:
         """Return what a job has to say, or None."""

@@ -1,4 +1,4 @@
-"""Inside a worker: one job is done, its result sent as JSON, and the process left at once."""
+"""Inside a worker: a job is done and its result sent as JSON, until no other one comes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def work(
     memory: float | None,
     fence: Fence | None,
 ) -> None:
-    """Do the one job that is sent, send its result as JSON, and leave at once.
+    """Do the jobs that are sent, send the result of each as JSON, and leave at once after the last.
 
     With a fence the process of an agent is forked before the job is there, so that it cannot be
     found in its memory.
@@ -54,31 +54,44 @@ def work(
     if memory is not None:
         _limit_memory(memory)
     partners = [] if fence is None else [start_agent(fence, memory)]
-    job, environment = sender.recv()
-    os.environ.clear()  # the fork server's is that of the first run of its parent
-    os.environ.update(environment)
-    os.environ.pop(SAFE_PATH, None)  # an agent's subprocesses are its own affair
 
     def send(state: str, payload: dict[str, Any]) -> None:
         if os.getpid() == own:  # else a child that the agent forked and let go on
             sender.send_bytes(json.dumps({"state": state, "payload": payload}).encode())
 
+    with suppress(EOFError, OSError):  # of the pipe, at its end
+        while os.getpid() == own:
+            job, environment = sender.recv()
+            os.environ.clear()  # the fork server's is that of the first run of its parent
+            os.environ.update(environment)
+            os.environ.pop(SAFE_PATH, None)  # an agent's subprocesses are its own affair
+            _forget_peak_memory()
+            state, payload = _do(
+                job, partial(task, job, partial(send, PROGRESS), *partners), memory
+            )
+            if os.getpid() == own:
+                for stream in (sys.stdout, sys.stderr):
+                    with suppress(Exception):  # the agent may have closed or replaced it
+                        stream.flush()
+            send(state, payload)
+    os._exit(0)
+
+
+def _do(
+    job: Any, task: Callable[[], dict[str, Any]], memory: float | None
+) -> tuple[str, dict[str, Any]]:
+    """Return what a job reports at its end: state and payload."""
     try:
-        payload, state = task(job, partial(send, PROGRESS), *partners), DONE
+        payload = task()
         canonical(payload)  # refuses what is not JSON-plain
+        return DONE, payload
     except BaseException as error:  # whatever an agent raises, SystemExit included
         name = job.spec["agent"]["name"] if isinstance(job, Cell) else ""
-        payload, state = error_words(error, name, memory), FAILED
+        payload = error_words(error, name, memory)
         payload["traceback"] = traceback.format_exc()
         if isinstance(error, AgentError):
             payload |= {"error": str(error), "traceback": error.traceback}
-    if os.getpid() == own:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # the agent may have closed or replaced it
-                stream.flush()
-    with suppress(OSError):
-        send(state, payload)
-    os._exit(0)
+        return FAILED, payload
 
 
 def play(cell: Cell, tell: Tell, walled: WalledAgent | None = None) -> dict[str, Any]:
@@ -170,6 +183,12 @@ def _grant_spare_memory() -> None:
 
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _forget_peak_memory() -> None:
+    """Let the peak of a job's memory be its own, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _detach(printer: Connection | None) -> None:
