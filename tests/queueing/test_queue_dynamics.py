@@ -62,6 +62,13 @@ def test_best_assortment_equals_enumeration_of_all_subsets():
             assert set(row) == set(subsets[best])
 
 
+def test_a_best_assortment_has_the_best_first_and_the_lower_index_of_equals():
+    odds = np.array([[1.0, 3.0, 1.0, 3.0, 2.0], [4.0, 4.0, 4.0, 4.0, 4.0]])
+    for size in range(1, 6):
+        llms, _ = best_assortment(odds, size)
+        assert llms.tolist() == [[1, 3, 4, 0, 2][:size], [0, 1, 2, 3, 4][:size]]
+
+
 def draw(streams):
     near, place = streams.advance()
     return near[place].copy()
