@@ -117,9 +117,13 @@ class StageAgent(DeployAgent):
     def draw(self, observation: Observation, shares: Sequence[float]) -> int:
         """Draw a deployed LLM with the probabilities ``shares``, given in the order of deployed."""
         llm = self.pick(self.deployed, shares)
-        left = observation["throughput_left"]
-        if left[llm] > 0.0:
+        if observation["throughput_left"][llm] > 0.0:
             return llm
+        return self.next_open(observation, shares, llm)
+
+    def next_open(self, observation: Observation, shares: Sequence[float], llm: int) -> int:
+        """Return the deployed LLM of largest share that may take queries, ``llm`` if none may."""
+        left = observation["throughput_left"]
         ranked = sorted(zip(shares, self.deployed, strict=True), reverse=True)
         return next((other for _, other in ranked if left[other] > 0.0), llm)
 
@@ -208,12 +212,15 @@ class LPAgent(StageAgent):
         """Solve RouteOPT and draw from its shares."""
         solver = self._solver
         solver.budget = self.budget()
-        shares = solver.solve()
+        llm = self.deployed[solver.draw(self.rng.random())]
         if solver.status == "over_budget":
             self.violations += 1
-        return self.draw(observation, shares)
+        if observation["throughput_left"][llm] > 0.0:
+            return llm
+        return self.next_open(observation, solver.p, llm)
 
     def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
         """Refresh the estimates of the LLM that answered."""
         if llm in self.deployed:
-            self._solver.set_bounds(self.deployed.index(llm), *self.estimates(llm))
+            mu, cost = self.estimates(llm)
+            self._solver.set_bounds(self.deployed.index(llm), mu, cost)

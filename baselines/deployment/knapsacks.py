@@ -55,8 +55,9 @@ class PrimalDualBwK(StageRoute):
 
     def ratio(self, llm: int) -> float:
         """Return mu^U / (v . L), up to the factor v_time common to all LLMs."""
-        money = self.cost_bound(llm) / self.problem.cost_high
-        return self.reward_bound(llm) / (math.exp(self._log_price) * money + self._time)
+        reward, cost = self.estimates(llm)
+        money = cost / self.problem.cost_high
+        return reward / (math.exp(self._log_price) * money + self._time)
 
     def select(
         self, arrived: list[int], rewards: Sequence[float], costs: Sequence[float]

@@ -101,21 +101,22 @@ class PriceAware(StageRoute):
         price = self._price[llm]
         return math.log10(price / self.problem.budget) if price > 0.0 else 0.0
 
-    def reward_bound(self, llm: int) -> float:
-        """Return posterior mean + kappa * posterior standard deviation, within [0, 1]."""
-        mean, variance = self._prior[llm]
-        trust = variance / (variance + _NOISE / max(1, self.plays[llm]))
-        if self.plays[llm] == 0:
-            trust = 0.0
-        mean += trust * (self.reward[llm] - mean)
-        return min(1.0, max(0.0, mean + self.optimism * math.sqrt(variance * (1.0 - trust))))
+    def estimates(self, llm: int) -> tuple[float, float]:
+        """Return the optimistic posterior reward, and the list price corrected by what was paid.
 
-    def cost_bound(self, llm: int) -> float:
-        """Return the list price corrected by what was paid, USD; c^L without a list price."""
+        The reward is posterior mean + kappa * posterior standard deviation, within [0, 1]. The cost
+        (USD) is c^L without a list price.
+        """
+        plays, (mean, variance) = self.plays[llm], self._prior[llm]
+        trust = variance / (variance + _NOISE / max(1, plays)) if plays else 0.0
+        mean += trust * (self.reward[llm] - mean)
+        reward = mean + self.optimism * math.sqrt(variance * (1.0 - trust))
         price, n0 = self._price[llm], self.prior_plays
-        if price <= 0.0:
-            return super().cost_bound(llm)
-        return price * (self._paid[llm] + n0) / (self.plays[llm] + n0)
+        if price > 0.0:
+            cost = price * (self._paid[llm] + n0) / (plays + n0)
+        else:
+            cost = super().estimates(llm)[1]
+        return min(1.0, max(0.0, reward)), cost
 
     def learn(self, observation: Observation, llm: int, reward: float, cost: float) -> None:
         """Count the cost in units of the list price of that query; refresh the estimates."""

@@ -14,6 +14,7 @@ from baselines.deployment.base import LPAgent
 from baselines.interface import DeployProblem, Observation
 from baselines.registry import agent
 from llmqueue_gym import checks
+from llmqueue_gym.compiled import borrowing, part
 
 SOURCE = "Li, Li: ICLR 2026, arXiv 2506.17254"
 GAMMA = 0.1
@@ -23,6 +24,19 @@ GAMMA = 0.1
 def confidence_radius(mean: float, plays: int, gamma: float) -> float:
     """Return f_rad(v, n) = sqrt(gamma v / n) + gamma / n of a mean in [0, 1] of n >= 1 plays."""
     return math.sqrt(gamma * mean / plays) + gamma / plays
+
+
+_radius = part(confidence_radius)
+
+
+@borrowing
+def _bounds(
+    mean: float, cost: float, plays: int, gamma: float, low: float, high: float
+) -> tuple[float, float]:
+    """Return mu^U and c^L of an LLM, `StageRoute`; costs lie between ``low`` and ``high``, USD."""
+    reward = mean + 2.0 * _radius(mean, plays, gamma)
+    bound = cost - 2.0 * high * _radius(cost / high, plays, gamma)
+    return min(1.0, reward), min(max(bound, low), high)
 
 
 def theory_gamma(problem: DeployProblem, delta: float = 0.05) -> float:
@@ -90,23 +104,19 @@ class StageRoute(LPAgent):
 
     def estimates(self, llm: int) -> tuple[float, float]:
         """Return mu^U and c^L."""
-        return self.reward_bound(llm), self.cost_bound(llm)
+        problem, plays = self.problem, self.plays[llm]
+        if plays == 0:
+            return 1.0, problem.cost_low
+        mean, cost = self.reward[llm], self.cost[llm]
+        return _bounds(mean, cost, plays, self.gamma, problem.cost_low, problem.cost_high)
 
     def reward_bound(self, llm: int) -> float:
-        """Return the upper confidence bound mu^U."""
-        plays, mean = self.plays[llm], self.reward[llm]
-        if plays == 0:
-            return 1.0
-        return min(1.0, mean + 2.0 * confidence_radius(mean, plays, self.gamma))
+        """Return the first of the `estimates`: the upper confidence bound mu^U."""
+        return self.estimates(llm)[0]
 
     def cost_bound(self, llm: int) -> float:
-        """Return the lower confidence bound c^L, USD."""
-        low, high = self.problem.cost_low, self.problem.cost_high
-        plays, cost = self.plays[llm], self.cost[llm]
-        if plays == 0:
-            return low
-        bound = cost - 2.0 * high * confidence_radius(cost / high, plays, self.gamma)
-        return min(max(bound, low), high)
+        """Return the second of the `estimates`: the lower confidence bound c^L, USD."""
+        return self.estimates(llm)[1]
 
     def budget(self) -> float:
         """Return b, or the shrunk money left per query left."""

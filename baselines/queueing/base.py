@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.interface import Action, Agent, Observation, QueueProblem
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import borrowing, compiled
 from llmqueue_gym.errors import UsageError
 
 Contexts = NDArray[np.floating[Any]]
@@ -51,7 +51,7 @@ def read_answer(
     slot, *llms = action.tolist()
     shown = llms if len(set(llms)) == len(llms) else list(dict.fromkeys(llms))
     kept = feedback - FIRST_KEPT if feedback >= FIRST_KEPT else -1
-    age = int(observation["age"][slot])
+    age = int(observation["age"].item(slot))
     return Served(observation["contexts"][slot], shown, kept, age)
 
 
@@ -86,17 +86,17 @@ class Answers:
     """
 
     def __init__(self, delay: int) -> None:
-        self._delay = delay
+        self.delay = delay
         self._unjudged: deque[tuple[Observation, Action]] = deque()
 
     def read(
         self, observation: Observation, action: Action, next_observation: Observation
     ) -> Served | None:
         """Take a slot; return the answer that is judged after it, None where nothing is heard."""
-        if self._delay == 0:
+        if self.delay == 0:
             return read_answer(observation, action, next_observation)
         self._unjudged.append((observation, action))
-        if len(self._unjudged) <= self._delay:
+        if len(self._unjudged) <= self.delay:
             return None
         return read_answer(*self._unjudged.popleft(), next_observation)
 
@@ -123,7 +123,7 @@ class QueueAgent(Agent):
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
-        waiting = int(np.count_nonzero(observation["waiting"]))
+        waiting = np.count_nonzero(observation["waiting"])
         if waiting == 0:
             return self._idle.copy()
         slot, llms = self.choose(observation, waiting)
@@ -138,7 +138,8 @@ class QueueAgent(Agent):
         info: Mapping[str, Any],
     ) -> None:
         """Learn from the answer that is judged now and move on to the next slot."""
-        served = self._answers.read(observation, action, next_observation)
+        read = self._answers.read if self._answers.delay else read_answer
+        served = read(observation, action, next_observation)
         if served is not None:
             self.learn(served)
         self.slot_number += 1
@@ -149,8 +150,11 @@ class QueueAgent(Agent):
         return self.slot_number - self.problem.feedback_delay
 
     @abstractmethod
-    def choose(self, observation: Observation, waiting: int) -> Pairing:
-        """Choose among the ``waiting`` >= 1 visible queries, slots 0 to ``waiting`` - 1."""
+    def choose(self, observation: Observation, waiting: int) -> tuple[int, list[int]]:
+        """Choose a `Pairing` of the ``waiting`` >= 1 visible queries, slots 0 to ``waiting`` - 1.
+
+        A plain pair will do.
+        """
 
     def learn(self, served: Served) -> None:
         """Learn from one served user; agents that do not learn have nothing to do here."""
@@ -248,14 +252,15 @@ def largest_shares(kept: Counts, shown: Counts, count: int, width: float = 0.0) 
 
     T_j is how often LLM j was shown; those never shown come before all others.
     """
-    llms: list[int] = _largest_shares(kept, shown, count, width).tolist()
+    largest = np.empty(count, np.int64)
+    _largest_shares(kept, shown, width, largest)
+    llms: list[int] = largest.tolist()
     return llms
 
 
-@compiled
-def _largest_shares(kept: Counts, shown: Counts, count: int, width: float) -> NDArray[np.int64]:
-    llms = np.empty(count, np.int64)
-    for place in range(count):
+@borrowing
+def _largest_shares(kept: Counts, shown: Counts, width: float, llms: NDArray[np.int64]) -> None:
+    for place in range(len(llms)):
         largest = -np.inf
         for j in range(len(shown)):
             bound = np.inf
@@ -263,7 +268,6 @@ def _largest_shares(kept: Counts, shown: Counts, count: int, width: float) -> ND
                 bound = kept[j] / shown[j] + width / math.sqrt(2.0 * shown[j])
             if bound > largest and j not in llms[:place]:
                 llms[place], largest = j, bound
-    return llms
 
 
 def best_pairing(utilities: NDArray[np.floating[Any]], count: int) -> Pairing:

@@ -14,7 +14,6 @@ from baselines.interface import Observation, QueueProblem
 from baselines.queueing.base import (
     AssortmentCycle,
     LinearPolicy,
-    Pairing,
     QueueAgent,
     Served,
     largest_shares,
@@ -28,7 +27,8 @@ _SOURCE = "Krishnasamy et al.: Operations Research 2021"
 def exploration_probability(num_llms: int, slot_number: int) -> float:
     """Probability of an exploring slot, min(1, 3 N log^2 t / t)."""
     log_t = math.log(slot_number)
-    return min(1.0, 3.0 * num_llms * log_t * log_t / slot_number)
+    probability = 3.0 * num_llms * log_t * log_t / slot_number
+    return probability if probability < 1.0 else 1.0
 
 
 @agent("Q-UCB", source=_SOURCE)
@@ -51,19 +51,20 @@ class QUCB(QueueAgent):
         self._kept = np.zeros(problem.num_llms)
         self._shown = np.zeros(problem.num_llms)  # T_j
 
-    def choose(self, observation: Observation, waiting: int) -> Pairing:
+    def choose(self, observation: Observation, waiting: int) -> tuple[int, list[int]]:
         """Serve the head, exploring or exploiting."""
         t = self.slot_number
         if self.rng.random() < exploration_probability(self.problem.num_llms, t):
-            return Pairing(0, self._cycle.next())
-        return Pairing(0, self._best(t))
+            return 0, self._cycle.next()
+        return 0, self._best(t)
 
     def learn(self, served: Served) -> None:
         """Count the answers shown and kept."""
-        for llm in served.shown:
-            self._shown[llm] += 1
-        if served.kept >= 0:
-            self._kept[served.kept] += 1
+        shown, kept = served.shown, served.kept
+        for llm in shown:
+            self._shown[llm] += 1.0
+        if kept >= 0:
+            self._kept[kept] += 1.0
 
     def policy(self) -> LinearPolicy:
         """Return the shares of kept answers, 0 for an LLM that was never shown."""

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmqueue_gym.compiled import borrowing, part
 from llmqueue_gym.errors import UsageError
 
 Status = Literal["optimal", "over_budget", "under_capacity"]
@@ -91,123 +92,172 @@ class RouteOpt:
     `solve` first tries the last basis (which LLMs are full, partial and empty). It is kept only if
     it proves the optimum is unique, so the answer never depends on what was solved before; all
     else, ties included, is solved from scratch. Arguments, errors, tie-breaking and infeasible
-    cases are those of `route_opt`. Plain Python lists, the fastest container up to about 32 LLMs.
+    cases are those of `route_opt`.
 
     Attributes
     ----------
-    mu, cost, alpha : list of float
+    mu, cost, alpha : ndarray
         The problem, M entries each. Entries of mu and cost may be assigned, unvalidated; another
         alpha needs another solver.
     budget : float
         b, free to change between solves (pacing); a negative one is over budget.
     p : list of float
-        Shares of the last `solve`.
+        Shares of the last `solve` or `draw`.
     status : {"optimal", "over_budget", "under_capacity"}
-        Outcome of the last `solve`.
+        Outcome of the last of them.
     """
 
-    __slots__ = ("_basis", "alpha", "budget", "cost", "mu", "p", "status")
+    __slots__ = ("_basis", "_columns", "budget", "status")
 
     def __init__(
         self, mu: ArrayLike, cost: ArrayLike, alpha: ArrayLike | float, budget: float
     ) -> None:
-        self.mu, self.cost, self.alpha, self.budget = validated(mu, cost, alpha, budget)
-        self.p: list[float] = []
+        *columns, self.budget = validated(mu, cost, alpha, budget)
+        self._columns = np.array([*columns, [0.0] * len(columns[0])])  # mu, cost, alpha and p
         self.status: Status = "optimal"
-        self._basis: _Basis | None = None
+        self._basis: NDArray[np.int64] | None = None
+
+    @property
+    def mu(self) -> NDArray[np.float64]:
+        """Rewards of a query."""
+        return self._columns[0]
+
+    @property
+    def cost(self) -> NDArray[np.float64]:
+        """Costs of a query."""
+        return self._columns[1]
+
+    @property
+    def alpha(self) -> NDArray[np.float64]:
+        """Largest shares of the traffic."""
+        return self._columns[2]
+
+    @property
+    def p(self) -> list[float]:
+        """Shares of the traffic."""
+        shares: list[float] = self._columns[3].tolist()
+        return shares
 
     @property
     def value(self) -> float:
         """Expected reward of a query under the last solution."""
-        return float(sum(map(mul, self.mu, self.p)))
+        return float(sum(map(mul, self.mu.tolist(), self.p)))
 
     @property
     def spend(self) -> float:
         """Expected cost of a query under the last solution."""
-        return float(sum(map(mul, self.cost, self.p)))
+        return float(sum(map(mul, self.cost.tolist(), self.p)))
 
     def set_bounds(self, llm: int, mu: float, cost: float) -> None:
         """Replace the bounds mu^U and c^L of one LLM (not validated)."""
-        self.mu[llm] = float(mu)
-        self.cost[llm] = float(cost)
+        self._columns[0, llm] = mu
+        self._columns[1, llm] = cost
 
     def solve(self) -> list[float]:
         """Return the optimal shares p, M floats."""
-        if self._basis is not None and self._resolve(self._basis):
-            return self.p
-        self.status, self._basis = "optimal", None
-        capacity = sum(self.alpha)
-        if capacity < 1.0 - FEASIBILITY_TOL:
-            self.status = "under_capacity"
-            self.p = [a / capacity for a in self.alpha]
-            return self.p
-        excess = [c - self.budget for c in self.cost]
-        _, self.p, price = greedy_mixture(
-            self.mu, excess, self.alpha, 1.0, 0.0, FEASIBILITY_TOL * self.budget
-        )
-        if price == math.inf:
-            self.status = "over_budget"
-            return self.p
-        basis = _basis_of(self.p, self.alpha, self.mu, self.cost, price)
-        # Re-solving from the new basis makes a first solve equal a later warm one bit for bit.
-        if basis is not None and self._resolve(basis):
-            self._basis = basis
+        self.draw(0.0)
         return self.p
 
-    def _resolve(self, basis: _Basis) -> bool:
-        """Set p from a basis and return True if that is provably the unique optimum."""
-        full, empty, low, high = basis
-        mu, cost, alpha, budget = self.mu, self.cost, self.alpha, self.budget
-        p = [0.0] * len(mu)
-        left, room = 1.0, 0.0
-        for k in full:
-            p[k] = share = alpha[k]
-            left -= share
-            room -= share * (cost[k] - budget)
-        room -= left * (cost[low] - budget)
-        price = extra = 0.0
-        if high < 0:
-            if room < 0.0:
-                return False
+    def draw(self, point: float) -> int:
+        """Solve, and return the LLM on whose share the point in [0, 1) falls."""
+        if self._basis is not None:
+            llm = _draw(self._columns, self.budget, self._basis, point)
+            if llm >= 0:
+                return llm
+        self._solve_afresh()
+        return _place(self._columns[3], point)
+
+    def _solve_afresh(self) -> None:
+        """Set p, the basis and the status."""
+        self.status, self._basis = "optimal", None
+        mu, cost, alpha, _ = self._columns.tolist()
+        capacity = sum(alpha)
+        if capacity < 1.0 - FEASIBILITY_TOL:
+            self.status = "under_capacity"
+            self._columns[3] = [a / capacity for a in alpha]
+            return
+        excess = [c - self.budget for c in cost]
+        tol = FEASIBILITY_TOL * self.budget
+        _, p, price = greedy_mixture(mu, excess, alpha, 1.0, 0.0, tol)
+        if price == math.inf:
+            self.status = "over_budget"
         else:
-            gap = cost[high] - cost[low]
-            rise = mu[high] - mu[low]
-            if gap <= 0.0 or rise <= _UNIQUE_MARGIN:
-                return False
-            price = rise / gap
-            extra = room / gap
-            if not (
-                _UNIQUE_MARGIN < extra < alpha[high] - _UNIQUE_MARGIN
-                and _UNIQUE_MARGIN < left - extra < alpha[low] - _UNIQUE_MARGIN
-            ):
-                return False
-        worth = mu[low] - price * cost[low]
-        above, below = worth + _UNIQUE_MARGIN, worth - _UNIQUE_MARGIN
-        for k in full:
-            if mu[k] - price * cost[k] <= above:
-                return False
-        for k in empty:
-            if mu[k] - price * cost[k] >= below:
-                return False
-        p[low] = left - extra
-        if high >= 0:
-            p[high] = extra
-        self.p = p
-        return True
+            basis = _basis_of(p, alpha, mu, cost, price)
+            # Re-solving from the new basis makes a first solve equal a later warm one bit for bit.
+            if basis is not None and _draw(self._columns, self.budget, basis, 0.0) >= 0:
+                self._basis = basis
+                return
+        self._columns[3] = p
 
 
-class _Basis(NamedTuple):
-    """Where the LLMs stand at a vertex; `high` is -1 where the budget does not bind."""
+# Where the LLMs stand at a vertex, the basis, is an array: how many are full, the partial one of
+# lower cost, the one of higher cost (-1 where the budget does not bind), the full, the empty.
 
-    full: list[int]
-    empty: list[int]
-    low: int
-    high: int
+
+@part
+def _solve_basis(columns: NDArray[np.float64], budget: float, basis: NDArray[np.int64]) -> bool:
+    """Set p from a basis, and tell whether that is provably the unique optimum."""
+    mu, cost, alpha, p = columns
+    low, high = basis[1], basis[2]
+    full, empty = basis[3 : 3 + basis[0]], basis[3 + basis[0] :]
+    p[:] = 0.0
+    left, room = 1.0, 0.0
+    for k in full:
+        p[k] = share = alpha[k]
+        left -= share
+        room -= share * (cost[k] - budget)
+    room -= left * (cost[low] - budget)
+    price = extra = 0.0
+    if high < 0:
+        if room < 0.0:
+            return False
+    else:
+        gap = cost[high] - cost[low]
+        rise = mu[high] - mu[low]
+        if gap <= 0.0 or rise <= _UNIQUE_MARGIN:
+            return False
+        price = rise / gap
+        extra = room / gap
+        if not (
+            _UNIQUE_MARGIN < extra < alpha[high] - _UNIQUE_MARGIN
+            and _UNIQUE_MARGIN < left - extra < alpha[low] - _UNIQUE_MARGIN
+        ):
+            return False
+    worth = mu[low] - price * cost[low]
+    above, below = worth + _UNIQUE_MARGIN, worth - _UNIQUE_MARGIN
+    for k in full:
+        if mu[k] - price * cost[k] <= above:
+            return False
+    for k in empty:
+        if mu[k] - price * cost[k] >= below:
+            return False
+    p[low] = left - extra
+    if high >= 0:
+        p[high] = extra
+    return True
+
+
+@borrowing
+def _place(shares: NDArray[np.float64], point: float) -> int:
+    """Return on which of the shares the point in [0, 1) falls."""
+    for place in range(len(shares)):
+        point -= shares[place]
+        if point < 0.0:
+            return place
+    return len(shares) - 1
+
+
+@borrowing
+def _draw(
+    columns: NDArray[np.float64], budget: float, basis: NDArray[np.int64], point: float
+) -> int:
+    """Return where the point falls on the shares of a basis; -1: it need not be the optimum."""
+    return _place(columns[3], point) if _solve_basis(columns, budget, basis) else -1
 
 
 def _basis_of(
     p: list[float], alpha: list[float], mu: list[float], cost: list[float], price: float
-) -> _Basis | None:
+) -> NDArray[np.int64] | None:
     """Read the basis off a solution; None for a degenerate one."""
     models = range(len(p))
     full = [k for k in models if p[k] >= alpha[k] - DUST]
@@ -217,11 +267,11 @@ def _basis_of(
         if not partial:
             partial = [min(full, key=mu.__getitem__)]
             full.remove(partial[0])
-        return _Basis(full, empty, partial[0], -1) if len(partial) == 1 else None
+        partial.append(-1)
     if len(partial) != 2:
         return None
-    low, high = sorted(partial, key=cost.__getitem__)
-    return _Basis(full, empty, low, high)
+    low, high = partial if price == 0.0 else sorted(partial, key=cost.__getitem__)
+    return np.array([len(full), low, high, *full, *empty])
 
 
 def _fill(
