@@ -18,6 +18,7 @@ from llmqueue_gym.compiled import summing
 Array = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 DIRECT_DIM = 64
 """Up to this many dimensions contexts are projected anew each slot; beyond it once a query."""
@@ -94,18 +95,62 @@ def _solve(factors: Array, contexts: Array) -> Array:
 
 
 @summing
+def _equal(one: Array, other: Array) -> bool:
+    if one[0] != other[0]:  # most differ at once
+        return False
+    differing = 0
+    for k in range(len(one)):
+        differing += one[k] != other[k]
+    return differing == 0
+
+
+@summing
 def _find(rows: Array, row: Array, start: int) -> int:
     """Return where ``row`` stands in ``rows``, sought from ``start`` on and round; -1: nowhere."""
     for step in range(len(rows)):
         place = start + step
         if place >= len(rows):
             place -= len(rows)
-        for k in range(len(row)):
-            if rows[place, k] != row[k]:
-                break
-        else:
+        if _equal(rows[place], row):
             return place
     return -1
+
+
+@summing
+def _places(known: Array, waiting: Bools, contexts: Array) -> tuple[Ints, Ints]:
+    """Return where contexts stand among the ``known`` that are ``waiting``, and the new of them.
+
+    A new one has the place -1 - i if it is the i-th of the new, which are numbers of queries.
+    """
+    places, new, count = np.empty(len(contexts), np.int64), np.empty(len(contexts), np.int64), 0
+    for q in range(len(contexts)):
+        for place in range(len(known)):
+            if waiting[place] and _equal(known[place], contexts[q]):
+                places[q] = place
+                break
+        else:
+            number = 0
+            while number < count and not _equal(contexts[new[number]], contexts[q]):
+                number += 1
+            if number == count:
+                new[number] = q
+                count += 1
+            places[q] = -1 - number
+    return places, new[:count]
+
+
+@summing
+def _distinct(places: Ints, size: int) -> tuple[Ints, Ints]:
+    """Return the different places below ``size`` in order, and which of them each one is."""
+    number = np.full(size, -1)
+    for place in places:
+        number[place] = 0
+    distinct, count = np.empty(size, np.int64), 0
+    for place in range(size):
+        if number[place] == 0:
+            distinct[count], number[place] = place, count
+            count += 1
+    return distinct[:count], number[places]
 
 
 @summing
@@ -266,8 +311,8 @@ class ConfidenceFactors:
         self._direct = dim <= DIRECT_DIM
         self._known: Array = np.zeros((0, dim), np.float32)  # contexts whose norms were asked for
         self._norms = np.zeros((0, num_llms))  # theirs, kept current
-        self._rows: dict[bytes, int] = {}  # context bytes -> row of self._contexts
         self._contexts: Array = np.zeros((0, dim), dtype)  # of the waiting queries
+        self._waiting: Bools = np.zeros(0, np.bool_)  # which of them still do
         self._products = np.zeros((num_llms, 0, 0))  # x^T V_j^{-1} x' of the waiting queries
 
     def update(self, llm: int, context: Array, weight: float = 1.0) -> None:
@@ -286,7 +331,7 @@ class ConfidenceFactors:
         """
         if len(self._known):
             _lose(self._known, self._norms, np.array(shown, np.int64), lost)
-        if not self._rows:
+        if not len(self._waiting):
             return
         for llm, p in zip(shown, lost, strict=True):
             along = (self._contexts @ p).astype(np.float64)
@@ -316,37 +361,39 @@ class ConfidenceFactors:
         if self._direct:
             draws = rng.standard_normal((num_llms, dim, samples))
             return _direct_noise(self.factors, contexts, draws)
-        rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
-        draws = rng.standard_normal((num_llms, len(rows), samples))
         jitter = JITTER[self.factors.dtype.name]
+        rows, queries = self._places(contexts)
+        draws = rng.standard_normal((num_llms, len(rows), samples))
         noise, sound = _correlated_noise(self._products, rows, draws, jitter)
         if not sound:  # rounding has built up in products kept for very long
-            self._rows = {}
-            rows, queries = np.unique(self._waiting(contexts), return_inverse=True)
+            self._waiting[:] = False
+            rows, queries = self._places(contexts)
             noise, _ = _correlated_noise(self._products, rows, draws, jitter)
         return noise[:, queries].T
 
-    def _waiting(self, contexts: Array) -> NDArray[np.intp]:
-        """Rows of the waiting queries in what is kept of them from slot to slot, shape (Q,)."""
-        keys = [context.tobytes() for context in contexts]
-        new = {key: i for i, key in enumerate(keys) if key not in self._rows}
-        if new:
-            waiting = set(keys)
-            self._rows = {key: row for key, row in self._rows.items() if key in waiting}
-            taken = set(self._rows.values())
-            size = len(self._contexts)
-            free = [row for row in range(size) if row not in taken]
-            missing = len(new) - len(free)
-            if missing > 0:
-                free.extend(range(size, size + missing))
-                self._contexts = np.pad(self._contexts, ((0, missing), (0, 0)))
-                self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
-            rows = free[: len(new)]
-            self._contexts[rows] = fresh = contexts[list(new.values())]
+    def _places(self, contexts: Array) -> tuple[Ints, Ints]:
+        """Return the rows of what is kept of the waiting queries, and which is whose, (Q,)."""
+        places, new = _places(self._contexts, self._waiting, contexts)
+        if len(new):
+            rows = self._make_room(places, len(new))
+            self._contexts[rows] = fresh = contexts[new]
             solved = _solve(self.factors, fresh)
             products = solved.reshape(-1, solved.shape[2]) @ self._contexts.T
             products = products.reshape(*solved.shape[:2], -1)  # (N, new, R)
             self._products[:, rows] = products
             self._products[:, :, rows] = products.transpose(0, 2, 1)
-            self._rows.update(zip(new, rows, strict=True))
-        return np.array([self._rows[key] for key in keys])
+            places = np.where(places < 0, rows[-1 - places.clip(max=-1)], places)
+        return _distinct(places, len(self._contexts))
+
+    def _make_room(self, places: Ints, count: int) -> Ints:
+        """Return ``count`` rows for new queries: of those that wait no longer, or further ones."""
+        self._waiting[:] = False
+        self._waiting[places[places >= 0]] = True
+        missing = count - int(np.count_nonzero(~self._waiting))
+        if missing > 0:
+            self._contexts = np.pad(self._contexts, ((0, missing), (0, 0)))
+            self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
+            self._waiting = np.pad(self._waiting, (0, missing))
+        rows = np.flatnonzero(~self._waiting)[:count]
+        self._waiting[rows] = True
+        return rows

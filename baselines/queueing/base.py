@@ -123,7 +123,7 @@ class QueueAgent(Agent):
 
     def act(self, observation: Observation) -> Action:
         """Return ``[slot, llm_1, ..., llm_K]``, shape (1 + K,)."""
-        waiting = np.count_nonzero(observation["waiting"])
+        waiting = int(np.count_nonzero(observation["waiting"]))
         if waiting == 0:
             return self._idle.copy()
         slot, llms = self.choose(observation, waiting)

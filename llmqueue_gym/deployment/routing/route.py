@@ -120,17 +120,17 @@ class RouteOpt:
     @property
     def mu(self) -> NDArray[np.float64]:
         """Rewards of a query."""
-        return self._columns[0]
+        return np.asarray(self._columns[0])
 
     @property
     def cost(self) -> NDArray[np.float64]:
         """Costs of a query."""
-        return self._columns[1]
+        return np.asarray(self._columns[1])
 
     @property
     def alpha(self) -> NDArray[np.float64]:
         """Largest shares of the traffic."""
-        return self._columns[2]
+        return np.asarray(self._columns[2])
 
     @property
     def p(self) -> list[float]:
