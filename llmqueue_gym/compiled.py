@@ -17,6 +17,14 @@ from numba.core.runtime.nrt import rtsys
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+NEWLY_KEPT: list[str] = []
+"""Kernels that this process has compiled and kept for others.
+
+What is compiled and what is loaded may round in other ways where sums may be taken in any order:
+kernels hold copies of those they call, optimised apart, and which copy all of them use depends on
+which was there first. Who needs the same bits again plays with kernels that were loaded.
+"""
+
 
 def compiled(function: Function, **more: Any) -> Function:
     """Compile ``function`` at its first call for the types it is given; later starts load it.
@@ -72,6 +80,7 @@ def _keep_if_possible(cache: Any) -> None:
     def save_or_not(signature: Any, data: Any) -> None:
         with suppress(OSError):
             save(signature, data)
+            NEWLY_KEPT.append(str(signature))
 
     cache.save_overload = save_or_not
 

@@ -96,8 +96,6 @@ def _solve(factors: Array, contexts: Array) -> Array:
 
 @summing
 def _equal(one: Array, other: Array) -> bool:
-    if one[0] != other[0]:  # most differ at once
-        return False
     differing = 0
     for k in range(len(one)):
         differing += one[k] != other[k]
@@ -111,32 +109,43 @@ def _find(rows: Array, row: Array, start: int) -> int:
         place = start + step
         if place >= len(rows):
             place -= len(rows)
-        if _equal(rows[place], row):
+        if rows[place, 0] == row[0] and _equal(rows[place], row):
             return place
     return -1
 
 
 @summing
-def _places(known: Array, waiting: Bools, contexts: Array) -> tuple[Ints, Ints]:
+def _places(
+    known: Array, sums: Floats, waiting: Bools, contexts: Array
+) -> tuple[Ints, Ints, Array]:
     """Return where contexts stand among the ``known`` that are ``waiting``, and the new of them.
 
-    A new one has the place -1 - i if it is the i-th of the new, which are numbers of queries.
+    A new one has the place -1 - i if it is the i-th of the new, which are numbers of queries. Most
+    rows are told apart by a weighted sum of their entries, ``sums`` (R,), which the third array
+    has of the contexts: whole rows are compared once a query, or hardly more.
     """
-    places, new, count = np.empty(len(contexts), np.int64), np.empty(len(contexts), np.int64), 0
-    for q in range(len(contexts)):
+    size, dim = contexts.shape
+    places, new, count = np.empty(size, np.int64), np.empty(size, np.int64), 0
+    own = np.zeros(size, contexts.dtype)
+    for q in range(size):
+        for k in range(dim):
+            own[q] += contexts[q, k] * contexts.dtype.type(k + 1)
         for place in range(len(known)):
-            if waiting[place] and _equal(known[place], contexts[q]):
+            if waiting[place] and sums[place] == own[q] and _equal(known[place], contexts[q]):
                 places[q] = place
                 break
         else:
             number = 0
-            while number < count and not _equal(contexts[new[number]], contexts[q]):
+            while number < count:
+                other = new[number]
+                if own[other] == own[q] and _equal(contexts[other], contexts[q]):
+                    break
                 number += 1
             if number == count:
                 new[number] = q
                 count += 1
             places[q] = -1 - number
-    return places, new[:count]
+    return places, new[:count], own
 
 
 @summing
@@ -312,6 +321,7 @@ class ConfidenceFactors:
         self._known: Array = np.zeros((0, dim), np.float32)  # contexts whose norms were asked for
         self._norms = np.zeros((0, num_llms))  # theirs, kept current
         self._contexts: Array = np.zeros((0, dim), dtype)  # of the waiting queries
+        self._sums = np.zeros(0)  # weighted, of their entries: most are told apart by them
         self._waiting: Bools = np.zeros(0, np.bool_)  # which of them still do
         self._products = np.zeros((num_llms, 0, 0))  # x^T V_j^{-1} x' of the waiting queries
 
@@ -373,10 +383,11 @@ class ConfidenceFactors:
 
     def _places(self, contexts: Array) -> tuple[Ints, Ints]:
         """Return the rows of what is kept of the waiting queries, and which is whose, (Q,)."""
-        places, new = _places(self._contexts, self._waiting, contexts)
+        places, new, sums = _places(self._contexts, self._sums, self._waiting, contexts)
         if len(new):
             rows = self._make_room(places, len(new))
             self._contexts[rows] = fresh = contexts[new]
+            self._sums[rows] = sums[new]
             solved = _solve(self.factors, fresh)
             products = solved.reshape(-1, solved.shape[2]) @ self._contexts.T
             products = products.reshape(*solved.shape[:2], -1)  # (N, new, R)
@@ -393,6 +404,7 @@ class ConfidenceFactors:
         if missing > 0:
             self._contexts = np.pad(self._contexts, ((0, missing), (0, 0)))
             self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
+            self._sums = np.pad(self._sums, (0, missing))
             self._waiting = np.pad(self._waiting, (0, missing))
         rows = np.flatnonzero(~self._waiting)[:count]
         self._waiting[rows] = True

@@ -160,7 +160,8 @@ class LocalEngine:
     def run(self, cells: Sequence[Cell]) -> Generator[Outcome]:
         """Run the cells and yield outcomes in order of completion."""
         walled = attrgetter("walled")
-        reports = self._pool.run(cells, play, _preloaded(cells), walled, _shares_with)
+        preload = _preloaded(cells)
+        reports = self._pool.run(cells, play, preload, walled, _shares_with, load_kernels=True)
         with closing(reports):
             for report in reports:
                 yield Outcome(report.job, report.payload, report.state == FAILED)

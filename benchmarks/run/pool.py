@@ -25,7 +25,7 @@ from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 from benchmarks.plan.cells import code_hash
-from benchmarks.run.worker import DONE, FAILED, PROGRESS, SAFE_PATH, work
+from benchmarks.run.worker import AGAIN, DONE, FAILED, PROGRESS, SAFE_PATH, work
 from benchmarks.wall.judge import Fence
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
@@ -151,6 +151,7 @@ class Pool:
         preload: Sequence[str] = (),
         is_walled: Callable[[Job], bool] = lambda job: False,
         shares_with: Callable[[Job], object] = lambda job: None,
+        load_kernels: bool = False,
     ) -> Generator[Report[Job]]:
         """Run the jobs and yield what they report; closing the generator stops those at work.
 
@@ -168,6 +169,9 @@ class Pool:
         shares_with : callable
             What a job has in common with those that may follow it in its process: they see no
             trace of it. None: nobody may.
+        load_kernels : bool
+            Do a job that had to compile kernels once more in a process that loads them: both may
+            round in other ways (`llmqueue_gym.compiled.NEWLY_KEPT`).
         """
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload([*_PRELOADED, *preload, _WARM])
@@ -191,15 +195,22 @@ class Pool:
                         like = next((one for one in waiting if one not in played), None)
                         like = next(iter(waiting)) if like is None else like
                         job = take(like)
-                        running.append(self._start(job, like, task, is_walled(job)))
+                        walled = is_walled(job)
+                        running.append(self._start(job, like, task, walled, load_kernels))
                     _wait(running)
                     for at_work in list(running):
                         report = self._report(at_work)
                         if report is None:
                             continue
+                        if report.state == AGAIN:
+                            running.remove(at_work)
+                            _stop(at_work)
+                            job, walled = at_work.job, is_walled(at_work.job)
+                            running.append(self._start(job, at_work.like, task, walled, False))
+                            continue
                         young = monotonic() < at_work.shared_until
                         if report.state == DONE and young and at_work.like in waiting:
-                            self._give(at_work, take(at_work.like))
+                            self._give(at_work, take(at_work.like), load_kernels)
                         elif report.state != PROGRESS:
                             running.remove(at_work)
                             _stop(at_work)
@@ -209,7 +220,12 @@ class Pool:
                     _stop(at_work)
 
     def _start(
-        self, job: Job, like: object, task: Callable[..., dict[str, Any]], is_walled: bool
+        self,
+        job: Job,
+        like: object,
+        task: Callable[..., dict[str, Any]],
+        is_walled: bool,
+        may_repeat: bool,
     ) -> _Running[Job]:
         results, sender = self._context.Pipe()
         output = printer = None
@@ -226,15 +242,15 @@ class Pool:
         folder = None if fence is None else fence.folder
         until = monotonic() + _SHARED_SECONDS
         at_work = _Running(job, process, results, output, float("inf"), folder, like, until)
-        self._give(at_work, job)
+        self._give(at_work, job, may_repeat)
         return at_work
 
-    def _give(self, at_work: _Running[Job], job: Job) -> None:
+    def _give(self, at_work: _Running[Job], job: Job, may_repeat: bool) -> None:
         """Send a process that has nothing to do a job."""
         at_work.drain()
         at_work.job, at_work.tail = job, b""
         with suppress(OSError):  # it is gone already, which its report will say
-            at_work.results.send((job, dict(os.environ)))
+            at_work.results.send((job, dict(os.environ), may_repeat))
         at_work.deadline = monotonic() + self.timeout
 
     def _report(self, at_work: _Running[Job]) -> Report[Job] | None:
@@ -247,7 +263,7 @@ class Pool:
                 state, payload = message["state"], message["payload"]
                 if state == FAILED:
                     return at_work.failure(payload["error"], payload["traceback"])
-                if state in (DONE, PROGRESS):
+                if state in (DONE, PROGRESS, AGAIN):
                     return Report(at_work.job, state, payload)
                 wrong: object = state
             except (EOFError, OSError):

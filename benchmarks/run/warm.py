@@ -1,10 +1,14 @@
 """Loads kernels and agents' names on import: the fork server does it once, no cell has to.
 
 The kernels are those of the problems whose way of play is loaded already, the others stay out: to
-compile all of them takes most of a minute.
+compile all of them takes most of a minute. They are compiled by a child, so that every process of
+every run plays with kernels that were loaded (`llmqueue_gym.compiled.NEWLY_KEPT` says why).
 """
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -12,26 +16,48 @@ import numpy as np
 import llmqueue_gym  # noqa: F401 - registers the environments
 from baselines.registry import agent_spec, make_agent
 from benchmarks.problems import PROBLEMS
+from benchmarks.problems.interface import Problem
 
 SLOTS = 20
+
+
+def play(problem: Problem) -> None:
+    """Play some slots with the environments of a problem, and with the agents it names."""
+    for name in problem.env_ids:
+        env = gym.make(name, disable_env_checker=True)
+        env.reset(seed=0)
+        env.step(np.zeros_like(env.action_space.sample()))
+        env.close()
+    for name in problem.warm:
+        env = gym.make(problem.env_ids[0], disable_env_checker=True)
+        seen, _ = env.reset(seed=0)
+        agent = make_agent(name, problem.play.public_problem(env, SLOTS), 0)
+        for _ in range(SLOTS):
+            action = agent.act(seen)
+            following, reward, _, _, info = env.step(action)
+            agent.update(seen, action, float(reward), following, info)
+            seen = following
+        env.close()
+
+
+def compile_apart(problem: Problem) -> None:
+    """Let a child compile and keep the kernels that `play` loads, once a kernel folder."""
+    done = Path(os.environ.get("NUMBA_CACHE_DIR", "")) / f"warm-{problem.package}"
+    if not hasattr(os, "fork") or done.exists():
+        return
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):  # `play` in the parent fails in the same words
+            play(problem)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with suppress(OSError):
+        done.touch()
+
 
 agent_spec("random")  # a look-up imports the files of all agents
 
 for _problem in PROBLEMS.values():
-    if f"{_problem.package}.play" not in sys.modules:
-        continue
-    for _name in _problem.env_ids:
-        _env = gym.make(_name, disable_env_checker=True)
-        _env.reset(seed=0)
-        _env.step(np.zeros_like(_env.action_space.sample()))
-        _env.close()
-    for _name in _problem.warm:
-        _env = gym.make(_problem.env_ids[0], disable_env_checker=True)
-        _seen, _start = _env.reset(seed=0)
-        _agent = make_agent(_name, _problem.play.public_problem(_env, SLOTS), 0)
-        for _slot in range(SLOTS):
-            _action = _agent.act(_seen)
-            _next, _reward, _end, _cut, _info = _env.step(_action)
-            _agent.update(_seen, _action, float(_reward), _next, _info)
-            _seen = _next
-        _env.close()
+    if f"{_problem.package}.play" in sys.modules:
+        compile_apart(_problem)
+        play(_problem)

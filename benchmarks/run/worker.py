@@ -23,6 +23,7 @@ from benchmarks.plan.agent_files import agent_folder, digests, watch_folder
 from benchmarks.plan.cells import Cell, Training
 from benchmarks.plan.suite import canonical
 from benchmarks.wall.judge import AgentError, Fence, WalledAgent, start_agent
+from llmqueue_gym.compiled import NEWLY_KEPT
 
 SAFE_PATH = "PYTHONSAFEPATH"
 """Variable that keeps the current folder from coming before the installed packages."""
@@ -30,8 +31,8 @@ SAFE_PATH = "PYTHONSAFEPATH"
 _SPARE_MEMORY = 64  # MB on top of a limit, to say that it was reached
 
 
-DONE, FAILED, PROGRESS = "done", "failed", "progress"
-"""States that a worker reports."""
+DONE, FAILED, PROGRESS, AGAIN = "done", "failed", "progress", "again"
+"""States that a worker reports; the last asks for a process in which nothing is compiled."""
 
 Tell = Callable[[dict[str, Any]], None]
 """Reports the progress of a job, JSON-plain."""
@@ -61,7 +62,7 @@ def work(
 
     with suppress(EOFError, OSError):  # of the pipe, at its end
         while os.getpid() == own:
-            job, environment = sender.recv()
+            job, environment, may_repeat = sender.recv()
             os.environ.clear()  # the fork server's is that of the first run of its parent
             os.environ.update(environment)
             os.environ.pop(SAFE_PATH, None)  # an agent's subprocesses are its own affair
@@ -73,6 +74,8 @@ def work(
                 for stream in (sys.stdout, sys.stderr):
                     with suppress(Exception):  # the agent may have closed or replaced it
                         stream.flush()
+            if may_repeat and state == DONE and NEWLY_KEPT:
+                state, payload = AGAIN, {}  # others do it with kernels that were loaded
             send(state, payload)
     os._exit(0)
 

@@ -1,8 +1,10 @@
 """Jobs that share a process, one after another: what happens to one costs nobody else."""
 
 import os
+import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ from benchmarks.run.engines import LocalEngine, execute
 from benchmarks.run.pool import Pool
 from benchmarks.run.store import Store
 from benchmarks.run.worker import DONE, FAILED
+from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 
 JOBS = '''
 import os, time
+from llmqueue_gym.compiled import NEWLY_KEPT
 from benchmarks.run.runner import _peak_memory_mb
 
 def do(job, tell):
@@ -32,6 +36,11 @@ def do(job, tell):
         time.sleep(0.8)
     if word == "forks" and not os.fork():
         return {}
+    if word in ("compiles", "always"):
+        with open(job.split()[1], "a") as plays:
+            plays.write(f"{os.getpid()} ")
+        if word == "always" or len(open(job.split()[1]).read().split()) == 1:
+            NEWLY_KEPT.append("a kernel")
     if word == "grows":
         bytearray(300 << 20)
     return {"process": os.getpid(), "peak": _peak_memory_mb()}
@@ -48,8 +57,8 @@ def do(tmp_path, monkeypatch):
     sys.modules.pop("odd_jobs", None)
     from odd_jobs import do as task
 
-    def run(pool, *jobs):
-        return pool.run(jobs, task, shares_with=lambda job: SHARED.get(job.split()[0], 1))
+    def run(pool, *jobs, **more):
+        return pool.run(jobs, task, shares_with=lambda job: SHARED.get(job.split()[0], 1), **more)
 
     return run
 
@@ -176,3 +185,42 @@ def test_an_interrupt_among_shared_cells_keeps_what_is_done_and_a_rerun_does_the
     assert store.keys() == set(seen)
     tally = execute(work, store, LocalEngine(2), {})
     assert (tally.computed, tally.reused, tally.failed) == (len(work.cells) - 5, 5, 0)
+
+
+@pytest.mark.parametrize("word", ["compiles", "always"])
+def test_what_compiled_kernels_is_done_once_more_where_they_are_loaded(do, tmp_path, word):
+    """Compiled and loaded kernels may round in other ways: the first run must equal later ones."""
+    plays = tmp_path / "plays"
+    job = f"{word} {plays}"
+    compiled, other = do(Pool(1), job, "other", load_kernels=True)
+    assert (compiled.job, compiled.state, other.state) == (job, DONE, DONE)
+    first, second = plays.read_text().split()  # and no third, though it compile again
+    assert compiled.payload["process"] == int(second) != int(first)
+
+
+def test_a_training_that_compiles_kernels_is_not_done_twice(do, tmp_path):
+    plays = tmp_path / "plays"
+    assert [report.state for report in do(Pool(1), f"compiles {plays}")] == [DONE]
+    assert len(plays.read_text().split()) == 1
+
+
+def test_the_fork_server_has_loaded_its_kernels_and_compiled_none(tmp_path, monkeypatch):
+    """Else every process it starts would play with compiled ones."""
+    (tmp_path / "what_is_kept.py").write_text(
+        "from llmqueue_gym.compiled import NEWLY_KEPT\n"
+        "def task(job, tell): return {'kept': len(NEWLY_KEPT)}\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from benchmarks.run.pool import Pool\n"
+        "from what_is_kept import task\n"
+        "if __name__ == '__main__':\n"
+        "    (report,) = Pool(1).run(['job'], task, ['benchmarks.problems.queueing.play'])\n"
+        "    print(report.payload['kept'])\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(pools.__file__).parents[2])])
+    environment = os.environ | {CACHE_VARIABLE: str(tmp_path / "cache"), "PYTHONPATH": path}
+    command = [sys.executable, str(program)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["0"]
+    assert list((tmp_path / "cache" / "kernels").glob("*/warm-*"))
