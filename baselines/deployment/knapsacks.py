@@ -68,7 +68,7 @@ class PrimalDualBwK(StageRoute):
     def route(self, observation: Observation) -> int:
         """Play the largest ratio and raise the prices of what it uses."""
         llm = max(self.open_llms(observation), key=self.ratio)
-        money = self.cost_bound(llm) / self.problem.cost_high
+        money = self.estimates(llm)[1] / self.problem.cost_high
         self._log_price = min(_LOG_MAX, self._log_price + self._step * (money - self._time))
         return llm
 

@@ -110,14 +110,6 @@ class StageRoute(LPAgent):
         mean, cost = self.reward[llm], self.cost[llm]
         return _bounds(mean, cost, plays, self.gamma, problem.cost_low, problem.cost_high)
 
-    def reward_bound(self, llm: int) -> float:
-        """Return the first of the `estimates`: the upper confidence bound mu^U."""
-        return self.estimates(llm)[0]
-
-    def cost_bound(self, llm: int) -> float:
-        """Return the second of the `estimates`: the lower confidence bound c^L, USD."""
-        return self.estimates(llm)[1]
-
     def budget(self) -> float:
         """Return b, or the shrunk money left per query left."""
         return (1.0 - self.shrink) * self.pace if self.paced else self.problem.budget

@@ -113,8 +113,8 @@ def test_bounds_are_the_papers() -> None:
     assert agent.estimates(0) == (1.0, 1e-5)
     teach(agent, 0, [1.0, 0.0] * 50, 0.02)
     radius, scaled = confidence_radius(0.5, 100, 0.1), confidence_radius(0.2, 100, 0.1)
-    assert agent.reward_bound(0) == pytest.approx(0.5 + 2 * radius)
-    assert agent.cost_bound(0) == pytest.approx(0.02 - 2 * 0.1 * scaled)
+    assert agent.estimates(0)[0] == pytest.approx(0.5 + 2 * radius)
+    assert agent.estimates(0)[1] == pytest.approx(0.02 - 2 * 0.1 * scaled)
     teach(agent, 1, [1.0], 2e-5)
     assert agent.estimates(1) == (1.0, 1e-5)  # clipped to 1 and to c1
 
@@ -218,12 +218,12 @@ def test_costs_start_at_the_list_price_and_follow_what_is_paid() -> None:
     agent = PriceAware(problem(has_prices=True), 0)
     prices = np.array([0.002, 0.004, 0.0], dtype=np.float32)
     agent.act(observe(cost_prior=prices))
-    assert agent.cost_bound(0) == pytest.approx(0.002)
-    assert agent.cost_bound(2) == 1e-5  # no price: c^L
+    assert agent.estimates(0)[1] == pytest.approx(0.002)
+    assert agent.estimates(2)[1] == 1e-5  # no price: c^L
     teach(agent, 0, [1.0] * 20, 0.003)
-    assert agent.cost_bound(0) == pytest.approx(0.0025)
+    assert agent.estimates(0)[1] == pytest.approx(0.0025)
     agent.act(observe(cost_prior=prices / 2))  # a price cut
-    assert agent.cost_bound(0) == pytest.approx(0.00125)
+    assert agent.estimates(0)[1] == pytest.approx(0.00125)
 
 
 def test_a_price_cut_within_a_stage_counts_once() -> None:
@@ -238,7 +238,7 @@ def test_a_price_cut_within_a_stage_counts_once() -> None:
     agent.act(observe(cost_prior=prices))
     teach(agent, 0, [1.0] * 100, 0.001, cost_prior=prices / 2)
     agent.act(observe(cost_prior=prices / 2))
-    assert agent.cost_bound(0) == pytest.approx(0.001)
+    assert agent.estimates(0)[1] == pytest.approx(0.001)
 
 
 def test_prior_learns_what_newer_llms_are_worth() -> None:
@@ -257,12 +257,12 @@ def test_prior_learns_what_newer_llms_are_worth() -> None:
 def test_posterior_is_between_prior_and_mean_and_narrows() -> None:
     agent = PriceAware(problem(), 0, optimism=0.0)
     agent.act(observe())
-    before = agent.reward_bound(0)
+    before = agent.estimates(0)[0]
     teach(agent, 0, [1.0] * 5, 1e-3)
-    some = agent.reward_bound(0)
+    some = agent.estimates(0)[0]
     teach(agent, 0, [1.0] * 500, 1e-3)
     assert before == pytest.approx(0.5)
-    assert before < some < agent.reward_bound(0) < 1.0
+    assert before < some < agent.estimates(0)[0] < 1.0
 
 
 # ---------------------------------------------------------------------------- other families
