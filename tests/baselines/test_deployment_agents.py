@@ -356,7 +356,7 @@ def test_log_scale_of_costs() -> None:
     np.testing.assert_allclose([agent.scaled_cost(c) for c in (0, 1e-4, 1e-3, 1)], [0, 0, 0.5, 1])
     assert StageRoute(problem(cost_low=1e-3, cost_high=1e-3), 0).scaled_cost(1e-3) == 0.0
     free = StageRoute(problem(cost_low=0.0), 0)
-    assert free.cost_bound(0) == pytest.approx(1e-10)
+    assert free.estimates(0)[1] == pytest.approx(1e-10)
 
 
 def test_epsilon_first_probes_every_newcomer_deployed() -> None:
