@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.embeddings import ContextMethod, read_contexts, text_pool
-from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool
+from llmqueue_gym.workloads.pool import PoolWorkload, QueryPool, takes_options_of
 from llmqueue_gym.workloads.prices import Step
 from llmqueue_gym.workloads.sources import SOURCES as EVERY_SOURCE
 from llmqueue_gym.workloads.sources import Source
@@ -271,36 +271,6 @@ def _load_pool(
     return listed, online
 
 
-def pool_workload(
-    source: str,
-    *,
-    name: str | None = None,
-    context_dim: int | None = None,
-    contexts: str | Mapping[str, Any] | None = None,
-    cost_weight: float = 0.0,
-    pool_size: int = 1000,
-    scale: str = "quality",
-) -> PoolWorkload:
-    """Workload of a stored pool.
-
-    Parameters
-    ----------
-    source : str
-        Where it was imported from.
-    name : str, optional
-        Name it is stored under, by default the source's.
-    context_dim : int, optional
-        Length of a context, 64 by default.
-    contexts : str or mapping, optional
-        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
-    cost_weight, pool_size, scale
-        See `llmqueue_gym.workloads.pool.PoolWorkload`.
-    """
-    header = stored_header(source, name)
-    pool, online = load_pool(header.name, context_dim, read_contexts(contexts))
-    return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
-
-
 def dataset_workload(
     name: str,
     *,
@@ -310,9 +280,27 @@ def dataset_workload(
     pool_size: int = 1000,
     scale: str = "quality",
 ) -> PoolWorkload:
-    """Workload of a stored pool, wherever it comes from; parameters as those of `pool_workload`."""
+    """Workload of a stored pool, wherever it comes from.
+
+    Parameters
+    ----------
+    name : str
+        Name it is stored under.
+    context_dim : int, optional
+        Length of a context, 64 by default.
+    contexts : str or mapping, optional
+        How texts become contexts; see `llmqueue_gym.workloads.embeddings.read_contexts`.
+    cost_weight, pool_size, scale
+        See `llmqueue_gym.workloads.pool.PoolWorkload`.
+    """
     pool, online = load_pool(name, context_dim, read_contexts(contexts))
     return PoolWorkload(pool, online, cost_weight=cost_weight, pool_size=pool_size, scale=scale)
+
+
+@takes_options_of(dataset_workload)
+def pool_workload(source: str, *, name: str | None = None, **options: Any) -> PoolWorkload:
+    """Workload of the pool of a source, stored under its name or another one."""
+    return dataset_workload(stored_header(source, name).name, **options)
 
 
 def dataset_fingerprint(source: str, *, name: str | None = None, **_: object) -> str:
