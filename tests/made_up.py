@@ -1,4 +1,4 @@
-"""Made-up results: cells as a store gives them back, and boards of them."""
+"""Made-up suites, and results: cells as a store gives them back, and boards of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +19,29 @@ ORIGIN = {
 }
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 TRAFFIC = {"llms": ["a", "b"], "arrival": [0, 50], "starts": [0, 50], "lengths": [50, 50]}
+
+
+TINY_TOML = """
+description = "tiny"
+seeds = 2
+agents = ["greedy", "Q-UCB"]
+[[task]]
+name = "tiny"
+env = "LLMQueue-v0"
+horizon = 60
+[task.kwargs]
+load = 0.8
+assortment_size = 1
+"""
+
+
+def tiny_suite(
+    horizon: int, agents: Sequence[str | Mapping[str, Any]] = ("greedy",), seeds: int = 2
+) -> Record:
+    """Return a suite of one short task, as its TOML file would be read."""
+    kwargs = {"load": 0.8, "assortment_size": 1}
+    task = {"name": "tiny", "env": "LLMQueue-v0", "horizon": horizon, "kwargs": kwargs}
+    return {"seeds": seeds, "agents": list(agents), "task": [task]}
 
 
 def cell(

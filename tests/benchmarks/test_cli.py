@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from made_up import TINY_TOML
+from waiting import alive, wait_until
 
 from benchmarks.commands import run
 from benchmarks.plan.suite import spec_key
@@ -16,19 +17,6 @@ from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SUITE = """
-description = "tiny"
-seeds = 2
-agents = ["greedy", "Q-UCB"]
-[[task]]
-name = "tiny"
-env = "LLMQueue-v0"
-horizon = 80
-[task.kwargs]
-load = 0.8
-assortment_size = 1
-"""
 
 AGENTS = """
 import os
@@ -56,7 +44,7 @@ class Raises(RandomAgent):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An own folder with a suite and an agent module, as a third party has it."""
-    (tmp_path / "tiny.toml").write_text(SUITE)
+    (tmp_path / "tiny.toml").write_text(TINY_TOML)
     (tmp_path / "my_cli_agents.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -239,22 +227,6 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_done(here, bench):
     again = ("run", "tiny.toml", "--trust", "--seeds", "1", "--agent", "my_cli_agents:Waits")
     assert bench(*again, "--results", "r", "--timeout", "1") == 1
     assert len(list(cells.glob("*.json"))) == 4
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(process):
-    """Whether a process runs; one that has ended may wait to be collected for a moment."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def test_the_recorded_command_is_what_gives_the_results_and_not_where_they_were_kept(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from made_up import TINY_TOML
 
 from benchmarks import cli
 from benchmarks.commands import run
@@ -15,23 +16,10 @@ from benchmarks.plan.suite import built_in_suites, load_suite
 from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
 
-SUITE = """
-description = "tiny"
-seeds = 2
-agents = ["greedy", "Q-UCB"]
-[[task]]
-name = "tiny"
-env = "LLMQueue-v0"
-horizon = 60
-[task.kwargs]
-load = 0.8
-assortment_size = 1
-"""
-
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    (tmp_path / "tiny.toml").write_text(SUITE)
+    (tmp_path / "tiny.toml").write_text(TINY_TOML)
     (tmp_path / "my_raising.py").write_text(
         "from baselines.queueing.heuristics import RandomAgent\n"
         "class Raises(RandomAgent):\n"
@@ -111,9 +99,10 @@ def test_one_cause_is_told_once_and_counted(here, bench, capsys):
 def test_what_decides_the_exit_code_is_that_of_the_board(here, output_of, monkeypatch):
     """Read task by task, without a board: failures, damage, luck and beaten oracles."""
     tables = "".join(
-        SUITE[SUITE.index("[[task]]") :].replace('"tiny"', f'"{name}"') for name in ("b", "a", "c")
+        TINY_TOML[TINY_TOML.index("[[task]]") :].replace('"tiny"', f'"{name}"')
+        for name in ("b", "a", "c")
     )
-    (here / "three.toml").write_text(SUITE[: SUITE.index("[[task]]")] + tables)
+    (here / "three.toml").write_text(TINY_TOML[: TINY_TOML.index("[[task]]")] + tables)
     monkeypatch.setattr("benchmarks.score.scoring.load_board", None)
     arguments = ("run", "three.toml", "--agent", "my_raising:Raises", "--results", "r")
     assert output_of(*arguments)[0] == 1

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from made_up import tiny_suite
 
 from benchmarks.commands.compare import Match, agent_side, find_changes, load_side
 from benchmarks.plan.cells import make_plan
@@ -13,18 +14,11 @@ from benchmarks.run.store import Store
 from benchmarks.score.export import export_run
 from benchmarks.score.intervals import t_interval
 
-SUITE = {
-    "seeds": 3,
-    "agents": ["greedy", {"name": "greedy", "label": "twin", "protocol": "pretrained"}],
-    "task": [
-        {
-            "name": "tiny",
-            "env": "LLMQueue-v0",
-            "horizon": 40,
-            "kwargs": {"load": 0.8, "assortment_size": 1},
-        }
-    ],
-}
+SUITE = tiny_suite(
+    seeds=3,
+    agents=["greedy", {"name": "greedy", "label": "twin", "protocol": "pretrained"}],
+    horizon=40,
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from made_up import tiny_suite
 
 from benchmarks.commands.verify import _differences, verify
 from benchmarks.plan import cells as plan
@@ -13,18 +14,7 @@ from benchmarks.run.runner import provenance
 from benchmarks.run.store import Store
 from benchmarks.score.export import export_run, open_results
 
-SUITE = {
-    "seeds": 2,
-    "agents": ["greedy"],
-    "task": [
-        {
-            "name": "tiny",
-            "env": "LLMQueue-v0",
-            "horizon": 40,
-            "kwargs": {"load": 0.8, "assortment_size": 1},
-        }
-    ],
-}
+SUITE = tiny_suite(horizon=40)
 PLAN = make_plan(parse_suite("s", SUITE))
 ENGINE = LocalEngine(2)
 

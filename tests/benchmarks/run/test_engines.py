@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from made_up import tiny_suite
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite, spec_key
@@ -64,18 +65,7 @@ class SysExits(RandomAgent):
         sys.exit("leaving")
 '''
 
-SUITE = {
-    "seeds": 2,
-    "agents": ["greedy"],
-    "task": [
-        {
-            "name": "tiny",
-            "env": "LLMQueue-v0",
-            "horizon": 60,
-            "kwargs": {"load": 0.8, "assortment_size": 1},
-        }
-    ],
-}
+SUITE = tiny_suite(horizon=60)
 
 
 @pytest.fixture

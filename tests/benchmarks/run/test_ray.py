@@ -2,10 +2,11 @@
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from made_up import tiny_suite
+from waiting import alive, wait_until
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite
@@ -56,18 +57,7 @@ class Hangs(RandomAgent):
         time.sleep(300)
 """
 
-SUITE = {
-    "seeds": 2,
-    "agents": ["greedy"],
-    "task": [
-        {
-            "name": "tiny",
-            "env": "LLMQueue-v0",
-            "horizon": 40,
-            "kwargs": {"load": 0.8, "assortment_size": 1},
-        }
-    ],
-}
+SUITE = tiny_suite(horizon=40)
 
 
 @pytest.fixture
@@ -109,20 +99,6 @@ def parents(process):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         process = int(fields[1])
         yield process
-
-
-def gone(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_cells_keys_and_results_are_those_of_the_local_engine(agents, cluster, tmp_path):
@@ -167,7 +143,7 @@ def test_a_node_that_is_killed_costs_only_what_it_was_running(agents, cluster, t
     [victim] = [pid for pid in cells if raylet.pid in parents(pid)]
     raylet.kill()
     raylet.wait()  # its children look whether it is still there
-    wait_until(lambda: gone(victim))
+    wait_until(lambda: not alive(victim))
     (agents / "go").touch()
     runner.join(60)
     assert not runner.is_alive()

@@ -8,11 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import alive, wait_until
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import parse_suite, spec_key
@@ -195,21 +195,6 @@ def finish(process):
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     return process.returncode, err
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(process):
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 # --- the runner is killed -------------------------------------------------------------------------

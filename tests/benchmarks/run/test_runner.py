@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import tiny_suite
 from scipy import stats
 
 from benchmarks.plan.cells import make_plan
@@ -33,18 +34,7 @@ from benchmarks.run.runner import (
     run_cell,
 )
 
-SUITE = {
-    "seeds": 2,
-    "agents": ["greedy", "Q-UCB"],
-    "task": [
-        {
-            "name": "tiny",
-            "env": "LLMQueue-v0",
-            "horizon": 400,
-            "kwargs": {"load": 0.8, "assortment_size": 1},
-        }
-    ],
-}
+SUITE = tiny_suite(agents=["greedy", "Q-UCB"], horizon=400)
 CELLS = {
     (cell.spec["agent"]["label"], cell.spec["seed"]): cell
     for cell in make_plan(parse_suite("s", SUITE)).cells
