@@ -121,9 +121,8 @@ def run_slot(
         visible = min(length, size)
         first, behind = head[lane], length - visible  # the backlog
 
-        # 3. Who was served leaves its place, and those behind move up.
         served, kept = slot < visible, all_kept[lane]
-        if served:
+        if served:  # 3. It leaves its place, and those behind move up.
             place, following = np.uint64(slot), np.uint64(visible - 1 - slot)
             query, retrials = window[lane, NUMBER, place], window[lane, RETRIALS, place]
             came = window[lane, ARRIVED, place]
