@@ -42,8 +42,11 @@ def play(problem: Problem) -> None:
 
 def compile_apart(problem: Problem) -> None:
     """Let a child compile and keep the kernels that `play` loads, once a kernel folder."""
-    done = Path(os.environ.get("NUMBA_CACHE_DIR", "")) / f"warm-{problem.package}"
-    if not hasattr(os, "fork") or done.exists():
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if not hasattr(os, "fork") or not folder:
+        return
+    done = Path(folder) / f"warm-{problem.package}"
+    if done.exists():
         return
     child = os.fork()
     if child == 0:
