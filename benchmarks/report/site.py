@@ -78,7 +78,10 @@ def committed() -> list[Path]:
 def read_suites(
     results: Sequence[Path], entries: Sequence[Entry], known: Mapping[str, str]
 ) -> list[Suite]:
-    """Read exports: those of a suite are its releases, oldest first; ``known`` are public keys."""
+    """Read exports, suites by name: those of one are its releases, oldest first.
+
+    ``known`` are public keys.
+    """
     found: dict[str, list[ExportedRun]] = {}
     for path in results:
         export = ExportedRun(path)
@@ -86,7 +89,7 @@ def read_suites(
         name = f"{run['suite']}-held-out" if "held_out" in run else run["suite"]
         found.setdefault(name, []).append(export)
     suites = []
-    for name, exports in found.items():
+    for name, exports in sorted(found.items()):
         *earlier, last = exports
         today, signature = Beside(last, entries), last.check_signature()
         boards = (*map(load_board, earlier), load_board(today))

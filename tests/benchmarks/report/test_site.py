@@ -247,6 +247,17 @@ def test_the_same_results_give_the_same_bytes(folder, alone, tmp_path):
     assert first == second
 
 
+def test_suites_stand_by_name_a_tuning_behind_what_it_tunes(tmp_path):
+    paths = []
+    for name in ("s-tuning", "s", "a"):
+        paths.append(tmp_path / f"{name}.json.gz")
+        export_run(Run(made(SCORES), suite=name), paths[-1])
+    write_board(tmp_path / "site", paths, tmp_path / "nothing")
+    home = (tmp_path / "site" / "index.html").read_text()
+    shown = re.findall(r'href="suites/([^"#]*)\.html', home)
+    assert list(dict.fromkeys(shown)) == ["a", "s", "s-tuning"]
+
+
 @pytest.mark.parametrize(
     ("best", "retired"),
     # Close to the oracle; too far; of one seed nothing is known; so wide that little is known.
