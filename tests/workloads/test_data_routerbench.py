@@ -29,7 +29,6 @@ from llmqueue_gym.workloads.stored import read_table, stored_names
 
 FILES = Path(__file__).parents[1] / "data" / "routerbench"
 PICKLES = sorted(path.name for path in FILES.glob("*.pkl"))
-COST = "|total_cost"
 
 
 def table(**changes: Any) -> dict[str, list[Any]]:
