@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.plan.suite import REFERENCES, canonical, spec_key
+from benchmarks.plan.suite import REFERENCES, spec_key
 from benchmarks.problems import PROBLEMS, problem_of
 from benchmarks.run.store import CorruptResultError, Store
-from benchmarks.score.export import NOT_COMPARED, ExportedRun, open_results, rounded
+from benchmarks.score.export import ExportedRun, open_results, result_digest, rounded
 from benchmarks.score.intervals import Interval, t_interval
 from benchmarks.score.scoring import seed_blocks, tidy
 from benchmarks.terminal import add_row, print_json, say, show_table
@@ -256,11 +256,7 @@ def _paired(
 
 
 def _equal(first: Record, second: Record) -> bool:
-    plain = [
-        canonical({name: part for name, part in record.items() if name not in NOT_COMPARED})
-        for record in (first, second)
-    ]
-    return plain[0] == plain[1]
+    return result_digest(first) == result_digest(second)
 
 
 def _equal_metrics(first: Record, second: Record) -> bool:
