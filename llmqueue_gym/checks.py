@@ -39,6 +39,13 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
     return found
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return the value if it is True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}={value!r} must be true or false")
+    return value
+
+
 def choice(name: str, value: Any, known: Iterable[str], hint: str = "") -> str:
     """Return the value if it is one of the known names."""
     names = list(known)

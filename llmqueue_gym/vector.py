@@ -90,8 +90,7 @@ class SuiteEnv(Rendered, gym.Env[Any, Any]):
         """Names of the LLMs, in the order of the action space."""
 
     def _set_observation_space(self, space: spaces.Dict, flat_observation: bool) -> None:
-        if not isinstance(flat_observation, bool):
-            raise UsageError(f"flat_observation={flat_observation!r} must be True or False")
+        checks.flag("flat_observation", flat_observation)
         self.dict_observation_space = self.observation_space = space
         self.layout = FlatLayout(space) if flat_observation else None
         if self.layout is not None:

@@ -44,8 +44,33 @@ _QUERY_ONLY = ("deploy_now", "stage_progress", "context")
 class _Saved:
     """What is kept of a trained agent: all but the network, which its file makes again."""
 
+    protocol = "pretrained"
+    model: str | None = None
     _policy: Any
     _state: Any = None
+
+    def _read(
+        self, model: str | None, sha256: str | None, env_id: str, shape: Mapping[str, Any]
+    ) -> NDArray[np.uint8]:
+        """Read a model file whole, and check that it plays tasks of this shape."""
+        path = model or self.model
+        if path is None:
+            raise UsageError("model=None: name the file that baselines.rl.train wrote")
+        path = str(path)
+        card = read_card(path)
+        if card["env_id"] != env_id:
+            raise UsageError(f"model={path!r} was trained on {card['env_id']}, this is {env_id}")
+        other = {key: card["problem"][key] for key in shape if card["problem"][key] != shape[key]}
+        if other:
+            here = {key: shape[key] for key in other}
+            raise UsageError(f"model={path!r} was trained for {other}, the task has {here}")
+        content = Path(path).read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UsageError(
+                f"model={path!r} is not the file with sha256={sha256!r}; it was changed"
+            )
+        warnings.warn(f"loading the model file {path}: {OWN_FILES}", UserWarning, stacklevel=4)
+        return np.frombuffer(content, np.uint8)
 
     @abstractmethod
     def _network(self) -> tuple[Any, Recipe]:
@@ -85,16 +110,13 @@ class TrainedQueueAgent(_Saved, Agent):
         If the file is no such model, or was trained for another shape of task.
     """
 
-    protocol = "pretrained"
-    model: str | None = None
-
     def __init__(
         self, problem: QueueProblem, seed: int, model: str | None = None, sha256: str | None = None
     ) -> None:
         super().__init__(problem, seed)
         keys = ("num_llms", "assortment_size", "context_dim", "window")
         shape = {key: getattr(problem, key) for key in keys}
-        self._file = _read_model(_model_path(self, model), sha256, QUEUE_ENV, shape)
+        self._file = self._read(model, sha256, QUEUE_ENV, shape)
         self._policy, used = self._network()
         self._masked = used.algorithm.endswith(":MaskablePPO")
         self._recurrent = used.recalls
@@ -170,15 +192,12 @@ class TrainedDeployAgent(_Saved, DeployAgent):
         If the file is no such model, or was trained for another number of LLMs.
     """
 
-    protocol = "pretrained"
-    model: str | None = None
-
     def __init__(
         self, problem: DeployProblem, seed: int, model: str | None = None, sha256: str | None = None
     ) -> None:
         super().__init__(problem, seed)
         shape = {"num_llms": problem.num_llms}
-        self._file = _read_model(_model_path(self, model), sha256, STAGE_ENV, shape)
+        self._file = self._read(model, sha256, STAGE_ENV, shape)
         self._policy, _ = self._network()
         self._rules = DeploymentRules(
             problem.horizon, problem.num_stages, problem.max_deployed, problem.alpha, problem.budget
@@ -243,8 +262,6 @@ class TrainedServeAgent(_Saved, Agent):
     """
 
     kind = "serving"
-    protocol = "pretrained"
-    model: str | None = None
     problem: ServeProblem  # type: ignore[assignment]
 
     def __init__(
@@ -254,7 +271,7 @@ class TrainedServeAgent(_Saved, Agent):
         places = list(problem.places)
         keys = ("num_llms", "context_dim", "window", "dispatches")
         shape = {**{key: getattr(problem, key) for key in keys}, "places": places}
-        self._file = _read_model(_model_path(self, model), sha256, SERVE_ENV, shape)
+        self._file = self._read(model, sha256, SERVE_ENV, shape)
         self._policy, used = self._network()
         self._masked, self._recurrent = used.name == "MaskablePPO", used.recalls
 
@@ -375,35 +392,6 @@ def serve_spaces(problem: ServeProblem) -> tuple[spaces.Dict, spaces.Discrete]:
         key: spaces.Box(-np.inf, np.inf, shape, np.float32) for key, shape in shapes.items()
     }
     return spaces.Dict(observed), chosen.space
-
-
-def _model_path(agent: Any, model: str | None) -> str:
-    path = model or agent.model
-    if path is None:
-        raise UsageError("model=None: name the file that baselines.rl.train wrote")
-    return str(path)
-
-
-def _read_model(
-    path: str, sha256: str | None, env_id: str, shape: Mapping[str, int]
-) -> NDArray[np.uint8]:
-    """Read a model file whole, and check that it plays tasks of this shape."""
-    card = read_card(path)
-    if card["env_id"] != env_id:
-        raise UsageError(f"model={path!r} was trained on {card['env_id']}, this is {env_id}")
-    other = {key: card["problem"][key] for key in shape if card["problem"][key] != shape[key]}
-    if other:
-        here = {key: shape[key] for key in other}
-        raise UsageError(f"model={path!r} was trained for {other}, the task has {here}")
-    content = Path(path).read_bytes()
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise UsageError(f"model={path!r} is not the file with sha256={sha256!r}; it was changed")
-    warnings.warn(
-        f"loading the model file {path}: {OWN_FILES}",
-        UserWarning,
-        stacklevel=4,
-    )
-    return np.frombuffer(content, np.uint8)
 
 
 def _make_policy(

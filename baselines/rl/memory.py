@@ -13,8 +13,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from llmqueue_gym.adapters.wrappers import AnyVectorWrapper, LaneWrapper, change_final
-from llmqueue_gym.errors import UsageError
+from llmqueue_gym.adapters.wrappers import (
+    AnyVectorWrapper,
+    LaneWrapper,
+    change_final,
+    check_queue_spaces,
+)
 
 Floats32 = NDArray[np.float32]
 
@@ -95,14 +99,9 @@ class RefusalsVector(LaneWrapper, AnyVectorWrapper):
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
-        observed, played = env.single_observation_space, env.single_action_space
-        queue = isinstance(observed, spaces.Dict) and "contexts" in observed.spaces
-        if not queue or not isinstance(played, spaces.MultiDiscrete):
-            raise UsageError(
-                f"env has the spaces {observed} and {played}; this wrapper takes LLMQueue-v0's, "
-                "inside DiscreteActionsVector"
-            )
-        assert isinstance(observed, spaces.Dict)
+        observed: Any = env.single_observation_space
+        played: Any = env.single_action_space
+        check_queue_spaces(observed, played)
         window, num_llms = played.nvec[:2].tolist()
         own = spaces.Box(0.0, 2.0**24, (window, num_llms), np.float32)
         self.single_observation_space = spaces.Dict({**observed.spaces, REFUSALS: own})

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
 from baselines.rl.memory import REFUSALS
+from baselines.rl.policies import OwnActorCritic, OwnMemory, OwnNetworks, OwnQ
 
 PREVIOUS = ("previous_context", "previous_llms")
 _SLOT_COUNTS = ("retrials", "age", "wait")
@@ -183,60 +182,32 @@ class SetValue(nn.Module):
         return self.head(pooled)  # type: ignore[no-any-return]
 
 
-class _ActorCritic(nn.Module):
-    """SB3's ``mlp_extractor``: the scores of all decisions, and the value's features."""
+class _SetNetworks(OwnNetworks):
+    """Builds the set networks."""
 
-    def __init__(
-        self, sizes: tuple[int, int, int], llms: tuple[int, int], width: int, refusals: bool = False
-    ) -> None:
-        super().__init__()
-        self.actor: nn.Module = SetScorer(*sizes, *llms, width, _EMPTY_LOGIT, refusals)
-        self.critic: nn.Module = SetValue(*sizes, width)
-        self.latent_dim_pi = self.latent_dim_vf = width
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor(features), self.critic(features)
-
-    def forward_actor(self, features: Tensor) -> Tensor:
-        return self.actor(features)  # type: ignore[no-any-return]
-
-    def forward_critic(self, features: Tensor) -> Tensor:
-        return self.critic(features)  # type: ignore[no-any-return]
-
-
-class _SetPolicyMixin:
-    """Builds the set networks where SB3 builds its fully connected ones."""
+    _empty = _EMPTY_LOGIT
 
     def __init__(
         self, *args: Any, num_llms: int, assortment_size: int, width: int = 32, **kwargs: Any
     ) -> None:
-        self._llms, self._width = (num_llms, assortment_size), width
-        kwargs["features_extractor_class"] = QueueFeatures
-        super().__init__(*args, **kwargs)
+        self._own = {"num_llms": num_llms, "assortment_size": assortment_size, "width": width}
+        features = {"features_extractor_class": QueueFeatures}
+        super().__init__(*args, **{"net_arch": [], **kwargs, **features})
 
-    def _build_mlp_extractor(self) -> None:
-        policy: Any = self
-        shape = policy.features_extractor
-        sizes = (shape.window, shape.slot_size, shape.queue_size)
-        policy.mlp_extractor = _ActorCritic(sizes, self._llms, self._width, shape.refusals)
+    def _networks(self, features: QueueFeatures) -> tuple[nn.Module, nn.Module]:
+        sizes = (features.window, features.slot_size, features.queue_size)
+        return self._scorer_and_value(sizes, features.refusals)
 
-    def _build(self, lr_schedule: Any) -> None:
-        policy: Any = self
-        policy.ortho_init = False
-        super()._build(lr_schedule)  # type: ignore[misc]
-        policy.action_net = nn.Identity()  # the scores are the logits
-        policy.optimizer = policy.optimizer_class(
-            policy.parameters(), lr=lr_schedule(1), **policy.optimizer_kwargs
-        )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        num_llms, assortment_size = self._llms
-        own = {"num_llms": num_llms, "assortment_size": assortment_size, "width": self._width}
-        parameters: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
-        return parameters | own
+    def _scorer_and_value(
+        self, sizes: tuple[int, int, int], refusals: bool = False
+    ) -> tuple[SetScorer, SetValue]:
+        num_llms, assortment_size, width = self._own.values()
+        llms = num_llms, assortment_size
+        scorer = SetScorer(*sizes, *llms, width, self._empty, refusals)
+        return scorer, SetValue(*sizes, width)
 
 
-class SetPolicy(_SetPolicyMixin, ActorCriticPolicy):
+class SetPolicy(_SetNetworks, OwnActorCritic, ActorCriticPolicy):
     """For PPO and A2C on ``Discrete(W C(N, K))``.
 
     Parameters
@@ -248,7 +219,7 @@ class SetPolicy(_SetPolicyMixin, ActorCriticPolicy):
     """
 
 
-class MaskableSetPolicy(_SetPolicyMixin, MaskableActorCriticPolicy):
+class MaskableSetPolicy(_SetNetworks, OwnActorCritic, MaskableActorCriticPolicy):
     """For MaskablePPO; parameters as `SetPolicy`."""
 
 
@@ -383,7 +354,7 @@ class _RecallValue(nn.Module):
         return self.value(features)  # type: ignore[no-any-return]
 
 
-class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
+class RecurrentSetPolicy(_SetNetworks, OwnActorCritic, OwnMemory):
     """For RecurrentPPO: learns to learn a new instance from the answers within the episode (RL^2).
 
     Needs ``llmqueue_gym.adapters.wrappers.PreviousDecision``: the recurrent cell, a
@@ -400,68 +371,25 @@ class RecurrentSetPolicy(_SetPolicyMixin, RecurrentActorCriticPolicy):
 
     def __init__(self, *args: Any, memory_dim: int = 16, **kwargs: Any) -> None:
         self._memory_dim = memory_dim
-        super().__init__(*args, **{**kwargs, "shared_lstm": True, "enable_critic_lstm": False})
-        self.lstm_actor = self._memory  # type: ignore[assignment]
-        self.lstm_hidden_state_shape = (1, 1, self._memory.hidden_size)
-        adam: Any = self.optimizer_class  # without the LSTM, with the memory
-        self.optimizer = adam(self.parameters(), lr=args[2](1), **self.optimizer_kwargs)
+        super().__init__(*args, **kwargs)
 
-    def _build_mlp_extractor(self) -> None:
-        policy: Any = self
-        shape = policy.features_extractor
-        memory = LeastSquaresMemory(shape, self._llms[0], self._memory_dim)
-        self._memory = memory
-        recall = _Recall(shape, memory)
-        sizes = (shape.window, shape.slot_size + 3, 1)
-        policy.mlp_extractor = networks = _ActorCritic(sizes, self._llms, self._width)
-        networks.actor = _RecallScorer(recall, networks.actor, 16)  # type: ignore[arg-type]
-        networks.critic = _RecallValue(recall, networks.critic)  # type: ignore[arg-type]
+    def _networks(self, features: QueueFeatures) -> tuple[nn.Module, nn.Module]:
+        self._memory = LeastSquaresMemory(features, self._own["num_llms"], self._memory_dim)
+        recall = _Recall(features, self._memory)
+        scorer, value = self._scorer_and_value((features.window, features.slot_size + 3, 1))
+        return _RecallScorer(recall, scorer, 16), _RecallValue(recall, value)
 
-    def _process_sequence(  # type: ignore[override]  # SB3's is static
-        self, features: Tensor, *args: Any
-    ) -> tuple[Tensor, Any]:
-        memory, states = RecurrentActorCriticPolicy._process_sequence(features, *args)
-        return torch.cat([features, memory], dim=1), states
+    def _make_memory(self) -> LeastSquaresMemory:
+        return self._memory
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"memory_dim": self._memory_dim}
 
 
-class _DuelingSet(nn.Module):
-    """Q-values: the value of the queue plus the score of the decision."""
-
-    def __init__(self, features: QueueFeatures, llms: tuple[int, int], width: int) -> None:
-        super().__init__()
-        shape = (features.window, features.slot_size, features.queue_size)
-        self.score = SetScorer(*shape, *llms, width)
-        self.value = nn.Sequential(SetValue(*shape, width), nn.Linear(width, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.value(features) + self.score(features)  # type: ignore[no-any-return]
-
-
-class SetQPolicy(DQNPolicy):
+class SetQPolicy(_SetNetworks, OwnQ):
     """For DQN; parameters as `SetPolicy`."""
 
-    def __init__(
-        self, *args: Any, num_llms: int, assortment_size: int, width: int = 32, **kwargs: Any
-    ) -> None:
-        self._llms, self._width = (num_llms, assortment_size), width
-        kwargs["features_extractor_class"] = QueueFeatures
-        super().__init__(*args, **{"net_arch": [], **kwargs})
-
-    def make_q_net(self) -> QNetwork:
-        """Put the set network in the place of the fully connected one."""
-        network = super().make_q_net()
-        features = network.features_extractor
-        assert isinstance(features, QueueFeatures)
-        network.q_net = _DuelingSet(features, self._llms, self._width)  # type: ignore[assignment]
-        return network.to(self.device)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        num_llms, assortment_size = self._llms
-        own = {"num_llms": num_llms, "assortment_size": assortment_size, "width": self._width}
-        return super()._get_constructor_parameters() | own
+    _empty = 0.0
 
 
 class DeployFeatures(BaseFeaturesExtractor):

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.utils import configure_logger, obs_as_tensor
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import obs_as_tensor
 
 from baselines.interface import Action, Agent, Observation, QueueProblem
 from baselines.queueing.base import FIRST_KEPT
@@ -177,7 +178,7 @@ class OnlineDQN(_OnlineAgent):
                 policy_kwargs=self._network,
                 **self._arguments,
             )
-        self._model.set_logger(configure_logger(0))
+        self._model.set_logger(Logger(folder=None, output_formats=[]))
         self._model.exploration_rate = 1.0
         self._train_freq = train_freq
 
@@ -263,7 +264,7 @@ class OnlinePPO(_OnlineAgent):
                 policy_kwargs=self._network,
                 **self._arguments,
             )
-        self._model.set_logger(configure_logger(0))
+        self._model.set_logger(Logger(folder=None, output_formats=[]))
         self._value = self._log_prob = torch.zeros(1)
         self._legal: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 

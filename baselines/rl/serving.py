@@ -14,13 +14,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
 from baselines.rl.networks import SetScorer, SetValue, slot_features
+from baselines.rl.policies import OwnActorCritic, OwnMemory, OwnNetworks, OwnQ
 from llmqueue_gym.adapters.dispatches import Dispatches
 from llmqueue_gym.adapters.wrappers import AnyVectorWrapper, LaneWrapper
 from llmqueue_gym.serving.dynamics import SERVING
@@ -110,60 +109,29 @@ class DispatchScorer(nn.Module):
         return torch.matmul(table + full.tile(1, table.shape[1] // full.shape[1]), self.members)
 
 
-class _ServeActorCritic(nn.Module):
-    """SB3's ``mlp_extractor``: the scores of all decisions, and the value's features."""
-
-    def __init__(self, features: ServeFeatures, dispatches: int, width: int, more: int = 0) -> None:
-        super().__init__()
-        self.actor = DispatchScorer(features, dispatches, width, more)
-        sizes = features.window, features.slot_size, features.queue_size + more
-        self.critic = SetValue(*sizes, width)
-        self.latent_dim_pi = self.latent_dim_vf = width
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor(features), self.critic(features)
-
-    def forward_actor(self, features: Tensor) -> Tensor:
-        return self.actor(features)  # type: ignore[no-any-return]
-
-    def forward_critic(self, features: Tensor) -> Tensor:
-        return self.critic(features)  # type: ignore[no-any-return]
-
-
-class _ServePolicyMixin:
-    """Builds these networks where SB3 builds its fully connected ones."""
+class _ServeNetworks(OwnNetworks):
+    """Builds these networks."""
 
     _more = 0
 
     def __init__(
         self, *args: Any, places: Sequence[int], dispatches: int, width: int = 32, **kwargs: Any
     ) -> None:
-        self._own: dict[str, Any] = {"places": places, "dispatches": dispatches, "width": width}
-        kwargs["features_extractor_class"] = ServeFeatures
-        kwargs["features_extractor_kwargs"] = {"places": places}
-        super().__init__(*args, **kwargs)
+        self._own = {"places": places, "dispatches": dispatches, "width": width}
+        features = {
+            "features_extractor_class": ServeFeatures,
+            "features_extractor_kwargs": {"places": places},
+        }
+        super().__init__(*args, **{"net_arch": [], **kwargs, **features})
 
-    def _build_mlp_extractor(self) -> None:
-        policy: Any = self
-        policy.mlp_extractor = _ServeActorCritic(
-            policy.features_extractor, self._own["dispatches"], self._own["width"], self._more
-        )
-
-    def _build(self, lr_schedule: Any) -> None:
-        policy: Any = self
-        policy.ortho_init = False
-        super()._build(lr_schedule)  # type: ignore[misc]
-        policy.action_net = nn.Identity()  # the scores are the logits
-        policy.optimizer = policy.optimizer_class(
-            policy.parameters(), lr=lr_schedule(1), **policy.optimizer_kwargs
-        )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
-        return parameters | self._own
+    def _networks(self, features: ServeFeatures) -> tuple[nn.Module, nn.Module]:
+        width, more = self._own["width"], self._more
+        scorer = DispatchScorer(features, self._own["dispatches"], width, more)
+        sizes = features.window, features.slot_size, features.queue_size + more
+        return scorer, SetValue(*sizes, width)
 
 
-class MaskableServePolicy(_ServePolicyMixin, MaskableActorCriticPolicy):
+class MaskableServePolicy(_ServeNetworks, OwnActorCritic, MaskableActorCriticPolicy):
     """For MaskablePPO on the sets of `Dispatches`.
 
     Parameters
@@ -193,7 +161,7 @@ class FleetMemory(nn.Module):
         return self.lstm(features[..., self._first :], states)  # type: ignore[no-any-return]
 
 
-class RecurrentServePolicy(_ServePolicyMixin, RecurrentActorCriticPolicy):
+class RecurrentServePolicy(_ServeNetworks, OwnActorCritic, OwnMemory):
     """For RecurrentPPO: queries are scored with what an LSTM remembers of queue and fleet.
 
     Parameters as `MaskableServePolicy`.
@@ -206,58 +174,17 @@ class RecurrentServePolicy(_ServePolicyMixin, RecurrentActorCriticPolicy):
 
     def __init__(self, *args: Any, memory: int = 32, **kwargs: Any) -> None:
         self._more = memory
-        super().__init__(*args, **{**kwargs, "shared_lstm": True, "enable_critic_lstm": False})
-        self.lstm_actor = FleetMemory(self.features_extractor, memory)  # type: ignore[assignment, arg-type]
-        self.lstm_hidden_state_shape = (1, 1, memory)
-        adam: Any = self.optimizer_class
-        self.optimizer = adam(self.parameters(), lr=args[2](1), **self.optimizer_kwargs)
+        super().__init__(*args, **kwargs)
 
-    def _process_sequence(  # type: ignore[override]  # SB3's is static
-        self, features: Tensor, *args: Any
-    ) -> tuple[Tensor, Any]:
-        memory, states = RecurrentActorCriticPolicy._process_sequence(features, *args)
-        return torch.cat([features, memory], dim=1), states
+    def _make_memory(self) -> FleetMemory:
+        return FleetMemory(self.features_extractor, self._more)  # type: ignore[arg-type]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"memory": self._more}
 
 
-class _DuelingServe(nn.Module):
-    """Q-values: the value of the state plus the score of the decision."""
-
-    def __init__(self, features: ServeFeatures, dispatches: int, width: int) -> None:
-        super().__init__()
-        sizes = features.window, features.slot_size, features.queue_size
-        self.score = DispatchScorer(features, dispatches, width)
-        self.value = nn.Sequential(SetValue(*sizes, width), nn.Linear(width, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.value(features) + self.score(features)  # type: ignore[no-any-return]
-
-
-class ServeQPolicy(DQNPolicy):
+class ServeQPolicy(_ServeNetworks, OwnQ):
     """For DQN; parameters as `MaskableServePolicy`."""
-
-    def __init__(
-        self, *args: Any, places: Sequence[int], dispatches: int, width: int = 32, **kwargs: Any
-    ) -> None:
-        self._own: dict[str, Any] = {"places": places, "dispatches": dispatches, "width": width}
-        kwargs["features_extractor_class"] = ServeFeatures
-        kwargs["features_extractor_kwargs"] = {"places": places}
-        super().__init__(*args, **{"net_arch": [], **kwargs})
-
-    def make_q_net(self) -> QNetwork:
-        """Put this network in the place of the fully connected one."""
-        network = super().make_q_net()
-        features = network.features_extractor
-        assert isinstance(features, ServeFeatures)
-        network.q_net = _DuelingServe(  # type: ignore[assignment]
-            features, self._own["dispatches"], self._own["width"]
-        )
-        return network.to(self.device)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | self._own
 
 
 class LegalDQN(DQN):

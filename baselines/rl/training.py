@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from gymnasium.wrappers.vector import RescaleAction, TransformReward
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
@@ -352,6 +354,9 @@ def _algorithm(
     except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
         given = card["settings"]
         raise UsageError(f"settings={given!r} are refused by {made.__name__}: {error}") from error
+    if tensorboard is None:  # SB3's own leaves an empty folder in the temporary directory
+        shown: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if algorithm.verbose else []
+        algorithm.set_logger(Logger(folder=None, output_formats=shown))
     return algorithm
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +41,7 @@ from benchmarks.score.choice import (
 from benchmarks.score.logged import Prepared, evaluate, judge_policy, prepare
 from benchmarks.score.replay import agent_kind, check_budget, frozen_choices, train
 from benchmarks.score.scoring import Board, load_board
+from benchmarks.submissions.entry import toml_value
 from benchmarks.terminal import make_console, print_json, say
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
@@ -255,7 +255,7 @@ def suite_text(candidates: Iterable[Candidate], where: Mapping[str, Any], asked:
     for name, env, tags, kwargs, agents in tasks:
         own = {"name": name, "env": env, "horizon": asked.horizon, "tags": [*tags, "real-data"]}
         own |= {"data": {"requests": "requests.csv"}, "kwargs": kwargs, "agents": agents}
-        lines += ["", "[[task]]", *(f"{key} = {_toml(value)}" for key, value in own.items())]
+        lines += ["", "[[task]]", *(f"{key} = {toml_value(value)}" for key, value in own.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -265,16 +265,6 @@ def _file_settings(one: Candidate) -> dict[str, Any]:
     settings: dict[str, Any] = {"path": path, "sha256": file_sha256(path)}
     package = agent_spec(one.agent).target.partition(":")[0].partition(".")[0]
     return settings if package == "baselines" else {**settings, "packages": [package]}
-
-
-def _toml(value: Any) -> str:
-    """Return a plain value as TOML writes it, in one line."""
-    if isinstance(value, Mapping):
-        pairs = (f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items())
-        return f"{{ {', '.join(pairs)} }}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _played(

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.plan.suite import REFERENCES, canonical, spec_key
-from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.plan.suite import REFERENCES, spec_key
+from benchmarks.problems import problem_of
 from benchmarks.run.store import CorruptResultError, Store
-from benchmarks.score.export import NOT_COMPARED, ExportedRun, open_results, rounded
+from benchmarks.score.export import ExportedRun, open_results, result_digest, rounded
 from benchmarks.score.intervals import Interval, t_interval
-from benchmarks.score.scoring import seed_blocks, tidy
+from benchmarks.score.scoring import seed_blocks, tables
 from benchmarks.terminal import add_row, print_json, say, show_table
 from llmqueue_gym.errors import UsageError
 
@@ -256,11 +256,7 @@ def _paired(
 
 
 def _equal(first: Record, second: Record) -> bool:
-    plain = [
-        canonical({name: part for name, part in record.items() if name not in NOT_COMPARED})
-        for record in (first, second)
-    ]
-    return plain[0] == plain[1]
+    return result_digest(first) == result_digest(second)
 
 
 def _equal_metrics(first: Record, second: Record) -> bool:
@@ -273,19 +269,16 @@ def _scores(side: Side) -> dict[Match, float]:
     """Normalised scores of the cells whose references are there."""
     found = {}
     for protocol in {match.protocol for match in side.cells}:
-        for problem in PROBLEMS.values():
-            own = [
-                record
-                for match, record in side.cells.items()
-                if (match.protocol == protocol or match.agent in REFERENCES)
-                and problem_of(record["spec"]["task"]["env"]) is problem
-            ]
-            if own:
-                table = tidy(own, problem.kind).select("task", "agent", "seed", "score")
-                for task, agent, seed, score in table.iter_rows():
-                    match = Match(task, agent, protocol, seed)
-                    if score is not None and match in side.cells:
-                        found[match] = score
+        own = [
+            record
+            for match, record in side.cells.items()
+            if match.protocol == protocol or match.agent in REFERENCES
+        ]
+        for table in tables(own):
+            for *place, score in table.select("task", "agent", "seed", "score").iter_rows():
+                match = Match(place[0], place[1], protocol, place[2])
+                if score is not None and match in side.cells:
+                    found[match] = score
     return found
 
 

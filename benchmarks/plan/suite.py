@@ -152,9 +152,13 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def spec_key(spec: object) -> str:
-    """SHA-256 (hex) of the canonical JSON of a cell's identity."""
-    return hashlib.sha256(canonical(spec).encode()).hexdigest()
+def checksum(value: object) -> str:
+    """SHA-256 (hex) of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+spec_key = checksum
+"""Key of a cell: the checksum of its identity."""
 
 
 # --- reading a suite ------------------------------------------------------------------------------
@@ -265,9 +269,7 @@ def _tasks(table: object, agents: tuple[AgentEntry, ...], where: str) -> Iterabl
         agents = _agents(table["agents"], f"{where}: agents")
     extra = _agents(table.get("extra_agents", []), f"{where}: extra_agents")
     _unique((a.label for a in agents + extra), f"{where}: two agents are called")
-    headline = table.get("headline", True)
-    if not isinstance(headline, bool):
-        raise UsageError(f"{where}: headline={headline!r} must be true or false")
+    headline = checks.flag(f"{where}: headline", table.get("headline", True))
     axes = _table(table.get("matrix", {}), f"{where}: matrix")
     rules = _tag_rules(table.get(TAGS_WHEN, {}), axes, f"{where}: {TAGS_WHEN}")
     for point in _matrix(axes, where):
@@ -425,13 +427,10 @@ def _train_entry(value: object, where: str) -> dict[str, Any]:
     """Read how an agent is to be trained."""
     table = _table(value, where)
     _only(table, where, "steps", "seed", "settings", "trainings")
-    seed = table.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise UsageError(f"{where}: seed={seed!r} must be a whole number of at least 0")
     settings = _plain(_table(table.get("settings", {}), f"{where}: settings"), f"{where}: settings")
     return {
         "steps": checks.count(f"{where}: steps", table.get("steps")),
-        "seed": seed,
+        "seed": checks.count(f"{where}: seed", table.get("seed", 0), 0),
         "settings": settings,
         "trainings": checks.count(f"{where}: trainings", table.get("trainings", 1)),
     }

@@ -116,15 +116,15 @@ def main_picture(board: Board, section: Section) -> tuple[str, str]:
 
 
 def _curves_name(section: Section) -> tuple[str, str]:
-    name, caption = section.kind.picture
-    if section.protocol == "online":
-        return name, caption
-    return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"
+    return _named(section, *section.kind.picture)
 
 
 def _overall_name(section: Section) -> tuple[str, str]:
-    name = f"overall-{section.kind.name}"
     caption = "overall score, performance profiles, score against decision time"
+    return _named(section, f"overall-{section.kind.name}", caption)
+
+
+def _named(section: Section, name: str, caption: str) -> tuple[str, str]:
     if section.protocol == "online":
         return name, caption
     return f"{name}-{section.protocol}", f"{section.protocol}: {caption}"

@@ -175,7 +175,7 @@ def origin_text(data: Json) -> str:
     run = data["provenance"]
     versions = f"Python {run['python']}, NumPy {run['numpy']}, Gymnasium {run['gymnasium']}"
     return (
-        f"{_code(run['command'])}; llmqueue_gym {run['version']} ({', '.join(data['commits'])}); "
+        f"{as_code(run['command'])}; llmqueue_gym {run['version']} ({', '.join(data['commits'])}); "
         f"{versions}; {escaped('; '.join(data['machines']))}."
     )
 
@@ -188,7 +188,7 @@ def _origin_line(row: Json) -> list[str]:
         seed_ranges(origin["seeds"]),
         duration(origin["wall_seconds"]),
         *(", ".join(escaped(part) for part in origin[name]) for name in lists),
-        ", ".join(_code(part) for part in origin["commands"]),
+        ", ".join(as_code(part) for part in origin["commands"]),
     ]
 
 
@@ -201,7 +201,7 @@ def _trouble(data: Json) -> list[str]:
     if data["failures"]:
         parts += ["## Failed cells\n"]
         parts += [
-            f"- {escaped(failure['cell'])}: {_code(failure['error'])}"
+            f"- {escaped(failure['cell'])}: {as_code(failure['error'])}"
             for failure in data["failures"]
         ]
         parts.append("")
@@ -225,8 +225,8 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
-def _code(text: str) -> str:
-    """Return text as code."""
+def as_code(text: str) -> str:
+    """Return text as code, which neither links nor calls anybody."""
     return "`" + printable(text).replace("`", "'") + "`"
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from benchmarks.plan.suite import canonical, spec_key
+from benchmarks.plan.suite import canonical, checksum, spec_key
 from llmqueue_gym.errors import MissingPackageError, UsageError
 
 Record = dict[str, Any]
@@ -201,7 +200,7 @@ class Store:
         try:
             record = json.loads(text)
             payload, spec = record["payload"], record["spec"]
-            intact = record["checksum"] == _checksum(payload) and isinstance(payload, dict)
+            intact = record["checksum"] == checksum(payload) and isinstance(payload, dict)
             own = record["key"] == key == spec_key(spec)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptResultError(
@@ -229,13 +228,9 @@ def _path_of(url: str) -> Path:
 _RUN = {"run": "plan"}
 
 
-def _checksum(payload: Record) -> str:
-    return hashlib.sha256(canonical(payload).encode()).hexdigest()
-
-
 def _seal(spec: Mapping[str, Any], key: str, payload: Record) -> Record:
     """Wrap a payload with what is needed to recognise it again."""
-    return {"key": key, "spec": dict(spec), "checksum": _checksum(payload), "payload": payload}
+    return {"key": key, "spec": dict(spec), "checksum": checksum(payload), "payload": payload}
 
 
 def _pack(specs: Sequence[Mapping[str, Any]]) -> Record:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import zlib
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import llmqueue_gym
-from benchmarks.plan.suite import canonical, spec_key
+from benchmarks.plan.suite import canonical, checksum, spec_key
 from benchmarks.run.store import CorruptResultError, Store, write_bytes
 from benchmarks.score.intervals import fitted_points
 from benchmarks.score.signing import Signature, is_signed, public_key, sign
@@ -75,7 +74,7 @@ class ExportedRun:
             packed = self.root.read_bytes() if content is None else content
             document = json.loads(_decompress(packed, most))
             _check_schema(path, document)
-            intact = document["checksum"] == _checksum(document["content"])
+            intact = document["checksum"] == checksum(document["content"])
             self._checksum = str(document["checksum"])
             given = document.get("signature")
             self.signature = None if given is None else Signature(*map(str, given))
@@ -170,10 +169,10 @@ def export_run(
     content = _pack(store, digests)
     if key is not None:
         content["run"][SIGNER] = public_key(key)
-    checksum = _checksum(content)
-    document = {"format": FORMAT, "schema": SCHEMA, "checksum": checksum, "content": content}
+    own = checksum(content)
+    document = {"format": FORMAT, "schema": SCHEMA, "checksum": own, "content": content}
     if key is not None:
-        document["signature"] = list(sign(key, _message(checksum)))
+        document["signature"] = list(sign(key, _message(own)))
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=9) as stream:
         stream.write(canonical(document).encode())
@@ -194,9 +193,9 @@ def _check_schema(path: Path, document: Mapping[str, Any]) -> None:
         )
 
 
-def _message(checksum: str) -> bytes:
+def _message(own: str) -> bytes:
     """Return what the signature of an export is over."""
-    return f"{FORMAT}\n{checksum}".encode()
+    return f"{FORMAT}\n{own}".encode()
 
 
 def _decompress(packed: bytes, most: int) -> bytes:
@@ -206,10 +205,6 @@ def _decompress(packed: bytes, most: int) -> bytes:
     if len(content) > most:
         raise UsageError(f"it unpacks to more than {most:,} bytes")
     return content
-
-
-def _checksum(content: Record) -> str:
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 # --- packing --------------------------------------------------------------------------------------
@@ -302,7 +297,7 @@ NOT_COMPARED = ("spec", "timing", "provenance", "reads", "llms", "wall", "sha256
 
 def result_digest(record: Mapping[str, Any]) -> str:
     """SHA-256 of all of a result that must come out again, bit for bit."""
-    return _checksum({name: part for name, part in record.items() if name not in NOT_COMPARED})
+    return checksum({name: part for name, part in record.items() if name not in NOT_COMPARED})
 
 
 def rounded(value: Any) -> Any:

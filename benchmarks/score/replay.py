@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logit
 
 from baselines.interface import Agent, DeployAgent, DeployProblem, QueueProblem
@@ -17,6 +16,7 @@ from baselines.registry import agent_spec, make_agent, player
 from benchmarks.score.intervals import Floats
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.queueing.live import live_info, live_observation
 from llmqueue_gym.workloads.pool import OfflineData
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ def frozen_choices(
     checks.count("draws", draws)
     policy = np.zeros((len(data.judge), len(data.log.llms)))
     for row, request in enumerate(data.judge):
+        observation = live_observation(data.contexts[[request]])
         for _ in range(draws):
-            policy[row, int(agent.act(_observation(data.contexts[request]))[1])] += 1.0 / draws
+            policy[row, int(agent.act(observation)[1])] += 1.0 / draws
         advance()
     policy /= policy.sum(axis=1, keepdims=True)  # shares of draws add up to 1 but for rounding
     return policy
@@ -93,38 +94,17 @@ def _replay(
     log, agreed = data.log, 0
     for request in data.train:
         advance()
-        observation = _observation(data.contexts[request])
+        observation = live_observation(data.contexts[[request]])
         action = agent.act(observation)
         llm = int(log.llm[request])
         if int(action[1]) != llm:
             continue
         kept = bool(rng.random() < log.reward[request])
-        following = _observation(data.contexts[request], 2 + llm if kept else 1)
-        info = {
-            "arrived": True,
-            "served": True,
-            "departed": kept,
-            "retried": not kept,
-            "kept_llm": llm if kept else -1,
-            "queue_length": 1,
-        }
-        agent.update(observation, action, float(kept), following, info)
+        feedback = 2 + llm if kept else 1
+        following = live_observation(data.contexts[[request]], feedback=feedback)
+        agent.update(observation, action, float(kept), following, live_info(llm, kept))
         agreed += 1
     return agreed
-
-
-def _observation(context: NDArray[np.float32], feedback: int = 0) -> dict[str, Any]:
-    """Return what LLMQueue-v0 shows of a queue of one fresh query, W = 1."""
-    zero = np.zeros(1, np.float32)
-    return {
-        "contexts": context[None].copy(),
-        "waiting": np.ones(1, np.int8),
-        "retrials": zero,
-        "age": zero,
-        "wait": zero,
-        "queue_length": np.ones(1, np.float32),
-        "feedback": np.int64(feedback),
-    }
 
 
 # --- agents of deployment tasks -------------------------------------------------------------------

@@ -274,6 +274,14 @@ def tidy(cells: Sequence[Record], kind: Kind) -> pl.DataFrame:
     return table.sort("task", "agent", "seed")
 
 
+def tables(cells: Sequence[Record]) -> Iterator[pl.DataFrame]:
+    """Yield the rows (`tidy`) of each problem's cells, if it has any."""
+    for problem in PROBLEMS.values():
+        own = [cell for cell in cells if problem_of(cell["spec"]["task"]["env"]) is problem]
+        if own:
+            yield tidy(own, problem.kind)
+
+
 def seed_blocks(cells: Iterable[Record]) -> dict[tuple[str, int], int]:
     """Return the block of every (task, seed), named by its lowest seed.
 

@@ -19,12 +19,12 @@ from scipy.special import stdtrit
 from benchmarks.commands.verify import as_text, verify
 from benchmarks.plan.cells import Cell
 from benchmarks.plan.suite import REFERENCES, load_suite, spec_key
-from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.problems import problem_of
 from benchmarks.problems.luck import LUCK_LIMIT
 from benchmarks.run.engines import LocalEngine
 from benchmarks.run.store import CorruptResultError
 from benchmarks.score.export import ExportedRun, result_digest
-from benchmarks.score.scoring import make_board, tidy
+from benchmarks.score.scoring import make_board, tables
 from benchmarks.submissions.claim import (
     check_claim,
     is_own,
@@ -289,12 +289,10 @@ def _knows_no_more(claim: Claim, plays: _Plays) -> tuple[bool, str]:
 def _scores(records: Sequence[Record]) -> dict[str, list[float]]:
     """Return the agent's scores by task."""
     found: dict[str, list[float]] = {}
-    for problem in PROBLEMS.values():
-        own = [r for r in records if problem_of(r["spec"]["task"]["env"]) is problem]
-        if own:
-            agents = tidy(own, problem.kind).filter(~pl.col("agent").is_in(REFERENCES))
-            for task, score in agents.select("task", "score").drop_nulls().iter_rows():
-                found.setdefault(task, []).append(score)
+    for table in tables(records):
+        agents = table.filter(~pl.col("agent").is_in(REFERENCES))
+        for task, score in agents.select("task", "score").drop_nulls().iter_rows():
+            found.setdefault(task, []).append(score)
     return found
 
 

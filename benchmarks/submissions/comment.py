@@ -14,13 +14,12 @@ import numpy as np
 import polars as pl
 
 from benchmarks.plan.suite import REFERENCES, is_ranked, spec_key
-from benchmarks.problems import PROBLEMS, problem_of
+from benchmarks.report.tables import as_code
 from benchmarks.score.export import ExportedRun, open_results
 from benchmarks.score.intervals import Interval
-from benchmarks.score.scoring import make_board, tidy
+from benchmarks.score.scoring import make_board, tables
 from benchmarks.score.standing import Standing
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.pool import printable
 
 Record = Mapping[str, Any]
 
@@ -69,17 +68,13 @@ class Findings:
 
 def markdown(found: Findings) -> str:
     """Return a check as Markdown."""
-    lines = [f"### {_code(found.name)}: {'accepted' if found.accepted else 'refused'}", ""]
+    lines = [f"### {as_code(found.name)}: {'accepted' if found.accepted else 'refused'}", ""]
     for number, title in enumerate(TITLES, 1):
         state = {True: "passed", False: "**refused**", None: "not made"}[found.passed.get(title)]
         lines.append(f"{number}. {title}: {state}")
         words = found.words.get(title, "")[:_LONGEST]
-        lines += [f"   <br>{_code(line)}" for line in words.split("\n") if line.strip()]
+        lines += [f"   <br>{as_code(line)}" for line in words.split("\n") if line.strip()]
     return "\n".join(lines) + "\n"
-
-
-def _code(text: str) -> str:
-    return f"`{printable(text).replace('`', chr(39))}`"
 
 
 def beside_the_best(run: ExportedRun, against: Path | None = None) -> str:
@@ -131,16 +126,14 @@ def _check_references(cells: Sequence[Record | None], published: Sequence[Record
 
 
 def _references(cells: Sequence[Record | None]) -> dict[tuple[str, str, int], float]:
-    found = {}
-    for problem in PROBLEMS.values():
-        own = [
-            cell for cell in cells if cell and problem_of(cell["spec"]["task"]["env"]) is problem
-        ]
-        if own:
-            table = tidy(own, problem.kind).filter(pl.col("agent").is_in(REFERENCES))
-            for *place, h in table.select("task", "agent", "seed", "h").drop_nulls().iter_rows():
-                found[place[0], place[1], place[2]] = h
-    return found
+    return {
+        (task, agent, seed): h
+        for table in tables([cell for cell in cells if cell])
+        for task, agent, seed, h in table.filter(pl.col("agent").is_in(REFERENCES))
+        .select("task", "agent", "seed", "h")
+        .drop_nulls()
+        .iter_rows()
+    }
 
 
 def _standing_words(standing: Standing, label: str) -> str | None:

@@ -6,6 +6,7 @@ Both come from strangers: sizes are looked at before anything is read, and nothi
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tomllib
 import unicodedata
@@ -256,20 +257,15 @@ def toml_line(pair: tuple[str, Any]) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Return a checked value as TOML."""
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'  # printable: it holds no control characters
-    if isinstance(value, bool):
-        return str(value).lower()
+    """Return a plain value as TOML, in one line."""
     if isinstance(value, Mapping):
         inner = ", ".join(
-            f"{toml_value(str(key))} = {toml_value(entry)}" for key, entry in value.items()
+            f"{toml_value(str(key))} = {toml_value(part)}" for key, part in value.items()
         )
         return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(map(toml_value, value))}]"
-    return repr(value)
+    return json.dumps(value, ensure_ascii=False)  # the rest TOML writes as JSON does
 
 
 # --- checks of one key each -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import HumanRendering
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.flat import FlatLayout
 from llmqueue_gym.vector import Ints, Observation, SuiteEnv
@@ -87,8 +88,7 @@ class Game:
         flat_observation: bool,
         public: Spaces | None = None,
     ) -> None:
-        if not isinstance(flat_observation, bool):
-            raise UsageError(f"flat_observation={flat_observation!r} must be True or False")
+        checks.flag("flat_observation", flat_observation)
         self._single = single
         self._played: gym.Env[Any, Any] = single
         if render_mode == "human":

@@ -142,7 +142,7 @@ class LaneWrapper(AnyVectorWrapper):
         return masks
 
 
-class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class FlatObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """A Dict observation as one float32 vector, whatever wrappers added to it.
 
     The keys follow each other in alphabetical order, arrays row by row, a ``Discrete(n)`` as n
@@ -167,21 +167,13 @@ class FlatObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
+        gym.ObservationWrapper.__init__(self, env)
         self.layout = FlatLayout(env.observation_space)
         self.observation_space = self.layout.space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        return self.layout.flatten(observation), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return self.layout.flatten(observation), reward, terminated, truncated, info
+    def observation(self, observation: Any) -> Any:
+        """Return it as a vector."""
+        return self.layout.flatten(observation)
 
 
 class FlatObservationVector(LaneWrapper, AnyVectorWrapper):
@@ -445,17 +437,20 @@ class PreviousDecisionVector(LaneWrapper, AnyVectorWrapper):
         return observation | own
 
 
-def _with_previous(observed: gym.Space[Any], played: gym.Space[Any]) -> spaces.Dict:
-    """Observation space with the two keys of `PreviousDecision`."""
+def check_queue_spaces(observed: Any, played: Any) -> None:
+    """Refuse the spaces of anything but LLMQueue-v0."""
     queue = isinstance(observed, spaces.Dict) and "contexts" in observed.spaces
     if not queue or not isinstance(played, spaces.MultiDiscrete):
         raise UsageError(
             f"env has the spaces {observed} and {played}; this wrapper takes LLMQueue-v0's, "
             "inside DiscreteActions and FlatObservation"
         )
-    assert isinstance(observed, spaces.Dict)
+
+
+def _with_previous(observed: Any, played: Any) -> spaces.Dict:
+    """Observation space with the two keys of `PreviousDecision`."""
+    check_queue_spaces(observed, played)
     context = observed["contexts"]
-    assert isinstance(context, spaces.Box)
     low, high = float(context.low.min()), float(context.high.max())
     own: dict[str, gym.Space[Any]] = {
         "previous_context": spaces.Box(low, high, context.shape[1:], np.float32),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError, needing
-from llmqueue_gym.queueing.live import live_observation
+from llmqueue_gym.queueing.live import live_info, live_observation
 from llmqueue_gym.state import read_state, write_state
 
 Context = NDArray[np.float32]
@@ -148,14 +148,7 @@ class Learned:
         vector = np.frombuffer(base64.b64decode(context), "<f4").astype(np.float32)
         before = self.observation(vector, retrials)
         after = self.observation(vector, retrials, 2 + llm if kept else 1)
-        info = {
-            "arrived": True,
-            "served": True,
-            "departed": bool(kept),
-            "retried": not kept,
-            "kept_llm": llm if kept else -1,
-            "queue_length": 1,
-        }
+        info = live_info(llm, bool(kept))
         self.agent.update(before, np.array([0, llm]), float(kept), after, info)
 
     def observation(self, context: Context, retrials: int, feedback: int = 0) -> dict[str, Any]:

@@ -73,3 +73,15 @@ def live_observation(
         "queue_length": np.array([length], np.float32),
         "feedback": np.array(feedback, np.int64),
     }
+
+
+def live_info(llm: int, kept: bool) -> dict[str, Any]:
+    """Return ``info``, as LLMQueue-v0 gives it, of one request that LLM ``llm`` has answered."""
+    return {
+        "arrived": True,
+        "served": True,
+        "departed": kept,
+        "retried": not kept,
+        "kept_llm": llm if kept else -1,
+        "queue_length": 1,
+    }

@@ -137,9 +137,7 @@ def make_workload(
         If the data set has not been imported on this machine.
     """
     source, options = read_spec("workload", "source", spec, _FACTORIES, _COMMON)
-    shuffle = options.pop(_SHUFFLE, False)
-    if not isinstance(shuffle, bool):
-        raise UsageError(f"{_SHUFFLE}={shuffle!r} must be true or false")
+    shuffle = checks.flag(_SHUFFLE, options.pop(_SHUFFLE, False))
     disguise = read_disguise(options)
     sizes = {"num_llms": num_llms, "context_dim": context_dim}
     for name in _SIZES:

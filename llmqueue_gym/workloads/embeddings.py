@@ -103,9 +103,7 @@ def read_contexts(spec: str | Mapping[str, Any] | ContextMethod | None) -> Conte
     if not isinstance(method, str) or method not in _MODELS:
         raise checks.unknown_name("contexts: method", method, _MODELS)
     model, reduce = options.get("model"), options.get("reduce")
-    constant = options.get("constant", True)
-    if not isinstance(constant, bool):
-        raise UsageError(f"contexts: constant={constant!r} must be true or false")
+    constant = checks.flag("contexts: constant", options.get("constant", True))
     if model is not None and (method == TFIDF or not isinstance(model, str)):
         raise UsageError(f"contexts: model={model!r} is no model of the method {method!r}")
     if reduce is not None and reduce not in _REDUCTIONS[method]:

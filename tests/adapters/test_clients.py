@@ -153,7 +153,7 @@ def test_what_cannot_be_flattened_is_named():
         FlatLayout(spaces.Dict({"pair": spaces.MultiDiscrete([2, 3])}))
     with pytest.raises(ValueError, match="only a Dict"):
         FlatObservation(make("LLMQueue-v0", flat_observation=True))
-    with pytest.raises(ValueError, match="flat_observation='yes' must be True or False"):
+    with pytest.raises(ValueError, match="flat_observation='yes' must be true or false"):
         make("LLMDeploy-v0", flat_observation="yes")
 
 

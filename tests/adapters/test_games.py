@@ -9,6 +9,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 
 pytest.importorskip("pettingzoo", reason="needs the marl extra")
 with warnings.catch_warnings():
@@ -78,15 +79,6 @@ PARALLEL = [(llm_queue_v0, kwargs) for kwargs in QUEUES] + [
 FLEET = {"preset": "autoscale", "update_every": 30, "loading": 7, "window": 6}
 PARALLEL.append((llm_serve_v0, FLEET | {"max_episode_steps": 90}))
 GAMES = PARALLEL + [(llm_deploy_v0, kwargs) for kwargs in DEPLOYMENTS]
-
-
-def assert_equal(first, second, where=""):
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}[{key!r}]")
-    else:
-        np.testing.assert_array_equal(first, second, err_msg=where)
 
 
 def without_mask(info):

@@ -11,7 +11,9 @@ import json
 import pickle
 import random
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,16 @@ quiet = pytest.mark.filterwarnings("ignore:loading the model file:UserWarning")
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_in_the_temporary_directory(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    yield
+    assert [path.name for path in temporary.iterdir() if "torchinductor" not in path.name] == []
 
 
 def train_tiny(name: str, env_id: str, out: Path, steps: int = 160, **more: Any) -> dict[str, Any]:

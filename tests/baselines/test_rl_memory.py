@@ -85,5 +85,5 @@ def test_what_is_too_old_is_forgotten_and_never_given_to_a_newer_query() -> None
 
 
 def test_another_environment_is_refused_in_words() -> None:
-    with pytest.raises(UsageError, match="inside DiscreteActionsVector"):
+    with pytest.raises(UsageError, match="inside DiscreteActions"):
         RefusalsVector(DiscreteActionsVector(queues()))

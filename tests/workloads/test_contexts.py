@@ -14,7 +14,6 @@ import pytest
 import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.workloads import embeddings, make_workload
 from llmqueue_gym.workloads.embeddings import (
-    CACHE_VARIABLE,
     TRANSFORMER,
     WORDLLAMA,
     ContextMethod,
@@ -25,12 +24,6 @@ from llmqueue_gym.workloads.embeddings import (
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 DIM = 12
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

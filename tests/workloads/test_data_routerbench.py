@@ -23,20 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmqueue_gym.workloads.datasets import import_dataset
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources import inert_pickle
 from llmqueue_gym.workloads.sources.routerbench import prompt_text
 from llmqueue_gym.workloads.stored import read_table, stored_names
 
 FILES = Path(__file__).parents[1] / "data" / "routerbench"
 PICKLES = sorted(path.name for path in FILES.glob("*.pkl"))
-COST = "|total_cost"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def table(**changes: Any) -> dict[str, list[Any]]:

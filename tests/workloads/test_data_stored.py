@@ -23,15 +23,13 @@ from llmqueue_gym.deployment.streams import stream_fingerprint
 from llmqueue_gym.oracles import capacity
 from llmqueue_gym.workloads import fingerprint, make_workload, sources, stored
 from llmqueue_gym.workloads.datasets import import_dataset
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 
 ROWS = 150
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache" / "datasets"
+@pytest.fixture
+def cache(cache: Path) -> Path:
+    return cache / "datasets"
 
 
 @pytest.fixture

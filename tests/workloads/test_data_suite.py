@@ -21,14 +21,9 @@ from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
 from llmqueue_gym.workloads import embeddings
 from llmqueue_gym.workloads.datasets import import_dataset
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, TRANSFORMER, read_contexts
+from llmqueue_gym.workloads.embeddings import TRANSFORMER, read_contexts
 
 ROWS = 320
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -24,12 +24,6 @@ from llmqueue_gym.workloads.sources.embedllm import COLUMNS, read_embedllm
 from llmqueue_gym.workloads.sources.sprout import PRICES, read_sprout
 from llmqueue_gym.workloads.stored import read_table, stored_names
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-
-
 # --- SPROUT --------------------------------------------------------------------------------------
 
 BIG, SMALL = "openai-gpt-4o", "wxai-llama-3-2-1b-instruct"

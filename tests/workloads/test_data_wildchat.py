@@ -23,7 +23,6 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 from benchmarks.cli import build_app
 from llmqueue_gym.workloads import make_workload, outcomes
 from llmqueue_gym.workloads.datasets import import_dataset, load_pool
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources import conversations, retrials, wildchat
 from llmqueue_gym.workloads.stored import read_header, read_table, stored_names
 
@@ -70,11 +69,6 @@ WORDS = [
     "mirror",
     "island",
 ]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def conversation(texts: list[str], model: str = "gpt-4-0314", minute: int = 0) -> dict[str, Any]:

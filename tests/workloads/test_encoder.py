@@ -16,7 +16,7 @@ import llmqueue_gym  # noqa: F401 - registers the environments
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.live import live_observation
 from llmqueue_gym.workloads import embeddings
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, WORDLLAMA, embed_texts, read_contexts
+from llmqueue_gym.workloads.embeddings import WORDLLAMA, embed_texts, read_contexts
 from llmqueue_gym.workloads.encoder import TextEncoder
 from llmqueue_gym.workloads.fitted import Tfidf, with_constant
 from llmqueue_gym.workloads.ngrams import FEATURES, NGRAMS, counts_of, utf8
@@ -39,9 +39,8 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def _made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for an encoder: vectors follow from the text alone."""
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
     def encode(texts: list[str]) -> Any:
         seeds = [hashlib.sha256(text.encode()).digest()[:4] for text in texts]

@@ -22,7 +22,6 @@ from benchmarks.commands.reading import Reading
 from benchmarks.score.logged import evaluate, judge_policy, prepare
 from llmqueue_gym.deployment.streams.sources import stream_fingerprint
 from llmqueue_gym.workloads import fingerprint, make_workload
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.sources.log_file import log_fingerprint
 from llmqueue_gym.workloads.sources.logs import (
     Log,
@@ -45,11 +44,6 @@ ROWS = [
     },
     {"query": "a b c", "llm": "y", "kept": True, "cost": 0.3, "timestamp": 3.0, "propensity": 1.0},
 ]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def write(path, rows):

@@ -26,16 +26,10 @@ from llmqueue_gym.envs import LLMDeployEnv
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads import fingerprint, make_workload, parquet
 from llmqueue_gym.workloads.datasets import import_table
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE
 from llmqueue_gym.workloads.parquet import read_footer
 from llmqueue_gym.workloads.prices import read_prices
 from llmqueue_gym.workloads.rows import read_rows
 from llmqueue_gym.workloads.sources.table import read_layout, table_pool, table_workload
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def rows() -> list[dict[str, Any]]:

@@ -35,12 +35,6 @@ Array = NDArray[Any]
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def build(spec: Any, **changes: Any) -> Any:
     return make_workload(
         spec, **{"num_llms": None, "context_dim": None, "assortment_size": 1} | changes
@@ -463,10 +457,10 @@ def cache_files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_cache_returns_the_bits_that_were_computed(cache_dir: Path) -> None:
+def test_cache_returns_the_bits_that_were_computed(cache: Path) -> None:
     texts = some_texts(100)
     computed = embed_texts(texts, 8)
-    (file,) = cache_files(cache_dir)
+    (file,) = cache_files(cache)
     stamp = file.stat().st_mtime_ns
     np.testing.assert_array_equal(embed_texts(texts, 8), computed)
     assert file.stat().st_mtime_ns == stamp
@@ -474,7 +468,7 @@ def test_cache_returns_the_bits_that_were_computed(cache_dir: Path) -> None:
     np.testing.assert_array_equal(embed_texts(texts, 8), computed)
     embed_texts(texts, 9)
     embed_texts(texts[::-1], 8)
-    assert len(cache_files(cache_dir)) == 3
+    assert len(cache_files(cache)) == 3
 
 
 def damaged(data: bytes) -> dict[str, bytes]:
@@ -484,10 +478,10 @@ def damaged(data: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "shape", "nan", "pickle"])
-def test_damaged_cache_file_is_replaced(cache_dir: Path, damage: str) -> None:
+def test_damaged_cache_file_is_replaced(cache: Path, damage: str) -> None:
     texts = some_texts(100)
     computed = embed_texts(texts, 8)
-    (file,) = cache_files(cache_dir)
+    (file,) = cache_files(cache)
     sound = file.read_bytes()
     arrays = {
         "shape": np.ones((3, 8), np.float32),
@@ -499,7 +493,7 @@ def test_damaged_cache_file_is_replaced(cache_dir: Path, damage: str) -> None:
     else:
         file.write_bytes(damaged(sound)[damage])
     np.testing.assert_array_equal(embed_texts(texts, 8), computed)
-    assert cache_files(cache_dir) == [file]
+    assert cache_files(cache) == [file]
     with np.load(file, allow_pickle=False) as archive:
         np.testing.assert_array_equal(archive["contexts"], computed)
 
@@ -519,7 +513,7 @@ print(hashlib.sha256(contexts.tobytes()).hexdigest(), "sklearn" in sys.modules)
 """
 
 
-def test_racing_processes_agree_and_readers_do_without_sklearn(cache_dir: Path) -> None:
+def test_racing_processes_agree_and_readers_do_without_sklearn(cache: Path) -> None:
     texts = json.dumps(some_texts(150))
 
     def start(threads: int) -> subprocess.Popen[str]:
@@ -540,7 +534,7 @@ def test_racing_processes_agree_and_readers_do_without_sklearn(cache_dir: Path) 
     answers = {process.communicate(timeout=120)[0].split()[0] for process in racers}
     assert all(process.returncode == 0 for process in racers)
     assert len(answers) == 1
-    assert [file.suffix for file in cache_files(cache_dir)] == [".npz"]
+    assert [file.suffix for file in cache_files(cache)] == [".npz"]
     assert start(1).communicate(timeout=120)[0].split() == [*answers, "False"]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import Row, cell_of, seconds_of, text_cell, vector_cell
 from llmqueue_gym.workloads.columns import (
@@ -98,11 +99,10 @@ def read_layout(
                 "give a mapping LLM -> column instead"
             )
         costs = tuple(zip(quality, cost, strict=True))
-    if not isinstance(clip, int | float) or isinstance(clip, bool) or not 0 <= clip <= 1:
-        raise UsageError(f"clip={clip!r} must be a number in [0, 1]")
+    clip = checks.number("clip", clip, "[0, 1]")
     tariff = read_tariff(prices, tokens)
     kept = _read_only(only)
-    return Layout(str(source), text, embedding, pairs, costs, tariff, timestamp, float(clip), kept)
+    return Layout(str(source), text, embedding, pairs, costs, tariff, timestamp, clip, kept)
 
 
 def _read_only(only: object) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -255,7 +255,7 @@ def test_an_export_of_another_shape_is_an_error_in_words(store, tmp_path, change
 
     def forged(document):
         change(document["content"])
-        document["checksum"] = export._checksum(document["content"])
+        document["checksum"] = export.checksum(document["content"])
 
     edited(path, forged)
     with pytest.raises(CorruptResultError, match="does not hold"):
