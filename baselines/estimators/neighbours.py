@@ -5,6 +5,7 @@ A compiled pass over a ring of the latest answers, so that a decision costs the 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ def _nearest(
     return means, counts
 
 
+@compiled
 def guarded_gains(means: Floats, counts: Floats, best: int, error: float) -> Floats:
     """Return a lower confidence bound of each LLM's mean less that of LLM ``best``, (N,).
 
@@ -107,8 +109,9 @@ def guarded_gains(means: Floats, counts: Floats, best: int, error: float) -> Flo
     expectation by sqrt(log(1/error) / 2 (1/n + 1/n_best)) with probability ``error`` at most. No
     answers, no bound: -inf; 0 for ``best`` itself.
     """
-    with np.errstate(divide="ignore"):
-        radius = np.sqrt(np.log(1.0 / error) / 2.0 * (1.0 / counts + 1.0 / counts[best]))
-    gains = means - means[best] - radius
+    gains, doubt = np.empty(len(means)), math.log(1.0 / error) / 2.0
+    for llm in range(len(means)):
+        radius = math.sqrt(doubt * (1.0 / counts[llm] + 1.0 / counts[best]))
+        gains[llm] = means[llm] - means[best] - radius
     gains[best] = 0.0
-    return np.asarray(gains)
+    return gains

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import borrowing, compiled
 
 Array = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -35,6 +35,29 @@ MAX_QUERIES = 16384
 
 MAX_NEWTON = 50
 MAX_STEP = 2.0  # of an effect: the quadratic model holds only nearby
+
+
+@compiled
+def _solve(system: Floats, right: Floats) -> None:
+    """Solve a small system, in the place of ``right``: Gauss' elimination with row pivots.
+
+    To call LAPACK takes longer for a few LLMs.
+    """
+    size = len(right)
+    for i in range(size):
+        pivot = i + np.abs(system[i:, i]).argmax()
+        for k in range(i, size):
+            system[i, k], system[pivot, k] = system[pivot, k], system[i, k]
+        right[i], right[pivot] = right[pivot], right[i]
+        for row in range(i + 1, size):
+            factor = system[row, i] / system[i, i]
+            for k in range(i + 1, size):
+                system[row, k] -= factor * system[i, k]
+            right[row] -= factor * right[i]
+    for i in range(size - 1, -1, -1):
+        for k in range(i + 1, size):
+            right[i] -= system[i, k] * right[k]
+        right[i] /= system[i, i]
 
 
 @compiled
@@ -73,6 +96,7 @@ def effects_mode(
     size, beside = len(llms), shown.shape[1]
     e, odds = effects[llms], np.empty(beside)
     gradient, hessian = np.empty(size), np.empty((size, size))
+    step, system = np.empty(size), np.empty((size, size))
     for _ in range(MAX_NEWTON):
         for i in range(size):
             gradient[i] = -kept[llms[i]]
@@ -88,13 +112,16 @@ def effects_mode(
                 hessian[rows[k, i], rows[k, i]] += p
                 for j in range(beside):
                     hessian[rows[k, i], rows[k, j]] -= p * odds[j] / total
-        system, right = np.eye(size) + s_b**2 * hessian, np.empty(size)
+        slope = gradient.sum()
         for i in range(size):
-            system[:, i] += s_a**2 * hessian[:, i].sum()
-            right[i] = -(e[i] + s_a**2 * gradient.sum() + s_b**2 * gradient[i])
-        step = np.linalg.solve(system, right)
+            steep = hessian[:, i].sum()
+            for j in range(size):
+                system[j, i] = (i == j) + s_b**2 * hessian[j, i] + s_a**2 * steep
+            step[i] = -(e[i] + s_a**2 * slope + s_b**2 * gradient[i])
+        _solve(system, step)
         longest = np.abs(step).max()
-        e += step * min(1.0, MAX_STEP / max(longest, MAX_STEP))
+        for i in range(size):
+            e[i] += step[i] * min(1.0, MAX_STEP / max(longest, MAX_STEP))
         if longest < 1e-6:
             break
     effects[:] = -(s_a**2) * gradient.sum()
@@ -109,6 +136,32 @@ def _effects_modes(
     for pair, (s_a, s_b) in enumerate(spreads):
         if s_a > 0.0 or s_b > 0.0:
             effects_mode(utilities, shown, counts, kept, s_a, s_b, effects[pair])
+
+
+@borrowing
+def _count(
+    utilities: Array, effects: Floats, shown: Ints, kept: int, log_likelihood: Floats
+) -> None:
+    """Add how much likelier than under (0, 0) an answer is under each pair of spreads."""
+    loss_without = 0.0
+    for pair in range(len(effects)):
+        odds, own = 0.0, 0.0
+        for llm in shown:
+            expected = utilities[llm] + effects[pair, llm]
+            odds += math.exp(min(60.0, expected))
+            own = expected if llm == kept else own
+        loss = math.log1p(odds) - own
+        loss_without = loss if pair == 0 else loss_without
+        log_likelihood[pair] += loss_without - loss
+
+
+@borrowing
+def _add(utilities: Array, effects: Floats, rows: Ints, pair: int) -> None:
+    """Add the effects of queries under a pair of spreads; of those in row -1 nothing is known."""
+    for q in range(len(rows)):
+        if rows[q] >= 0:
+            for llm in range(utilities.shape[1]):
+                utilities[q, llm] += effects[rows[q], pair, llm]
 
 
 class QueryEffects:
@@ -155,7 +208,9 @@ class QueryEffects:
     @property
     def chosen(self) -> int:
         """Number of the pair that all answers speak for."""
-        return int((self.evidence + self.doubtful.clip(min=0.0)).argmax())
+        pairs = zip(self.evidence.tolist(), self.doubtful.tolist(), strict=True)
+        speaking = [evidence + max(doubtful, 0.0) for evidence, doubtful in pairs]
+        return speaking.index(max(speaking))
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -166,12 +221,10 @@ class QueryEffects:
     def add_to(self, utilities: Array, contexts: Array) -> None:
         """Add the effects of the queries with contexts (Q, d) to utilities (Q, N)."""
         chosen = self.chosen
-        if SPREADS[chosen].any():
+        if chosen > 0:
             keys, size = contexts.tobytes(), contexts.itemsize * contexts.shape[1]
             found = [self._rows.get(keys[i : i + size], -1) for i in range(0, len(keys), size)]
-            rows = np.array(found)
-            known = rows >= 0
-            utilities[known] += self._effects[rows[known], chosen]
+            _add(utilities, self._effects, np.array(found), chosen)
 
     def judge(
         self, context: Array, arrival: int, utilities: Array, shown: list[int], kept: int
@@ -182,13 +235,9 @@ class QueryEffects:
         """
         row = self._rows.get(context.tobytes())
         if row is not None:
-            expected = utilities[shown] + self._effects[row][:, shown]
-            loss = np.log1p(np.exp(expected.clip(max=60.0)).sum(axis=1))
-            if kept >= 0:
-                loss -= expected[:, shown.index(kept)]
             tried_again = self._arrivals[row] == arrival
-            count = self.doubtful if tried_again else self.evidence
-            count += loss[0] - loss
+            told = self.doubtful if tried_again else self.evidence
+            _count(utilities, self._effects[row], np.array(shown), kept, told)
 
     def note(
         self, context: Array, arrival: int, utilities: Array, shown: list[int], kept: int

@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 
 from baselines.estimators.neighbours import Neighbours, guarded_gains
 from baselines.interface import Observation, QueueProblem
-from baselines.queueing.base import Contexts, LinearPolicy, Pairing, QueueAgent, Served, top_llms
+from baselines.queueing.base import (
+    Contexts,
+    LinearPolicy,
+    Pairing,
+    QueueAgent,
+    Served,
+    largest_shares,
+    top_llms,
+)
 from baselines.registry import agent
 from llmqueue_gym import checks
-from llmqueue_gym.compiled import compiled
+from llmqueue_gym.compiled import borrowing
+
+Floats = NDArray[np.float64]
 
 SEED_QUALITY, SEED_WEIGHT = 0.5, 2.0
 """What routing-sampling expects of an LLM without answers (q), and how many answers that is (w)."""
@@ -73,9 +83,7 @@ class RoutingSampling(QueueAgent):
         return self.context_free(alpha / (alpha + beta))
 
 
-def fit_posterior(
-    good: NDArray[np.float64], under: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def fit_posterior(good: Floats, under: Floats) -> tuple[Floats, Floats]:
     """Return alpha and beta of routing-sampling's posterior from the counts of both outcomes."""
     prior = SEED_WEIGHT * SEED_QUALITY + 1.0, SEED_WEIGHT * (1.0 - SEED_QUALITY) + 1.0
     return prior[0] + good, prior[1] + under
@@ -140,7 +148,7 @@ class LiteLLMAdaptive(QueueAgent):
             for llm in served.shown:
                 self._count(self.beta, kind, llm)
 
-    def _count(self, counts: NDArray[np.float64], kind: int, llm: int) -> None:
+    def _count(self, counts: Floats, kind: int, llm: int) -> None:
         if self.alpha[kind, llm] + self.beta[kind, llm] + 1.0 <= MASS_LIMIT:
             counts[kind, llm] += 1.0
 
@@ -161,27 +169,32 @@ class Types:
 
     def of(self, context: Contexts, new: bool) -> int:
         """Return the type of a query; a new one moves its centre."""
-        nearest, distance = _nearest(self._centres[: self._used], context)
-        if self._used < NUM_TYPES and distance > 0.0:
-            nearest, new = self._used, True
-            self._used += 1
-        if new:
-            self._counts[nearest] += 1
-            self._centres[nearest] += (context - self._centres[nearest]) / self._counts[nearest]
-        return nearest
+        kind, self._used = _type_of(self._centres, self._counts, self._used, context, new)
+        return kind
 
 
-@compiled
-def _nearest(centres: NDArray[np.float64], context: Contexts) -> tuple[int, float]:
-    """Return the nearest centre, the first of equals, and its squared distance; inf if none."""
+@borrowing
+def _type_of(
+    centres: Floats, counts: Floats, used: int, context: Contexts, new: bool
+) -> tuple[int, int]:
+    """Return the nearest centre, the first of equals, and how many are used now.
+
+    A context that differs from all centres so far becomes one of its own while there is room.
+    """
     nearest, least = 0, np.inf
-    for row in range(len(centres)):
+    for row in range(used):
         distance = 0.0
         for k in range(len(context)):
             distance += (centres[row, k] - context[k]) ** 2
         if distance < least:
             nearest, least = row, distance
-    return nearest, least
+    if used < len(centres) and least > 0.0:
+        nearest, new, used = used, True, used + 1
+    if new:
+        counts[nearest] += 1.0
+        for k in range(len(context)):
+            centres[nearest, k] += (context[k] - centres[nearest, k]) / counts[nearest]
+    return nearest, used
 
 
 @agent("knn-guard", source="kNN: Li, arXiv 2505.12601; the guard: ours")
@@ -237,13 +250,12 @@ class KnnGuard(QueueAgent):
         count = self.problem.assortment_size
         if self.rng.random() < self.explore:
             return Pairing(0, self.rng.permutation(self.problem.num_llms)[:count].tolist())
-        untried = self._shown == 0
-        means = np.where(untried, np.inf, self._kept / np.maximum(self._shown, 1.0))
-        if not untried.any():
-            near, counts = self._near.look_up(observation["contexts"][0])
-            gains = guarded_gains(near, counts, int(means.argmax()), self.error)
-            means = np.where(gains > 0.0, 1.0 + gains, means)
-        return Pairing(0, top_llms(means, count))
+        if not self._shown.all():
+            return Pairing(0, largest_shares(self._kept, self._shown, count))
+        means = self._kept / self._shown
+        near, counts = self._near.look_up(observation["contexts"][0])
+        gains = guarded_gains(near, counts, int(means.argmax()), self.error)
+        return Pairing(0, top_llms(np.where(gains > 0.0, 1.0 + gains, means), count))
 
     def learn(self, served: Served) -> None:
         """Remember the answer."""

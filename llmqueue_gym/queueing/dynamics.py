@@ -278,3 +278,24 @@ def show(state: Arrays, seen: Arrays) -> None:
             wait[lane, place] = now - window[lane, JOINED, place] if place < visible else 0
         for i in range(size * dim):
             shown[lane, i] = contexts[lane, i]
+
+
+@borrowing
+def serve_best(
+    state: Arrays, first_row: Ints, best_rate: Floats, best_llms: Ints, actions: Ints
+) -> None:
+    """Write the myopic oracle's actions (B, 1 + K): the largest p*(x) in view, first of equals.
+
+    ``best_rate`` and ``best_llms`` have those of the table's rows, nobody's last.
+    """
+    counts, window, _, _ = state
+    queue_length, size = counts[QUEUE_LENGTH], window.shape[2]
+    for lane in range(first_row.size):
+        slot, best = 0, best_rate.size - 1
+        for place in range(min(queue_length[lane], size)):
+            row = first_row[lane] + window[lane, NUMBER, place]
+            if best_rate[row] > best_rate[best]:
+                slot, best = place, row
+        actions[lane, 0] = slot
+        for k in range(best_llms.shape[1]):
+            actions[lane, 1 + k] = best_llms[best, k]

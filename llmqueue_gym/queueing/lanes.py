@@ -29,6 +29,7 @@ from llmqueue_gym.queueing.dynamics import (
     State,
     Truth,
     run_slot,
+    serve_best,
     show,
 )
 from llmqueue_gym.queueing.feedback import Hearsay, Noise
@@ -340,7 +341,7 @@ class QueueDynamics:
             "age": times[1, lanes],
             "wait": times[2, lanes],
             "queue_length": counts[QUEUE_LENGTH, lanes, None].astype(np.float32),
-            "feedback": counts[FEEDBACK, lanes].copy(),
+            "feedback": counts[FEEDBACK].copy()[lanes],  # to copy a number takes longer
         }
 
     # ------------------------------------------------- the truth, for oracles
@@ -379,9 +380,10 @@ class QueueDynamics:
 
         Of the visible queries: no action reaches the backlog.
         """
-        queries = self.window_queries
-        slots = self.best_rate[queries].argmax(axis=1)
-        return slots, self.best_llms[queries[np.arange(self.num_lanes), slots]]
+        actions = np.empty((self.num_lanes, 1 + self.assortment_size), dtype=np.int64)
+        rates, llms = self.best_rate, self.best_llms
+        serve_best(tuple(self._state), self._first_row, rates, llms, actions)
+        return actions[:, 0], actions[:, 1:]
 
 
 def _query_table(rows: int, context_dim: int, num_llms: int) -> Floats:

@@ -126,7 +126,10 @@ class Recorder:
             )
         if query is not None:
             if self._cost is not None:
-                self._usd += float(self._cost[query[2], list(self._shown)].sum())
+                paid = 0.0
+                for llm in self._shown:
+                    paid += self._cost.item(query[2], llm)
+                self._usd += paid
             self._window.pop(action.item(0))
             if self._backlog:
                 self._window.append(self._backlog.popleft())
