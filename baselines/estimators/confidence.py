@@ -106,12 +106,15 @@ def _solve(factor: Array, context: Array) -> Array:
 
 
 @summing
-def _multiply(factors: Array, contexts: Array, rows: Ints, products: Floats) -> None:
-    """Set the products x^T V_j^{-1} x' of the contexts in ``rows`` with all of them."""
+def _multiply(
+    factors: Array, contexts: Array, waiting: Bools, rows: Ints, products: Floats
+) -> None:
+    """Set the products x^T V_j^{-1} x' of the contexts in ``rows`` with those ``waiting``."""
+    others = np.flatnonzero(waiting)
     for j in range(len(factors)):
         for row in rows:
             solved = _solve(factors[j], contexts[row])
-            for q in range(len(contexts)):
+            for q in others:
                 product = factors.dtype.type(0.0)
                 for a in range(len(solved)):
                     product += solved[a] * contexts[q, a]
@@ -186,6 +189,26 @@ def _places(
                 count += 1
             places[q] = -1 - number
     return places, new[:count], own
+
+
+@summing
+def _admit(known: Array, sums: Floats, waiting: Bools, contexts: Array) -> tuple[Ints, Ints]:
+    """Give new contexts rows of those that wait no longer; return all rows, and the new."""
+    places, new, own = _places(known, sums, waiting, contexts)
+    waiting[:] = False
+    for place in places:
+        if place >= 0:
+            waiting[place] = True
+    rows, row = np.empty(len(new), np.int64), 0
+    for number in range(len(new)):
+        while waiting[row]:
+            row += 1
+        known[row], sums[row] = contexts[new[number]], own[new[number]]
+        waiting[row], rows[number] = True, row
+    for q in range(len(places)):
+        if places[q] < 0:
+            places[q] = rows[-1 - places[q]]
+    return places, rows
 
 
 @summing
@@ -422,25 +445,13 @@ class ConfidenceFactors:
 
     def _places(self, contexts: Array) -> tuple[Ints, Ints]:
         """Return the rows of what is kept of the waiting queries, and which is whose, (Q,)."""
-        places, new, sums = _places(self._contexts, self._sums, self._waiting, contexts)
-        if len(new):
-            rows = self._make_room(places, len(new))
-            self._contexts[rows] = contexts[new]
-            self._sums[rows] = sums[new]
-            _multiply(self.factors, self._contexts, rows, self._products)
-            places = np.where(places < 0, rows[-1 - places.clip(max=-1)], places)
-        return _distinct(places, len(self._contexts))
-
-    def _make_room(self, places: Ints, count: int) -> Ints:
-        """Return ``count`` rows for new queries: of those that wait no longer, or further ones."""
-        self._waiting[:] = False
-        self._waiting[places[places >= 0]] = True
-        missing = count - int(np.count_nonzero(~self._waiting))
+        missing = len(contexts) - len(self._waiting)
         if missing > 0:
             self._contexts = np.pad(self._contexts, ((0, missing), (0, 0)))
             self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
             self._sums = np.pad(self._sums, (0, missing))
             self._waiting = np.pad(self._waiting, (0, missing))
-        rows = np.flatnonzero(~self._waiting)[:count]
-        self._waiting[rows] = True
-        return rows
+        places, new = _admit(self._contexts, self._sums, self._waiting, contexts)
+        if len(new):
+            _multiply(self.factors, self._contexts, self._waiting, new, self._products)
+        return _distinct(places, len(self._contexts))
