@@ -208,7 +208,7 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> tuple[float
             for n in range(len(EXPONENTIAL) - 1, -1, -1):
                 power = power * shift + real(EXPONENTIAL[n])
             own[i] = max(least, min(most, own[i])) * power
-    return decrement, abs(1.0 - length) * math.sqrt(decrement)
+    return decrement, abs(1.0 - float(length)) * math.sqrt(decrement)
 
 
 @summing
