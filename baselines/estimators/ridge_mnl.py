@@ -176,8 +176,9 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> tuple[float
         decrement += gradient[k] * direction[k]
         straight += direction[k] * direction[k]
     if decrement <= tolerance:  # also where rounding has cost the inverse its definiteness
-        for row in range(rows):
-            facts[blocks[llm, row], 2, :] = probability[row]
+        if dim > CHEAP_DIM:
+            for row in range(rows):
+                facts[blocks[llm, row], 2, :] = probability[row]
         return decrement, math.sqrt(max(0.0, decrement))
     curvature, steepest = ridge * straight, 1e-30
     for row in range(rows):
@@ -201,8 +202,9 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> tuple[float
     for row in range(rows):
         block, change = blocks[llm, row], slope[row]
         own, weight, share = odds[block], facts[block, 1], facts[block, 2]
-        for i in range(BLOCK):
-            share[i] = probability[row, i] - length * weight[i] * change[i]
+        if dim > CHEAP_DIM:
+            for i in range(BLOCK):
+                share[i] = probability[row, i] - length * weight[i] * change[i]
         for i in range(BLOCK):
             shift, power = -length * change[i], zero
             for n in range(len(EXPONENTIAL) - 1, -1, -1):
@@ -214,11 +216,10 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> tuple[float
 @summing
 def _refit(state: State, shown: Ints, ridge: float, tolerance: float) -> int:
     """Step each LLM shown in turn until none moves; return one whose inverse is spoilt, else -1."""
-    still, close = 0, np.full(len(shown), np.inf)
+    still, close, costly = 0, np.full(len(shown), np.inf), state[0].shape[1] > CHEAP_DIM
     for turn in range(MAX_SWEEPS * len(shown)):
         place = turn % len(shown)
         llm, decrement = shown[place], 0.0
-        costly = state[0].shape[1] > CHEAP_DIM
         if not costly or not _still(state, llm, close[place], tolerance):
             decrement, close[place] = _step(state, llm, ridge, tolerance)
         if decrement < 0.0:
