@@ -79,19 +79,62 @@ def _observe(factors: Array, shown: Ints, context: Array) -> Array:
 
 
 @summing
-def _solve(factors: Array, contexts: Array) -> Array:
-    """Return V_j^{-1} x, shape (N, Q, d): each half factor is read once from memory."""
-    num_llms, dim, _ = factors.shape
-    solved = np.zeros((num_llms, len(contexts), dim), factors.dtype)
-    for j in range(num_llms):
-        for q in range(len(contexts)):
-            for k in range(dim):
-                along = factors.dtype.type(0.0)
-                for a in range(k + 1):
-                    along += factors[j, k, a] * contexts[q, a]
-                for a in range(k + 1):
-                    solved[j, q, a] += along * factors[j, k, a]
+def _solve(factor: Array, context: Array) -> Array:
+    """Return V^{-1} x = B^T (B x), shape (d,): the half factor is read once, four rows at a time.
+
+    Above its diagonal the factor is zero.
+    """
+    dim, zero = len(context), factor.dtype.type(0.0)
+    solved = np.zeros(dim, factor.dtype)
+    for k in range(dim % 4):
+        along = zero
+        for a in range(k + 1):
+            along += factor[k, a] * context[a]
+        for a in range(k + 1):
+            solved[a] += along * factor[k, a]
+    for k in range(dim % 4, dim, 4):
+        one, two, three, four = factor[k], factor[k + 1], factor[k + 2], factor[k + 3]
+        first, second, third, fourth = zero, zero, zero, zero
+        for a in range(k + 4):
+            first += one[a] * context[a]
+            second += two[a] * context[a]
+            third += three[a] * context[a]
+            fourth += four[a] * context[a]
+        for a in range(k + 4):
+            solved[a] += first * one[a] + second * two[a] + third * three[a] + fourth * four[a]
     return solved
+
+
+@summing
+def _multiply(
+    factors: Array, contexts: Array, waiting: Bools, rows: Ints, products: Floats
+) -> None:
+    """Set the products x^T V_j^{-1} x' of the contexts in ``rows`` with those ``waiting``."""
+    others = np.flatnonzero(waiting)
+    for j in range(len(factors)):
+        for row in rows:
+            solved = _solve(factors[j], contexts[row])
+            for q in others:
+                product = factors.dtype.type(0.0)
+                for a in range(len(solved)):
+                    product += solved[a] * contexts[q, a]
+                products[j, row, q] = products[j, q, row] = product
+
+
+@summing
+def _follow(products: Floats, contexts: Array, waiting: Bools, shown: Ints, lost: Array) -> None:
+    """Keep the products of ``waiting`` contexts current after V_j^{-1} has lost p p^T."""
+    along, rows = np.empty(len(contexts)), np.flatnonzero(waiting)
+    for place in range(len(shown)):
+        for q in rows:
+            total = contexts.dtype.type(0.0)
+            for a in range(contexts.shape[1]):
+                total += contexts[q, a] * lost[place, a]
+            along[q] = total
+        own = products[shown[place]]
+        for q in rows:
+            for r in rows:
+                own[q, r] -= along[q] * along[r]
 
 
 @summing
@@ -146,6 +189,26 @@ def _places(
                 count += 1
             places[q] = -1 - number
     return places, new[:count], own
+
+
+@summing
+def _admit(known: Array, sums: Floats, waiting: Bools, contexts: Array) -> tuple[Ints, Ints]:
+    """Give new contexts rows of those that wait no longer; return all rows, and the new."""
+    places, new, own = _places(known, sums, waiting, contexts)
+    waiting[:] = False
+    for place in places:
+        if place >= 0:
+            waiting[place] = True
+    rows, row = np.empty(len(new), np.int64), 0
+    for number in range(len(new)):
+        while waiting[row]:
+            row += 1
+        known[row], sums[row] = contexts[new[number]], own[new[number]]
+        waiting[row], rows[number] = True, row
+    for q in range(len(places)):
+        if places[q] < 0:
+            places[q] = rows[-1 - places[q]]
+    return places, rows
 
 
 @summing
@@ -260,23 +323,24 @@ def _correlated_noise(
     for j in range(num_llms):
         for row in rows:
             most = max(most, products[j, row, row])
-    root = np.empty((size, size))
+    root, scale, normals = np.empty((size, size)), np.empty(size), np.empty((samples, size))
     for j in range(num_llms):
+        normals[:] = draws[j].T
         for q in range(size):
             for r in range(q + 1):
                 entry = products[j, rows[q], rows[r]]
-                if r == q:
-                    entry += jitter * most + jitter**2
                 for i in range(r):
                     entry -= root[q, i] * root[r, i]
-                if r == q and not entry > 0.0:
-                    return largest, False
-                root[q, r] = math.sqrt(entry) if r == q else entry / root[r, r]
+                root[q, r] = entry * scale[r] if r < q else entry + jitter * most + jitter**2
+            if not root[q, q] > 0.0:
+                return largest, False
+            root[q, q] = math.sqrt(root[q, q])
+            scale[q] = 1.0 / root[q, q]
             largest[j, q] = -np.inf
             for m in range(samples):
                 noise = 0.0
                 for i in range(q + 1):
-                    noise += root[q, i] * draws[j, i, m]
+                    noise += root[q, i] * normals[m, i]
                 largest[j, q] = max(largest[j, q], noise)
     return largest, True
 
@@ -339,13 +403,11 @@ class ConfidenceFactors:
 
         ``lost`` holds p of each LLM j shown, shape (K, d).
         """
+        llms = np.array(shown, np.int64)
         if len(self._known):
-            _lose(self._known, self._norms, np.array(shown, np.int64), lost)
-        if not len(self._waiting):
-            return
-        for llm, p in zip(shown, lost, strict=True):
-            along = (self._contexts @ p).astype(np.float64)
-            self._products[llm] -= np.multiply.outer(along, along)
+            _lose(self._known, self._norms, llms, lost)
+        if len(self._waiting):
+            _follow(self._products, self._contexts, self._waiting, llms, lost)
 
     def norms(self, contexts: Array) -> Floats:
         """Return ||x||_{V_j^{-1}}, shape (Q, N), for contexts of shape (Q, d)."""
@@ -383,29 +445,13 @@ class ConfidenceFactors:
 
     def _places(self, contexts: Array) -> tuple[Ints, Ints]:
         """Return the rows of what is kept of the waiting queries, and which is whose, (Q,)."""
-        places, new, sums = _places(self._contexts, self._sums, self._waiting, contexts)
-        if len(new):
-            rows = self._make_room(places, len(new))
-            self._contexts[rows] = fresh = contexts[new]
-            self._sums[rows] = sums[new]
-            solved = _solve(self.factors, fresh)
-            products = solved.reshape(-1, solved.shape[2]) @ self._contexts.T
-            products = products.reshape(*solved.shape[:2], -1)  # (N, new, R)
-            self._products[:, rows] = products
-            self._products[:, :, rows] = products.transpose(0, 2, 1)
-            places = np.where(places < 0, rows[-1 - places.clip(max=-1)], places)
-        return _distinct(places, len(self._contexts))
-
-    def _make_room(self, places: Ints, count: int) -> Ints:
-        """Return ``count`` rows for new queries: of those that wait no longer, or further ones."""
-        self._waiting[:] = False
-        self._waiting[places[places >= 0]] = True
-        missing = count - int(np.count_nonzero(~self._waiting))
+        missing = len(contexts) - len(self._waiting)
         if missing > 0:
             self._contexts = np.pad(self._contexts, ((0, missing), (0, 0)))
             self._products = np.pad(self._products, ((0, 0), (0, missing), (0, missing)))
             self._sums = np.pad(self._sums, (0, missing))
             self._waiting = np.pad(self._waiting, (0, missing))
-        rows = np.flatnonzero(~self._waiting)[:count]
-        self._waiting[rows] = True
-        return rows
+        places, new = _admit(self._contexts, self._sums, self._waiting, contexts)
+        if len(new):
+            _multiply(self.factors, self._contexts, self._waiting, new, self._products)
+        return _distinct(places, len(self._contexts))

@@ -34,6 +34,9 @@ LEAST_ODDS, MOST_ODDS = math.exp(-MAX_UTILITY), math.exp(MAX_UTILITY)
 MAX_SWEEPS = 20
 """Sweeps over the shown LLMs in one refit; what is left is taken up when they next appear."""
 
+CHEAP_DIM = 64
+"""Up to this many dimensions a gradient costs no more than to tell that it must be small."""
+
 FIRST_RECOMPUTATION = 32
 """Choices of an LLM after which its inverse Hessian is first recomputed from scratch."""
 
@@ -43,10 +46,12 @@ EXPONENTIAL = np.array([1.0 / math.factorial(n) for n in range(24)])
 
 # The state: theta (N, d), the lower triangles of its inverse Hessians (N, d, d), and all answers
 # shown, in blocks of one LLM each. Answer i of LLM j, of `sizes[j]`, is column i % BLOCK of block
-# `blocks[j, i // BLOCK]`: there stand the context (d, BLOCK), the odds e^{x . theta_j}, whether it
-# was kept (BLOCK), and in `beside` (K - 1, BLOCK) where the answers shown with it stand (block *
-# BLOCK + column). Block 0 is nobody's: its odds, 0, stand beside answers shown with fewer others.
-# `used[0]` blocks are in use. An inverse Hessian is computed anew at `recompute_at[j]` answers.
+# `blocks[j, i // BLOCK]`: there stand the context (d, BLOCK), the odds e^{x . theta_j}, in `facts`
+# (3, BLOCK) whether it was kept, its weight w in the inverse Hessian and the probability expected
+# of it, and in `beside` (K - 1, BLOCK) where the answers shown with it stand (block * BLOCK +
+# column). Block 0 is nobody's: its odds, 0, stand beside answers shown with fewer others. `used[0]`
+# blocks are in use. An inverse Hessian, of ridge I + sum of w x x^T, is computed anew at
+# `recompute_at[j]` answers.
 
 
 @summing
@@ -65,7 +70,7 @@ def _times(inverse: Array, vector: Array) -> Array:
 @summing
 def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
     """Note a choice, and add its answers to the inverse Hessians of the LLMs shown, O(K d^2)."""
-    theta, inverse, contexts, odds, kept, beside, blocks, sizes, used, _ = state
+    theta, inverse, contexts, odds, facts, beside, blocks, sizes, used, _ = state
     dim = len(context)
     places, real = np.empty(len(shown), np.int64), theta.dtype.type
     total = 1.0
@@ -81,7 +86,7 @@ def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
             contexts[block, k, column] = context[k]
             utility += context[k] * theta[llm, k]
         odds[block, column] = math.exp(max(-MAX_UTILITY, min(MAX_UTILITY, utility)))
-        kept[block, column] = 1.0 if llm == choice else 0.0
+        facts[block, 0, column] = 1.0 if llm == choice else 0.0
         total += odds[block, column]
         places[number] = block * BLOCK + column
         sizes[llm] += 1
@@ -95,6 +100,7 @@ def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
             square += context[k] * direction[k]
         probability = odds[block, column] / total
         curvature = probability * (1.0 - probability)
+        facts[block, 1, column] = curvature
         scale = real(curvature / (1.0 + curvature * square))
         for a in range(dim):
             along = scale * direction[a]
@@ -103,9 +109,41 @@ def _insert(state: State, context: Array, shown: Ints, choice: int) -> None:
 
 
 @summing
-def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
-    """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it."""
-    theta, inverse, contexts, odds, kept, beside, blocks, sizes, _, _ = state
+def _still(state: State, llm: int, close: float, tolerance: float) -> bool:
+    """Tell whether the squared Newton decrement is at most ``tolerance`` for sure; read no context.
+
+    Its root is at most ``close`` if the probabilities are those expected. Where they differ by e,
+    the gradient has sum of e x more, of which the decrement is at most the sum of e^2 / w: w x x^T
+    is a part of the Hessian.
+    """
+    _, _, _, odds, facts, beside, blocks, sizes, _, _ = state
+    lane, everyone, away = np.empty(BLOCK, odds.dtype), odds.ravel(), 0.0
+    least = odds.dtype.type(LEAST_ODDS)  # where there is no answer yet, e and w are 0
+    if close**2 > tolerance:
+        return False
+    for row in range((sizes[llm] + BLOCK - 1) // BLOCK):
+        block = blocks[llm, row]
+        own, others, weight, share = odds[block], beside[block], facts[block, 1], facts[block, 2]
+        total = odds.dtype.type(0.0)
+        for i in range(BLOCK):
+            lane[i] = odds.dtype.type(1.0) + own[i]
+        for other in range(len(others)):
+            for i in range(BLOCK):
+                lane[i] += everyone[others[other, i]]
+        for i in range(BLOCK):
+            error = own[i] / lane[i] - share[i]
+            total += error * error / max(least, weight[i])
+        away += float(total)
+    return bool((close + math.sqrt(away)) ** 2 <= tolerance)
+
+
+@summing
+def _step(state: State, llm: int, ridge: float, tolerance: float) -> tuple[float, float]:
+    """Take a quasi-Newton step of theta_j; return the squared Newton decrement before it.
+
+    And the root of the decrement after it, if probabilities change as the inverse Hessian has it.
+    """
+    theta, inverse, contexts, odds, facts, beside, blocks, sizes, _, _ = state
     dim, rows = theta.shape[1], (sizes[llm] + BLOCK - 1) // BLOCK
     real = theta.dtype.type  # single precision: twice as many numbers at a time
     one, zero = real(1.0), real(0.0)
@@ -115,7 +153,7 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
     everyone = odds.ravel()
     for row in range(rows):  # what a block has no answer for yet has x = 0, and adds nothing
         block = blocks[llm, row]
-        x, own, outcome, others = contexts[block], odds[block], kept[block], beside[block]
+        x, own, outcome, others = contexts[block], odds[block], facts[block, 0], beside[block]
         share = probability[row]
         for i in range(BLOCK):
             lane[i] = one + own[i]
@@ -138,7 +176,10 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
         decrement += gradient[k] * direction[k]
         straight += direction[k] * direction[k]
     if decrement <= tolerance:  # also where rounding has cost the inverse its definiteness
-        return decrement
+        if dim > CHEAP_DIM:
+            for row in range(rows):
+                facts[blocks[llm, row], 2, :] = probability[row]
+        return decrement, math.sqrt(max(0.0, decrement))
     curvature, steepest = ridge * straight, 1e-30
     for row in range(rows):
         x, share, change = contexts[blocks[llm, row]], probability[row], slope[row]
@@ -159,22 +200,28 @@ def _step(state: State, llm: int, ridge: float, tolerance: float) -> float:
         theta[llm, k] -= length * direction[k]
     least, most = real(LEAST_ODDS), real(MOST_ODDS)
     for row in range(rows):
-        own, change = odds[blocks[llm, row]], slope[row]
+        block, change = blocks[llm, row], slope[row]
+        own, weight, share = odds[block], facts[block, 1], facts[block, 2]
+        if dim > CHEAP_DIM:
+            for i in range(BLOCK):
+                share[i] = probability[row, i] - length * weight[i] * change[i]
         for i in range(BLOCK):
             shift, power = -length * change[i], zero
             for n in range(len(EXPONENTIAL) - 1, -1, -1):
                 power = power * shift + real(EXPONENTIAL[n])
             own[i] = max(least, min(most, own[i])) * power
-    return decrement
+    return decrement, abs(1.0 - float(length)) * math.sqrt(decrement)
 
 
 @summing
 def _refit(state: State, shown: Ints, ridge: float, tolerance: float) -> int:
     """Step each LLM shown in turn until none moves; return one whose inverse is spoilt, else -1."""
-    still = 0
+    still, close, costly = 0, np.full(len(shown), np.inf), state[0].shape[1] > CHEAP_DIM
     for turn in range(MAX_SWEEPS * len(shown)):
-        llm = shown[turn % len(shown)]
-        decrement = _step(state, llm, ridge, tolerance)
+        place = turn % len(shown)
+        llm, decrement = shown[place], 0.0
+        if not costly or not _still(state, llm, close[place], tolerance):
+            decrement, close[place] = _step(state, llm, ridge, tolerance)
         if decrement < 0.0:
             return int(llm)
         still = still + 1 if decrement <= tolerance else 0
@@ -255,7 +302,7 @@ class RidgeMNL:
         self._inverse: Array = inverse.astype(dtype)
         self._contexts: Array = np.zeros((8, dim, BLOCK), dtype)
         self._odds: Array = np.zeros((8, BLOCK), dtype)
-        self._kept: Array = np.zeros((8, BLOCK), dtype)
+        self._facts: Array = np.zeros((8, 3, BLOCK), dtype)
         self._beside = np.zeros((8, assortment_size - 1, BLOCK), np.uint32)
         self._blocks = np.zeros((num_llms, 8), np.int64)
         self._sizes = np.zeros(num_llms, np.int64)  # n_j
@@ -281,13 +328,13 @@ class RidgeMNL:
     def _state(self) -> State:
         """The arrays of the kernels, in their order."""
         return (
-            *(self.theta, self._inverse, self._contexts, self._odds, self._kept, self._beside),
+            *(self.theta, self._inverse, self._contexts, self._odds, self._facts, self._beside),
             *(self._blocks, self._sizes, self._used, self._recompute_at),
         )
 
     def _make_room(self) -> None:
         """Double the room for answers."""
-        for name in ("contexts", "odds", "kept", "beside", "blocks"):
+        for name in ("contexts", "odds", "facts", "beside", "blocks"):
             old, axis = getattr(self, f"_{name}"), int(name == "blocks")
             setattr(self, f"_{name}", np.concatenate([old, np.zeros_like(old)], axis=axis))
 
@@ -303,7 +350,7 @@ class RidgeMNL:
             decrements = []
             for llm in range(len(self.theta)):
                 self._recompute(llm)
-                decrements.append(_step(self._state, llm, self.ridge, tolerance))
+                decrements.append(_step(self._state, llm, self.ridge, tolerance)[0])
             if max(decrements) <= tolerance:
                 return
         raise RuntimeError(f"solve: squared Newton decrement {max(decrements):.1e} > {tolerance}")
@@ -318,17 +365,31 @@ class RidgeMNL:
         others = self._odds.ravel()[self._beside[blocks, :, columns]]
         probability = odds / (1.0 + odds + others.sum(axis=1))
         weight = probability * (1.0 - probability)
+        self._facts[blocks, 1, columns] = weight
         self._inverse[llm] = inverse_hessian(contexts, weight, self.ridge)
         self._recompute_at[llm] = max(2 * len(rows), FIRST_RECOMPUTATION)
 
 
 def inverse_hessian(contexts: Array, weight: Array, ridge: float) -> NDArray[np.float64]:
-    """Return the inverse of ridge I + sum of w x x^T over contexts (n, d) of weights w (n,)."""
+    """Return the inverse of ridge I + sum of w x x^T over contexts (n, d) of weights w (n,).
+
+    With the rows Z = sqrt(w) x it is also (I - Z^T (ridge I + Z Z^T)^{-1} Z) / ridge, which takes
+    less of few rows.
+    """
     # In double precision: large collinear contexts lose the ridge in single precision.
     rows = contexts.astype(np.float64)
-    hessian = (rows * weight[:, None].astype(np.float64)).T @ rows
-    hessian.flat[:: len(hessian) + 1] += ridge
-    factor, failed = dpotrf(hessian, overwrite_a=1)
+    if 0 < 2 * len(rows) < rows.shape[1]:
+        rows *= np.sqrt(weight.astype(np.float64))[:, None]
+        inverse = rows.T @ (_inverse(rows @ rows.T, ridge) @ rows) / -ridge
+        inverse.flat[:: len(inverse) + 1] += 1.0 / ridge
+        return np.asarray(inverse)
+    return _inverse((rows * weight[:, None].astype(np.float64)).T @ rows, ridge)
+
+
+def _inverse(matrix: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """Return the inverse of ridge I + ``matrix``, which is overwritten."""
+    matrix.flat[:: len(matrix) + 1] += ridge
+    factor, failed = dpotrf(matrix, overwrite_a=1)
     if failed:
         raise np.linalg.LinAlgError("an LLM's Hessian is not positive definite")
     upper, _ = dpotri(factor, overwrite_c=1)  # the upper triangle of the inverse

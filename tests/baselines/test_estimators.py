@@ -19,6 +19,7 @@ from baselines.estimators import (
     RidgeRegression,
 )
 from baselines.estimators.mirror_descent import choice_probabilities
+from baselines.estimators.ridge_mnl import CHEAP_DIM, _step, inverse_hessian
 
 Choice = tuple[NDArray[np.float32], list[int], int]
 
@@ -129,6 +130,28 @@ def test_tolerance_bounds_the_newton_decrement_of_the_active_set() -> None:
             gradient[llm] += (probability - (llm == kept)) * context.astype(np.float64)
     gradient += estimator.theta
     assert np.abs(gradient[shown]).max() < 1e-4
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_a_refit_that_reads_no_more_contexts_is_done(scale: float) -> None:
+    dim = CHEAP_DIM + 10
+    choices, _ = draw_choices(150, 4, dim, 2, seed=9, scale=scale)
+    estimator = RidgeMNL(4, dim, 2)
+    for context, shown, kept in choices:
+        estimator.update(context, shown, kept)
+        for llm in shown:
+            decrement, root = _step(estimator._state, llm, 1.0, np.inf)
+            assert 0.0 <= decrement <= estimator.tolerance
+            assert root == pytest.approx(decrement**0.5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 50])
+def test_inverse_hessian_of_few_and_of_many_rows(count: int) -> None:
+    rng = np.random.default_rng(count)
+    contexts, weight = rng.normal(size=(count, 20)), rng.uniform(0.0, 0.25, count)
+    hessian = 0.3 * np.eye(20) + (contexts.T * weight) @ contexts
+    inverse = inverse_hessian(contexts, weight, 0.3)
+    np.testing.assert_allclose(inverse @ hessian, np.eye(20), atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
