@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from baselines.interface import AgentSpec, DeployProblem, QueueProblem, ServeProblem
-from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import file_sha256
 
@@ -173,7 +173,10 @@ def class_training(cls: type) -> dict[str, Any] | None:
     if getattr(cls, "protocol", None) != "pretrained":
         raise UsageError(f"{place}: only agents with protocol = 'pretrained' are trained before")
     for name in ("steps", "seconds"):
-        checks.number(f"{place}: {name}", declared[name], "(0, inf)")
+        value = declared[name]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise UsageError(f"{place}: {name}={value!r} must be a positive number")
     facts = {name: declared[name] for name in ("steps", "seconds")}
     if (file := declared.get("file")) is not None:
         if not isinstance(file, str):

@@ -265,7 +265,10 @@ def toml_value(value: Any) -> str:
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(map(toml_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)  # the rest TOML writes as JSON does
+    if isinstance(value, float):
+        return float.__repr__(value)  # inf and nan as well
+    text = json.dumps(value, ensure_ascii=False)  # the rest TOML writes as JSON does, but for DEL
+    return text.replace("\x7f", "\\u007f")
 
 
 # --- checks of one key each -----------------------------------------------------------------------

@@ -21,6 +21,7 @@ from benchmarks.submissions.entry import (
     read_submission,
     slug,
     submission_text,
+    toml_value,
     write_submission,
 )
 from benchmarks.submissions.folder import Entry, read_folder
@@ -241,3 +242,15 @@ def test_a_changed_byte_of_a_signed_submission_is_noticed(tmp_path):
         new_key(tmp_path / "my key")
     with pytest.raises(UsageError, match="is no key"):
         sign(path, b"")
+
+
+_PLAIN = st.recursive(
+    st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(), part, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(_PLAIN)
+def test_a_plain_value_comes_back_from_toml(value):
+    assert tomllib.loads(f"value = {toml_value(value)}")["value"] == value
