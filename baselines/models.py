@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from baselines.interface import AgentSpec, DeployProblem, QueueProblem, ServeProblem
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.pool import file_sha256
 
@@ -172,12 +174,10 @@ def class_training(cls: type) -> dict[str, Any] | None:
         )
     if getattr(cls, "protocol", None) != "pretrained":
         raise UsageError(f"{place}: only agents with protocol = 'pretrained' are trained before")
+    facts: dict[str, Any] = {}
     for name in ("steps", "seconds"):
-        value = declared[name]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise UsageError(f"{place}: {name}={value!r} must be a positive number")
-    facts = {name: declared[name] for name in ("steps", "seconds")}
+        checks.number(f"{place}: {name}", declared[name], "(0, inf)")
+        facts[name] = np.asarray(declared[name]).item()  # plain: it becomes a part of a cell's key
     if (file := declared.get("file")) is not None:
         if not isinstance(file, str):
             raise UsageError(f"{place}: file={file!r} must be a path from the folder of its module")

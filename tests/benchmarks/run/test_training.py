@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
+import numpy as np
 import pytest
 
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("sb3_contrib")
 
-from baselines.models import read_card
+from baselines.models import class_training, read_card
 from baselines.registry import agent_spec, registered_agents
 from benchmarks.commands import INTERRUPTED
 from benchmarks.plan.cells import make_plan
@@ -364,6 +365,13 @@ def test_a_class_declares_what_its_training_cost(here, monkeypatch):
     assert second.key != first.key  # other weights, other cells
     with pytest.raises(SuiteError, match="its model file here is not that of the plan"):
         run_cell(first.spec, first.kwargs)
+
+
+def test_numbers_of_numpy_declare_the_same_as_plain_ones():
+    plain = type("Mine", (), {"protocol": "pretrained", "training": {"steps": 500, "seconds": 4.5}})
+    counted = {"steps": np.int64(500), "seconds": np.float64(4.5)}
+    numpy = type("Mine", (), {"protocol": "pretrained", "training": counted})
+    assert json.dumps(class_training(numpy)) == json.dumps(class_training(plain))
 
 
 def test_a_declared_training_stands_in_the_table(here, monkeypatch, bench):
