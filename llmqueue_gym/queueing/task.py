@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.queueing.choice import best_assortment
 from llmqueue_gym.queueing.dynamics import FIRST_LLM, NUM_STREAMS
 from llmqueue_gym.queueing.feedback import read_feedback
 from llmqueue_gym.queueing.lanes import MAX_SLOTS, Population, QueueDynamics
@@ -108,9 +109,7 @@ class Task:
             least = (self.arrival_rate or 0.0) + self.slack
 
             def accept(utilities: NDArray[np.float64]) -> NDArray[np.bool_]:
-                # sum_S o >= p / (1 - p) is p(x, S) >= p for the K largest odds.
-                top = np.partition(np.exp(utilities), -size, axis=1)[:, -size:].sum(axis=1)
-                return np.asarray(top >= least / (1.0 - least))
+                return np.asarray(best_assortment(np.exp(utilities), size)[1] >= least)
 
             drawn = self.workload.draw(rng, accept)
         else:

@@ -233,7 +233,7 @@ class Synthetic:
             contexts = sample(batch)
             utilities = contexts @ theta.T + intercept + self._persisting(rng, batch)
             keep = accept(utilities)
-            parts.append((contexts[keep], utilities[keep]))
+            parts.append((contexts.compress(keep, axis=0), utilities.compress(keep, axis=0)))
             kept += len(parts[-1][0])
             seen += batch
             if seen >= 20 * batch and kept < _MIN_ACCEPTED * seen:
