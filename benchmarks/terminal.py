@@ -40,11 +40,17 @@ def make_console(stderr: bool = False) -> "Console":
 
 def say(text: str, console: "Console | None" = None, stderr: bool = False) -> None:
     """Print lines as they are, but for control characters; above a progress bar, if one runs."""
-    lines = "\n".join(map(printable, text.split("\n")))
+    lines = "\n".join(map(_as_it_is, text.split("\n")))
     if console is None:
         print(lines, file=sys.stderr if stderr else sys.stdout, flush=True)
     else:
         console.print(lines, markup=False, highlight=False, soft_wrap=True)
+
+
+def _as_it_is(line: str) -> str:
+    """Return a line with its spaces, without control characters."""
+    plain = (" " if letter.isspace() else letter for letter in line)
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in plain).rstrip()
 
 
 def show_table(table: "Table", names: Sequence[str] = (), console: "Console | None" = None) -> None:

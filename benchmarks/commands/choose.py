@@ -59,6 +59,9 @@ PACED = ("price-aware-paced", "StageRoute-paced", "TS", "ParetoBandit")
 LOAD, MOST_LOAD = 0.8, 0.95
 """The load where the log tells none, and the largest that is taken from one."""
 
+DRAWS = 5
+"""Decisions of a policy a request, or runs of one that paces itself."""
+
 _WORTH = 100
 """How many times as many requests are worth naming."""
 
@@ -81,6 +84,8 @@ class Asked:
 
 def choose_from_log(asked: Asked, as_json: bool = False) -> int:
     """Judge policies on a log, play them under load, write the page; return the exit code."""
+    if asked.out.exists() and not asked.out.is_dir():
+        raise UsageError(f"out={str(asked.out)!r} is no folder; name one with --out")
     for name in asked.agents:
         agent_kind(name)  # before a long log is read
     if asked.load is not None:
@@ -113,7 +118,8 @@ def _answered(asked: Asked, log: Log, document: dict[str, Any]) -> int:
     candidates = _judged(data, asked)
     document["candidates"] = [_candidate_json(data, one, budget) for one in candidates]
     named = [one.agent for one in candidates if one.label == one.agent]
-    words = [word for name in named for word in ("--agent", name)] + ["--each-llm"]
+    words = [word for name in named for word in ("--agent", name)]
+    words += ["--each-llm", "--draws", str(DRAWS)]
     words += [] if budget is None else ["--budget", f"{budget:g}"]
     document["commands"].append(reading.command("logs evaluate", *words))
     choose(data, candidates, budget)  # nothing is played where nothing can be recommended
@@ -148,7 +154,12 @@ def _written(document: dict[str, Any], out: Path, as_json: bool) -> None:
         console.print(Markdown(text))
     else:
         say(text)
-    say(f"wrote {out / 'choice.html'}, {out / 'choice.md'}")
+    policy = out / "policy.llmq"
+    said = [str(out / "choice.html"), str(out / "choice.md")]
+    ours = document.get("runs") is not None
+    say(f"wrote {', '.join([*said, *([str(policy)] if ours else [])])}")
+    if policy.exists() and not ours:  # a gateway may start from it: it is not ours to delete
+        say(f"{policy} is of an earlier log")
 
 
 # --- step 1 and 2: on the log ---------------------------------------------------------------------
@@ -178,7 +189,7 @@ def _judged(data: Prepared, asked: Asked) -> list[Candidate]:
         step = partial(progress.advance, bar)
         for label, name, settings in entries:
             if agent_kind(name) == "deployment":
-                row = evaluate(data, name, settings, draws=5, advance=step, budget=budget)
+                row = evaluate(data, name, settings, draws=DRAWS, advance=step, budget=budget)
                 found.append(Candidate(label, name, settings, row, paced=True))
                 continue
             agent, learned = train(data, name, settings, advance=step)
@@ -191,7 +202,7 @@ def _judged(data: Prepared, asked: Asked) -> list[Candidate]:
             except UsageError as error:  # an agent from elsewhere
                 say(f"{label} is not played under load: {error}", stderr=True)
                 file = None
-            row = judge_policy(data, frozen_choices(data, agent, 5, step), label, learned)
+            row = judge_policy(data, frozen_choices(data, agent, DRAWS, step), label, learned)
             one = Candidate(label, name, settings, row, file=file)
             found.append(one)
             if budget is not None and row.usd is not None and row.usd.value > budget:

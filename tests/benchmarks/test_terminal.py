@@ -67,6 +67,11 @@ def test_no_control_character_is_printed(text):
     assert printable("plain µ text") == "plain µ text"
 
 
+def test_a_line_keeps_its_spaces(capsys):
+    say("def f():\n    return 1  # one\n\tb\x1b[31m")
+    assert capsys.readouterr().out == "def f():\n    return 1  # one\n b\ufffd[31m\n"
+
+
 def test_names_of_others_are_no_markup_and_no_terminal_codes(capsys):
     say(f"failed: {NASTY}")
     say(f"failed: {NASTY}", make_console(stderr=True))

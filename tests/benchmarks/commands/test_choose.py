@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -361,10 +362,19 @@ def test_the_command_recommends_plays_and_writes_what_it_names(
     for line in found["commands"]:
         assert str(path) in line
     assert f"--prices '{prices}' --contexts tfidf-svd" in found["commands"][1]
+    # The commands on the page give the figures of the page.
+    assert bench(*shlex.split(found["commands"][1])[1:], "--json") == 0
+    again = {one["agent"]: one for one in json.loads(capsys.readouterr().out)["agents"]}
+    for one in found["candidates"]:
+        if not one["agent"].endswith(", paced"):
+            assert again[one["agent"]]["gain"] == one["gain"], one["agent"]
     # The same command computes nothing anew, and says the same on the terminal.
     monkeypatch.setattr(command, "LocalEngine", Nowhere)
     assert bench(*asked) == 0
-    assert found["headline"] in capsys.readouterr().out.replace("\\", "")
+    printed = capsys.readouterr().out
+    assert found["headline"] in printed.replace("\\", "")
+    assert found["paste"] in printed  # its indentation too
+    assert str(out / "policy.llmq") in printed.splitlines()[-1]
 
 
 def test_the_command_refuses_a_short_log_and_says_how_many_requests_it_needs(
@@ -383,6 +393,16 @@ def test_the_command_refuses_a_short_log_and_says_how_many_requests_it_needs(
     assert "No recommendation" in page
     assert "<svg" not in page
     assert not (tmp_path / "out" / "results").exists()
+    # A policy that lies there was recommended for another log.
+    (tmp_path / "out" / "policy.llmq").write_bytes(b"of last week")
+    assert bench(*asked[:4], "--workers", "1") == 1
+    assert "policy.llmq is of an earlier log" in capsys.readouterr().out
+
+
+def test_a_file_in_place_of_the_folder_is_told_before_the_log_is_read(tmp_path, bench, capsys):
+    (tmp_path / "out").write_text("")
+    assert bench("choose", tmp_path / "none.csv", "--out", tmp_path / "out") == 2
+    assert "is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
