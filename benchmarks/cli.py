@@ -40,8 +40,25 @@ def main() -> None:
         )
         raise SystemExit(FAILED) from None
     except (UsageError, OSError, CorruptResultError) as error:  # any other is a fault of ours
-        say(f"llmqueue-bench: {error}", stderr=True)
+        say(f"llmqueue-bench: {_told(error)}", stderr=True)
         raise SystemExit(USAGE if _is_of_the_user(error) else FAILED) from None
+
+
+_MEANT = {
+    errno.EEXIST: "is a file, where a folder is meant; name another one",
+    errno.ENOTDIR: "lies in a file, where a folder is meant; name another one",
+    errno.EISDIR: "is a folder, where a file is meant; name a file",
+    errno.ENOENT: "there is no such file or folder",
+    errno.EACCES: "may not be read or written by you",
+}
+
+
+def _told(error: Exception) -> str:
+    """Return an error in words: which path, and what is meant to be there."""
+    if isinstance(error, OSError) and error.errno in _MEANT and error.filename is not None:
+        path = error.filename if error.filename2 is None else error.filename2
+        return f"{str(path)!r}: {_MEANT[error.errno]}"
+    return str(error)
 
 
 def _is_of_the_user(error: Exception) -> bool:

@@ -55,6 +55,8 @@ class Reading:
     def read(self) -> Log:
         """Return the log."""
         listed = None if self.prices is None else load_prices(self.prices)
+        if self.contexts is not None:
+            read_contexts(self.contexts)  # before a long log is read
         return read_log(str(self.path), self.columns, self.clip_scores, listed)
 
     def vectors(self, log: Log) -> NDArray[np.float32]:

@@ -31,6 +31,7 @@ from benchmarks.commands.options import (
 from benchmarks.plan.cells import Plan, make_plan
 from benchmarks.plan.held_out import read_held_out
 from benchmarks.plan.suite import REFERENCES, load_suite
+from benchmarks.plan.tuning import has_knob
 from benchmarks.run.store import CorruptResultError, Store
 from benchmarks.terminal import make_console, print_json, say
 from llmqueue_gym.errors import UsageError
@@ -156,6 +157,11 @@ def tune_command(
     ] = None,
 ) -> None:
     """Run a tuning suite; print agents at their default beside the best of the same budget."""
+    if not has_knob(agent for task in load_suite(suite).tasks for agent in task.agents):
+        raise UsageError(
+            f"suite={suite!r} has no agent with a knob: "
+            'agents = [{ name = "ACQB", tune = { alpha_coef = [0.01, 0.1] } }]'
+        )
     try:
         run_command(suite, seeds=seeds, workers=workers, results=results)
     except typer.Exit as ended:

@@ -185,7 +185,14 @@ def load_suite(name: str) -> Suite:
     if name in known:
         text, origin = known[name], name
     elif Path(name).is_file():
-        text, origin = Path(name).read_text(encoding="utf-8"), Path(name).stem
+        try:
+            text, origin = Path(name).read_text(encoding="utf-8"), Path(name).stem
+        except UnicodeDecodeError as error:
+            raise UsageError(f"suite {name!r} is not valid TOML: it is not UTF-8") from error
+    elif Path(name).is_dir():
+        raise UsageError(f"suite={name!r} is a folder; name the TOML file in it")
+    elif name.endswith(".toml"):
+        raise UsageError(f"suite={name!r}: there is no such file")
     else:
         raise UsageError(f"suite={name!r} is neither a file nor {near(name, known)}")
     try:
@@ -448,7 +455,7 @@ def is_ranked(label: str) -> bool:
 def near(name: str, known: Iterable[str]) -> str:
     """``one of a, b; did you mean a?`` for an unknown name."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"one of {', '.join(known)}{hint}"
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from llmqueue_gym.errors import UsageError
+
+if TYPE_CHECKING:
+    from benchmarks.plan.suite import AgentEntry
 
 TUNE = "tune"
 """Key of an agent: ``tune = { alpha_coef = [0.01, 0.1] }``."""
@@ -45,3 +49,10 @@ def with_knobs(items: list[Any], where: str) -> list[Any]:
             f"{where}: agents that are tuned get the same number of values, not {shown}"
         )
     return found
+
+
+def has_knob(agents: Iterable[AgentEntry]) -> bool:
+    """Whether one of the agents plays with several values of one setting."""
+    own = {entry.label: entry for entry in agents if len(entry.settings) == 1}
+    trials = Counter((entry.name, *entry.settings) for entry in own.values())
+    return any(count > 1 for count in trials.values())

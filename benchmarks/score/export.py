@@ -66,12 +66,14 @@ class ExportedRun:
     ------
     CorruptResultError
         If the file is truncated, was edited, is no export, or one of a newer schema.
+    OSError
+        If it cannot be read.
     """
 
     def __init__(self, path: Path, content: bytes | None = None, most: int = MOST_UNPACKED) -> None:
         self.root = Path(path)
+        packed = self.root.read_bytes() if content is None else content
         try:
-            packed = self.root.read_bytes() if content is None else content
             document = json.loads(_decompress(packed, most))
             _check_schema(path, document)
             intact = document["checksum"] == checksum(document["content"])

@@ -63,6 +63,8 @@ def find_file(path: object) -> Path:
     """
     try:
         found = Path(path).expanduser() if isinstance(path, str) else None
+        if found is not None and found.is_dir():
+            raise UsageError(f"path={path!r} is a folder; name a file in it")
         if found is None or not found.is_file():
             raise UsageError(f"path={path!r}: there is no such file")
     except (OSError, RuntimeError) as error:  # no home folder, a name that is too long

@@ -151,12 +151,27 @@ def test_an_interrupted_run_is_reported_as_such(here, bench, capsys):
         (["run", "tiny.toml", "--data", "x"], "NAME=PATH"),
         (["run", "tiny.toml", "--timeout", "-1"], "timeout"),
         (["run", "tiny.toml", "--seeds", "0"], "seeds"),
+        (["run", "tiny.toml", "--results", "tiny.toml"], "'tiny.toml': is a file, where a folder"),
+        (["run", "missing.toml"], "there is no such file"),
+        (["run", "folder"], "is a folder"),
+        (["run", "latin.toml"], "not UTF-8"),
+        (["run", "quick", "--task", "nosuch"], "tiny-pair-load0.59\n"),  # nothing is near it
+        (["tune", "tiny.toml"], "no agent with a knob"),
         (["report", "nothing-here"], "no results in nothing-here"),
+        (["report", "none.json.gz"], "no results in none.json.gz"),
+        (["board", "none.json.gz"], "'none.json.gz': there is no such file"),
+        (["export", "nothing-here", "folder"], "no results in nothing-here"),
+        (["logs", "show", "folder"], "is a folder"),
+        (["logs", "show", "log.csv", "--contexts", "none"], "'none' is not known"),
+        (["logs", "show", "log.csv", "--column", "llm=query"], "(--column kept=NAME)"),
         (["report"], "llmqueue-bench run quick"),
         (["runn"], "runn"),
     ],
 )
 def test_user_errors_are_exit_code_2_without_a_traceback(here, bench, capsys, arguments, message):
+    (here / "folder").mkdir()
+    (here / "latin.toml").write_bytes(b'description = "caf\xe9"')
+    (here / "log.csv").write_text("query,llm\nhello,a\n")
     assert bench(*arguments) == 2
     err = capsys.readouterr().err
     assert message in err

@@ -164,7 +164,7 @@ def test_errors_name_file_row_and_column(change, message, tmp_path):
     [
         ("query", "no column 'query' or 'embedding'"),
         ("llm", "no column 'llm'"),
-        ("kept", r"no column 'kept' or 'score'.*--column llm=NAME"),
+        ("kept", r"no column 'kept' or 'score'.*--column kept=NAME"),
     ],
 )
 def test_missing_columns_are_named(drop, message, tmp_path):

@@ -69,7 +69,7 @@ def reader_of(
             has = printable(", ".join(map(str, list(first)[:40])))
             raise UsageError(
                 f"{path}: there is no column {wanted}; it has {has}. Name a column that is called "
-                "otherwise with `columns` (--column llm=NAME)"
+                f"otherwise with `columns` (--column {options[0]}=NAME)"
             )
     vectors = column["query"] not in first
     scored = column["kept"] not in first

@@ -168,7 +168,7 @@ def _require(path: str, there: Row, names: Any) -> None:
         raise UsageError(
             f"{path}: there is no column {' or '.join(map(repr, missing))}, which a fit of serving "
             f"needs; it has {has}. Name a column that is called otherwise with `columns` "
-            "(--column end=NAME)"
+            f"(--column {missing[0]}=NAME)"
         )
 
 
