@@ -166,6 +166,12 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         places = [self._places.get(d["litellm_params"]["model"]) for d in healthy_deployments]
         candidates = sorted({place for place in places if place is not None})
         if not candidates:
+            if not self.counts["none known"]:  # the others are counted
+                models = sorted({d["litellm_params"]["model"] for d in healthy_deployments})
+                litellm.verbose_logger.warning(
+                    "llmqueue_gym: LiteLLM chooses: llms=%r names none of the models of %r, %r",
+                    *(list(self.router.llms), model, models),
+                )
             self.counts["none known"] += 1
             return healthy_deployments
         budgeted = self.router.budget is not None and not self.shadow

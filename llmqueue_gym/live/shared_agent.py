@@ -74,8 +74,13 @@ def teach(
     Raises
     ------
     UsageError
-        If the agent cannot learn from what it did not choose.
+        If the agent cannot learn from what it did not choose, or none of its LLMs answered.
     """
+    if len(answered) and not set(answered) & set(llms):
+        raise UsageError(
+            f"llms={list(llms)!r}: the log's answers are by {sorted(set(answered))!r}; name the "
+            "same LLMs the same"
+        )
     learned, places = Learned(agent, tuple(llms)), {llm: place for place, llm in enumerate(llms)}
     for context, llm, outcome in zip(contexts, answered, kept, strict=True):
         if llm in places:

@@ -457,10 +457,15 @@ def test_a_budget_is_enforced_even_if_the_agent_fails(server, encoder, monkeypat
     assert learner.router.shared.learned.spent == pytest.approx(0.001)
 
 
-def test_other_model_groups_and_unknown_llms_are_left_alone(server, encoder):
+def test_other_model_groups_and_unknown_llms_are_left_alone(server, encoder, caplog, monkeypatch):
     learner = learning(encoder, llms=("openai/a", "openai/b"))
-    run(ask(gateway(server, learner), "poem"))
+    with caplog.at_level("WARNING", logger=litellm.verbose_logger.name):
+        monkeypatch.setattr(litellm.verbose_logger, "propagate", True)
+        run(ask(gateway(server, learner), "poem"))
     assert dict(learner.counts) == {"none known": 1}
+    told = [text for text in caplog.messages if "names none of the models" in text]
+    assert len(told) == 1
+    assert "openai/a" in told[0]
     learner.model_name = "another"
     run(ask(gateway(server, learner), "poem"))
     assert dict(learner.counts) == {"none known": 1}

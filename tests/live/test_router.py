@@ -15,7 +15,7 @@ from baselines.registry import make_agent, registered_agents
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.live import router as live_router
 from llmqueue_gym.live.router import Budget, LiveRouter, OverBudgetError
-from llmqueue_gym.live.shared_agent import SharedAgent, answer_entry
+from llmqueue_gym.live.shared_agent import SharedAgent, answer_entry, teach
 
 NAMES = ("small", "large", "huge")
 KEPT = np.array([[0.9, 0.2], [0.3, 0.8], [0.5, 0.5]])  # of each LLM, by kind of question
@@ -238,6 +238,15 @@ def test_a_gateway_that_chose_itself_teaches_without_a_propensity(told, tmp_path
         router.learn()
         assert told == [(told[0][0], False)]  # the second one is nobody's choice: not learned
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_log_of_other_llms_teaches_nothing_and_that_is_told():
+    router, _ = make()
+    agent, contexts = router.shared.learned.agent, np.eye(3, dtype=np.float32)
+    assert teach(agent, NAMES, contexts, ["small", "another", "large"], [1.0, 1.0, 0.0]) == 2
+    assert teach(agent, NAMES, contexts[:0], [], []) == 0
+    with pytest.raises(UsageError, match="answers are by .'openai/small'"):
+        teach(agent, NAMES, contexts, ["openai/small"] * 3, [1.0, 1.0, 0.0])
 
 
 # --- bounds ---------------------------------------------------------------------------------------
