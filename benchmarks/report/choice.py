@@ -118,7 +118,7 @@ def router_lines(document: Json) -> str:
         span = document["log"]["seconds"]
         hourly = f"{3600 * document['log']['requests'] / span:.3g}" if span else "REQUESTS_AN_HOUR"
         lines.append(f'    budget=Budget({budget:g} * {hourly}, "hour", {listed!r}),')
-    if document["recommended"] == OWN:
+    if document["recommended"] == OWN or (other and runs["gain"][1] <= 0.0):
         lines.append("    shadow=True,  # LiteLLM chooses; only written: what it would have chosen")
     return instead + "\n".join([*lines, ")"])
 

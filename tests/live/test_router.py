@@ -245,7 +245,7 @@ def test_a_log_of_other_llms_teaches_nothing_and_that_is_told():
     agent, contexts = router.shared.learned.agent, np.eye(3, dtype=np.float32)
     assert teach(agent, NAMES, contexts, ["small", "another", "large"], [1.0, 1.0, 0.0]) == 2
     assert teach(agent, NAMES, contexts[:0], [], []) == 0
-    with pytest.raises(UsageError, match="answers are by .'openai/small'"):
+    with pytest.raises(UsageError, match=r"answers are by \['openai/small'"):
         teach(agent, NAMES, contexts, ["openai/small"] * 3, [1.0, 1.0, 0.0])
 
 

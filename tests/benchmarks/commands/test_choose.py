@@ -246,6 +246,12 @@ def test_where_the_best_is_no_agent_for_litellm_the_best_that_is_one_is_pasted()
     assert "'cheap.llmq'" in words["paste"]
     assert "contexts=embed" in words["paste"]
     assert any("does not run routed" in text for text in words["details"])
+    assert "shadow=True" in words["paste"]  # 0.6 is no gain on the log's 0.625
+    better = {**found, "runs": {**found["runs"], "gain": [0.1, 0.05, 0.15]}}
+    words = choice_words(
+        {**better, "refused": None, "log": log, "budget": None, "load": {"tasks": []}}
+    )
+    assert "shadow" not in words["paste"]
 
 
 # --- the command ----------------------------------------------------------------------------------
