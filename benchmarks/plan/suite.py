@@ -181,25 +181,19 @@ def load_suite(name: str) -> Suite:
     UsageError
         If there is no such suite or the file is not a valid one; the message names the place.
     """
-    known = built_in_suites()
-    if name in known:
-        text, origin = known[name], name
-    elif Path(name).is_file():
-        try:
-            text, origin = Path(name).read_text(encoding="utf-8"), Path(name).stem
-        except UnicodeDecodeError as error:
-            raise UsageError(f"suite {name!r} is not valid TOML: it is not UTF-8") from error
-    elif Path(name).is_dir():
-        raise UsageError(f"suite={name!r} is a folder; name the TOML file in it")
-    elif name.endswith(".toml"):
-        raise UsageError(f"suite={name!r}: there is no such file")
-    else:
-        raise UsageError(f"suite={name!r} is neither a file nor {near(name, known)}")
+    known, path = built_in_suites(), Path(name)
+    if name not in known and not path.is_file():
+        wrong = f" is neither a file nor {near(name, known)}"
+        wrong = ": there is no such file" if name.endswith(".toml") else wrong
+        wrong = " is a folder; name the TOML file in it" if path.is_dir() else wrong
+        raise UsageError(f"suite={name!r}{wrong}")
     try:
+        text = known[name] if name in known else path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"suite {name!r} is not valid TOML: {error}") from error
-    return parse_suite(origin, document)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise UsageError(f"suite {name!r} is not valid TOML: {why}") from error
+    return parse_suite(name if name in known else path.stem, document)
 
 
 def find_task(name: str) -> Task:
