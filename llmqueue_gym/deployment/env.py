@@ -206,7 +206,7 @@ class LLMDeployEnv(DeployEnv):
     |-----|-------|------|---------|-----|-----|
     | arrived | (N,) | int8 | 1 where an LLM can be deployed: released, not retired | 0 | 1 |
     | deployed | (N,) | int8 | current deployment | 0 | 1 |
-    | cost_prior | (N,) | float32 | list price of a query in USD, 0 where none is published | 0 | 3.4e38 |
+    | cost_prior | (N,) | float32 | list price of a query in USD, in `catalog` exactly its mean cost; 0 where none is published | 0 | 3.4e38 |
     | count | (N,) | float32 | queries answered | 0 | 2^24 |
     | mean_reward | (N,) | float32 | mean reward seen | 0 | 1 |
     | mean_cost | (N,) | float32 | mean cost paid, USD | 0 | 3.4e38 |
