@@ -409,10 +409,9 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     label = _text(table, "label", where, name)
     if label in REFERENCES and (name != label or settings):
         raise UsageError(f"{where}: label={label!r} is kept for the reference policy")
-    if name == REFERENCES[0] != label or (is_yardstick(name) and not is_yardstick(label)):
-        raise UsageError(
-            f"{where}: label={label!r} would rank {name!r}, which is told the truth: leave it out"
-        )
+    told = name == REFERENCES[0] or (name.startswith(YARDSTICK) and ":" not in name)
+    if told and name != label and is_ranked(label):
+        raise UsageError(f"{where}: label={label!r} would rank {name!r}, which is told the truth")
     protocol = table.get("protocol")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UsageError(f"{where}: protocol={protocol!r} is not {near(str(protocol), PROTOCOLS)}")
@@ -442,13 +441,8 @@ def _train_entry(value: object, where: str) -> dict[str, Any]:
 
 def is_ranked(label: str) -> bool:
     """Whether an agent takes part in rankings: no reference, yardstick or submission does."""
-    known = label in REFERENCES or is_yardstick(label)
+    known = label in REFERENCES or label.startswith(YARDSTICK)
     return not known and not label.endswith(tuple(f" ({mark})" for mark in MARKS))
-
-
-def is_yardstick(name: str) -> bool:
-    """Whether a name or label is that of an agent which is told the truth."""
-    return name.startswith(YARDSTICK) and ":" not in name and not name.endswith(".zip")
 
 
 def near(name: str, known: Iterable[str]) -> str:

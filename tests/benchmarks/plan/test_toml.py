@@ -50,8 +50,8 @@ def test_the_limit_of_depth_counts_tables_and_lists():
     [
         ({"matrix": {"load": "0.5"}, "tags_when": {"light": {"load": [0.5]}}}, "matrix.load|load="),
         ({"agents": [{"name": "ACQB", "settings": 3, "tune": {"c": [1, 2]}}]}, "settings"),
-        ({"agents": [{"name": "known-c-mu", "label": "mine"}]}, "told the truth"),
-        ({"agents": [{"name": "oracle", "label": "mine"}]}, "told the truth"),
+        ({"agents": [{"name": "known-c-mu", "label": "mine"}]}, "would rank 'known-c-mu'"),
+        ({"agents": [{"name": "oracle", "label": "mine"}]}, "would rank 'oracle'"),
     ],
 )
 def test_a_wrong_table_in_a_suite_is_named(task, words):
