@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -23,9 +24,13 @@ def within(value: float, allowed: str) -> bool:
 def number(name: str, value: Any, allowed: str, hint: str = "") -> float:
     """Return the value as a float if it is a number of an interval such as ``"(0, inf)"``."""
     real = isinstance(value, int | float | np.integer | np.floating)
-    if not real or isinstance(value, bool) or not within(value, allowed):
+    try:
+        found = float(value) if real and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        found = math.inf if value > 0 else -math.inf
+    if not within(found, allowed):
         raise UsageError(f"{name}={value!r} must be a number in {allowed}{hint}")
-    return float(value)
+    return found
 
 
 def count(name: str, value: Any, minimum: int = 1) -> int:

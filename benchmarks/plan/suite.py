@@ -10,13 +10,13 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan.toml import parse_toml
 from benchmarks.plan.tuning import with_knobs
 from benchmarks.problems import problem_of
 from llmqueue_gym import checks
@@ -183,16 +183,12 @@ def load_suite(name: str) -> Suite:
     """
     known = built_in_suites()
     if name in known:
-        text, origin = known[name], name
+        content, origin = known[name].encode(), name
     elif Path(name).is_file():
-        text, origin = Path(name).read_text(encoding="utf-8"), Path(name).stem
+        content, origin = Path(name).read_bytes(), Path(name).stem
     else:
         raise UsageError(f"suite={name!r} is neither a file nor {near(name, known)}")
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"suite {name!r} is not valid TOML: {error}") from error
-    return parse_suite(origin, document)
+    return parse_suite(origin, parse_toml(content, f"suite {name!r}"))
 
 
 def find_task(name: str) -> Task:
@@ -307,7 +303,8 @@ def _tag_rules(value: object, axes: Mapping[str, Any], where: str) -> dict[str, 
         for axis, values in rule.items():
             if axis not in axes:
                 raise UsageError(f"{where}.{tag}: {axis!r} is not {near(axis, axes or {'(none)'})}")
-            if not isinstance(values, list) or any(v not in axes[axis] for v in values):
+            known = axes[axis] if isinstance(axes[axis], list) else []  # no axis: see `_matrix`
+            if not isinstance(values, list) or any(v not in known for v in values):
                 raise UsageError(
                     f"{where}.{tag}: {axis}={values!r} must be a list of values of matrix.{axis}"
                 )
@@ -412,6 +409,9 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     label = _text(table, "label", where, name)
     if label in REFERENCES and (name != label or settings):
         raise UsageError(f"{where}: label={label!r} is kept for the reference policy")
+    told = name == REFERENCES[0] or (name.startswith(YARDSTICK) and ":" not in name)
+    if told and name != label and is_ranked(label):
+        raise UsageError(f"{where}: label={label!r} would rank {name!r}, which is told the truth")
     protocol = table.get("protocol")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UsageError(f"{where}: protocol={protocol!r} is not {near(str(protocol), PROTOCOLS)}")
