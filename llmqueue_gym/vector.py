@@ -27,6 +27,8 @@ INSTANCE_TAG = 0x1A57
 """Seeds the generator of a fixed instance beside ``instance_seed``; no agent draws from it."""
 NOBODY = ("kept_llm", "llm", "rated_llm", "answers")
 """Entries of ``info`` that name LLMs or queries, -1 where there is none."""
+BY_LANE = ("problem", "np_random", "np_random_seed")
+"""Attributes of a vector environment that have an entry for every lane."""
 VectorStep = tuple[Any, NDArray[np.float64], Bools, Bools, dict[str, Any]]
 
 
@@ -240,7 +242,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         *args, **kwargs
             Arguments of the method.
         """
-        if name == "problem":
+        if name == "problem":  # as an attribute it is an error where lanes differ
             return tuple(self._problem(lane) for lane in range(self.num_envs))
         if name in ("observation_space", "action_space"):
             name = f"single_{name}"

@@ -131,6 +131,30 @@ def test_attributes_and_methods_by_lane() -> None:
     assert stage.get_attr("label") == ["x"] * 2
 
 
+@pytest.mark.parametrize("wrapper_class", [None, DiscreteActions, FlatObservation])
+@pytest.mark.parametrize("kwargs", [{}, {"load": 0.8}], ids=["lanes-alike", "lanes-differ"])
+def test_attributes_are_those_of_environments_of_their_own(
+    kwargs: dict[str, Any], wrapper_class: Any
+) -> None:
+    """What a lane has of its own too; with a load the lanes' arrival rates differ."""
+    kwargs = QUEUE | kwargs
+    native = make_vec_env("LLMQueue-v0", 3, seed=5, wrapper_class=wrapper_class, **kwargs)
+    own = DummyVecEnv(
+        [lambda: (wrapper_class or gym.Wrapper)(gym.make("LLMQueue-v0", **kwargs))] * 3
+    )
+    own.seed(5)
+    own.reset()
+    native.reset()
+    names = ("observation_space", "action_space", "llms", "np_random_seed", "render_mode")
+    for name in names:
+        assert native.get_attr(name) == own.get_attr(name), name
+    assert [lane.unwrapped.problem for lane in own.envs] == native.get_attr("problem")
+    assert native.has_attr("problem")
+    states = [lane.unwrapped.np_random.bit_generator.state for lane in own.envs]
+    found = native.get_attr("np_random", indices=[2, 0])
+    assert [generator.bit_generator.state for generator in found] == [states[2], states[0]]
+
+
 def test_seeds_are_used_once() -> None:
     env = make_vec_env("LLMQueue-v0", 2, seed=3, **QUEUE)
     first: list[Any] = [env.reset(), *(env.step(np.zeros((2, 3), np.int64))[0] for _ in range(9))]
