@@ -77,7 +77,9 @@ class LLMQueueEnv(SuiteEnv):
     ## Starting State
 
     An empty queue. Without ``instance_seed`` every reset draws a new instance (contexts and hidden
-    utilities); with it the instance is fixed and a seed only changes arrivals and outcomes.
+    utilities); with it the instance is fixed and a seed only changes arrivals and outcomes. One
+    that cannot be played as asked (``slack`` out of reach of its LLMs, a ``load`` that takes more
+    than one arrival in a slot) is drawn again.
 
     ## Episode End
 

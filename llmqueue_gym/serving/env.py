@@ -213,7 +213,8 @@ class LLMServeEnv(SuiteEnv):
     ## Starting State
 
     Nobody is there; replicas host what the setting says. With queries from a workload every reset
-    draws a new instance, unless ``instance_seed`` fixes it.
+    draws a new instance, unless ``instance_seed`` fixes it; one for which ``load`` takes more than
+    one arrival in a slot is drawn again.
 
     ## Episode End
 
