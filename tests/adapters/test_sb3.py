@@ -466,3 +466,26 @@ def test_gymnasium_vector_wrappers_under_sb3() -> None:
     _, rewards, _, infos = env.step(np.array([0, 1]))
     np.testing.assert_allclose(rewards, [-info["queue_length"] / 10.0 for info in infos])
     assert len(env.env_method("action_masks")) == 2
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_the_decision_before_is_as_it_was_whoever_changes_the_observation(lanes: int) -> None:
+    """A learner that scales the observation in place must not scale what is shown next."""
+
+    def played(change: bool) -> list[Any]:
+        env: Any = (
+            PreviousDecisionVector(gym.make_vec("LLMQueue-v0", lanes, arrival_rate=0.9))
+            if lanes
+            else PreviousDecision(gym.make("LLMQueue-v0", arrival_rate=0.9))
+        )
+        env.action_space.seed(0)
+        seen, shown = env.reset(seed=0)[0], []
+        for _ in range(20):
+            shown.append({key: np.array(value) for key, value in seen.items()})
+            if change:
+                for value in filter(np.ndim, seen.values()):
+                    value[...] = 0
+            seen = env.step(env.action_space.sample())[0]
+        return shown
+
+    assert_equal(played(change=True), played(change=False))
