@@ -362,10 +362,11 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         if len(seeds) != self.num_envs:
             raise UsageError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
         self._seed_generators()
-        for lane in np.flatnonzero(mask):
-            if seeds[lane] is not None:
-                generator, self._seeds[lane] = gym.utils.seeding.np_random(seeds[lane])
-                self._generators[lane] = generator
+        named = [lane for lane in np.flatnonzero(mask).tolist() if seeds[lane] is not None]
+        # All before any is changed: one that is none is an error, and leaves every lane as it is.
+        drawn = [gym.utils.seeding.np_random(seeds[lane]) for lane in named]
+        for lane, (generator, number) in zip(named, drawn, strict=True):
+            self._generators[lane], self._seeds[lane] = generator, number
 
     def _reset_lanes(self, lanes: Ints) -> None:
         self._start_lanes(lanes, [self._generators[lane] for lane in lanes])
@@ -386,7 +387,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         """
         if not self._started:
             raise gym.error.ResetNeeded("call reset() before step()")
-        actions = np.asarray(actions)
+        actions = checks.array(actions)
         if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
             return None
         # As unsigned numbers, negative ones are too large as well.

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import SlotOutcome
 from llmqueue_gym.queueing.lanes import MAX_SLOTS, QueueDynamics
@@ -236,7 +237,7 @@ class LLMQueueEnv(SuiteEnv):
         task, dynamics = self._task, self.dynamics
         if not dynamics.ready:
             raise gym.error.ResetNeeded("call reset() before step()")
-        values = np.asarray(action)
+        values = checks.array(action)
         if values.shape != self._action_shape or values.dtype.kind not in "iu":
             raise task.invalid_action(action)
         slot, *llms = values.tolist()
