@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
 
@@ -42,6 +43,14 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
     if isinstance(value, bool) or found < minimum:
         raise UsageError(f"{name}={value!r} must be an integer of at least {minimum}")
     return found
+
+
+def array(value: Any) -> NDArray[Any]:
+    """Return the value as an array; one of objects where rows differ in length."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.array(None, dtype=object)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.dynamics import QueryOutcome, StageOutcome
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.deployment.task import Task
@@ -309,7 +310,7 @@ class LLMDeployEnv(DeployEnv):
             If the action is not in the action space, or the episode has ended.
         """
         task = self._task
-        values = np.asarray(action)
+        values = checks.array(action)
         if values.shape != (task.num_llms + 1,) or values.dtype.kind not in "iu":
             raise task.invalid_action(action)
         *bits, llm = values.tolist()
