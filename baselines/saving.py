@@ -21,6 +21,8 @@ from llmqueue_gym.state import read_state
 SHAPE = ("num_llms", "context_dim", "assortment_size", "max_deployed", "num_replicas")
 """Parameters of a problem that an agent's arrays depend on."""
 
+_PROBLEMS = (QueueProblem, DeployProblem, ServeProblem)
+
 
 def load_agent(
     path: str | Path,
@@ -51,10 +53,12 @@ def load_agent(
         raise UsageError(f"path={str(path)!r} holds a {type(agent).__name__}, which is no agent")
     if problem is None:
         return agent
+    if not isinstance(getattr(agent, "problem", None), _PROBLEMS):
+        raise UsageError(f"path={str(path)!r} is damaged: its agent has no problem")
     if agent.kind != problem.kind:
         raise UsageError(f"path={str(path)!r} plays {agent.kind} tasks, not {problem.kind} ones")
     own, other = vars(agent.problem), vars(problem)
-    wrong = {name: own[name] for name in SHAPE if own.get(name) != other.get(name)}
+    wrong = {name: own.get(name) for name in SHAPE if own.get(name) != other.get(name)}
     if wrong:
         here = {name: other.get(name) for name in wrong}
         raise UsageError(f"path={str(path)!r} was made for {wrong}, the problem has {here}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
 
@@ -23,9 +25,13 @@ def within(value: float, allowed: str) -> bool:
 def number(name: str, value: Any, allowed: str, hint: str = "") -> float:
     """Return the value as a float if it is a number of an interval such as ``"(0, inf)"``."""
     real = isinstance(value, int | float | np.integer | np.floating)
-    if not real or isinstance(value, bool) or not within(value, allowed):
+    try:
+        found = float(value) if real and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        found = math.inf if value > 0 else -math.inf
+    if not within(found, allowed):
         raise UsageError(f"{name}={value!r} must be a number in {allowed}{hint}")
-    return float(value)
+    return found
 
 
 def count(name: str, value: Any, minimum: int = 1) -> int:
@@ -37,6 +43,14 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
     if isinstance(value, bool) or found < minimum:
         raise UsageError(f"{name}={value!r} must be an integer of at least {minimum}")
     return found
+
+
+def array(value: Any) -> NDArray[Any]:
+    """Return the value as an array; one of objects where rows differ in length."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.array(None, dtype=object)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+Drawn = TypeVar("Drawn")
+
+DRAWS = 200
+"""Instances that a reset draws before it says that none can be played."""
 
 
 class UsageError(ValueError):
@@ -12,6 +18,21 @@ class UsageError(ValueError):
     Every deliberate message about an argument, a file or an option is one, and the command prints
     it as one line. Any other error is a fault and keeps its traceback.
     """
+
+
+class UnplayableError(UsageError):
+    """The instance that was drawn cannot be played as asked; another one may."""
+
+
+def first_playable(draw: Callable[[], Drawn]) -> Drawn:
+    """Return the first of at most ``DRAWS`` draws that can be played.
+
+    So a training does not end at the reset that meets one of the few instances that cannot.
+    """
+    for _ in range(DRAWS - 1):
+        with suppress(UnplayableError):
+            return draw()
+    return draw()
 
 
 class MissingPackageError(UsageError, ImportError):

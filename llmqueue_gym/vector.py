@@ -27,6 +27,8 @@ INSTANCE_TAG = 0x1A57
 """Seeds the generator of a fixed instance beside ``instance_seed``; no agent draws from it."""
 NOBODY = ("kept_llm", "llm", "rated_llm", "answers")
 """Entries of ``info`` that name LLMs or queries, -1 where there is none."""
+BY_LANE = ("problem", "np_random", "np_random_seed")
+"""Attributes of a vector environment that have an entry for every lane."""
 VectorStep = tuple[Any, NDArray[np.float64], Bools, Bools, dict[str, Any]]
 
 
@@ -240,7 +242,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         *args, **kwargs
             Arguments of the method.
         """
-        if name == "problem":
+        if name == "problem":  # as an attribute it is an error where lanes differ
             return tuple(self._problem(lane) for lane in range(self.num_envs))
         if name in ("observation_space", "action_space"):
             name = f"single_{name}"
@@ -360,10 +362,11 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         if len(seeds) != self.num_envs:
             raise UsageError(f"seed has {len(seeds)} entries for {self.num_envs} lanes")
         self._seed_generators()
-        for lane in np.flatnonzero(mask):
-            if seeds[lane] is not None:
-                generator, self._seeds[lane] = gym.utils.seeding.np_random(seeds[lane])
-                self._generators[lane] = generator
+        named = [lane for lane in np.flatnonzero(mask).tolist() if seeds[lane] is not None]
+        # All before any is changed: one that is none is an error, and leaves every lane as it is.
+        drawn = [gym.utils.seeding.np_random(seeds[lane]) for lane in named]
+        for lane, (generator, number) in zip(named, drawn, strict=True):
+            self._generators[lane], self._seeds[lane] = generator, number
 
     def _reset_lanes(self, lanes: Ints) -> None:
         self._start_lanes(lanes, [self._generators[lane] for lane in lanes])
@@ -384,7 +387,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         """
         if not self._started:
             raise gym.error.ResetNeeded("call reset() before step()")
-        actions = np.asarray(actions)
+        actions = checks.array(actions)
         if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
             return None
         # As unsigned numbers, negative ones are too large as well.

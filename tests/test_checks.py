@@ -12,6 +12,14 @@ def test_a_count_is_a_whole_number_of_at_least_its_minimum(value):
         checks.count("lanes", value)
 
 
+def test_a_number_is_a_float_of_its_interval_however_many_digits_it_has():
+    assert checks.number("load", 1, "(0, inf)") == 1.0
+    assert checks.number("timeout", 10**400, "(0, inf]") == float("inf")
+    for value in (10**400, -(10**400), float("nan"), True, "1", None):
+        with pytest.raises(UsageError, match=r"^load=.* must be a number in \(0, inf\)$"):
+            checks.number("load", value, "(0, inf)")
+
+
 def test_a_choice_names_the_nearest():
     assert checks.choice("reward", "own", ("own", "shared")) == "own"
     with pytest.raises(UsageError, match=r"^reward 'sharde' is not known; did you mean 'shared'\?"):

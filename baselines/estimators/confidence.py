@@ -277,34 +277,44 @@ def _bounds(theta: Floats, contexts: Array, norms: Floats, width: float) -> Floa
 
 @summing
 def _direct_noise(factors: Array, contexts: Array, draws: Floats) -> Floats:
-    """Return max_m x^T B_j^T g_{j,m}, shape (Q, N), for draws of shape (N, d, M)."""
+    """Return max_m x^T B_j^T g_{j,m}, shape (Q, N), for draws of shape (N, d, M).
+
+    Four rows at a time are added, in their order: what they are added to is read and written once.
+    """
     num_llms, dim, samples = draws.shape
-    queries, columns = len(contexts), contexts.T.copy()
-    largest = np.empty((queries, num_llms))
-    offsets, noise = np.empty((dim, samples)), np.empty(max(queries, samples))
+    queries, columns, left = len(contexts), contexts.T.copy(), dim % 4
+    largest, most, noise = np.empty((queries, num_llms)), np.empty(queries), np.empty(queries)
+    offset = np.empty(dim)  # B_j^T g
     for j in range(num_llms):
-        offsets[:] = 0.0
-        for k in range(dim):
-            for a in range(k + 1):
-                for m in range(samples):
-                    offsets[a, m] += factors[j, k, a] * draws[j, k, m]
-        if samples > queries:
-            for q in range(queries):
-                noise[:samples] = 0.0
-                for a in range(dim):
-                    for m in range(samples):
-                        noise[m] += contexts[q, a] * offsets[a, m]
-                largest[q, j] = noise[:samples].max()
-            continue
-        largest[:, j] = -np.inf
-        for m in range(samples):  # all queries at a time: the longer loop fills the registers
-            noise[:queries] = 0.0
-            for a in range(dim):
-                offset = offsets[a, m]
+        factor, most[:] = factors[j], -np.inf
+        for m in range(samples):
+            draw = draws[j, :, m]
+            offset[:] = 0.0
+            for k in range(left):
+                for a in range(k + 1):
+                    offset[a] += factor[k, a] * draw[k]
+            for k in range(left, dim, 4):
+                one, two, three, four = draw[k], draw[k + 1], draw[k + 2], draw[k + 3]
+                for a in range(k + 4):
+                    total = offset[a] + factor[k, a] * one
+                    total += factor[k + 1, a] * two
+                    total += factor[k + 2, a] * three
+                    offset[a] = total + factor[k + 3, a] * four
+            noise[:] = 0.0
+            for a in range(left):
                 for q in range(queries):
-                    noise[q] += offset * columns[a, q]
+                    noise[q] += offset[a] * columns[a, q]
+            for a in range(left, dim, 4):
+                one, two, three, four = offset[a], offset[a + 1], offset[a + 2], offset[a + 3]
+                for q in range(queries):
+                    total = noise[q] + one * columns[a, q]
+                    total += two * columns[a + 1, q]
+                    total += three * columns[a + 2, q]
+                    noise[q] = total + four * columns[a + 3, q]
             for q in range(queries):
-                largest[q, j] = max(largest[q, j], noise[q])
+                most[q] = max(most[q], noise[q])
+        for q in range(queries):
+            largest[q, j] = most[q]
     return largest
 
 

@@ -145,6 +145,8 @@ def mark_command(
         raise UsageError("--held-out RELEASE and --secret FILE belong together")
     look_in(source)
     hidden = [] if secret is None else [str(secret)]
+    if held_out is not None:  # cells that play at once could tell each other what they learn
+        workers = workers or 1
     how = _settings(file, run_id, cells, suite, data, against, namespaces, workers, timeout, hidden)
     if replayed and not mark_replayed(file, how, say).accepted:
         _end(file, accepted=False)

@@ -86,11 +86,27 @@ def is_walled(identity: Mapping[str, Any], trust: bool | None) -> bool:
         True: nobody does; False: everybody whom nobody tells the truth; None: code and model files
         that are neither this project's nor the suite's own.
     """
-    knows = identity["name"] == "oracle" or identity["name"].startswith(YARDSTICK)
+    knows = identity["name"] == "oracle" or is_told(identity)
     if knows or trust or not hasattr(os, "fork"):
         return False
+    return trust is False or _is_from_elsewhere(identity)
+
+
+def is_told(identity: Mapping[str, Any]) -> bool:
+    """Whether an agent is told the truth: a yardstick of this project, whatever others call theirs.
+
+    Parameters
+    ----------
+    identity : Mapping[str, Any]
+        The ``agent`` of a cell's identity.
+    """
+    return identity["name"].startswith(YARDSTICK) and not _is_from_elsewhere(identity)
+
+
+def _is_from_elsewhere(identity: Mapping[str, Any]) -> bool:
+    """Whether an agent brings code, or a model file that the suite did not make."""
     brought = "training" in identity and "key" not in identity["training"]
-    return trust is False or "code" in identity or brought
+    return "code" in identity or brought
 
 
 def class_facts(cls: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan.toml import parse_toml
 from benchmarks.plan.tuning import with_knobs
 from benchmarks.problems import problem_of
 from llmqueue_gym import checks
@@ -187,12 +187,8 @@ def load_suite(name: str) -> Suite:
         wrong = ": there is no such file" if name.endswith(".toml") else wrong
         wrong = " is a folder; name the TOML file in it" if path.is_dir() else wrong
         raise UsageError(f"suite={name!r}{wrong}")
-    try:
-        text = known[name] if name in known else path.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-        raise UsageError(f"suite {name!r} is not valid TOML: {why}") from error
+    content = known[name].encode() if name in known else path.read_bytes()
+    document = parse_toml(content, f"suite {name!r}")
     return parse_suite(name if name in known else path.stem, document)
 
 
@@ -308,7 +304,8 @@ def _tag_rules(value: object, axes: Mapping[str, Any], where: str) -> dict[str, 
         for axis, values in rule.items():
             if axis not in axes:
                 raise UsageError(f"{where}.{tag}: {axis!r} is not {near(axis, axes or {'(none)'})}")
-            if not isinstance(values, list) or any(v not in axes[axis] for v in values):
+            known = axes[axis] if isinstance(axes[axis], list) else []  # no axis: see `_matrix`
+            if not isinstance(values, list) or any(v not in known for v in values):
                 raise UsageError(
                     f"{where}.{tag}: {axis}={values!r} must be a list of values of matrix.{axis}"
                 )
@@ -413,6 +410,9 @@ def agent_entry(item: object, where: str = "agent") -> AgentEntry:
     label = _text(table, "label", where, name)
     if label in REFERENCES and (name != label or settings):
         raise UsageError(f"{where}: label={label!r} is kept for the reference policy")
+    told = name == REFERENCES[0] or (name.startswith(YARDSTICK) and ":" not in name)
+    if told and name != label and is_ranked(label):
+        raise UsageError(f"{where}: label={label!r} would rank {name!r}, which is told the truth")
     protocol = table.get("protocol")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UsageError(f"{where}: protocol={protocol!r} is not {near(str(protocol), PROTOCOLS)}")

@@ -38,10 +38,13 @@ def with_knobs(items: list[Any], where: str) -> list[Any]:
                 "for example { alpha_coef = [0.01, 0.1] }"
             )
         [setting] = knobs
+        usual = rest.get("settings", {})
+        if not isinstance(usual, Mapping):
+            raise UsageError(f"{where}: settings={usual!r} must be a table")
         label = str(rest.get("label", rest.get("name")))
         budgets[label] = len(values)
         for value in values:
-            settings = {**rest.get("settings", {}), setting: value}
+            settings = {**usual, setting: value}
             found.append({**rest, "label": f"{label} {setting}={value}", "settings": settings})
     if len(set(budgets.values())) > 1:
         shown = ", ".join(f"{label} {count}" for label, count in budgets.items())

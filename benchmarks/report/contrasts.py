@@ -19,7 +19,7 @@ from benchmarks.problems.interface import Problem
 from benchmarks.report.data import board_data
 from benchmarks.report.tables import escaped, markdown_table, origin_text
 from benchmarks.report.words import interval_text
-from benchmarks.score.bootstrap import StratifiedBootstrap, family_weights, run_weights
+from benchmarks.score.bootstrap import SeedBootstrap, family_weights, run_weights
 from benchmarks.score.intervals import Floats, Interval, competition_ranks, t_interval
 from benchmarks.score.scoring import Board, tidy
 from benchmarks.score.standing import FAMILIES, Standing, family_of
@@ -48,7 +48,7 @@ class Runs:
         counts = next(iter(whole.values())).group_by("task", maintain_order=True).len()
         self.seeds = dict(zip(counts["task"].to_list(), counts["len"].to_list(), strict=True))
         self._weights = family_weights([families[name] for name in self.seeds])
-        self.bootstrap = StratifiedBootstrap.draw(self.seeds)
+        self.bootstrap = SeedBootstrap.draw(self.seeds)
 
     def mean(self, scores: Floats) -> tuple[float, Floats]:
         """Return the mean over families, tasks and seeds of scores (runs,), and its replicates."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.plan.suite import REFERENCES, is_ranked
 from benchmarks.problems.kind import Panel
 from benchmarks.report.draw import (
+    REST,
     Style,
     draw_clock,
     draw_legend,
@@ -158,12 +159,15 @@ def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figu
     """One row of panels a task, lines named at their ends."""
     figure = new_figure(11, 3.6 * len(boards) + 1.2)
     axes = figure.subplots(len(boards), 2, squeeze=False)
+    drawn: list[Style] = []
     for row, task in zip(axes, boards, strict=True):
+        own = styles_on(task, styles)
+        drawn += [own[label] for label in task.curves]
         for axis, panel in zip(row, panels(task), strict=True):
-            draw_panel(axis, panel, styles_on(task, styles))
+            draw_panel(axis, panel, own)
         title = f"{task.task['name']}  ({task.about})"
         row[0].set_title(picture_text(title), loc="left", fontsize=11, fontweight="bold")
-    figure.suptitle(_suptitle(suite, max(task.seeds for task in boards)), fontsize=11)
+    figure.suptitle(_suptitle(suite, [task.seeds for task in boards], drawn), fontsize=11)
     return figure
 
 
@@ -180,9 +184,13 @@ def _training_page(suite: str, shown: dict[str, Panel], styles: dict[str, Style]
     return figure
 
 
-def _suptitle(suite: str, seeds: int) -> str:
-    what = f"mean over {seeds} seeds, band one standard error" if seeds > 1 else "one seed"
-    what += "; grey without a name: the agents ranked lower"
+def _suptitle(suite: str, seeds: Sequence[int], drawn: Iterable[Style]) -> str:
+    """Say what lines of the given styles are, over so many seeds a panel."""
+    least, most = min(seeds), max(seeds)
+    count = f"{most}" if least == most else f"{least} to {most}"
+    what = f"mean over {count} seeds, band one standard error" if most > 1 else "one seed"
+    if any(style is REST for style in drawn):
+        what += "; grey without a name: the agents ranked lower"
     return picture_text(f"{suite}: {what}")
 
 
@@ -238,6 +246,7 @@ def _sweep_page(board: Board, section: Section, styles: dict[str, Style]) -> Fig
         row[1].set_ylim(1.5 * float(means.min()), 1.5 * float(means.max()) + 1.0)
         row[0].set_title(picture_text(sweep.name), loc="left", fontsize=11, fontweight="bold")
     draw_legend(figure, styles)
-    seeds = max(part.shape[0] for sweep in sweeps for part in sweep.regret.values())
-    figure.suptitle(_suptitle(board.suite, seeds), fontsize=11)
+    seeds = [part.shape[0] for sweep in sweeps for part in sweep.regret.values()]
+    drawn = [styles[label] for sweep in sweeps for label in sweep.regret]
+    figure.suptitle(_suptitle(board.suite, seeds, drawn), fontsize=11)
     return figure

@@ -21,11 +21,10 @@ PUBLISHED_COLUMNS = ("agent", "published", "here", "seeds")
 SWEEP_COLUMNS = ("agent", "exponent of regret", "stuck", "regret", "ledger / query")
 
 INTERVALS = """\
-[..] are 95% intervals: Student's t over seeds, a bootstrap over seeds for exponents, a stratified
-bootstrap (10,000 repetitions) for what runs over several tasks; without limits where there is a
-single seed. Ranks go down the table: an agent
-shares the rank of the best agent in it unless the paired interval of the two lies above 0; the next
-rank is the agent's place.
+[..] are 95% intervals: Student's t over seeds; for exponents a bootstrap over seeds; for what runs
+over several tasks one of whole seeds (10,000 repetitions), widened as Student's t is; without
+limits where there is a single seed. Ranks go down the table: an agent shares the rank of the best
+agent in it unless the paired interval of the two lies above 0; the next rank is the agent's place.
 """
 
 WARNINGS_NOTE = """\

@@ -30,8 +30,7 @@ import llmqueue_gym
 from baselines.interface import Action
 from baselines.registry import make_agent
 from benchmarks.plan.cells import Cell
-from benchmarks.plan.players import check_agent_code
-from benchmarks.plan.suite import YARDSTICK
+from benchmarks.plan.players import check_agent_code, is_told
 from benchmarks.problems import problem_of
 from benchmarks.problems.interface import Recorder
 from llmqueue_gym import checks
@@ -142,7 +141,7 @@ def set_up(
         else:
             check_agent_code(agent, only_code=walled is not None)
             public = play.public_problem(env, horizon, spec["protocol"] == "pretrained")
-            if agent["name"].startswith(YARDSTICK):
+            if is_told(agent):
                 public = play.told_all(env, public)
             settings = agent["settings"]
             if model is not None:  # the very file that the cell names

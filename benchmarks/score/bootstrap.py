@@ -1,4 +1,4 @@
-"""Means over tasks and comparisons of agents, with a stratified bootstrap over seeds."""
+"""Means over tasks and comparisons of agents, with a bootstrap over seeds."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ def run_weights(weights: Floats, seeds: Iterable[int]) -> Floats:
 _CHUNK = 500  # repetitions handled at once: the arrays of a step then stay in the cache
 
 
-class StratifiedBootstrap:
-    """Bootstrap samples of the runs of several tasks: tasks are strata, seeds are resampled.
+class SeedBootstrap:
+    """Bootstrap samples of the runs of several tasks: a seed is drawn with its runs of all tasks.
 
-    Seeds that trainings share are resampled together, a block at a time. Blocks are few, and the
-    percentiles of so few are too narrow: intervals are then widened about the replicates' mean by
-    what Student's t with M - 1 degrees of freedom is wider than the bootstrap of M normal values,
-    M the fewest blocks of a task.
+    Tasks of one seed meet the same draws, so what an agent is worth on them goes up and down
+    together: a seed is one observation, however many tasks there are. (Tasks of unlike numbers of
+    seeds are drawn apart.) So are the seeds that trainings share: blocks are drawn whole.
+
+    Seeds are few, and the percentiles of so few are too narrow: intervals are widened about the
+    replicates' mean by what Student's t with M - 1 degrees of freedom is wider than the bootstrap
+    of M normal values, M the fewest seeds or blocks of a task.
 
     A sample is a row of counts, how often each run was drawn, so that every aggregate is a product
     of matrices. All agents get the same samples: their replicates are paired.
@@ -72,8 +75,8 @@ class StratifiedBootstrap:
         Task name -> number of seeds. Scores list the runs task by task in this order.
     counts : ndarray, shape (runs, R)
         How often each run is in each of R samples.
-    units : Mapping[str, int], optional
-        Task name -> number of blocks, where that is not its number of seeds.
+    units : Mapping[str, int]
+        Task name -> number of blocks, which is that of its seeds where each is one of its own.
 
     Attributes
     ----------
@@ -85,9 +88,9 @@ class StratifiedBootstrap:
         self,
         seeds: Mapping[str, int],
         counts: NDArray[np.float32],
-        units: Mapping[str, int] | None = None,
+        units: Mapping[str, int],
     ) -> None:
-        self.seeds, self._units = dict(seeds), dict(units or {})
+        self.seeds, self._units = dict(seeds), dict(units)
         self._tasks = _slices(list(seeds.values()))
         self._counts = counts
 
@@ -97,8 +100,8 @@ class StratifiedBootstrap:
         seeds: Mapping[str, int],
         repetitions: int = REPETITIONS,
         blocks: Mapping[str, Sequence[int]] | None = None,
-    ) -> StratifiedBootstrap:
-        """Draw the samples; a task's depend on its name and its number of seeds or blocks only.
+    ) -> SeedBootstrap:
+        """Draw the samples; a task's depend on its number of seeds or blocks only.
 
         Parameters
         ----------
@@ -110,41 +113,42 @@ class StratifiedBootstrap:
             Task name -> block of each of its runs; without, every run is one of its own.
         """
         counts = np.empty((sum(seeds.values()), repetitions), dtype=np.float32)
-        units = {}
+        units: dict[str, int] = {}
+        drawn: dict[int, NDArray[np.int64]] = {}  # of so many seeds or blocks
         for part, (name, size) in zip(_slices(list(seeds.values())), seeds.items(), strict=True):
             own = range(size) if blocks is None else blocks[name]
             _, which = np.unique(own, return_inverse=True)
-            if (several := int(which.max()) + 1) < size:
-                units[name] = several
-            drawn = resampled_counts(name, several, repetitions)[which]
-            counts[part] = drawn * (size / drawn.sum(axis=0))
+            units[name] = several = int(which.max()) + 1
+            if several not in drawn:
+                drawn[several] = resampled_counts("seeds", several, repetitions)
+            own_counts = drawn[several][which]
+            counts[part] = own_counts * (size / own_counts.sum(axis=0))
         return cls(seeds, counts, units)
 
-    def select(self, names: Iterable[str]) -> tuple[StratifiedBootstrap, NDArray[np.int64]]:
+    def select(self, names: Iterable[str]) -> tuple[SeedBootstrap, NDArray[np.int64]]:
         """Return the same samples of some of the tasks, and which runs belong to them."""
         chosen = {name: self.seeds[name] for name in self.seeds if name in set(names)}
         parts = dict(zip(self.seeds, self._tasks, strict=True))
         runs = np.concatenate([np.arange(parts[n].start, parts[n].stop) for n in chosen])
-        units = {name: count for name, count in self._units.items() if name in chosen}
-        return StratifiedBootstrap(chosen, self._counts[runs], units), runs
+        units = {name: self._units[name] for name in chosen}
+        return SeedBootstrap(chosen, self._counts[runs], units), runs
 
     def interval(self, value: float, replicates: NDArray[np.floating]) -> Interval:
-        """Percentile interval of one agent's or pair's replicates, shape (R,)."""
+        """Interval of one agent's or pair's replicates, shape (R,)."""
         low, high = self.limits(replicates)
         return Interval(value, float(low), float(high))
 
     def limits(self, replicates: NDArray[np.floating]) -> tuple[Floats, Floats]:
-        """Both ends of the percentile intervals along the last axis.
+        """Both ends of the intervals along the last axis.
 
         Infinite if some task has a single seed or block: how its runs vary is unknown.
         """
-        if min((self.seeds | self._units).values()) < 2:
+        size = min(self._units.values())
+        if size < 2:
             ends = np.full(replicates.shape[:-1], np.inf)
             return -ends, ends
         low, high = percentile_limits(replicates)
-        if not self._units:
-            return low, high
-        size, middle = min(self._units.values()), replicates.mean(axis=-1)
+        middle = replicates.mean(axis=-1)
         wider = t_quantile(LEVEL, size - 1) / t_quantile(LEVEL, 10**9) * np.sqrt(size / (size - 1))
         return middle + (low - middle) * wider, middle + (high - middle) * wider
 

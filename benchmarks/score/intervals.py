@@ -1,7 +1,7 @@
 """Intervals, shared ranks and exponents, on arrays.
 
 Intervals hold 95%: Student's t over seeds for a task's means and paired differences (with few
-seeds a percentile bootstrap is too narrow), a stratified bootstrap for whatever runs over several
+seeds a percentile bootstrap is too narrow), a bootstrap over seeds for whatever runs over several
 tasks (`benchmarks.score.bootstrap`), a bootstrap over seeds for exponents; all are unbounded where
 there is one seed. Aggregates follow Agarwal et al., *Deep Reinforcement Learning at the Edge of the
 Statistical Precipice* (NeurIPS 2021).

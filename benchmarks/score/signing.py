@@ -6,12 +6,12 @@ A signature says who vouches for a file. It does not say that the file is right:
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks.plan.toml import parse_toml
 from llmqueue_gym.errors import UsageError, needing
 
 if TYPE_CHECKING:
@@ -109,10 +109,7 @@ def read_keys(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         return {}
-    try:
-        known = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    known = parse_toml(path.read_bytes(), str(path))
     for name, key in known.items():
         if not isinstance(key, str) or len(key) != 64:
             raise UsageError(f'{path}: {name} = {key!r} must read "@handle" = "PUBLIC KEY"')

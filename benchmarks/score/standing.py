@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.plan.suite import REFERENCES, is_ranked
 from benchmarks.score.bootstrap import (
-    StratifiedBootstrap,
+    SeedBootstrap,
     family_weights,
     improvement,
     interquartile_mean,
@@ -164,7 +164,7 @@ class _Aggregate(NamedTuple):
 
 
 def _aggregates(
-    scores: Floats, families: Mapping[str, str], bootstrap: StratifiedBootstrap
+    scores: Floats, families: Mapping[str, str], bootstrap: SeedBootstrap
 ) -> list[_Aggregate]:
     """Aggregate agents that have the same runs, those of the bootstrap.
 
@@ -194,7 +194,7 @@ def _aggregates(
     ]
 
 
-def _means(scores: Floats, part: StratifiedBootstrap, runs: NDArray[np.int64]) -> list[Interval]:
+def _means(scores: Floats, part: SeedBootstrap, runs: NDArray[np.int64]) -> list[Interval]:
     """Means of every agent over some tasks of one family."""
     weights = np.full(len(part.seeds), 1.0 / len(part.seeds))
     own = scores[:, runs]
@@ -282,11 +282,11 @@ def make_standing(
     )
 
 
-def _draw(own: pl.DataFrame) -> StratifiedBootstrap:
+def _draw(own: pl.DataFrame) -> SeedBootstrap:
     """Bootstrap of an agent's seeds, in the order of its scores."""
     runs = own.group_by("task", maintain_order=True).agg("block")
     blocks: dict[str, list[int]] = dict(runs.iter_rows())
-    return StratifiedBootstrap.draw({task: len(b) for task, b in blocks.items()}, blocks=blocks)
+    return SeedBootstrap.draw({task: len(b) for task, b in blocks.items()}, blocks=blocks)
 
 
 def _training(own: pl.DataFrame) -> tuple[float | None, float | None, int | None]:
@@ -307,7 +307,7 @@ def _number(value: Any) -> float | None:
 def _comparisons(
     labels: Sequence[str],
     board: Floats,
-    bootstrap: StratifiedBootstrap,
+    bootstrap: SeedBootstrap,
     weights: Floats,
     found: Mapping[str, _Aggregate],
 ) -> list[Comparison]:
@@ -331,7 +331,7 @@ def _comparisons(
 
 
 def _profiles(
-    labels: Sequence[str], board: Floats, bootstrap: StratifiedBootstrap, weights: Floats
+    labels: Sequence[str], board: Floats, bootstrap: SeedBootstrap, weights: Floats
 ) -> dict[str, Profile]:
     above = board[:, None, :] > PROFILE_THRESHOLDS[:, None]
     shares = above @ run_weights(weights, bootstrap.seeds.values())
@@ -343,7 +343,7 @@ def _tags(
     labels: Sequence[str],
     board: Floats,
     headline: Mapping[str, TaskBoard],
-    bootstrap: StratifiedBootstrap,
+    bootstrap: SeedBootstrap,
 ) -> dict[str, dict[str, Interval]]:
     """Scores over the tasks of each tag that some tasks have and others lack."""
     result = {}

@@ -102,6 +102,8 @@ class TaskRow:
     rank : int or None
         Shared by learning agents that no paired interval separates
         (`benchmarks.score.intervals.competition_ranks`); 1 for all if the task separates nothing.
+        None for references, and for agents without a score on each seed: a mean over the others
+        would be one over seeds that may have been chosen by their outcome.
     seeds : int
         Seeds that were run to the end, with oracle and random beside them.
     score : Interval or None
@@ -135,6 +137,7 @@ class TaskBoard:
     separates : bool
         Whether the paired interval of some two learning agents leaves out 0, corrected for the
         number of pairs (`benchmarks.score.intervals.separated_pair`); False if there are no scores.
+        Agents without a score on each seed count only where nobody has one.
     seeds_needed : int or None
         Of a task that does not: about how many seeds it would take; None if that is unknown.
     inverted : tuple of int
@@ -232,9 +235,9 @@ def _task_board(
     board = TaskBoard(
         task, section, [], False, None, inverted, *drawn, "", seeds, controlled, several
     )
-    scored = table.filter(pl.col("h_oracle").is_not_null())
+    beside = table.filter(pl.col("h_oracle").is_not_null())
     parts = {
-        str(label): own for (label,), own in scored.partition_by("agent", as_dict=True).items()
+        str(label): own for (label,), own in beside.partition_by("agent", as_dict=True).items()
     }
     scores = {label: _by_seed(own) for label, own in parts.items()}
     ordered = []
@@ -252,8 +255,9 @@ def _task_board(
             key = (-row.score.value if row.score else np.inf, float(own["h"].to_numpy().mean()))
             ordered.append((key, row))
     rows = [row for _, row in sorted(ordered, key=lambda pair: pair[0])]
-    ranked = [row.agent for row in rows if row.score and is_ranked(row.agent)]
-    separates, needed = separated_pair([scores[label] for label in ranked], blocks)
+    scored = [row.agent for row in rows if row.score and is_ranked(row.agent)]
+    ranked = [label for label in scored if len(scores[label]) == seeds]
+    separates, needed = separated_pair([scores[label] for label in ranked or scored], blocks)
 
     def better(i: int, j: int) -> bool:
         return separates and _better(scores[ranked[i]], scores[ranked[j]], blocks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from benchmarks.plan.suite import PROTOCOLS, canonical
+from benchmarks.plan.toml import parse_toml
 from benchmarks.run.store import write_text
 from benchmarks.wall.fence import NAMESPACES, PROCESS
 from llmqueue_gym import checks
@@ -174,11 +174,7 @@ def read_submission(path: Path) -> Submission:
 
 def load_submission(content: bytes) -> Submission:
     """Turn the content of a submission's TOML file into a submission; see `read_submission`."""
-    try:
-        document = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError too
-        raise UsageError(f"not valid TOML: {error or type(error).__name__}") from error
-    return parse_submission(document)
+    return parse_submission(parse_toml(content, "the file"))
 
 
 def parse_submission(document: Mapping[str, Any]) -> Submission:

@@ -5,13 +5,13 @@ Marks are given by maintainers, in ``marks.toml``, and bound to the bytes that w
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.plan.suite import MARKS, canonical
+from benchmarks.plan.toml import parse_toml
 from benchmarks.run.store import write_text
 from benchmarks.score.export import ExportedRun
 from benchmarks.score.intervals import Interval
@@ -31,6 +31,7 @@ from llmqueue_gym.errors import UsageError
 
 MARKS_FILE = "marks.toml"
 
+_WRITTEN = "`llmqueue-bench submission mark` writes it"
 _HEAD = """\
 # What maintainers have checked, by the file's name; `llmqueue-bench submission mark` writes it. A
 # changed byte of the file, and its marks are gone. A score on held-out seeds and its interval stand
@@ -144,12 +145,11 @@ def message_of(submission: Submission) -> bytes:
 
 
 def _read_marks(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    marks = parse_toml(path.read_bytes(), str(path)) if path.is_file() else {}
+    for name, mark in marks.items():
+        if not isinstance(mark, dict):
+            raise UsageError(f"{path}: {name} = {mark!r} is no mark: {_WRITTEN}")
+    return marks
 
 
 def note_mark(path: Path, **given: Any) -> None:
@@ -181,10 +181,15 @@ def _marked(entry: Entry, mark: Mapping[str, Any]) -> Entry:
         return entry
     for key in mark:
         checks.choice(f"{MARKS_FILE}: key", key, ("sha256", "replayed", "held_out"))
-    held_out = {
-        release: {problem: Interval(*found) for problem, found in own.items()}
-        for release, own in mark.get("held_out", {}).items()
-    }
+    try:
+        held_out = {
+            release: {problem: Interval(*map(float, found)) for problem, found in own.items()}
+            for release, own in mark.get("held_out", {}).items()
+        }
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{MARKS_FILE}: held_out of {entry.path.stem} holds no scores: {_WRITTEN}"
+        ) from error
     replayed = str(mark.get("replayed", ""))
     given = MARKS[2] if held_out else MARKS[1] if replayed else MARKS[0]
     return replace(entry, mark=given, replayed_by=replayed, held_out=held_out)

@@ -7,11 +7,11 @@ anybody can play the old board again.
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from secrets import token_hex
 
 from benchmarks.plan.held_out import read_held_out
+from benchmarks.plan.toml import parse_toml
 from benchmarks.run.store import write_text
 from benchmarks.score.signing import write_secret
 from llmqueue_gym.errors import UsageError
@@ -66,13 +66,13 @@ def read_releases(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / RELEASES
     if not path.is_file():
         return {}
-    try:
-        return {
-            release: {name: str(value) for name, value in own.items()}
-            for release, own in tomllib.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is not valid: {error}") from error
+    known = parse_toml(path.read_bytes(), str(path))
+    for release, own in known.items():
+        if not isinstance(own, dict):
+            raise UsageError(f"{path}: {release} = {own!r} must be a table with sha256")
+    return {
+        release: {name: str(value) for name, value in own.items()} for release, own in known.items()
+    }
 
 
 def _write(folder: Path, releases: dict[str, dict[str, str]]) -> None:

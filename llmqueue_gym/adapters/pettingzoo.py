@@ -164,7 +164,7 @@ class Game:
             raise gym.error.ResetNeeded("no episode is running; call reset() before step()")
 
     def _checked(self, agent: str, action: Any) -> Ints:
-        values = np.asarray(action)
+        values = checks.array(action)
         space = self._action_spaces[agent]
         if values.dtype.kind not in "iu" or not space.contains(values):
             raise UsageError(

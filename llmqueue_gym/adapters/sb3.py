@@ -26,6 +26,7 @@ from llmqueue_gym.adapters.wrappers import (
     PreviousDecisionVector,
 )
 from llmqueue_gym.errors import UsageError, needing
+from llmqueue_gym.vector import BY_LANE, LaneVectorEnv
 
 with needing("llmqueue_gym.adapters.sb3", "Stable-Baselines3", "rl"):
     from stable_baselines3.common.vec_env import VecEnv, VecMonitor
@@ -233,9 +234,14 @@ class GymnasiumVecEnv(VecEnv):
         self.venv.close()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute of the environment, once a lane."""
-        if isinstance(self.venv.unwrapped, SyncVectorEnv):
-            values: Sequence[Any] = self.venv.unwrapped.get_attr(attr_name)
+        """Return an attribute of each lane, as SB3 finds it in an environment of its own."""
+        base: Any = self.venv.unwrapped
+        if attr_name in ("observation_space", "action_space"):
+            values: Sequence[Any] = [getattr(self, attr_name)] * self.num_envs
+        elif isinstance(base, SyncVectorEnv) or (
+            isinstance(base, LaneVectorEnv) and attr_name in BY_LANE
+        ):
+            values = base.get_attr(attr_name)
         else:
             values = [self._find(attr_name)] * self.num_envs
         return [values[lane] for lane in self._get_indices(indices)]

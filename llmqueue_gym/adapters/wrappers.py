@@ -29,6 +29,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.flat import FlatLayout
 
@@ -83,7 +84,7 @@ class _Decisions:
 
     def decode(self, actions: Any) -> Ints:
         """Return ``[slot, llm_1, ..., llm_K]`` of the actions, one more axis of length 1 + K."""
-        values = np.asarray(actions)
+        values = checks.array(actions)
         if values.dtype.kind not in "iu" or (values < 0).any() or (values >= self.space.n).any():
             raise UsageError(f"action={actions!r} must be whole numbers in [0, {self.space.n})")
         slot, which = np.divmod(values.astype(np.int64), len(self.sets))
@@ -411,7 +412,7 @@ class PreviousDecisionVector(LaneWrapper, AnyVectorWrapper):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Serve one query in every lane and remember which."""
-        chosen = np.asarray(actions)
+        chosen = checks.array(actions)
         observation, rewards, terminated, truncated, info = self.env.step(chosen)
         served = info.get("final_info", info)["served"]  # in SAME_STEP mode that of the last slot
         lanes = np.arange(self.num_envs)
@@ -432,7 +433,7 @@ class PreviousDecisionVector(LaneWrapper, AnyVectorWrapper):
         self._context[lanes], self._llms[lanes] = 0.0, 0
 
     def _with(self, observation: dict[str, Any]) -> dict[str, Any]:
-        self._contexts = observation["contexts"]
+        self._contexts = observation["contexts"].copy()  # what is handed out may be changed
         own = {"previous_context": self._context.copy(), "previous_llms": self._llms.copy()}
         return observation | own
 

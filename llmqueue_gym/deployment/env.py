@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.dynamics import QueryOutcome, StageOutcome
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.deployment.task import Task
@@ -206,7 +207,7 @@ class LLMDeployEnv(DeployEnv):
     |-----|-------|------|---------|-----|-----|
     | arrived | (N,) | int8 | 1 where an LLM can be deployed: released, not retired | 0 | 1 |
     | deployed | (N,) | int8 | current deployment | 0 | 1 |
-    | cost_prior | (N,) | float32 | list price of a query in USD, 0 where none is published | 0 | 3.4e38 |
+    | cost_prior | (N,) | float32 | list price of a query in USD, in `catalog` exactly its mean cost; 0 where none is published | 0 | 3.4e38 |
     | count | (N,) | float32 | queries answered | 0 | 2^24 |
     | mean_reward | (N,) | float32 | mean reward seen | 0 | 1 |
     | mean_cost | (N,) | float32 | mean cost paid, USD | 0 | 3.4e38 |
@@ -309,7 +310,7 @@ class LLMDeployEnv(DeployEnv):
             If the action is not in the action space, or the episode has ended.
         """
         task = self._task
-        values = np.asarray(action)
+        values = checks.array(action)
         if values.shape != (task.num_llms + 1,) or values.dtype.kind not in "iu":
             raise task.invalid_action(action)
         *bits, llm = values.tolist()

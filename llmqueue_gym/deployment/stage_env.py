@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.deployment.dynamics import StageOutcome
 from llmqueue_gym.deployment.env import DeployEnv, info_names
 from llmqueue_gym.deployment.rules import stage_plan, stage_schedule
@@ -106,7 +107,7 @@ class LLMDeployStageEnv(DeployEnv):
             If the action is not in the action space, or the episode has ended.
         """
         task, dynamics = self._task, self.dynamics
-        values = np.asarray(action)
+        values = checks.array(action)
         if values.shape != (2 * task.num_llms,) or values.dtype.kind not in "fiu":
             raise self._invalid_stage_action(action)
         values = values.astype(np.float64)

@@ -50,6 +50,15 @@ def answer_entry(context: Context, llm: int, kept: bool, retrials: int = 0) -> d
     return {"context": packed, "llm": llm, "kept": int(kept), "retrials": retrials}
 
 
+def _entry_of(line: bytes) -> dict[str, Any]:
+    """Return a line of a journal; an empty entry, which counts as refused, if it is damaged."""
+    try:
+        entry = json.loads(line)
+        return entry if isinstance(entry, dict) and isinstance(entry.get("seen", {}), dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
 def teach(
     agent: LiveAgent,
     llms: Sequence[str],
@@ -102,7 +111,8 @@ class Learned:
     probe : ndarray, optional
         What the encoder makes of one known text: what is learned belongs to this encoder.
     entries, answers, refused : int
-        Entries of the journal in it; those that are answers; those that the agent raised on.
+        Entries of the journal in it; those that are answers; those that the agent raised on, or
+        that are damaged.
     calls, usd : list
         Answers paid for and their cost, by LLM.
     window, spent : int and float
@@ -131,10 +141,10 @@ class Learned:
         self.entries += 1
         if "seen" in entry:
             return  # it is for the routers
-        if "usd" in entry:
-            self._book(**entry)
-            return
         try:
+            if "usd" in entry:
+                self._book(**entry)
+                return
             self._learn(**entry)
             self.answers += 1
         except Exception:  # it would stop every worker, and every restart, at this entry
@@ -142,8 +152,8 @@ class Learned:
 
     def _book(self, usd: float, llm: int | None, window: int) -> None:
         if llm is not None:
-            self.calls[llm] += 1
             self.usd[llm] += usd
+            self.calls[llm] += 1
         if window > self.window:
             self.window, self.spent = window, 0.0
         if window == self.window:
@@ -247,7 +257,7 @@ class SharedAgent:
                         new = file.read()
                     whole = new[: new.rfind(b"\n") + 1]
                     for line in whole.splitlines():
-                        entry = json.loads(line)
+                        entry = _entry_of(line)
                         self.learned.apply(entry)
                         self.seen |= entry.get("seen", {})
                     self._offset += len(whole)

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.queueing.dynamics import SlotOutcome
 from llmqueue_gym.queueing.lanes import MAX_SLOTS, QueueDynamics
@@ -77,7 +78,9 @@ class LLMQueueEnv(SuiteEnv):
     ## Starting State
 
     An empty queue. Without ``instance_seed`` every reset draws a new instance (contexts and hidden
-    utilities); with it the instance is fixed and a seed only changes arrivals and outcomes.
+    utilities); with it the instance is fixed and a seed only changes arrivals and outcomes. One
+    that cannot be played as asked (``slack`` out of reach of its LLMs, a ``load`` that takes more
+    than one arrival in a slot) is drawn again.
 
     ## Episode End
 
@@ -234,7 +237,7 @@ class LLMQueueEnv(SuiteEnv):
         task, dynamics = self._task, self.dynamics
         if not dynamics.ready:
             raise gym.error.ResetNeeded("call reset() before step()")
-        values = np.asarray(action)
+        values = checks.array(action)
         if values.shape != self._action_shape or values.dtype.kind not in "iu":
             raise task.invalid_action(action)
         slot, *llms = values.tolist()

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.errors import UsageError
+from llmqueue_gym.errors import UsageError, first_playable
 from llmqueue_gym.queueing.choice import best_assortment
 from llmqueue_gym.queueing.dynamics import FIRST_LLM, NUM_STREAMS
 from llmqueue_gym.queueing.feedback import read_feedback
@@ -68,7 +68,6 @@ class Task:
         if instance_seed is not None:
             # The tag keeps the instance apart from everything else that is seeded with a number.
             self._fixed = self._draw(np.random.default_rng([instance_seed, INSTANCE_TAG]))
-            self.arrivals.check(self._fixed[1])
 
     @staticmethod
     def _check_rates(
@@ -104,6 +103,10 @@ class Task:
         return rate, None, slack
 
     def _draw(self, rng: np.random.Generator) -> tuple[Population, float]:
+        """Draw an instance that can be played, and its arrival rate."""
+        return first_playable(lambda: self._draw_once(rng))
+
+    def _draw_once(self, rng: np.random.Generator) -> tuple[Population, float]:
         size = self.assortment_size
         if self.slack is not None:
             least = (self.arrival_rate or 0.0) + self.slack
@@ -116,7 +119,9 @@ class Task:
             drawn = self.workload.draw(rng)
         population = Population(drawn.contexts, drawn.utilities, size, drawn.cost)
         if self.load is not None:
-            return population, self.load * population.capacity
+            rate = self.load * population.capacity
+            self.arrivals.check(rate)
+            return population, rate
         assert self.arrival_rate is not None
         return population, self.arrival_rate
 

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.dynamics import (
@@ -213,7 +214,8 @@ class LLMServeEnv(SuiteEnv):
     ## Starting State
 
     Nobody is there; replicas host what the setting says. With queries from a workload every reset
-    draws a new instance, unless ``instance_seed`` fixes it.
+    draws a new instance, unless ``instance_seed`` fixes it; one for which ``load`` takes more than
+    one arrival in a slot is drawn again.
 
     ## Episode End
 
@@ -364,7 +366,7 @@ class LLMServeEnv(SuiteEnv):
         """
         if not self.dynamics.ready:
             raise gym.error.ResetNeeded("call reset() before step()")
-        values = np.asarray(action)
+        values = checks.array(action)
         if values.shape != self._upper.shape or values.dtype.kind not in "iu":
             raise invalid_action(self._actions, action)
         # As unsigned numbers, negative ones are too large as well.

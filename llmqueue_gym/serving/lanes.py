@@ -186,7 +186,6 @@ class ServingDynamics:
         state.timers[index] = state.window[index] = -1
         state.answered[index] = 0
         state.mixed[index] = 0.0
-        self._counted = self._counted.copy()
         self._counted[index] = 0
         self._seen, self.ready = None, True
 
@@ -218,10 +217,11 @@ class ServingDynamics:
             np.empty(self.num_lanes),
             np.empty((self.num_lanes, places, 3), dtype=np.int64),
         )
-        self._counted, self._seen = outcome.counts, self._new_seen()
+        self._seen = self._new_seen()
         actions = np.array(actions, dtype=np.int64, order="C")  # a type of array: compiled once
         draws, position = self._streams.advance()
         self._most, latest = self._run(actions, draws, position, outcome, self._seen)
+        self._counted = outcome.counts.copy()  # the caller may change what is handed out
         if latest > MAX_SLOTS:
             raise OverflowError(f"an episode lasts at most {MAX_SLOTS} slots; reset it")
         return outcome

@@ -388,7 +388,8 @@ def bound(instance: ServingInstance) -> float:
     An attempt is held for the slots that it takes alone, at least, and a replica that changes is
     paid for while it works. Nobody waits longer than needed, so the bound is wide where holding is
     most of the cost. A run that starts empty can be above it by what it does not pay at its end, of
-    the order of 1 / T.
+    the order of 1 / T. Users who think are not held: where they think for about as long as the run
+    lasts, few come back before its end, and the run can be well above.
     """
     rewards, share = instance.rewards, instance.arrival_rate * instance.share
     changes = instance.update_every > 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.deployment.streams import CatalogStream
-from llmqueue_gym.errors import UsageError
+from llmqueue_gym.errors import UnplayableError, UsageError, first_playable
 from llmqueue_gym.registration import SERVE_EPISODE_STEPS
 from llmqueue_gym.serving.disguised import disguised
 from llmqueue_gym.serving.instance import NEVER, Floats, Rewards, ServingInstance
@@ -141,9 +141,10 @@ class ServingTask:
         return dispatches + [public.num_llms + 1] * public.num_replicas
 
     def draw(self, rng: np.random.Generator) -> ServingInstance:
-        """Return an instance; always the same one unless they are drawn."""
-        if not self.drawn:
-            return self.public
+        """Return an instance that can be played; always the same one unless they are drawn."""
+        return first_playable(lambda: self._draw_once(rng)) if self.drawn else self.public
+
+    def _draw_once(self, rng: np.random.Generator) -> ServingInstance:
         contexts, success = self._draw_queries(rng)
         instance = replace(self._plain, contexts=contexts, success=success)
         return self._loaded(self._in_disguise(instance))
@@ -159,7 +160,7 @@ class ServingTask:
             rate = self._load / replace(instance, arrival_rate=1.0).load
             instance = replace(instance, arrival_rate=rate)
             if rate > 1.0:
-                raise UsageError(
+                raise UnplayableError(
                     f"load={self._load:g} takes {rate:.3g} arrivals a slot, and at most one query "
                     "arrives in one; lower slot_seconds"
                 )

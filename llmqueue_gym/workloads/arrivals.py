@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.errors import UsageError
+from llmqueue_gym.errors import UnplayableError, UsageError
 from llmqueue_gym.streams import Draws
 from llmqueue_gym.workloads.pool import file_sha256, read_spec
 from llmqueue_gym.workloads.rows import find_file
@@ -99,7 +99,7 @@ class MarkovModulated:
         """Raise a ValueError if some state would have more than one arrival a slot."""
         peak = rate * float(self._rates.max())
         if peak > 1.0 + 1e-12:
-            raise UsageError(
+            raise UnplayableError(
                 f"arrivals: at a mean rate of {rate:.4g} the busiest state has {peak:.4g} arrivals "
                 "a slot, more than 1; lower the rate or load, or bring `rates` closer together"
             )
@@ -163,7 +163,7 @@ class Daily:
         """Raise a ValueError if the peak has more than one arrival a slot."""
         peak = rate * (1.0 + self.swing)
         if peak > 1.0 + 1e-12:
-            raise UsageError(
+            raise UnplayableError(
                 f"arrivals: at a mean rate of {rate:.4g} the peak has {peak:.4g} arrivals a slot, "
                 "more than 1; lower the rate or load, or `swing`"
             )

@@ -83,12 +83,12 @@ def numbers_of(
     return numbers
 
 
-def _no_number(value: object, number: float | None, label: str) -> ValueError:
+def _no_number(value: object, number: float | None, label: str) -> UsageError:
     if value is None:
-        return ValueError(f"{label} is missing")
+        return UsageError(f"{label} is missing")
     if number is None:
-        return ValueError(f"{label} is not a number: {show(value)}{comma_hint(value)}")
-    return ValueError(f"{label} is {number}, expected a finite number")
+        return UsageError(f"{label} is not a number: {show(value)}{comma_hint(value)}")
+    return UsageError(f"{label} is {number}, expected a finite number")
 
 
 def _score(value: object) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmqueue_gym import checks
-from llmqueue_gym.errors import UsageError
+from llmqueue_gym.errors import UnplayableError, UsageError
 
 if TYPE_CHECKING:
     from llmqueue_gym.workloads.prices import Step
@@ -121,9 +121,9 @@ def file_sha256(path: str | Path) -> str:
         raise UsageError(f"path={str(path)!r}: the file cannot be read ({error})") from error
 
 
-def too_few_accepted(kept: int, seen: int) -> UsageError:
+def too_few_accepted(kept: int, seen: int) -> UnplayableError:
     """Error for an ``accept`` predicate that (nearly) no query satisfies."""
-    return UsageError(
+    return UnplayableError(
         f"slack: only {kept} of {seen} queries have an assortment that departs fast enough; "
         "lower slack or the arrival_rate"
     )

@@ -131,6 +131,30 @@ def test_attributes_and_methods_by_lane() -> None:
     assert stage.get_attr("label") == ["x"] * 2
 
 
+@pytest.mark.parametrize("wrapper_class", [None, DiscreteActions, FlatObservation])
+@pytest.mark.parametrize("kwargs", [{}, {"load": 0.8}], ids=["lanes-alike", "lanes-differ"])
+def test_attributes_are_those_of_environments_of_their_own(
+    kwargs: dict[str, Any], wrapper_class: Any
+) -> None:
+    """What a lane has of its own too; with a load the lanes' arrival rates differ."""
+    kwargs = QUEUE | kwargs
+    native = make_vec_env("LLMQueue-v0", 3, seed=5, wrapper_class=wrapper_class, **kwargs)
+    own = DummyVecEnv(
+        [lambda: (wrapper_class or gym.Wrapper)(gym.make("LLMQueue-v0", **kwargs))] * 3
+    )
+    own.seed(5)
+    own.reset()
+    native.reset()
+    names = ("observation_space", "action_space", "llms", "np_random_seed", "render_mode")
+    for name in names:
+        assert native.get_attr(name) == own.get_attr(name), name
+    assert [lane.unwrapped.problem for lane in own.envs] == native.get_attr("problem")
+    assert native.has_attr("problem")
+    states = [lane.unwrapped.np_random.bit_generator.state for lane in own.envs]
+    found = native.get_attr("np_random", indices=[2, 0])
+    assert [generator.bit_generator.state for generator in found] == [states[2], states[0]]
+
+
 def test_seeds_are_used_once() -> None:
     env = make_vec_env("LLMQueue-v0", 2, seed=3, **QUEUE)
     first: list[Any] = [env.reset(), *(env.step(np.zeros((2, 3), np.int64))[0] for _ in range(9))]
@@ -442,3 +466,26 @@ def test_gymnasium_vector_wrappers_under_sb3() -> None:
     _, rewards, _, infos = env.step(np.array([0, 1]))
     np.testing.assert_allclose(rewards, [-info["queue_length"] / 10.0 for info in infos])
     assert len(env.env_method("action_masks")) == 2
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_the_decision_before_is_as_it_was_whoever_changes_the_observation(lanes: int) -> None:
+    """A learner that scales the observation in place must not scale what is shown next."""
+
+    def played(change: bool) -> list[Any]:
+        env: Any = (
+            PreviousDecisionVector(gym.make_vec("LLMQueue-v0", lanes, arrival_rate=0.9))
+            if lanes
+            else PreviousDecision(gym.make("LLMQueue-v0", arrival_rate=0.9))
+        )
+        env.action_space.seed(0)
+        seen, shown = env.reset(seed=0)[0], []
+        for _ in range(20):
+            shown.append({key: np.array(value) for key, value in seen.items()})
+            if change:
+                for value in filter(np.ndim, seen.values()):
+                    value[...] = 0
+            seen = env.step(env.action_space.sample())[0]
+        return shown
+
+    assert_equal(played(change=True), played(change=False))

@@ -233,19 +233,20 @@ def saved(tmp: Path) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_saved(tmp_path_factory: pytest.TempPathFactory) -> None:
-    global AGENT, DRAFT
+    global AGENT, DRAFT, PROBLEM
     DRAFT = tmp_path_factory.mktemp("saved") / "draft"
-    AGENT = saved(DRAFT)
+    AGENT, PROBLEM = saved(DRAFT), made("ACQB", "queueing")[1]
 
 
 AGENT, DRAFT = b"", Path()
+PROBLEM: Any = None
 
 
 def survives(content: bytes) -> None:
     """Whatever a file holds, reading it gives an agent or the one error."""
     DRAFT.write_bytes(content)
     try:
-        found: Any = load_agent(DRAFT)
+        found: Any = load_agent(DRAFT, PROBLEM)
     except UsageError as error:
         found = error
     assert isinstance(found, Agent) or str(found).startswith(f"path={str(DRAFT)!r}")
@@ -290,6 +291,21 @@ def test_a_header_with_other_nodes_meets_one_error(number: int, junk: Any) -> No
         return header
 
     survives(changed(AGENT, change))
+
+
+@pytest.mark.parametrize("gone", ["context_dim", "num_llms", None])
+def test_an_agent_without_its_problem_or_a_part_of_it_is_refused(gone: str | None) -> None:
+    def without(header: Any) -> Any:
+        state = header["root"][2]
+        if gone is None:
+            del state["problem"]
+        else:
+            del state["problem"][2][gone]
+        return header
+
+    DRAFT.write_bytes(changed(AGENT, without))
+    with pytest.raises(UsageError, match=r"made for|no problem"):
+        load_agent(DRAFT, PROBLEM)
 
 
 def test_sizes_are_checked_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:

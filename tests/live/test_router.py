@@ -422,6 +422,35 @@ def test_a_snapshot_without_its_journal_is_read_with_the_one_before(tmp_path):
     np.testing.assert_allclose(learned.agent.regression.theta[0][:6], 0.5)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b"[1]",
+        b"{",
+        b"[" * 5000,
+        b"1" * 5000,
+        b'{"seen":3}',
+        b'{"usd":"x","llm":0,"window":1}',
+        b'{"usd":0.5,"llm":9,"window":1}',
+        b'{"usd":0.5}',
+        b'{"context":3,"llm":0,"kept":1,"retrials":0}',
+    ],
+)
+def test_a_damaged_line_of_a_journal_is_counted_and_stops_nobody(line, tmp_path):
+    path = tmp_path / "state"
+    running = open_shared(path)
+    running.add(answer_entry(one_hot(0), 0, kept=True))
+    with (tmp_path / "state.journal-0").open("ab") as file:
+        file.write(line + b"\n")
+    running.add(answer_entry(one_hot(1), 0, kept=True))
+    for shared in (running, open_shared(path)):
+        assert (shared.learned.entries, shared.learned.answers) == (3, 2)
+        assert shared.learned.refused == 1
+        assert shared.learned.calls == [0] * len(shared.learned.llms)
+        np.testing.assert_allclose(shared.learned.agent.regression.theta[0][:2], 0.5)
+
+
 PAIRED = ("litellm-adaptive", "litellm-adaptive-retrials", "paretobandit")  # learn what they chose
 UNSAVED = ("DQN-online", "PPO-online")  # Stable-Baselines3's objects
 ONLINE = [

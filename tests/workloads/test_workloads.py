@@ -19,6 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads import QueryPool, Synthetic, fingerprint, make_workload
 from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, embed_texts, offline_rows
 from llmqueue_gym.workloads.pool import PoolWorkload, file_sha256
@@ -721,7 +722,7 @@ def test_table_errors_name_the_place_and_the_fix(
     rows[3] |= row
     path = write_table(tmp_path / "t.jsonl", rows)
     spec = {"source": "table", "path": path, "embedding": "x", "quality": ["a", "b"]}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         build(spec | changes)
 
 

@@ -287,7 +287,7 @@ function pairsView(section) {
     h("section", {}, h("h2", {}, "Probability of improvement"),
       h("p", { class: "lead" }, "How often, in percent, a run of the row's agent scores above one of the column's, averaged over the headline tasks with the weights of the score. Bold: the paired difference of the two scores is separated from 0."),
       scrolling("Probability of improvement", table)),
-    h("section", {}, h("h2", {}, "Paired differences"), h("p", { class: "lead" }, "Both with 95% intervals of the same stratified bootstrap: tasks are strata, seeds are resampled together."),
+    h("section", {}, h("h2", {}, "Paired differences"), h("p", { class: "lead" }, "Both with 95% intervals of the same bootstrap over seeds: a seed is drawn with its runs of all tasks."),
       folded(section.comparisons.length, "pair", pairs.element)),
   ];
 }

@@ -143,7 +143,7 @@ def _of_gateway(path: str, gateway: Gateway, table: Sequence[tuple[str, Row]]) -
         (turn, float(kept))
         for turn, kept in pairs
         if not turn.failed
-        and all(calls[turn.row][1][name] not in (None, "") for name in OF_SPEND.values())
+        and all(calls[turn.row][1].get(name) not in (None, "") for name in OF_SPEND.values())
     ]
     if not found:
         needs = ", ".join(OF_SPEND)

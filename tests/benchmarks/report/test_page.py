@@ -25,6 +25,7 @@ from plotly.offline import get_plotlyjs
 
 from benchmarks.report import board_markdown, board_tables, draw, draw_figure
 from benchmarks.report.command import make_server
+from benchmarks.report.figure import _suptitle as caption
 from benchmarks.report.figure import file_name
 from benchmarks.report.page import board_page, page_data, script_safe
 from benchmarks.report.paper import write_figure
@@ -218,6 +219,14 @@ def test_a_figure_that_cannot_be_is_an_error_that_says_what_can(board, tmp_path,
     with pytest.raises(ValueError, match=words):
         write_figure(board, folder=tmp_path, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_says_of_how_many_seeds_its_panels_are_and_what_grey_is_if_there_is_grey():
+    styles = draw.styles_of([f"agent {i}" for i in range(len(draw.COLOURS) + 1)])
+    first, *_, last = (styles[label] for label in styles if label.startswith("agent"))
+    assert caption("s", [10, 20], [first]) == "s: mean over 10 to 20 seeds, band one standard error"
+    assert "mean over 5 seeds" in caption("s", [5, 5], [first, last])
+    assert caption("s", [1], [last]) == "s: one seed; grey without a name: the agents ranked lower"
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "", "a\\b", "x\0y"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.score.bootstrap import (
-    StratifiedBootstrap,
+    SeedBootstrap,
     family_weights,
     improvement,
     interquartile_mean,
@@ -61,7 +61,7 @@ def test_intervals_over_trainings_cover_the_variation_of_both(training, play):
     assert scores.mean(axis=1).var() == pytest.approx(training**2 / 5 + play**2 / 20, rel=0.15)
     found = np.array([t_interval(own, blocks=blocks) for own in scores])
     naive = np.array([t_interval(own) for own in scores])
-    bootstrap = StratifiedBootstrap.draw({"t": 20}, 2000, {"t": blocks.tolist()})
+    bootstrap = SeedBootstrap.draw({"t": 20}, 2000, {"t": blocks.tolist()})
     low, high = bootstrap.limits(bootstrap.mean(scores, np.ones(1)))
     exact = np.mean((found[:, 1] < 0) & (found[:, 2] > 0))
     assert exact == pytest.approx(0.95, abs=0.02)
@@ -69,15 +69,32 @@ def test_intervals_over_trainings_cover_the_variation_of_both(training, play):
     assert (np.mean((naive[:, 1] < 0) & (naive[:, 2] > 0)) < 0.85) == (training > 0)
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 12])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 2.0])
+def test_intervals_over_tasks_cover_what_tasks_of_a_seed_share(tasks, shared):
+    """Ten seeds, each with an effect on all its tasks: 95% of the time, however many tasks.
+
+    The mean has the variance shared^2 / 10 + 1 / (10 tasks).
+    """
+    rng, runs, seeds = np.random.default_rng(2), 1500, 10
+    scores = shared * rng.normal(size=(runs, 1, seeds)) + rng.normal(size=(runs, tasks, seeds))
+    scores = scores.reshape(runs, tasks * seeds)
+    bootstrap = SeedBootstrap.draw({f"t{i}": seeds for i in range(tasks)}, 2000)
+    low, high = bootstrap.limits(bootstrap.mean(scores, np.full(tasks, 1.0 / tasks)))
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.02)
+    exact = np.array([t_interval(own.reshape(tasks, seeds).mean(axis=0)) for own in scores])
+    assert np.median((high - low) / (exact[:, 2] - exact[:, 1])) == pytest.approx(1.0, abs=0.03)
+
+
 def test_blocks_are_resampled_whole_and_uneven_ones_keep_the_weight_of_a_sample():
     seeds, blocks = {"t": 5, "u": 2}, {"t": [0, 1, 0, 1, 0], "u": [0, 1]}
-    bootstrap = StratifiedBootstrap.draw(seeds, REPEATS, blocks)
+    bootstrap = SeedBootstrap.draw(seeds, REPEATS, blocks)
     ones = bootstrap.mean(np.ones((1, 7)), np.array([0.5, 0.5]))
     assert ones == pytest.approx(np.ones((1, REPEATS)))
     first = bootstrap.mean(np.array([[1.0, 0, 1, 0, 1, 0, 0]]), np.array([1.0, 0.0]))[0]
     assert {round(float(share), 6) for share in first} == {0.0, 0.6, 1.0}
     part, runs = bootstrap.select(["u"])
-    plain = StratifiedBootstrap.draw({"u": 2}, REPEATS)
+    plain = SeedBootstrap.draw({"u": 2}, REPEATS)
     values = np.array([0.3, 0.8])
     assert runs.tolist() == [5, 6]
     assert part.limits(part.mean(values[None], np.ones(1))) == plain.limits(
@@ -100,7 +117,7 @@ REPEATS = 60
 
 def slow_samples():
     """Indices of the drawn runs in every sample, by the definition."""
-    draws = {name: resampled_seeds(name, size, REPEATS) for name, size in STRATA.items()}
+    draws = {name: resampled_seeds("seeds", size, REPEATS) for name, size in STRATA.items()}
     for i in range(REPEATS):
         first, parts = 0, []
         for name, size in STRATA.items():
@@ -110,7 +127,7 @@ def slow_samples():
 
 
 def test_interquartile_means_of_the_bootstrap_equal_a_slow_reference():
-    fast = StratifiedBootstrap.draw(STRATA, REPEATS).iqm(SCORES)
+    fast = SeedBootstrap.draw(STRATA, REPEATS).iqm(SCORES)
     for i, parts in enumerate(slow_samples()):
         for agent in range(3):
             sample = SCORES[agent][np.concatenate(parts)]
@@ -118,7 +135,7 @@ def test_interquartile_means_of_the_bootstrap_equal_a_slow_reference():
 
 
 def test_means_over_families_of_the_bootstrap_equal_a_slow_reference():
-    fast = StratifiedBootstrap.draw(STRATA, REPEATS).mean(SCORES, WEIGHTS)
+    fast = SeedBootstrap.draw(STRATA, REPEATS).mean(SCORES, WEIGHTS)
     for i, parts in enumerate(slow_samples()):
         for agent in range(3):
             a, b, c, d = (SCORES[agent][part].mean() for part in parts)
@@ -135,9 +152,7 @@ def test_families_weigh_the_same_and_so_do_their_tasks(families):
 
 
 def test_probability_of_improvement_equals_a_slow_reference():
-    fast = StratifiedBootstrap.draw(STRATA, REPEATS).improvement(
-        SCORES[[0, 2]], SCORES[[1, 0]], WEIGHTS
-    )
+    fast = SeedBootstrap.draw(STRATA, REPEATS).improvement(SCORES[[0, 2]], SCORES[[1, 0]], WEIGHTS)
     for i, parts in enumerate(slow_samples()):
         for pair, (first, second) in enumerate([(0, 1), (2, 0)]):
             chances = [
@@ -166,7 +181,7 @@ def test_probability_of_improvement_is_mann_and_whitneys():
 
 def test_performance_profiles_equal_a_slow_reference():
     thresholds = np.array([0.0, 0.4, 0.5, 1.0])
-    fast = StratifiedBootstrap.draw(STRATA, REPEATS).profile(SCORES, thresholds, WEIGHTS)
+    fast = SeedBootstrap.draw(STRATA, REPEATS).profile(SCORES, thresholds, WEIGHTS)
     for i, parts in enumerate(slow_samples()):
         for agent in range(3):
             expected = [
@@ -182,27 +197,25 @@ def test_performance_profiles_equal_a_slow_reference():
 def test_bootstrap_of_a_mean_has_the_textbook_standard_error():
     """Three values a stratum cut nothing, so the IQM is the mean: se = sd / sqrt(n)."""
     values = np.array([0.0, 1.0, 5.0])
-    samples = StratifiedBootstrap.draw({"t": 3}).iqm(values[None])
+    samples = SeedBootstrap.draw({"t": 3}).iqm(values[None])
     assert samples.std() == pytest.approx(values.std() / 3**0.5, rel=0.03)
 
 
 def test_bootstrap_of_a_profile_has_the_binomial_standard_error():
     values = np.arange(10.0)
-    samples = StratifiedBootstrap.draw({"t": 10}).profile(
-        values[None], np.array([6.5]), np.ones(1)
-    )[0, 0]
+    samples = SeedBootstrap.draw({"t": 10}).profile(values[None], np.array([6.5]), np.ones(1))[0, 0]
     assert samples.mean() == pytest.approx(0.3, abs=0.01)
     assert samples.std() == pytest.approx((0.3 * 0.7 / 10) ** 0.5, rel=0.03)
 
 
 def test_strata_of_one_seed_leave_nothing_to_resample():
-    bootstrap = StratifiedBootstrap.draw({"a": 1, "b": 1}, REPEATS)
+    bootstrap = SeedBootstrap.draw({"a": 1, "b": 1}, REPEATS)
     np.testing.assert_allclose(bootstrap.iqm(np.array([[0.2, 0.6]])), 0.4)
 
 
 @pytest.mark.parametrize(("seeds", "bounded"), [((3, 2), True), ((3, 1), False), ((1, 1), False)])
 def test_intervals_over_tasks_are_unbounded_where_a_task_has_one_seed(seeds, bounded):
-    bootstrap = StratifiedBootstrap.draw(dict(zip("ab", seeds, strict=True)), REPEATS)
+    bootstrap = SeedBootstrap.draw(dict(zip("ab", seeds, strict=True)), REPEATS)
     scores = RNG.normal(size=(2, sum(seeds)))
     samples = [
         bootstrap.iqm(scores),
@@ -221,13 +234,13 @@ def test_intervals_over_tasks_are_unbounded_where_a_task_has_one_seed(seeds, bou
 
 def test_draws_of_two_agents_on_the_same_cells_are_paired():
     scores = RNG.normal(size=6)
-    samples = StratifiedBootstrap.draw({"t": 6}).iqm(np.stack([scores + 0.25, scores]))
+    samples = SeedBootstrap.draw({"t": 6}).iqm(np.stack([scores + 0.25, scores]))
     np.testing.assert_allclose(samples[0] - samples[1], 0.25)
 
 
 def test_some_tasks_of_a_bootstrap_are_drawn_as_they_are_alone():
-    part, runs = StratifiedBootstrap.draw(STRATA, REPEATS).select(["d", "b"])
-    alone = StratifiedBootstrap.draw({"b": 4, "d": 3}, REPEATS)
+    part, runs = SeedBootstrap.draw(STRATA, REPEATS).select(["d", "b"])
+    alone = SeedBootstrap.draw({"b": 4, "d": 3}, REPEATS)
     assert runs.tolist() == [5, 6, 7, 8, 10, 11, 12]
     np.testing.assert_array_equal(part.iqm(SCORES[:, runs]), alone.iqm(SCORES[:, runs]))
 

@@ -340,6 +340,26 @@ def test_an_agent_with_missing_cells_is_listed_last_without_a_rank():
     assert board.failures[0][1]["error"] == "boom"
 
 
+def test_nobody_gains_a_rank_on_a_task_by_failing_where_it_plays_badly():
+    queues = {**REFERENCES, "fair": [5.0, 6.0, 5.0, 6.0, 5.5], "picky": [3.0, 3.2, 40.0, 50.0, 3.1]}
+    cells = cells_of(queues)
+    assert [row.rank for row in board_of(cells).tasks[0].rows] == [None, 1, 1, None]
+    own = [c for c in cells if c["spec"]["agent"]["label"] == "picky"]
+    bad = [c for c in own if c["spec"]["seed"] in (2, 3)]
+    rest = [c for c in cells if c not in bad]
+    task = board_of(rest, failures=[(c["spec"], {"error": "boom"}) for c in bad]).tasks[0]
+    assert {row.agent: row.rank for row in task.rows if row.rank} == {"fair": 1}
+    assert next(row.seeds for row in task.rows if row.agent == "picky") == 3
+
+
+def test_an_unfinished_run_separates_by_what_there_is_and_ranks_nobody():
+    cells = cells_of({**REFERENCES, "a": [2.0, 2.1, 2.0], "b": [40.0, 41.0, 40.0]})
+    later = [{**c["spec"], "seed": 3} for c in cells if c["spec"]["seed"] == 0]
+    [task] = board_of(cells, failures=[(spec, {"error": ""}) for spec in later]).tasks
+    assert task.separates
+    assert not any(row.rank for row in task.rows)
+
+
 def test_a_task_outside_the_headline_has_its_own_table_only():
     side = cells_of({**REFERENCES, "a": [2.0] * 5, "b": [9.0] * 5}, task="s", headline=False)
     board = board_of(side)

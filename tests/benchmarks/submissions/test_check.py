@@ -270,6 +270,24 @@ def test_a_claim_that_is_not_so_is_refused_at_the_first_check(results, tmp_path,
 # --- held-out scores ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("asked", "played"), [([], 1), (["--workers", "2"], 2)])
+def test_held_out_cells_play_one_at_a_time_and_cannot_talk(
+    bench, tmp_path, monkeypatch, asked, played
+):
+    secret, found = tmp_path / "secret", []
+    secret.write_text("0" * 64)
+
+    def mark(path, release, drawn, how):
+        found.append(how.engine._pool.workers)
+        return {}
+
+    monkeypatch.setattr("benchmarks.submissions.mark.mark_held_out", mark)
+    file = str(tmp_path / "x.toml")
+    held_out = ["--held-out", "0.2.0", "--secret", str(secret)]
+    assert bench("submission", "mark", file, *held_out, *asked) == 0
+    assert found == [played]
+
+
 def test_only_scores_on_held_out_seeds_are_noted_and_only_of_what_was_replayed(results, tmp_path):
     path, file = hand_in(results, tmp_path / "s"), tmp_path / "secret"
     other = tmp_path / "other"

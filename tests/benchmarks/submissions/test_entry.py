@@ -209,6 +209,10 @@ def test_a_mark_holds_for_the_bytes_that_were_checked(tmp_path):
     [entry] = read_folder(tmp_path)
     assert (entry.mark, entry.replayed_by, entry.ranked) == ("replayed", "run 7", False)
     held = f'[{path.stem}.held_out."0.2.0"]\nqueueing = [0.7, 0.6, 0.8]\n'
+    for wrong in ("held_out = 3", 'held_out = { "0.2.0" = 3 }', "held_out = { r = { q = [1] } }"):
+        (tmp_path / "marks.toml").write_text(f"{marks}{wrong}\n")
+        with pytest.raises(UsageError, match="holds no scores"):
+            read_folder(tmp_path)
     (tmp_path / "marks.toml").write_text(marks + held)
     [entry] = read_folder(tmp_path)
     assert entry.ranked

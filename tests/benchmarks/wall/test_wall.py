@@ -85,12 +85,45 @@ def test_a_result_from_inside_is_computed_again_where_the_wall_is_asked_for(tmp_
         ({"name": "greedy"}, False, True),
         ({"name": "mine:Agent", "code": "0" * 64}, True, True),
         ({"name": "m.zip", "training": {"sha256": ""}}, True, True),
+        ({"name": "known-mine:Agent", "code": "0" * 64}, True, True),
+        ({"name": "known-entry-point", "code": "0" * 64}, True, True),
+        ({"name": "known-model", "training": {"sha256": ""}}, True, True),
         ({"name": "PPO", "training": {"key": "", "sha256": ""}}, False, True),
     ],
 )
 def test_who_plays_behind_the_wall(identity, by_default, wanted):
     found = [is_walled(identity, trust) for trust in (None, False, True)]
     assert found == [by_default, wanted, False]
+
+
+def test_only_agents_of_this_project_are_told_the_truth_whatever_others_call_theirs(
+    tmp_path, monkeypatch
+):
+    """A module may have any file name: `known-` at its beginning is no pass through the wall."""
+    code = MODULE_THAT_TELLS.format(base="from baselines.interface import Agent")
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "known-mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "agents"))
+    suite = parse_suite("s", {**SUITE, "agents": ["known-mine:Teller"], "task": SUITE["task"][:1]})
+    plan, store = make_plan(suite), Store(tmp_path / "results")
+    own = [cell for cell in plan.cells if ":" in cell.spec["agent"]["name"]]
+    assert own
+    assert all(cell.walled for cell in own)
+    execute(plan, store, LocalEngine(1), {"command": "test"})
+    for cell in own:
+        assert "told: None" in store.load_failure(cell.key)["error"]
+
+
+MODULE_THAT_TELLS = """
+{base}
+
+class Teller(Agent):
+    def act(self, observation):
+        raise RuntimeError(f"told: {{self.problem.truth}}")
+
+    def update(self, *parts):
+        pass
+"""
 
 
 @pytest.mark.parametrize(
