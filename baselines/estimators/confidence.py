@@ -379,7 +379,9 @@ class ConfidenceFactors:
         Weight of the identity in V_j, lambda_0.
     dtype : {"float64", "float32"}
         Storage of the factors. Single precision halves the memory traffic, which is the cost at
-        large d; B_j^T B_j stays positive definite whatever the rounding.
+        large d; B_j^T B_j stays positive definite whatever the rounding. What is kept of queries
+        that wait for 8,000 updates is then off by 3e-5 for contexts of norm 1, by 0.2 for those of
+        norm 100: scale such contexts.
 
     Raises
     ------
