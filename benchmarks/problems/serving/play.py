@@ -38,13 +38,17 @@ from llmqueue_gym.serving.dynamics import (
 from llmqueue_gym.serving.instance import ServingInstance
 from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.oracles import Optimum, bound, small_problem
-from llmqueue_gym.workloads.arrivals import arrivals_fingerprint
+from llmqueue_gym.workloads.arrivals import Bernoulli, arrivals_fingerprint
 from llmqueue_gym.workloads.pool import file_sha256
 from llmqueue_gym.workloads.sources.log_file import log_fingerprint
 
 FIXED, CHANGING, STREAMING = "known-rollout", "known-forecast", "known-reactive"
 """The truth-knowing agents that score 1 where no optimum can be had: with a fixed fleet, with one
 that changes at windows, and where LLMs arrive as well."""
+
+
+SEEN = 32
+"""Waiting queries that a window must show: the optimum is that of a provider who sees them all."""
 
 
 def public_problem(env: gym.Env[Any, Any], horizon: int, pretrained: bool = False) -> ServeProblem:
@@ -65,7 +69,7 @@ def make_oracle(env: gym.Env[Any, Any]) -> Any:
     truth, which may be beaten.
     """
     instance = _dynamics(env).instances[0]
-    if is_small(instance):
+    if is_small(env):
         return _Exact(env, instance)
     streaming = bool((instance.llm_arrives > 0).any())
     changing = STREAMING if streaming else CHANGING
@@ -74,8 +78,12 @@ def make_oracle(env: gym.Env[Any, Any]) -> Any:
     return make_agent(name, told_all(env, public_problem(env, horizon or 0)), 0)
 
 
-def is_small(instance: ServingInstance) -> bool:
-    """Whether the optimum can be had."""
+def is_small(env: gym.Env[Any, Any]) -> bool:
+    """Whether the optimum can be had: it sees who waits, and arrivals have no memory either."""
+    instance = _dynamics(env).instances[0]
+    arrivals = env.unwrapped.task.arrivals  # type: ignore[attr-defined]
+    if instance.window < SEEN or not isinstance(arrivals, Bernoulli):
+        return False
     try:
         small_problem(instance)
     except UsageError:
@@ -132,6 +140,7 @@ class Recorder:
     def __init__(self, env: gym.Env[Any, Any], horizon: int) -> None:
         self._dynamics = _dynamics(env)
         self._instance = instance = self._dynamics.instances[0]
+        self._exact = is_small(env)
         self.trace = Trace.empty(horizon)
         self.timeline = Timeline(instance, horizon)
         self._rows: dict[int, int] = {}  # slot of arrival -> row, of queries in the system
@@ -176,8 +185,8 @@ class Recorder:
             If the run breaks a law of every system; see `check_laws`.
         """
         instance, trace = self._instance, self.trace
-        most, exact = bound(instance), is_small(instance)
-        run = Run(trace, instance.rewards, instance.load, instance.slot_seconds, most, exact)
+        own = instance.load, instance.slot_seconds, bound(instance), self._exact
+        run = Run(trace, instance.rewards, *own)
         metrics = measured(METRICS, run)
         promised = np.array(self._promised)
         metrics |= outcome_luck(float(run.total(KEPT)), promised).as_metrics()

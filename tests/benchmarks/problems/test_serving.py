@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import is_ranked, parse_suite
+from benchmarks.problems.serving import play
 from benchmarks.problems.serving.metrics import Trace, compared
 from benchmarks.problems.serving.play import BrokenLawError, check_laws, fingerprint
 from benchmarks.problems.serving.timeline import Timeline
@@ -188,6 +189,23 @@ def test_a_file_is_part_of_the_key_of_a_cell(tmp_path, form):
     path.write_text("tokens\n3\n6\n")
     assert before != fingerprint(kwargs)
     assert fingerprint({"preset": "fleet"}) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "exact"),
+    [
+        ({}, True),
+        ({"window": 1}, False),
+        ({"arrivals": {"process": "daily", "day": 200, "swing": 0.3}}, False),
+    ],
+)
+def test_the_oracle_is_the_optimum_only_where_it_sees_who_waits_and_arrivals_forget(more, exact):
+    """With a window of one it cost 5.02 a slot, where 2.74 are the least of who sees everybody."""
+    env = gym.make("LLMServe-v0", preset="tiny-pair", load=0.7, **more)
+    env.reset(seed=0)
+    assert play.is_small(env) is exact
+    assert (type(play.make_oracle(env)).__name__ == "_Exact") is exact
+    assert play.Recorder(env, 10)._exact is exact
 
 
 @pytest.mark.parametrize(("exact", "accused"), [(1.0, True), (0.0, False)])
