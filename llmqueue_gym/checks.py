@@ -72,6 +72,10 @@ def unknown_name(what: str, name: object, known: Iterable[str], hint: str = "") 
     """Return the error for a name that is not known; the message gives the nearest known one."""
     names = list(known)
     plain = {known.lower(): known for known in reversed(names)}
-    near = difflib.get_close_matches(str(name).lower(), plain, n=1)
+    word = str(name).lower()
+    near = difflib.get_close_matches(word, plain, n=1)
+    if not near:  # half of it will do where it begins alike
+        alike = [own for own in plain if own[:1] == word[:1]]
+        near = difflib.get_close_matches(word, alike, n=1, cutoff=0.5)
     meant = f"did you mean {plain[near[0]]!r}? " if near else ""
     return UsageError(f"{what} {name!r} is not known; {meant}known: {', '.join(names)}{hint}")
