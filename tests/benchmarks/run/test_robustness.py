@@ -185,7 +185,9 @@ def command(here, *arguments, suite=(TASK,), seeds=1):
 
 
 def start(here, arguments, **more):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Under a limit of file sizes Python would keep what it compiles cut off.
+    own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **own}
     return subprocess.Popen(
         arguments, cwd=here, env=environment, stderr=subprocess.PIPE, text=True, **more
     )
