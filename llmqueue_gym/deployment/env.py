@@ -253,7 +253,7 @@ class LLMDeployEnv(DeployEnv):
     | horizon | None | T, at most 2^24 [36497 / 36000 / 10000 / 10000] |
     | num_stages | None | K [33 / 33 / 20 / 20] |
     | max_deployed | None | M_max, at most N [5 / 5 / 4 / half of the LLMs] |
-    | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival" and "fixed_gap" / 1] |
+    | alpha | None | largest share of a stage's queries per LLM, a number or one per LLM [0.4 / 0.4 / 0.4, 1 for "late_arrival", "fixed_gap" and up to 4 LLMs / 1] |
     | budget_per_query | None | b in USD, at least 1e-12 [1e-3 / 1e-3 / 1e-3 / median of the LLMs' mean costs] |
     | budget | "soft" | "hard": the reward is the ledger's |
     | price_changes | None | None: those of the table's own list prices; "recorded" (catalog), or a list of {"llm", "query" or "date", "factor"} |

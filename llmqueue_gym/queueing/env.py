@@ -120,7 +120,8 @@ class LLMQueueEnv(SuiteEnv):
     spill into the next slots. See `llmqueue_gym.workloads.arrivals`.
 
     ``feedback`` makes ``feedback`` and ``departed``, ``retried``, ``kept_llm`` of ``info`` wrong or
-    late (and the reward ``"departures"``); the queue is the same, and so is the queue length shown.
+    late (and the reward ``"departures"``), and ``arrived`` where a retrial is missed; the queue is
+    the same, and so is the queue length shown.
     A draw u a slot, from a stream of its own, decides. ``missed``: a retrial with u < missed is
     seen by nobody; the first LLM shown counts as kept, and the query comes back as one that has
     just arrived. ``false``: a kept answer with u < false is taken for refused. ``silent``: of an
@@ -280,8 +281,8 @@ class LLMQueueEnv(SuiteEnv):
 class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray[Any]]):
     """B copies of LLMQueue-v0 stepped at once; lane i seeded s equals the scalar env seeded s + i.
 
-    A step costs O(B (W d + K^2 + N K)), whatever the backlog and the time: about 25 us of Python
-    whatever B, and 0.2 us a lane at W = 32, d = 5, mostly moving the window and writing the
+    A step costs O(B (W d + K^2 + N K)), whatever the backlog and the time: about 21 us of Python
+    whatever B, and 0.16 us a lane at W = 32, d = 5, mostly moving the window and writing the
     observation (docs/speed.md varies B, W, N and d). With ``instance_seed`` all lanes share one
     table of queries; without it each lane holds its own (P (d + 2 N) floats), whose cache misses
     cost another third of a step at B = 1024.
