@@ -89,7 +89,9 @@ class LiveRouter:
     explore, patience, budget, state, log, seed
         See `llmqueue_gym.live.litellm.LearningRouter`.
     clock : callable
-        Seconds since 1970.
+        Seconds since 1970, for the budget and the log.
+    timer : callable
+        Seconds of a clock that nobody sets, for all that lasts: one for all processes.
 
     Raises
     ------
@@ -110,6 +112,7 @@ class LiveRouter:
         log: str | Path | None = None,
         seed: int | None = None,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.llms = _checked_llms(llms, agent)
         self.explore = checks.number("explore", explore, "[0, 1]")
@@ -129,7 +132,7 @@ class LiveRouter:
         self._try(probe)
         self._log = None if log is None else Path(log)
         self._rng = np.random.default_rng(seed)
-        self._clock = clock
+        self._clock, self._timer = clock, timer
         self._numbers = itertools.count(1)
         self._under_way: OrderedDict[int, Choice] = OrderedDict()
         self._reserved: dict[int, tuple[float, float]] = {}  # number -> USD it may cost, since when
@@ -137,7 +140,7 @@ class LiveRouter:
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._named: OrderedDict[str, Choice] = OrderedDict()  # by the answer's id, for feedback
         self._judged: list[tuple[Choice, bool]] = []  # and not learned yet
-        self._caught_up = 0.0  # with other workers
+        self._caught_up = -np.inf  # with other workers
         self._begun: dict[str, float] = {}  # sessions of which nothing was open, and not told yet
 
     def _try(self, context: Context) -> None:
@@ -171,8 +174,7 @@ class LiveRouter:
             return list(available)
         period = PERIODS[self.budget.per]
         window, elapsed = divmod(self._clock(), period)
-        learned = self.shared.learned
-        spent = learned.spent if learned.window == int(window) else 0.0
+        spent = self.shared.learned.spent.get(int(window), 0.0)
         committed = spent + sum(usd for usd, _ in tuple(self._reserved.values()))
         left, ahead = self.budget.usd - committed, committed / self.budget.usd - elapsed / period
         price = {llm: self._price(llm) for llm in available}
@@ -189,7 +191,7 @@ class LiveRouter:
         """Return the number of a new request; the budget holds back its LLMs' highest price."""
         number = next(self._numbers)
         if self.budget is not None:
-            self._reserved[number] = max(map(self._price, available), default=0.0), self._clock()
+            self._reserved[number] = max(map(self._price, available), default=0.0), self._timer()
         return number
 
     def _price(self, llm: int) -> float:
@@ -222,7 +224,7 @@ class LiveRouter:
         shadow : bool
             The gateway chooses; the LLM returned is what the agent would have taken.
         """
-        if self._clock() - self._caught_up > FRESH:
+        if self._timer() - self._caught_up > FRESH:
             self._catch_up()
         key = self._key(session)
         again = self._asked_again(key, text)
@@ -238,7 +240,7 @@ class LiveRouter:
         shadow: bool = False,
     ) -> Choice | None:
         """Choose as `choose` does; do nothing and return None where that would take the files."""
-        if self._clock() - self._caught_up > FRESH or len(self._judged) + SWEPT + 1 >= JUDGED:
+        if self._timer() - self._caught_up > FRESH or len(self._judged) + SWEPT + 1 >= JUDGED:
             return None
         key = self._key(session)
         again = self._asked_again(key, text)
@@ -256,7 +258,7 @@ class LiveRouter:
         shadow: bool,
         again: bool,
     ) -> Choice:
-        now = self._clock()
+        now = self._timer()
         self._sweep(now)
         retrials = self._judge_before(session, again, kept)
         context = np.asarray(self.contexts(text), np.float32)
@@ -285,7 +287,7 @@ class LiveRouter:
         before = None if session is None else self._open.get(session)
         if session is None or before is None or before.text != text[:WHOLE]:
             return None
-        before.time = self._clock()
+        before.since = self._timer()
         self._open.move_to_end(session)
         return before.llm
 
@@ -340,7 +342,8 @@ class LiveRouter:
             choice.propensity = None
         elif choice.propensity is not None and choice.llm != llm:
             return  # the gateway turned to another LLM for reasons that nobody knows
-        choice.llm, choice.time, choice.usd, choice.name = llm, self._clock(), usd or 0.0, name
+        choice.llm, choice.usd, choice.name = llm, usd or 0.0, name
+        choice.since, choice.time = self._timer(), self._clock()
         if failed:
             self._judge(choice, kept=False)
             return
@@ -365,7 +368,7 @@ class LiveRouter:
         before = None if session is None else self._open.pop(session, None)
         if before is None:
             if session is not None and self._shares:
-                self._begun[session] = self._clock()
+                self._begun[session] = self._timer()
             return 0
         kept = not again if kept is None else kept
         self._settle(before, kept)
@@ -388,13 +391,13 @@ class LiveRouter:
         """End sessions that have rested, and give up requests that nothing was heard of."""
         for _ in range(SWEPT):
             session, choice = next(iter(self._open.items()), (None, None))
-            if session is None or choice is None or now - choice.time <= self.patience:
+            if session is None or choice is None or now - choice.since <= self.patience:
                 break
             del self._open[session]
             self._settle(choice, kept=True)
         while self._under_way:
             number, choice = next(iter(self._under_way.items()))
-            if now - choice.time <= UNDER_WAY and len(self._under_way) < REMEMBERED:
+            if now - choice.since <= UNDER_WAY and len(self._under_way) < REMEMBERED:
                 break
             del self._under_way[number]
         for number, (_, since) in itertools.islice(tuple(self._reserved.items()), SWEPT):
@@ -432,10 +435,10 @@ class LiveRouter:
 
     def _catch_up(self) -> None:
         self.shared.catch_up()
-        self._caught_up = self._clock()
+        self._caught_up = self._timer()
         for session, time_seen in self.shared.seen.items():
             choice = self._open.get(session)
-            if choice is not None and choice.time < time_seen:
+            if choice is not None and choice.since < time_seen:
                 del self._open[session]
         self.shared.seen.clear()
 

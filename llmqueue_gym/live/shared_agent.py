@@ -29,6 +29,10 @@ SNAPSHOT_EVERY = 2000
 """Entries of a journal after which the agent is written as a whole and a new one begins."""
 
 
+WINDOWS = 24
+"""Budget windows whose spending is known, in the order that something was last booked in them."""
+
+
 class LiveAgent(Protocol):
     """What a router needs of an agent: see `baselines.interface.Agent`."""
 
@@ -115,8 +119,9 @@ class Learned:
         that are damaged.
     calls, usd : list
         Answers paid for and their cost, by LLM.
-    window, spent : int and float
-        Number of the last budget window that something was spent in, and how much.
+    spent : dict of int to float
+        USD by budget window, of the last `WINDOWS` that something was booked in: workers' clocks
+        may be set, and need not agree.
     salt : str
         What names of sessions are hashed with, the same for all workers.
     """
@@ -129,12 +134,16 @@ class Learned:
     refused: int = 0
     calls: list[int] = field(default_factory=list)
     usd: list[float] = field(default_factory=list)
-    window: int = 0
-    spent: float = 0.0
+    spent: dict[int, float] = field(default_factory=dict)
     salt: str = field(default_factory=partial(secrets.token_hex, 16))
 
     def __post_init__(self) -> None:
         self.calls, self.usd = [0] * len(self.llms), [0.0] * len(self.llms)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if (window := self.__dict__.pop("window", None)) is not None:  # of a file from before
+            self.spent = {window: state["spent"]}
 
     def apply(self, entry: Mapping[str, Any]) -> None:
         """Learn from an answer or book what one cost; what an agent raises on is counted."""
@@ -154,10 +163,9 @@ class Learned:
         if llm is not None:
             self.usd[llm] += usd
             self.calls[llm] += 1
-        if window > self.window:
-            self.window, self.spent = window, 0.0
-        if window == self.window:
-            self.spent += usd
+        self.spent[window] = self.spent.pop(window, 0.0) + usd  # the last place
+        if len(self.spent) > WINDOWS:
+            del self.spent[next(iter(self.spent))]
 
     def _learn(self, context: str, llm: int, kept: int, retrials: int) -> None:
         vector = np.frombuffer(base64.b64decode(context), "<f4").astype(np.float32)

@@ -43,7 +43,7 @@ def make(name="LinUCB", **settings):
     agent = make_agent(name, QueueProblem(3, 1, 3, 1, 0.5, 1000), 0)
     agent.encoder = context_of  # a function cannot be saved: it stays out of the state
     clock = Clock()
-    return LiveRouter(agent, NAMES, clock=clock, seed=0, **settings), clock
+    return LiveRouter(agent, NAMES, clock=clock, timer=clock, seed=0, **settings), clock
 
 
 def ask(router, text, session="s", usd=0.001, candidates=(0, 1, 2), **outcome):

@@ -1,0 +1,119 @@
+"""What befalls a router in operation: clocks that are set, full disks, files that vanish."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from baselines.interface import QueueProblem
+from baselines.registry import make_agent
+from llmqueue_gym.live import router as live_router
+from llmqueue_gym.live.router import Budget, LiveRouter, OverBudgetError
+from llmqueue_gym.live.shared_agent import WINDOWS, Learned
+
+NAMES = ("small", "large")
+PRICES = dict.fromkeys(NAMES, 0.1)
+HOUR = 3600.0
+
+
+class Clock:
+    def __init__(self, now=300 * HOUR):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def make(**settings):
+    """A router, what it takes for the time, and the clock that nobody sets."""
+    agent = make_agent("LinUCB", QueueProblem(2, 1, 2, 1, 0.5, 1000), 0)
+    agent.encoder = lambda text: np.array([len(text) % 2, 1.0], np.float32)
+    clock, timer = Clock(), Clock(0.0)
+    return LiveRouter(agent, NAMES, clock=clock, timer=timer, seed=0, **settings), clock, timer
+
+
+def ask(router, text="why is the sky blue", session=None, usd=0.1):
+    number = router.reserve((0, 1))
+    choice = router.choose(number, text, session, (0, 1))
+    router.answered(number, choice.llm, usd)
+    router.learn()
+    return choice
+
+
+def answers(router):
+    """Ask until the budget is spent."""
+    for count in range(1000):
+        router.learn()
+        try:
+            router.affordable((0, 1))
+        except OverBudgetError:
+            return count
+        ask(router)
+    return 1000
+
+
+# --- clocks that are set --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [-7 * HOUR, -HOUR, HOUR, 7 * HOUR, 1e6 * HOUR])
+def test_a_clock_that_is_set_leaves_every_windows_budget_in_force(jump, tmp_path):
+    # Ten answers an hour. One worker's clock is wrong for a while: what it spends then is of
+    # another hour, and no hour is without its budget, at any worker.
+    (one, wrong, _), (other, right, _) = (
+        make(budget=Budget(1.0, "hour", PRICES), state=tmp_path / "s") for _ in "ab"
+    )
+    wrong.now = right.now = 300 * HOUR + 3599.0  # none is ahead of the pace
+    for _ in range(4):
+        ask(one)
+    wrong.now += jump
+    assert answers(one) == 10
+    assert answers(other) == 6
+    wrong.now -= jump
+    assert answers(one) == answers(other) == 0
+    right.now += HOUR
+    assert answers(other) == (0 if jump == HOUR else 10)
+    again, clock, _ = make(budget=Budget(1.0, "hour", PRICES), state=tmp_path / "s")
+    clock.now = 300 * HOUR + 3599.0
+    assert answers(again) == 0
+
+
+def test_windows_are_forgotten_in_the_order_of_their_last_booking():
+    learned = Learned(None, NAMES)
+    for window in range(3 * WINDOWS):
+        learned.apply({"usd": 1.0, "llm": 0, "window": 7})
+        learned.apply({"usd": 1.0, "llm": 0, "window": 1000 - window})
+    assert len(learned.spent) == WINDOWS
+    assert learned.spent[7] == 3 * WINDOWS
+
+
+def test_a_state_of_one_window_is_read():
+    learned, found = Learned(None, NAMES), object.__new__(Learned)
+    state = {name: value for name, value in vars(learned).items() if name != "spent"}
+    found.__setstate__({**state, "window": 5, "spent": 0.5})
+    assert found.spent == {5: 0.5}
+    found.apply({"usd": 1.0, "llm": 0, "window": 5})
+    assert found.spent == {5: 1.5}
+
+
+@pytest.mark.parametrize("jump", [-100 * HOUR, 100 * HOUR])
+def test_a_clock_that_is_set_changes_nothing_that_lasts(jump, tmp_path):
+    # Sessions rest, other workers' answers are looked for and lost requests are given up by a clock
+    # that nobody sets.
+    (one, clock, timer), (other, _, _) = (make(patience=60.0, state=tmp_path / "s") for _ in "ab")
+    ask(one, session="a")
+    lost = one.reserve((0, 1))
+    one.choose(lost, "name a river of Peru", None, (0, 1))
+    clock.now += jump
+    ask(one, session="b")
+    assert one.shared.learned.answers == 0  # nobody has rested
+    for text in ("why", "count to ten in French"):
+        ask(other, text, "c")
+    timer.now += live_router.FRESH + 0.1
+    one.choose(one.reserve((0, 1)), "who was Ada Lovelace", None, (0, 1))
+    assert one.shared.learned.answers == 1  # another worker's
+    timer.now += 61.0
+    ask(one)
+    assert one.shared.learned.answers == 3
+    timer.now += live_router.UNDER_WAY
+    ask(one)
+    assert lost not in one._under_way
