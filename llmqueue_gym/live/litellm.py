@@ -174,13 +174,13 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
                 )
             self.counts["none known"] += 1
             return healthy_deployments
-        budgeted = self.router.budget is not None and not self.shadow
+        budgeted = self.router.account.budget is not None and not self.shadow
         try:
             if budgeted:
-                candidates = self.router.affordable(candidates)
+                candidates = self.router.account.affordable(candidates)
         except OverBudgetError as error:
-            assert self.router.budget is not None
-            most = self.router.budget.usd
+            assert self.router.account.budget is not None
+            most = self.router.account.budget.usd
             raise litellm.BudgetExceededError(most, most, str(error)) from error
         number = self.router.reserve(candidates)
         cause, choice, llm = await self._chosen(number, candidates, messages, request)
@@ -289,10 +289,11 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
                     llm = None
                 followed = note.get("by") in ("chosen", "shadow")
                 work = self._take, note["request"], llm, usd, failed, followed, name
-                remembers = not failed and self.router.budget is None  # and touches no file
+                remembers = not failed and self.router.account.budget is None  # and touches no file
                 if remembers and self._turns.at_once(*work):
                     return
                 if self._turns.submit(*work) is None:
+                    self.router.account.owe(note["request"], llm, usd)
                     self.counts["unsaved"] += 1
                 return
 

@@ -1,15 +1,18 @@
 """What befalls a router in operation: clocks that are set, full disks, files that vanish."""
 
-import itertools
+import contextlib
 
 import numpy as np
 import pytest
 
 from baselines.interface import QueueProblem
 from baselines.registry import make_agent
+from llmqueue_gym.errors import UsageError
+from llmqueue_gym.live import budget as live_budget
 from llmqueue_gym.live import router as live_router
-from llmqueue_gym.live.router import Budget, LiveRouter, OverBudgetError
-from llmqueue_gym.live.shared_agent import WINDOWS, Learned
+from llmqueue_gym.live.budget import Budget, OverBudgetError
+from llmqueue_gym.live.router import LiveRouter
+from llmqueue_gym.live.shared_agent import WINDOWS, Learned, SharedAgent
 
 NAMES = ("small", "large")
 PRICES = dict.fromkeys(NAMES, 0.1)
@@ -45,7 +48,7 @@ def answers(router):
     for count in range(1000):
         router.learn()
         try:
-            router.affordable((0, 1))
+            router.account.affordable((0, 1))
         except OverBudgetError:
             return count
         ask(router)
@@ -114,6 +117,84 @@ def test_a_clock_that_is_set_changes_nothing_that_lasts(jump, tmp_path):
     timer.now += 61.0
     ask(one)
     assert one.shared.learned.answers == 3
-    timer.now += live_router.UNDER_WAY
+    timer.now += live_budget.UNDER_WAY
     ask(one)
     assert lost not in one._under_way
+
+
+# --- files that cannot be written -----------------------------------------------------------------
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Makes files full, and gives them space again."""
+    add = SharedAgent.add
+
+    def refuse(self, *entries):
+        raise OSError(28, "No space left on device")
+
+    def fill(is_full):
+        monkeypatch.setattr(SharedAgent, "add", refuse if is_full else add)
+
+    return fill
+
+
+@pytest.mark.parametrize("usd", [0.1, 0.3])
+def test_a_budget_is_in_force_while_nothing_can_be_written(usd, full, tmp_path):
+    path = tmp_path / "s"
+    router, clock, timer = make(budget=Budget(1.0, "hour", PRICES), state=path)
+    clock.now += 0.9 * HOUR
+
+    def spent():
+        total = 0.0
+        for _ in range(20):
+            timer.now += live_budget.UNDER_WAY  # reservations do not stand for it
+            with contextlib.suppress(OverBudgetError):
+                candidates = router.account.affordable((0, 1))
+                number = router.reserve(candidates)
+                choice = router.choose(number, "why is the sky blue", None, candidates)
+                with contextlib.suppress(OSError):
+                    router.answered(number, choice.llm, usd)
+                total += usd
+        return total
+
+    full(True)
+    found = spent()
+    assert 1.0 - usd < found < 1.0 + usd
+    assert not router.account._held
+    full(False)
+    router.learn()
+    again, clock, _ = make(budget=Budget(1.0, "hour", PRICES), state=path)
+    (booked,) = again.shared.learned.spent.values()
+    assert booked == pytest.approx(found)
+    router.learn()  # and once
+    again.learn()
+    assert again.shared.learned.spent == router.shared.learned.spent
+    clock.now += HOUR
+    ask(again)
+    assert len(again.shared.learned.spent) == 2
+
+
+def test_an_answer_of_an_unknown_price_costs_what_the_budget_says(tmp_path):
+    router, clock, _ = make(budget=Budget(1.0, "hour", PRICES))
+    clock.now += HOUR - 1.0
+    for _ in range(10):
+        router.account.affordable((0, 1))
+        ask(router, usd=0.0)
+    with pytest.raises(OverBudgetError):
+        router.account.affordable((0, 1))
+
+
+def test_what_nobody_has_time_for_is_paid_all_the_same():
+    router, clock, _ = make(budget=Budget(1.0, "hour", PRICES))
+    clock.now += HOUR - 1.0
+    for _ in range(10):
+        router.account.owe(router.reserve((0, 1)), 0, 0.1)
+    assert not router.account._held
+    with pytest.raises(OverBudgetError):
+        router.account.affordable((0, 1))
+
+
+def test_a_log_that_cannot_be_written_is_told_at_once(tmp_path):
+    with pytest.raises(UsageError, match="log="):
+        make(log=tmp_path / "no such folder" / "log.jsonl")
