@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +30,9 @@ Context = NDArray[np.float32]
 SNAPSHOT_EVERY = 2000
 """Entries of a journal after which the agent is written as a whole and a new one begins."""
 
+
+AGAIN = 60.0
+"""Seconds after which a snapshot that could not be written is tried again."""
 
 WINDOWS = 24
 """Budget windows whose spending is known, in the order that something was last booked in them."""
@@ -227,6 +232,7 @@ class SharedAgent:
         self._every = every
         self._lock: AbstractContextManager[Any] = nullcontext()
         self._start = self._offset = 0  # of the journal: entries before it, bytes read
+        self._next = 0.0  # try to write a snapshot, by `time.monotonic`
         if self._path is None:
             return
         with needing("state=", "filelock", "litellm"):
@@ -237,6 +243,7 @@ class SharedAgent:
             if self._path.exists():
                 self._restore()
             else:
+                self._clear()  # of an agent that was deleted
                 self._snapshot()
 
     def add(self, *entries: Mapping[str, Any]) -> None:
@@ -252,14 +259,22 @@ class SharedAgent:
                 file.truncate(self._offset)  # a line that somebody died over
                 file.write(b"".join(lines))
             self.catch_up()
-            if self.learned.entries - self._start >= self._every:
-                self._snapshot()
+            due = self.learned.entries - self._start >= self._every or not self._path.exists()
+            if due and time.monotonic() >= self._next:
+                try:
+                    self._snapshot()
+                except UsageError as error:  # the entries are in the journal, which goes on
+                    self._next = time.monotonic() + AGAIN
+                    warnings.warn(f"the journal grows: {error}", RuntimeWarning, stacklevel=2)
 
     def catch_up(self) -> None:
         """Apply what others have added."""
         while self._path is not None:
             try:
-                if self._segment(self._start).stat().st_size > self._offset:
+                size = self._segment(self._start).stat().st_size
+                if size < self._offset:  # somebody cut it
+                    raise FileNotFoundError
+                if size > self._offset:
                     with self._segment(self._start).open("rb") as file:
                         file.seek(self._offset)
                         new = file.read()
@@ -269,9 +284,9 @@ class SharedAgent:
                         self.learned.apply(entry)
                         self.seen |= entry.get("seen", {})
                     self._offset += len(whole)
-            except FileNotFoundError:  # others have made two snapshots since
+            except FileNotFoundError:
                 with self._lock:
-                    self._restore()
+                    self._find()
             end = self.learned.entries
             if end == self._start or not self._segment(end).exists():
                 return
@@ -285,6 +300,24 @@ class SharedAgent:
         assert self._path is not None
         found = self._path.parent.glob(f"{self._path.name}.journal-*")
         return sorted(int(file.name.rpartition("-")[2]) for file in found)
+
+    def _find(self) -> None:
+        """Go on where the others are, or begin a new journal; the lock is held.
+
+        Others may have made two snapshots since. If not, the journal was deleted or cut: what is
+        known here is more than what is in the files.
+        """
+        assert self._path is not None
+        if self._path.exists() and max(self._segments(), default=-1) >= self.learned.entries:
+            self._restore()
+        else:
+            self._clear()
+            self._snapshot()
+
+    def _clear(self) -> None:
+        """Delete the journals; the lock is held. Those who follow one look for the next."""
+        for start in self._segments():
+            self._segment(start).unlink(missing_ok=True)
 
     def _restore(self) -> None:
         """Read the snapshot and apply the journal after it; the lock is held."""

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from baselines.interface import QueueProblem
+from baselines.queueing.linear import LinUCB
 from baselines.registry import make_agent
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.live import budget as live_budget
 from llmqueue_gym.live import router as live_router
+from llmqueue_gym.live import shared_agent as live_shared_agent
 from llmqueue_gym.live.budget import Budget, OverBudgetError
 from llmqueue_gym.live.router import LiveRouter
-from llmqueue_gym.live.shared_agent import WINDOWS, Learned, SharedAgent
+from llmqueue_gym.live.shared_agent import WINDOWS, Learned, SharedAgent, answer_entry
 
 NAMES = ("small", "large")
 PRICES = dict.fromkeys(NAMES, 0.1)
@@ -198,3 +200,71 @@ def test_what_nobody_has_time_for_is_paid_all_the_same():
 def test_a_log_that_cannot_be_written_is_told_at_once(tmp_path):
     with pytest.raises(UsageError, match="log="):
         make(log=tmp_path / "no such folder" / "log.jsonl")
+
+
+def open_shared(path, every=20):
+    return SharedAgent(path, LinUCB(QueueProblem(2, 1, 90, 1, 0.5, 1000), 0), "ab", every=every)
+
+
+def answer(place):
+    return answer_entry(np.eye(90, dtype=np.float32)[place], 0, kept=True)
+
+
+@pytest.mark.parametrize("every", [7, 1000])
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("lost", ["journal", "snapshot", "both", "cut", "half"])
+def test_files_that_vanish_cost_workers_nothing_they_know(lost, behind, every, tmp_path):
+    # Answers are unit vectors, kept, each once: theta is 1/2 where one was learned. A worker that
+    # was behind goes on with what the other one knew, and so does one that opens the files anew.
+    path = tmp_path / "state"
+    one, other = open_shared(path, every), open_shared(path, every)
+    for place in range(10):
+        one.add(answer(place))
+    if not behind:
+        other.catch_up()
+    for file in path.parent.glob("state.journal-*"):
+        if lost in ("journal", "both"):
+            file.unlink()
+        elif lost in ("cut", "half"):
+            file.write_bytes(file.read_bytes()[: 0 if lost == "cut" else file.stat().st_size // 2])
+    if lost in ("snapshot", "both"):
+        path.unlink()
+    for place in range(10, 40, 2):
+        one.add(answer(place))
+        other.add(answer(place + 1))
+    one.catch_up()
+    for shared in (one, other, open_shared(path, every)):
+        assert (shared.learned.answers, shared.learned.refused) == (40, 0)
+        np.testing.assert_allclose(shared.learned.agent.regression.theta[0][:40], 0.5)
+
+
+def test_a_deleted_agent_leaves_nothing_to_the_next_one(tmp_path):
+    path = tmp_path / "state"
+    for _ in range(2):
+        shared = open_shared(path)
+        for place in range(33):
+            shared.add(answer(place))
+        assert (shared.learned.answers, open_shared(path).learned.answers) == (33, 33)
+        path.unlink()
+
+
+def test_a_snapshot_that_cannot_be_written_loses_no_answer(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise UsageError("No space left on device")
+
+    path = tmp_path / "state"
+    shared = open_shared(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(live_shared_agent, "write_state", refuse)
+        for place in range(19):
+            shared.add(answer(place))
+        with pytest.warns(RuntimeWarning, match="No space"):
+            shared.add(answer(19))
+        for place in range(20, 30):  # no second warning: not tried each time
+            shared.add(answer(place))
+    assert (shared.learned.answers, open_shared(path).learned.answers) == (30, 30)
+    monkeypatch.setattr(live_shared_agent, "AGAIN", 0.0)
+    shared._next = 0.0
+    shared.add(answer(30))
+    assert path.with_name("state.journal-31").exists()
+    assert open_shared(path).learned.answers == 31
