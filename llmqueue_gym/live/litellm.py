@@ -102,7 +102,8 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
     ----------
     counts : Counter
         ``chosen``, ``shadow``, ``continued`` and why LiteLLM chose: ``error``, ``timeout``,
-        ``busy``, ``no question``, ``none known``; ``unsaved`` for what could not be learned.
+        ``busy``, ``no question``, ``none known``; ``left out`` for requests that deployments of
+        other LLMs could have answered; ``unsaved`` for what could not be learned.
 
     Raises
     ------
@@ -188,6 +189,14 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         _metadata(request, NOTE, self._note(number, cause, choice, llm))
         if llm is None and not budgeted:
             return healthy_deployments
+        if None in places:
+            if not self.counts["left out"]:  # the others are counted
+                models = sorted({d["litellm_params"]["model"] for d in healthy_deployments})
+                litellm.verbose_logger.warning(
+                    "llmqueue_gym: of the models of %r, %r, those not in llms=%r get no requests",
+                    *(model, models, list(self.router.llms)),
+                )
+            self.counts["left out"] += 1
         left = candidates if llm is None else [llm]
         return [d for d, place in zip(healthy_deployments, places, strict=True) if place in left]
 

@@ -215,7 +215,7 @@ class SharedAgent:
     Raises
     ------
     UsageError
-        If the file is damaged, or is of other LLMs or another encoder.
+        If the file is damaged, or is of other LLMs, another encoder or another class of agent.
     """
 
     def __init__(
@@ -327,6 +327,11 @@ class SharedAgent:
             raise UsageError(
                 f"state={str(self._path)!r} is of llms={list(getattr(found, 'llms', ()))}, not "
                 f"{list(self.learned.llms)}; name another file for other LLMs"
+            )
+        if type(found.agent) is not type(self.learned.agent):
+            raise UsageError(
+                f"state={str(self._path)!r} is of a {type(found.agent).__name__}, not of a "
+                f"{type(self.learned.agent).__name__}; name another file for another agent"
             )
         if self._is_another(found.probe):
             raise UsageError(

@@ -268,3 +268,10 @@ def test_a_snapshot_that_cannot_be_written_loses_no_answer(monkeypatch, tmp_path
     shared.add(answer(30))
     assert path.with_name("state.journal-31").exists()
     assert open_shared(path).learned.answers == 31
+
+
+def test_a_state_of_another_class_of_agent_is_refused(tmp_path):
+    open_shared(tmp_path / "state")
+    other = make_agent("LinTS", QueueProblem(2, 1, 90, 1, 0.5, 1000), 0)
+    with pytest.raises(UsageError, match="of a LinUCB, not of a LinTS"):
+        SharedAgent(tmp_path / "state", other, "ab")
