@@ -23,6 +23,10 @@ class Choice:
         What was chosen among.
     policy : str
         The agent's class and how many answers it had learned from.
+    since : float
+        When it was made, later when it was answered, by a clock that nobody sets.
+    time : float
+        When it was answered, seconds since 1970.
     """
 
     number: int
@@ -34,6 +38,7 @@ class Choice:
     text: str
     context: Context
     retrials: int
-    time: float
+    since: float
+    time: float = 0.0
     usd: float = 0.0
     name: str | None = None  # of the answer, for `feedback`

@@ -102,7 +102,8 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
     ----------
     counts : Counter
         ``chosen``, ``shadow``, ``continued`` and why LiteLLM chose: ``error``, ``timeout``,
-        ``busy``, ``no question``, ``none known``; ``unsaved`` for what could not be learned.
+        ``busy``, ``no question``, ``none known``; ``left out`` for requests that deployments of
+        other LLMs could have answered; ``unsaved`` for what could not be learned.
 
     Raises
     ------
@@ -174,13 +175,13 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
                 )
             self.counts["none known"] += 1
             return healthy_deployments
-        budgeted = self.router.budget is not None and not self.shadow
+        budgeted = self.router.account.budget is not None and not self.shadow
         try:
             if budgeted:
-                candidates = self.router.affordable(candidates)
+                candidates = self.router.account.affordable(candidates)
         except OverBudgetError as error:
-            assert self.router.budget is not None
-            most = self.router.budget.usd
+            assert self.router.account.budget is not None
+            most = self.router.account.budget.usd
             raise litellm.BudgetExceededError(most, most, str(error)) from error
         number = self.router.reserve(candidates)
         cause, choice, llm = await self._chosen(number, candidates, messages, request)
@@ -188,6 +189,14 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         _metadata(request, NOTE, self._note(number, cause, choice, llm))
         if llm is None and not budgeted:
             return healthy_deployments
+        if None in places:
+            if not self.counts["left out"]:  # the others are counted
+                models = sorted({d["litellm_params"]["model"] for d in healthy_deployments})
+                litellm.verbose_logger.warning(
+                    "llmqueue_gym: of the models of %r, %r, those not in llms=%r get no requests",
+                    *(model, models, list(self.router.llms)),
+                )
+            self.counts["left out"] += 1
         left = candidates if llm is None else [llm]
         return [d for d, place in zip(healthy_deployments, places, strict=True) if place in left]
 
@@ -289,10 +298,11 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
                     llm = None
                 followed = note.get("by") in ("chosen", "shadow")
                 work = self._take, note["request"], llm, usd, failed, followed, name
-                remembers = not failed and self.router.budget is None  # and touches no file
+                remembers = not failed and self.router.account.budget is None  # and touches no file
                 if remembers and self._turns.at_once(*work):
                     return
                 if self._turns.submit(*work) is None:
+                    self.router.account.owe(note["request"], llm, usd)
                     self.counts["unsaved"] += 1
                 return
 

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import itertools
 import json
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.live.budget import PERIODS, Budget, OverBudgetError, checked_budget
+from llmqueue_gym.live.budget import UNDER_WAY, Account, Budget, checked_budget
 from llmqueue_gym.live.choice import Choice
 from llmqueue_gym.live.shared_agent import Context, LiveAgent, SharedAgent, answer_entry
 from llmqueue_gym.workloads.sources.retrials import (
@@ -29,14 +30,8 @@ from llmqueue_gym.workloads.sources.retrials import (
     without_template,
 )
 
-AHEAD = 0.1
-"""Share of a budget that may be spent ahead of an even pace."""
-
 REMEMBERED = 10_000
 """Sessions, and requests under way, that are kept in memory."""
-
-UNDER_WAY = 600.0
-"""Seconds after which a request that nothing was heard of is given up."""
 
 RECENT = 64
 """Questions by which an application's template is told."""
@@ -76,7 +71,7 @@ class LiveRouter:
     An answer that was not kept is learned before its user's next one is chosen. What else was
     judged waits for `learn`, so that no request does.
 
-    One thread calls it; `affordable` and `reserve` are for any thread.
+    One thread calls it; `reserve` is for any thread.
 
     Parameters
     ----------
@@ -89,7 +84,14 @@ class LiveRouter:
     explore, patience, budget, state, log, seed
         See `llmqueue_gym.live.litellm.LearningRouter`.
     clock : callable
-        Seconds since 1970.
+        Seconds since 1970, for the budget and the log.
+    timer : callable
+        Seconds of a clock that nobody sets, for all that lasts: one for all processes.
+
+    Attributes
+    ----------
+    account : Account
+        What may be spent.
 
     Raises
     ------
@@ -110,11 +112,12 @@ class LiveRouter:
         log: str | Path | None = None,
         seed: int | None = None,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.llms = _checked_llms(llms, agent)
         self.explore = checks.number("explore", explore, "[0, 1]")
         self.patience = checks.number("patience", patience, "(0, inf)")
-        self.budget = None if budget is None else checked_budget(budget, self.llms)
+        budget = None if budget is None else checked_budget(budget, self.llms)
         encoder = contexts or getattr(agent, "encoder", None)
         if encoder is None:
             raise UsageError("contexts=None: the agent was saved without an encoder; give one")
@@ -125,19 +128,19 @@ class LiveRouter:
                 f"contexts gives {dim} numbers, the agent was made for {agent.problem.context_dim}"
             )
         self.shared = SharedAgent(state, agent, self.llms, probe)
+        self.account = Account(budget, self.shared, clock, timer)
         self._shares = state is not None
         self._try(probe)
-        self._log = None if log is None else Path(log)
+        self._log = None if log is None else _checked_log(log)
         self._rng = np.random.default_rng(seed)
-        self._clock = clock
+        self._clock, self._timer = clock, timer
         self._numbers = itertools.count(1)
         self._under_way: OrderedDict[int, Choice] = OrderedDict()
-        self._reserved: dict[int, tuple[float, float]] = {}  # number -> USD it may cost, since when
         self._open: OrderedDict[str, Choice] = OrderedDict()  # last answer of every session
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._named: OrderedDict[str, Choice] = OrderedDict()  # by the answer's id, for feedback
         self._judged: list[tuple[Choice, bool]] = []  # and not learned yet
-        self._caught_up = 0.0  # with other workers
+        self._caught_up = -np.inf  # with other workers
         self._begun: dict[str, float] = {}  # sessions of which nothing was open, and not told yet
 
     def _try(self, context: Context) -> None:
@@ -156,47 +159,11 @@ class LiveRouter:
 
     # --- choosing ---------------------------------------------------------------------------------
 
-    def affordable(self, available: Sequence[int]) -> list[int]:
-        """Return the LLMs that the budget allows now.
-
-        While spending is not ahead of an even pace by more than `AHEAD`, these are all whose mean
-        cost is left in the budget; else only the cheapest.
-
-        Raises
-        ------
-        OverBudgetError
-            If none fits.
-        """
-        if self.budget is None or not available:
-            return list(available)
-        period = PERIODS[self.budget.per]
-        window, elapsed = divmod(self._clock(), period)
-        learned = self.shared.learned
-        spent = learned.spent if learned.window == int(window) else 0.0
-        committed = spent + sum(usd for usd, _ in tuple(self._reserved.values()))
-        left, ahead = self.budget.usd - committed, committed / self.budget.usd - elapsed / period
-        price = {llm: self._price(llm) for llm in available}
-        least = min(price.values())
-        most = left if ahead <= AHEAD else min(left, least)
-        fits = [llm for llm in available if price[llm] <= most]
-        if not fits:
-            raise OverBudgetError(
-                f"{committed:.4g} of {self.budget.usd:.4g} USD a {self.budget.per} are spent"
-            )
-        return fits
-
     def reserve(self, available: Sequence[int]) -> int:
         """Return the number of a new request; the budget holds back its LLMs' highest price."""
         number = next(self._numbers)
-        if self.budget is not None:
-            self._reserved[number] = max(map(self._price, available), default=0.0), self._clock()
+        self.account.hold(number, available)
         return number
-
-    def _price(self, llm: int) -> float:
-        learned = self.shared.learned
-        if calls := learned.calls[llm]:
-            return learned.usd[llm] / calls
-        return 0.0 if self.budget is None else float(self.budget.prices[self.llms[llm]])
 
     def choose(
         self,
@@ -222,7 +189,7 @@ class LiveRouter:
         shadow : bool
             The gateway chooses; the LLM returned is what the agent would have taken.
         """
-        if self._clock() - self._caught_up > FRESH:
+        if self._timer() - self._caught_up > FRESH:
             self._catch_up()
         key = self._key(session)
         again = self._asked_again(key, text)
@@ -238,7 +205,7 @@ class LiveRouter:
         shadow: bool = False,
     ) -> Choice | None:
         """Choose as `choose` does; do nothing and return None where that would take the files."""
-        if self._clock() - self._caught_up > FRESH or len(self._judged) + SWEPT + 1 >= JUDGED:
+        if self._timer() - self._caught_up > FRESH or len(self._judged) + SWEPT + 1 >= JUDGED:
             return None
         key = self._key(session)
         again = self._asked_again(key, text)
@@ -256,7 +223,7 @@ class LiveRouter:
         shadow: bool,
         again: bool,
     ) -> Choice:
-        now = self._clock()
+        now = self._timer()
         self._sweep(now)
         retrials = self._judge_before(session, again, kept)
         context = np.asarray(self.contexts(text), np.float32)
@@ -274,8 +241,8 @@ class LiveRouter:
             number, llm, propensity, among, policy, session, short, context, retrials, now
         )  # fmt: skip
         self._recent.append(short)
-        if self.budget is not None and not shadow:
-            self._reserved[number] = self._price(llm), now
+        if not shadow:
+            self.account.hold(number, [llm])
         _put(self._under_way, number, choice)
         return choice
 
@@ -285,7 +252,7 @@ class LiveRouter:
         before = None if session is None else self._open.get(session)
         if session is None or before is None or before.text != text[:WHOLE]:
             return None
-        before.time = self._clock()
+        before.since = self._timer()
         self._open.move_to_end(session)
         return before.llm
 
@@ -321,7 +288,8 @@ class LiveRouter:
         llm : int, optional
             Who answered; None if it is none of ours.
         usd : float, optional
-            What it cost; None where that says nothing, as from a cache.
+            What it cost; None where that says nothing, as from a cache. 0 is booked as the budget's
+            price of the LLM: whoever sends it knows none.
         failed : bool
             Whether the call failed, and this is held against the LLM.
         followed : bool
@@ -330,17 +298,28 @@ class LiveRouter:
             The answer's id, for `feedback`.
         """
         choice = self._under_way.pop(number, None)
-        if usd is not None and self.budget is not None:
-            window = int(self._clock() // PERIODS[self.budget.per])
-            self.shared.add({"usd": usd, "llm": llm, "window": window})
-        self._reserved.pop(number, None)
-        if choice is None or llm is None:
-            return
+        try:
+            self.account.book(number, llm, usd)
+        finally:
+            if choice is not None and llm is not None:
+                self._remember(choice, llm, usd, failed, followed, name)
+
+    def _remember(
+        self,
+        choice: Choice,
+        llm: int,
+        usd: float | None,
+        failed: bool,
+        followed: bool,
+        name: str | None,
+    ) -> None:
+        """Keep an answer until it is judged; a failed one is judged at once."""
         if not followed:
             choice.propensity = None
         elif choice.propensity is not None and choice.llm != llm:
             return  # the gateway turned to another LLM for reasons that nobody knows
-        choice.llm, choice.time, choice.usd, choice.name = llm, self._clock(), usd or 0.0, name
+        choice.llm, choice.usd, choice.name = llm, usd or 0.0, name
+        choice.since, choice.time = self._timer(), self._clock()
         if failed:
             self._judge(choice, kept=False)
             return
@@ -365,7 +344,7 @@ class LiveRouter:
         before = None if session is None else self._open.pop(session, None)
         if before is None:
             if session is not None and self._shares:
-                self._begun[session] = self._clock()
+                self._begun[session] = self._timer()
             return 0
         kept = not again if kept is None else kept
         self._settle(before, kept)
@@ -388,18 +367,16 @@ class LiveRouter:
         """End sessions that have rested, and give up requests that nothing was heard of."""
         for _ in range(SWEPT):
             session, choice = next(iter(self._open.items()), (None, None))
-            if session is None or choice is None or now - choice.time <= self.patience:
+            if session is None or choice is None or now - choice.since <= self.patience:
                 break
             del self._open[session]
             self._settle(choice, kept=True)
         while self._under_way:
             number, choice = next(iter(self._under_way.items()))
-            if now - choice.time <= UNDER_WAY and len(self._under_way) < REMEMBERED:
+            if now - choice.since <= UNDER_WAY and len(self._under_way) < REMEMBERED:
                 break
             del self._under_way[number]
-        for number, (_, since) in itertools.islice(tuple(self._reserved.items()), SWEPT):
-            if now - since > UNDER_WAY:
-                self._reserved.pop(number, None)
+        self.account.give_up()
 
     def _settle(self, choice: Choice, kept: bool) -> None:
         """Judge by the rule, unless the user's word was taken."""
@@ -414,6 +391,7 @@ class LiveRouter:
 
     def learn(self) -> None:
         """Learn what was judged, here and elsewhere; it is in the files when this returns."""
+        self.account.write_owed()
         judged, self._judged = self._judged, []
         begun, self._begun = self._begun, {}
         entries: list[dict[str, Any]] = [{"seen": begun}] if begun else []
@@ -432,10 +410,10 @@ class LiveRouter:
 
     def _catch_up(self) -> None:
         self.shared.catch_up()
-        self._caught_up = self._clock()
+        self._caught_up = self._timer()
         for session, time_seen in self.shared.seen.items():
             choice = self._open.get(session)
-            if choice is not None and choice.time < time_seen:
+            if choice is not None and choice.since < time_seen:
                 del self._open[session]
         self.shared.seen.clear()
 
@@ -464,6 +442,13 @@ def _put(where: OrderedDict[Any, Choice], key: Any, choice: Choice) -> None:
     where[key] = choice
     if len(where) > REMEMBERED:
         where.popitem(last=False)
+
+
+def _checked_log(log: str | Path) -> Path:
+    file = Path(log)
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"log={str(log)!r} cannot be written; name a file in a folder of yours")
+    return file
 
 
 def _checked_llms(llms: Sequence[str], agent: LiveAgent) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +29,13 @@ Context = NDArray[np.float32]
 
 SNAPSHOT_EVERY = 2000
 """Entries of a journal after which the agent is written as a whole and a new one begins."""
+
+
+AGAIN = 60.0
+"""Seconds after which a snapshot that could not be written is tried again."""
+
+WINDOWS = 24
+"""Budget windows whose spending is known, in the order that something was last booked in them."""
 
 
 class LiveAgent(Protocol):
@@ -115,8 +124,9 @@ class Learned:
         that are damaged.
     calls, usd : list
         Answers paid for and their cost, by LLM.
-    window, spent : int and float
-        Number of the last budget window that something was spent in, and how much.
+    spent : dict of int to float
+        USD by budget window, of the last `WINDOWS` that something was booked in: workers' clocks
+        may be set, and need not agree.
     salt : str
         What names of sessions are hashed with, the same for all workers.
     """
@@ -129,12 +139,16 @@ class Learned:
     refused: int = 0
     calls: list[int] = field(default_factory=list)
     usd: list[float] = field(default_factory=list)
-    window: int = 0
-    spent: float = 0.0
+    spent: dict[int, float] = field(default_factory=dict)
     salt: str = field(default_factory=partial(secrets.token_hex, 16))
 
     def __post_init__(self) -> None:
         self.calls, self.usd = [0] * len(self.llms), [0.0] * len(self.llms)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if (window := self.__dict__.pop("window", None)) is not None:  # of a file from before
+            self.spent = {window: state["spent"]}
 
     def apply(self, entry: Mapping[str, Any]) -> None:
         """Learn from an answer or book what one cost; what an agent raises on is counted."""
@@ -154,10 +168,9 @@ class Learned:
         if llm is not None:
             self.usd[llm] += usd
             self.calls[llm] += 1
-        if window > self.window:
-            self.window, self.spent = window, 0.0
-        if window == self.window:
-            self.spent += usd
+        self.spent[window] = self.spent.pop(window, 0.0) + usd  # the last place
+        if len(self.spent) > WINDOWS:
+            del self.spent[next(iter(self.spent))]
 
     def _learn(self, context: str, llm: int, kept: int, retrials: int) -> None:
         vector = np.frombuffer(base64.b64decode(context), "<f4").astype(np.float32)
@@ -202,7 +215,7 @@ class SharedAgent:
     Raises
     ------
     UsageError
-        If the file is damaged, or is of other LLMs or another encoder.
+        If the file is damaged, or is of other LLMs, another encoder or another class of agent.
     """
 
     def __init__(
@@ -219,6 +232,7 @@ class SharedAgent:
         self._every = every
         self._lock: AbstractContextManager[Any] = nullcontext()
         self._start = self._offset = 0  # of the journal: entries before it, bytes read
+        self._next = 0.0  # try to write a snapshot, by `time.monotonic`
         if self._path is None:
             return
         with needing("state=", "filelock", "litellm"):
@@ -229,6 +243,7 @@ class SharedAgent:
             if self._path.exists():
                 self._restore()
             else:
+                self._clear()  # of an agent that was deleted
                 self._snapshot()
 
     def add(self, *entries: Mapping[str, Any]) -> None:
@@ -244,14 +259,22 @@ class SharedAgent:
                 file.truncate(self._offset)  # a line that somebody died over
                 file.write(b"".join(lines))
             self.catch_up()
-            if self.learned.entries - self._start >= self._every:
-                self._snapshot()
+            due = self.learned.entries - self._start >= self._every or not self._path.exists()
+            if due and time.monotonic() >= self._next:
+                try:
+                    self._snapshot()
+                except UsageError as error:  # the entries are in the journal, which goes on
+                    self._next = time.monotonic() + AGAIN
+                    warnings.warn(f"the journal grows: {error}", RuntimeWarning, stacklevel=2)
 
     def catch_up(self) -> None:
         """Apply what others have added."""
         while self._path is not None:
             try:
-                if self._segment(self._start).stat().st_size > self._offset:
+                size = self._segment(self._start).stat().st_size
+                if size < self._offset:  # somebody cut it
+                    raise FileNotFoundError
+                if size > self._offset:
                     with self._segment(self._start).open("rb") as file:
                         file.seek(self._offset)
                         new = file.read()
@@ -261,9 +284,9 @@ class SharedAgent:
                         self.learned.apply(entry)
                         self.seen |= entry.get("seen", {})
                     self._offset += len(whole)
-            except FileNotFoundError:  # others have made two snapshots since
+            except FileNotFoundError:
                 with self._lock:
-                    self._restore()
+                    self._find()
             end = self.learned.entries
             if end == self._start or not self._segment(end).exists():
                 return
@@ -278,6 +301,24 @@ class SharedAgent:
         found = self._path.parent.glob(f"{self._path.name}.journal-*")
         return sorted(int(file.name.rpartition("-")[2]) for file in found)
 
+    def _find(self) -> None:
+        """Go on where the others are, or begin a new journal; the lock is held.
+
+        Others may have made two snapshots since. If not, the journal was deleted or cut: what is
+        known here is more than what is in the files.
+        """
+        assert self._path is not None
+        if self._path.exists() and max(self._segments(), default=-1) >= self.learned.entries:
+            self._restore()
+        else:
+            self._clear()
+            self._snapshot()
+
+    def _clear(self) -> None:
+        """Delete the journals; the lock is held. Those who follow one look for the next."""
+        for start in self._segments():
+            self._segment(start).unlink(missing_ok=True)
+
     def _restore(self) -> None:
         """Read the snapshot and apply the journal after it; the lock is held."""
         assert self._path is not None
@@ -286,6 +327,11 @@ class SharedAgent:
             raise UsageError(
                 f"state={str(self._path)!r} is of llms={list(getattr(found, 'llms', ()))}, not "
                 f"{list(self.learned.llms)}; name another file for other LLMs"
+            )
+        if type(found.agent) is not type(self.learned.agent):
+            raise UsageError(
+                f"state={str(self._path)!r} is of a {type(found.agent).__name__}, not of a "
+                f"{type(self.learned.agent).__name__}; name another file for another agent"
             )
         if self._is_another(found.probe):
             raise UsageError(

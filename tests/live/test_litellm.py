@@ -454,7 +454,7 @@ def test_a_budget_is_enforced_even_if_the_agent_fails(server, encoder, monkeypat
     learner.settle()
     refused = [a for a in answers if isinstance(a, litellm.BudgetExceededError)]
     assert (len(refused), len(answers)) == (4, 9)
-    assert learner.router.shared.learned.spent == pytest.approx(0.001)
+    assert sum(learner.router.shared.learned.spent.values()) == pytest.approx(0.001)
 
 
 def test_other_model_groups_and_unknown_llms_are_left_alone(server, encoder, caplog, monkeypatch):
@@ -466,6 +466,14 @@ def test_other_model_groups_and_unknown_llms_are_left_alone(server, encoder, cap
     told = [text for text in caplog.messages if "names none of the models" in text]
     assert len(told) == 1
     assert "openai/a" in told[0]
+    some = learning(encoder, llms=("openai/small", "openai/a"))
+    with caplog.at_level("WARNING", logger=litellm.verbose_logger.name):
+        for _ in range(2):
+            run(ask(gateway(server, some), "poem"))
+    assert dict(some.counts) == {"left out": 2, "chosen": 2}
+    told = [text for text in caplog.messages if "get no requests" in text]
+    assert len(told) == 1
+    assert "openai/coder" in told[0]
     learner.model_name = "another"
     run(ask(gateway(server, learner), "poem"))
     assert dict(learner.counts) == {"none known": 1}

@@ -13,8 +13,10 @@ from baselines.interface import QueueProblem
 from baselines.queueing.linear import LinUCB
 from baselines.registry import make_agent, registered_agents
 from llmqueue_gym.errors import UsageError
+from llmqueue_gym.live import budget as live_budget
 from llmqueue_gym.live import router as live_router
-from llmqueue_gym.live.router import Budget, LiveRouter, OverBudgetError
+from llmqueue_gym.live.budget import Budget, OverBudgetError
+from llmqueue_gym.live.router import LiveRouter
 from llmqueue_gym.live.shared_agent import SharedAgent, answer_entry, teach
 
 NAMES = ("small", "large", "huge")
@@ -43,7 +45,7 @@ def make(name="LinUCB", **settings):
     agent = make_agent(name, QueueProblem(3, 1, 3, 1, 0.5, 1000), 0)
     agent.encoder = context_of  # a function cannot be saved: it stays out of the state
     clock = Clock()
-    return LiveRouter(agent, NAMES, clock=clock, seed=0, **settings), clock
+    return LiveRouter(agent, NAMES, clock=clock, timer=clock, seed=0, **settings), clock
 
 
 def ask(router, text, session="s", usd=0.001, candidates=(0, 1, 2), **outcome):
@@ -265,7 +267,7 @@ def test_memory_is_bounded(monkeypatch):
 @pytest.mark.parametrize("per", ["hour", "day"])
 def test_a_budget_holds_and_is_paced(per):
     # Answers cost about their price; the dear LLM is the favourite.
-    seconds = live_router.PERIODS[per]
+    seconds = live_budget.PERIODS[per]
     prices = {"small": 0.1, "large": 1.0, "huge": 4.0}
     router, clock = make(explore=0.1, budget=Budget(100.0, per, prices))
     clock.now = 50.0 * seconds
@@ -276,7 +278,7 @@ def test_a_budget_holds_and_is_paced(per):
         for i in range(600):
             clock.now = (50 + window) * seconds + i * seconds / 600
             try:
-                candidates = router.affordable((0, 1, 2))
+                candidates = router.account.affordable((0, 1, 2))
             except OverBudgetError:
                 refused[window] += 1
                 continue
@@ -287,20 +289,20 @@ def test_a_budget_holds_and_is_paced(per):
             router.feedback(f"{window}.{i}", choice.llm > 0)
             spent += usd
             used[window, choice.llm] += 1
-            assert spent <= 100.0 * min(1.0, i / 600 + live_router.AHEAD) + 4.5
+            assert spent <= 100.0 * min(1.0, i / 600 + live_budget.AHEAD) + 4.5
         assert 90.0 < spent <= 100.4  # by what the last answer cost more than usual
     assert (used > 0).all()
-    router.budget = Budget(1e-6, per, prices)
+    router.account.budget = Budget(1e-6, per, prices)
     with pytest.raises(OverBudgetError, match="USD a"):
-        router.affordable((0, 1, 2))
+        router.account.affordable((0, 1, 2))
 
 
 def test_requests_under_way_hold_back_their_price():
     router, _ = make(budget=Budget(10.0, "hour", dict.fromkeys(NAMES, 4.0)))
     for _ in range(2):
-        router.reserve(router.affordable((0, 1, 2)))
+        router.reserve(router.account.affordable((0, 1, 2)))
     with pytest.raises(OverBudgetError):
-        router.affordable((0, 1, 2))
+        router.account.affordable((0, 1, 2))
 
 
 # --- state ----------------------------------------------------------------------------------------
