@@ -167,13 +167,8 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         places = [self._places.get(d["litellm_params"]["model"]) for d in healthy_deployments]
         candidates = sorted({place for place in places if place is not None})
         if not candidates:
-            if not self.counts["none known"]:  # the others are counted
-                models = sorted({d["litellm_params"]["model"] for d in healthy_deployments})
-                litellm.verbose_logger.warning(
-                    "llmqueue_gym: LiteLLM chooses: llms=%r names none of the models of %r, %r",
-                    *(list(self.router.llms), model, models),
-                )
-            self.counts["none known"] += 1
+            words = "LiteLLM chooses, as llms names none of the models"
+            self._unlike("none known", words, model, healthy_deployments)
             return healthy_deployments
         budgeted = self.router.account.budget is not None and not self.shadow
         try:
@@ -190,15 +185,20 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         if llm is None and not budgeted:
             return healthy_deployments
         if None in places:
-            if not self.counts["left out"]:  # the others are counted
-                models = sorted({d["litellm_params"]["model"] for d in healthy_deployments})
-                litellm.verbose_logger.warning(
-                    "llmqueue_gym: of the models of %r, %r, those not in llms=%r get no requests",
-                    *(model, models, list(self.router.llms)),
-                )
-            self.counts["left out"] += 1
+            words = "models that are not in llms get no requests"
+            self._unlike("left out", words, model, healthy_deployments)
         left = candidates if llm is None else [llm]
         return [d for d, place in zip(healthy_deployments, places, strict=True) if place in left]
+
+    def _unlike(self, cause: str, words: str, model: str, deployments: list[Any]) -> None:
+        """Count that deployments and ``llms`` differ; warn the first time."""
+        if not self.counts[cause]:
+            models = sorted({d["litellm_params"]["model"] for d in deployments})
+            litellm.verbose_logger.warning(
+                f"llmqueue_gym: {words}: llms=%r, the models of %r are %r",
+                *(list(self.router.llms), model, models),
+            )
+        self.counts[cause] += 1
 
     async def _chosen(
         self,
