@@ -1,12 +1,14 @@
 """What the router in the real LiteLLM makes of calls that fail, stream, and are given up."""
 
+import time
+
 import pytest
 
 litellm = pytest.importorskip("litellm")
 
 from real_litellm import LLMS, ask, gateway, learning, run, settled  # noqa: E402
 
-from llmqueue_gym.live.litellm import Budget  # noqa: E402
+from llmqueue_gym.live.budget import UNDER_WAY, Budget  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of other people's packages
@@ -102,3 +104,20 @@ def test_a_stream_that_breaks_is_a_failure(server, encoder):
     run(settled())
     assert nothing_pending(learner)
     assert learner.router.shared.learned.answers == 1
+
+
+def test_a_stream_that_nobody_hears_to_its_end_is_paid(server, encoder):
+    learner = learning(encoder, budget=BUDGET)
+
+    async def asked():
+        router = gateway(server, learner)
+        await heard(router, "poem", chunks=1)
+        await settled()
+        later = time.monotonic() + 1.0 + UNDER_WAY
+        learner.router._timer = learner.router.account._timer = lambda: later
+        await ask(router, "proof", metadata={"session_id": "another"})
+        await settled()
+
+    run(asked())
+    assert nothing_pending(learner)
+    assert sum(learner.router.shared.learned.spent.values()) == pytest.approx(2 * PRICE)
