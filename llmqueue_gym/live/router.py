@@ -67,8 +67,8 @@ class LiveRouter:
     seconds; it was not if the next question is nearly the same one (the rule of
     `llmqueue_gym.workloads.sources.retrials`), or if the call failed. Whoever has no session
     teaches by failures and by `feedback` only. A context is made of the first and last 16,000
-    characters of a question (`READ`), of all of it where it has no more. Texts stay in memory until their session's next
-    question and are never written.
+    characters of a question (`READ`), of all of it where it has no more. Texts stay in memory until
+    their session's next question and are never written.
 
     Workers of one state tell each other of sessions that they begin to see. An answer whose session
     went on at another worker is judged by neither: nobody has both questions.
