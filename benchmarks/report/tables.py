@@ -222,7 +222,8 @@ def _trouble(data: Json) -> list[str]:
 
 def escaped(text: str) -> str:
     """Return text that Markdown and the HTML made of it show as it is."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
+    marks = r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))"  # no `_` within a word, which is none
+    return re.sub(marks, r"\\\1", html.escape(printable(text), quote=False))
 
 
 def as_code(text: str) -> str:
