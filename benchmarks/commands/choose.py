@@ -35,6 +35,7 @@ from benchmarks.score.choice import (
     Choice,
     check_log,
     choose,
+    keeps,
     left_out,
     own_spending,
     paced,
@@ -222,9 +223,17 @@ def _judged(data: Prepared, asked: Asked) -> list[Candidate]:
             row = judge_policy(data, frozen_choices(data, agent, DRAWS, step), label, learned)
             one = Candidate(label, name, settings, row, file=file)
             found.append(one)
-            if budget is not None and row.usd is not None and row.usd.high > budget:
-                found.append(paced(data, one, budget))
+            found += _paced(data, one, budget)
     return found
+
+
+def _paced(data: Prepared, one: Candidate, budget: float | None) -> list[Candidate]:
+    """Return the paced copy of a policy that may exceed the budget, where that is of use."""
+    usd = one.found.usd
+    if budget is None or usd is None or not budget < usd.high < np.inf:
+        return []
+    copy = paced(data, one, budget)
+    return [copy] if usd.value > budget or keeps(copy.found, budget) else []
 
 
 def _candidate_json(data: Prepared, one: Candidate, budget: float | None) -> dict[str, Any]:

@@ -165,24 +165,24 @@ def paced(data: Prepared, candidate: Candidate, budget: float) -> Candidate:
         return judge_policy(data, mixed, label, candidate.found.trained_on)
 
     low, high, found = 0.0, 1.0, judged(0.0)
-    if not _keeps(found, budget):
+    if not keeps(found, budget):
         dear, least = float((policy @ data.price).mean()), float(prices[cheapest])
         spare = max(_SPENT * budget - least, 0.0)
         found = judged(spare / (dear - least) if dear > _SPENT * budget else 1.0)
-    elif _keeps(whole := judged(1.0), budget):
+    elif keeps(whole := judged(1.0), budget):
         found = whole
     else:
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             tried = judged(middle)
-            if _keeps(tried, budget):
+            if keeps(tried, budget):
                 low, found = middle, tried
             else:
                 high = middle
     return candidate._replace(label=label, found=found, paced=True)
 
 
-def _keeps(found: Evaluation, budget: float | None) -> bool:
+def keeps(found: Evaluation, budget: float | None) -> bool:
     """Whether a policy surely keeps the budget."""
     return budget is None or under_budget(found, budget)[0] is True
 
@@ -254,7 +254,7 @@ def choose(
     if not usable:
         causes = "; ".join(f"{label}: {why}" for label, why in reasons.items())
         raise CannotTellError(f"no candidate is left ({causes})", None)
-    first_of = [one for one in usable if _keeps(one.found, budget)] or usable
+    first_of = [one for one in usable if keeps(one.found, budget)] or usable
     eligible = {one.label for one in first_of}
     may_exceed = tuple(one.label for one in usable if one.label not in eligible)
     spends = {one.label: one.found.usd.value for one in usable if one.found.usd is not None}

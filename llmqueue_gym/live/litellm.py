@@ -75,7 +75,7 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         The model group, as callers name it.
     contexts : callable, optional
         Text to context, such as a `llmqueue_gym.workloads.encoder.TextEncoder`; by default the one
-        saved with the agent.
+        saved with the agent. It is given the first and last 16,000 characters of a longer question.
     explore : float
         Share of choices made at random among the candidates.
     patience : float

@@ -166,6 +166,22 @@ def test_pacing_is_sure_in_truth(monkeypatch):
     assert kept >= 0.945 * logs  # two standard errors
 
 
+def test_a_paced_copy_is_made_where_it_is_of_use():
+    data, (routed, cheap, _) = usual()
+    found = command._paced(data, routed, 0.003)
+    assert [one.label for one in found] == ["routed, paced"]
+    usd = routed.found.usd
+    straddled = (usd.value + usd.high) / 2  # within the budget, and not surely
+    (sure,) = command._paced(data, routed, straddled)
+    assert sure.found.usd.high <= straddled
+    assert command._paced(data, routed, usd.high) == []
+    assert command._paced(data, routed, None) == []
+    may = cheap._replace(found=cheap.found._replace(usd=Interval(0.0009, 0.0007, 0.0011)))
+    assert command._paced(data, may, 0.00099) == []  # the cheapest LLM, whose interval straddles
+    unknown = routed._replace(found=routed.found._replace(usd=Interval(np.nan, 0.0, np.inf)))
+    assert command._paced(data, unknown, 0.003) == []
+
+
 def test_words_say_who_may_exceed_the_budget_and_who_is_sure():
     data, candidates = usual()
     sure = paced(data, candidates[0], 0.003)
