@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 
@@ -21,7 +22,8 @@ from benchmarks.commands.reading import Reading
 from benchmarks.commands.run import run
 from benchmarks.plan.cells import make_plan
 from benchmarks.plan.suite import load_suite
-from benchmarks.report.choice import choice_html, choice_markdown, choice_words
+from benchmarks.report.choice import choice_html, choice_markdown, choice_parts, choice_words
+from benchmarks.report.tables import rich_table
 from benchmarks.report.words import task_columns, task_lines
 from benchmarks.run.engines import LocalEngine
 from benchmarks.run.store import Store, write_text
@@ -33,6 +35,7 @@ from benchmarks.score.choice import (
     Choice,
     check_log,
     choose,
+    keeps,
     left_out,
     own_spending,
     paced,
@@ -42,7 +45,7 @@ from benchmarks.score.logged import Prepared, evaluate, judge_policy, prepare
 from benchmarks.score.replay import agent_kind, check_budget, frozen_choices, train
 from benchmarks.score.scoring import Board, load_board
 from benchmarks.submissions.entry import toml_value
-from benchmarks.terminal import make_console, print_json, say
+from benchmarks.terminal import make_console, print_json, say, show_table
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.fit import fit_serving
@@ -153,13 +156,28 @@ def _written(document: dict[str, Any], out: Path, as_json: bool) -> None:
     if console.is_terminal:
         console.print(Markdown(text))
     else:
-        say(text)
+        _say_page(document, console)
     policy = out / "policy.llmq"
     said = [str(out / "choice.html"), str(out / "choice.md")]
     ours = document.get("runs") is not None
     say(f"wrote {', '.join([*said, *([str(policy)] if ours else [])])}")
     if policy.exists() and not ours:  # a gateway may start from it: it is not ours to delete
         say(f"{policy} is of an earlier log")
+
+
+def _say_page(document: Mapping[str, Any], console: Console) -> None:
+    """Print the page as plain text."""
+    for text in (document["headline"], *document["details"]):
+        say(text)
+    for part in choice_parts(document):
+        say(f"\n{part.title}\n")
+        for text in part.notes:
+            say(text)
+        if part.lines:
+            show_table(rich_table("", part.columns, part.lines), ("agent",), console)
+        if part.code:
+            say(part.code)
+    say("")
 
 
 # --- step 1 and 2: on the log ---------------------------------------------------------------------
@@ -205,9 +223,17 @@ def _judged(data: Prepared, asked: Asked) -> list[Candidate]:
             row = judge_policy(data, frozen_choices(data, agent, DRAWS, step), label, learned)
             one = Candidate(label, name, settings, row, file=file)
             found.append(one)
-            if budget is not None and row.usd is not None and row.usd.value > budget:
-                found.append(paced(data, one, budget))
+            found += _paced(data, one, budget)
     return found
+
+
+def _paced(data: Prepared, one: Candidate, budget: float | None) -> list[Candidate]:
+    """Return the paced copy of a policy that may exceed the budget, where that is of use."""
+    usd = one.found.usd
+    if budget is None or usd is None or not budget < usd.high < np.inf:
+        return []
+    copy = paced(data, one, budget)
+    return [copy] if usd.value > budget or keeps(copy.found, budget) else []
 
 
 def _candidate_json(data: Prepared, one: Candidate, budget: float | None) -> dict[str, Any]:
@@ -316,7 +342,8 @@ def _choice_json(
 ) -> dict[str, Any]:
     best = _candidate_json(data, choice.best, budget)
     saved = [one for one in candidates if one.file is not None and one.label in choice.leads]
-    runs = max(saved, key=lambda one: one.found.gain.value, default=None)
+    sure = [one for one in saved if one.label not in choice.may_exceed] or saved
+    runs = max(sure, key=lambda one: one.found.gain.value, default=None)
     runs = choice.best if choice.best.file is not None else runs
     rival = OWN if choice.stay else next(iter(choice.tied), None)
     return {
@@ -326,6 +353,7 @@ def _choice_json(
         "own": {"value": list(choice.best.found.logged), "usd": own_spending(data)},
         "leads": {label: list(found) for label, found in choice.leads.items()},
         "not_separated": choice.tied,
+        "may_exceed": list(choice.may_exceed),
         "cheapest_not_separated": choice.cheapest,
         "cheapest_usd": choice.cheapest_usd,
         "judged": len(data.judge),

@@ -23,6 +23,8 @@ Json = Mapping[str, Any]
 
 _GREY = "#7A828F"
 
+_KEPT = {True: "keeps", False: "exceeds", None: "may exceed"}
+
 
 class Part(NamedTuple):
     """A part of the page: a title, and sentences, a table and code as far as it has them."""
@@ -53,10 +55,12 @@ def choice_words(document: Json) -> dict[str, Any]:
     what, gain = _earned(document, best["doubly robust"][0]), _gained(document, best["gain"])
     value = f"{what} in place of {_earned(document, own['value'][0], False)}"
     if document["recommended"] == OWN:
-        headline = f"Stay with {OWN}: no policy is surely better on this log."
+        which = "policy that surely keeps the budget" if document["may_exceed"] else "policy"
+        headline = f"Stay with {OWN}: no {which} is surely better on this log."
         details = [f"The best of them is {best['agent']}: {value}, {gain}{_money(best, own)}."]
     else:
-        headline = f"Route with {best['agent']}: {value}{_money(best, own)}."
+        may = ", which may exceed the budget" * _may_exceed(document, best)
+        headline = f"Route with {best['agent']}{may}: {value}{_money(best, own)}."
         details = [f"That is {gain} against what {OWN} got from the same requests."]
     if document["recommended"] != OWN:
         tied = document["not_separated"]
@@ -73,12 +77,7 @@ def choice_words(document: Json) -> dict[str, Any]:
             f"The cheapest policy that is not surely worse is {cheapest}: {lead} against "
             f"{best['agent']}, at ${document['cheapest_usd']:.3g} a request."
         )
-    if document["budget"] is not None and best["usd"] is not None:
-        kept = {True: "keeps", False: "exceeds", None: "may or may not keep"}
-        details.append(
-            f"{best['agent']} {kept[best['within_budget']]} the budget of "
-            f"{document['budget']:g} USD a request: {_dollars(best['usd'])}."
-        )
+    details += _budget(document)
     runs = document["runs"]
     if runs is not None and runs["agent"] != best["agent"]:
         details.append(
@@ -86,6 +85,31 @@ def choice_words(document: Json) -> dict[str, Any]:
             f"best: {_gained(document, runs['gain'])} against {OWN}."
         )
     return {"headline": headline, "details": details, "paste": router_lines(document)}
+
+
+def _may_exceed(document: Json, one: Json) -> bool:
+    return document["budget"] is not None and one["within_budget"] is None
+
+
+def _budget(document: Json) -> list[str]:
+    """Say whether the budget is kept, and what would earn more if it were not."""
+    best = document["best"]
+    if document["budget"] is None or best["usd"] is None:
+        return []
+    budget = f"the budget of {document['budget']:g} USD a request"
+    if _may_exceed(document, best):
+        return [
+            f"No policy here surely keeps {budget}: {best['agent']} spends {_dollars(best['usd'])}."
+        ]
+    said = [f"{best['agent']} keeps {budget}: {_dollars(best['usd'])}."]
+    passed = [one for one in document["candidates"] if one["agent"] in document["may_exceed"]]
+    most = max(passed, key=lambda one: one["gain"][0], default=best)
+    if most["gain"][0] > best["gain"][0]:
+        said.append(
+            f"{most['agent']} earns more, {_gained(document, most['gain'])} against {OWN}, but may "
+            f"exceed the budget: {_dollars(most['usd'])}."
+        )
+    return said
 
 
 def router_lines(document: Json) -> str:
@@ -226,6 +250,7 @@ def _candidates(document: Json) -> Part:
                 one["agent"],
                 f"{one['gain'][0]:+.3f} {_limits(one['gain'], '+.3f')}" if known else "none",
                 _dollars(one["usd"]) if known else "",
+                _KEPT[one["within_budget"]] if known and document["budget"] is not None else "",
                 f"{one['effective_requests']:,.0f}",
                 "" if lead is None else f"{lead[0]:+.3f} {_limits(lead, '+.3f')}",
                 one["left_out"] or "",
@@ -236,10 +261,11 @@ def _candidates(document: Json) -> Part:
     ]
     if leads:
         notes.append(
-            f"*Lead*: what {document['best']['agent']} earns beyond that policy; these intervals "
+            f"Lead: what {document['best']['agent']} earns beyond that policy; these intervals "
             "hold 95% together."
         )
-    columns = ["agent", "gain on the log", "USD a request", "effective", "lead", "left out because"]
+    columns = ["agent", "gain on the log", "USD a request", "budget", "effective", "lead"]
+    columns.append("left out because")
     filled = [place for place, cells in enumerate(zip(*lines, strict=True)) if any(cells)]
     lines = [[line[place] for place in filled] for line in lines]
     return Part("What would each have earned?", notes, [columns[p] for p in filled], lines)
@@ -256,16 +282,12 @@ def choice_markdown(document: Json) -> str:
     """Return the page as Markdown."""
     lines = [f"# {escaped(document['headline'])}", *map(escaped, document["details"])]
     for part in choice_parts(document):
-        lines += [f"## {escaped(part.title)}", *(_note(text) for text in part.notes)]
+        lines += [f"## {escaped(part.title)}", *map(escaped, part.notes)]
         if part.lines:
             lines.append(markdown_table(part.columns, part.lines))
         if part.code:
             lines.append(f"```\n{part.code}\n```")
     return "\n\n".join(lines) + "\n"
-
-
-def _note(text: str) -> str:
-    return escaped(text).replace("\\*Lead\\*", "*Lead*")
 
 
 def choice_html(document: Json) -> str:

@@ -56,16 +56,16 @@ def board_tables(board: Board) -> list[Table | str]:
         part = ", ".join(filter(None, (data["suite"], text["name"])))
         if text["lines"]:
             title = f"{part}: mean score over {len(overall['tasks'])} task(s)"
-            tables.append(_rich(title, text["columns"], text["lines"]))
+            tables.append(rich_table(title, text["columns"], text["lines"]))
         else:
             tables.append(f"{part}: {text['nothing']}")
         for task in (task["text"] for task in tasks):
-            tables.append(_rich(task["title"], task["short_columns"], task["short_lines"]))
+            tables.append(rich_table(task["title"], task["short_columns"], task["short_lines"]))
             if task["published"]:
                 lines = task["published_lines"]
-                tables.append(_rich(task["published"], PUBLISHED_COLUMNS, lines))
+                tables.append(rich_table(task["published"], PUBLISHED_COLUMNS, lines))
     for sweep in (sweep["text"] for sweep in data["sweeps"]):
-        tables.append(_rich(sweep["title"], SWEEP_COLUMNS, sweep["lines"]))
+        tables.append(rich_table(sweep["title"], SWEEP_COLUMNS, sweep["lines"]))
     return tables
 
 
@@ -222,7 +222,8 @@ def _trouble(data: Json) -> list[str]:
 
 def escaped(text: str) -> str:
     """Return text that Markdown and the HTML made of it show as it is."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
+    marks = r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))"  # no `_` within a word, which is none
+    return re.sub(marks, r"\\\1", html.escape(printable(text), quote=False))
 
 
 def as_code(text: str) -> str:
@@ -233,7 +234,8 @@ def as_code(text: str) -> str:
 # --- the two forms --------------------------------------------------------------------------------
 
 
-def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+def rich_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Return a table for the terminal, and for what is no terminal."""
     table = Table(
         title=Text(printable(title), style="table.title"),
         title_justify="left",

@@ -29,7 +29,10 @@ NO_RETRIALS = "warning: no retrial"
 
 
 _SPENT = 0.98
-"""Share of a budget that a paced policy aims at."""
+"""Share of a budget that a paced policy aims at where it cannot keep it surely."""
+
+_HALVINGS = 12
+"""How often the range is halved in which the share of a paced policy lies."""
 
 
 class CannotTellError(Exception):
@@ -77,6 +80,8 @@ class Choice(NamedTuple):
         The cheapest policy that is not surely worse, the best included; None without costs.
     cheapest_usd : float or None
         What it spends a request.
+    may_exceed : tuple of str
+        Policies that were passed over: they may or may not keep the budget, and others surely do.
     """
 
     best: Candidate
@@ -84,11 +89,13 @@ class Choice(NamedTuple):
     leads: Mapping[str, Interval]
     cheapest: str | None = None
     cheapest_usd: float | None = None
+    may_exceed: tuple[str, ...] = ()
 
     @property
     def tied(self) -> list[str]:
         """Labels of the policies that are not surely worse than the best, the nearest first."""
-        labels = [label for label, found in self.leads.items() if not found.low > 0.0]
+        could = [label for label in self.leads if label not in self.may_exceed]
+        labels = [label for label in could if not self.leads[label].low > 0.0]
         return sorted(labels, key=lambda label: self.leads[label].value)
 
 
@@ -142,18 +149,42 @@ def check_log(log: Log, train_share: float = 0.5) -> None:
 def paced(data: Prepared, candidate: Candidate, budget: float) -> Candidate:
     """Return a policy that takes the cheapest LLM in place of another as often as money is short.
 
-    The share is the one at which it spends 98% of the budget, by the prices of the first part.
+    It does so as seldom as keeps the interval of its spending within the budget. (Spending rises
+    with the share of its own choices: where this share is larger than the true one at which the
+    budget is spent, so is the upper end there below its true value, which happens once in 40.)
+    Where the cheapest LLM itself may exceed the budget, it spends 98% of it, by the prices of the
+    first part.
     """
     prices = np.where(data.supported, data.price, np.inf)
     cheapest, policy = int(prices.argmin()), candidate.found.policy
-    spent = float((policy @ data.price).mean())
-    spare = max(_SPENT * budget - float(prices[cheapest]), 0.0)
-    share = spare / (spent - float(prices[cheapest])) if spent > _SPENT * budget else 1.0
-    mixed = share * policy
-    mixed[:, cheapest] += 1.0 - share
     label = f"{candidate.label}, paced"
-    found = judge_policy(data, mixed, label, candidate.found.trained_on)
+
+    def judged(share: float) -> Evaluation:
+        mixed = share * policy
+        mixed[:, cheapest] += 1.0 - share
+        return judge_policy(data, mixed, label, candidate.found.trained_on)
+
+    low, high, found = 0.0, 1.0, judged(0.0)
+    if not keeps(found, budget):
+        dear, least = float((policy @ data.price).mean()), float(prices[cheapest])
+        spare = max(_SPENT * budget - least, 0.0)
+        found = judged(spare / (dear - least) if dear > _SPENT * budget else 1.0)
+    elif keeps(whole := judged(1.0), budget):
+        found = whole
+    else:
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            tried = judged(middle)
+            if keeps(tried, budget):
+                low, found = middle, tried
+            else:
+                high = middle
     return candidate._replace(label=label, found=found, paced=True)
+
+
+def keeps(found: Evaluation, budget: float | None) -> bool:
+    """Whether a policy surely keeps the budget."""
+    return budget is None or under_budget(found, budget)[0] is True
 
 
 def left_out(data: Prepared, candidate: Candidate, budget: float | None) -> str | None:
@@ -186,8 +217,9 @@ def choose(
 ) -> Choice:
     """Choose the policy to recommend.
 
-    The largest gain comes first. Of those that the log does not separate from it, the one of
-    largest score under load, where that is known.
+    The largest gain comes first, of those that surely keep the budget where there are any. Of those
+    that the log does not separate from it, the one of largest score under load, where that is
+    known.
 
     Parameters
     ----------
@@ -222,6 +254,9 @@ def choose(
     if not usable:
         causes = "; ".join(f"{label}: {why}" for label, why in reasons.items())
         raise CannotTellError(f"no candidate is left ({causes})", None)
+    first_of = [one for one in usable if keeps(one.found, budget)] or usable
+    eligible = {one.label for one in first_of}
+    may_exceed = tuple(one.label for one in usable if one.label not in eligible)
     spends = {one.label: one.found.usd.value for one in usable if one.found.usd is not None}
     own_usd = own_spending(data)
     policies: dict[str, Floats | None] = {one.label: one.found.policy for one in usable}
@@ -237,12 +272,12 @@ def choose(
             if label != best.label
         }
         stay = OWN in leads and not leads[OWN].low > 0.0
-        choice = Choice(best, stay, leads)
+        choice = Choice(best, stay, leads, may_exceed=may_exceed)
         near = [label for label in (best.label, *choice.tied) if label in spends]
         cheapest = min(near, key=spends.__getitem__, default=None)
         return choice._replace(cheapest=cheapest, cheapest_usd=spends.get(cheapest or ""))
 
-    first = compared(max(usable, key=lambda one: one.found.gain.value))
+    first = compared(max(first_of, key=lambda one: one.found.gain.value))
     near = [one for one in usable if one.label in (first.best.label, *first.tied)]
     scored = [one for one in near if one.label in (under_load or {})]
     if not under_load or not scored or first.stay:

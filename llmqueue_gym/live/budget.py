@@ -17,7 +17,7 @@ AHEAD = 0.1
 """Share of a budget that may be spent ahead of an even pace."""
 
 UNDER_WAY = 600.0
-"""Seconds after which a request that nothing was heard of is given up."""
+"""Seconds after which a request that nothing was heard of is given up, and booked at its price."""
 
 LAPSED = 16
 """Requests at most that are given up at once."""
@@ -126,11 +126,14 @@ class Account:
             self._held[number] = max(map(self.price, available), default=0.0), self._timer()
 
     def give_up(self) -> None:
-        """Hold nothing back any longer for requests that nothing was heard of."""
+        """Book requests that nothing was heard of at their usual price: they may have been paid.
+
+        LiteLLM's SDK tells nothing of a stream to which nobody listens to its end.
+        """
         now = self._timer()
-        for number, (_, since) in itertools.islice(tuple(self._held.items()), LAPSED):
-            if now - since > UNDER_WAY:
-                self._held.pop(number, None)
+        for number, (usd, since) in itertools.islice(tuple(self._held.items()), LAPSED):
+            if now - since > UNDER_WAY and self._held.pop(number, None) is not None:
+                self._owed.add(self._window(), usd)
 
     def book(self, number: int, llm: int | None, usd: float | None) -> None:
         """Write what a request cost; what cannot be written counts here, and is written later."""

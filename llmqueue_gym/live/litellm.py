@@ -22,6 +22,7 @@ from llmqueue_gym.live.shared_agent import Context, LiveAgent
 from llmqueue_gym.live.turns import BRIEFLY, Turns
 from llmqueue_gym.state import OURS, read_state
 from llmqueue_gym.workloads.encoder import TextEncoder
+from llmqueue_gym.workloads.sources.failures import excuse
 from llmqueue_gym.workloads.sources.litellm import NOTE, question_in
 
 with needing("llmqueue_gym.live.litellm", "LiteLLM", "litellm"):
@@ -74,7 +75,7 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         The model group, as callers name it.
     contexts : callable, optional
         Text to context, such as a `llmqueue_gym.workloads.encoder.TextEncoder`; by default the one
-        saved with the agent.
+        saved with the agent. It is given the first and last 16,000 characters of a longer question.
     explore : float
         Share of choices made at random among the candidates.
     patience : float
@@ -276,10 +277,10 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
     async def async_log_failure_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
-        """Take a failed attempt; the provider's 429 says nothing of the LLM."""
+        """Take a failed attempt; it is held against the LLM unless there is an `excuse`."""
         error = kwargs.get("exception")
-        limited = getattr(error, "status_code", None) == 429
-        self._answered(kwargs, None, failed=True, limited=limited)
+        excused = excuse(getattr(error, "status_code", None), type(error).__name__) is not None
+        self._answered(kwargs, None, failed=True, excused=excused)
 
     def _answered(
         self,
@@ -287,14 +288,14 @@ class LearningRouter(CustomLogger):  # type: ignore[misc]  # LiteLLM is not type
         usd: float | None,
         *,
         failed: bool = False,
-        limited: bool = False,
+        excused: bool = False,
         name: str | None = None,
     ) -> None:
         for metadata in _metadatas(kwargs.get("litellm_params") or {}):
             note = (metadata.get("spend_logs_metadata") or {}).get(NOTE)
             if isinstance(note, dict) and isinstance(note.get("request"), int):
                 llm = self._places.get(str(metadata.get("deployment")))
-                if limited:
+                if excused:
                     llm = None
                 followed = note.get("by") in ("chosen", "shadow")
                 work = self._take, note["request"], llm, usd, failed, followed, name

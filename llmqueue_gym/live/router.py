@@ -42,6 +42,10 @@ FRESH = 1.0
 JUDGED = 32
 """Answers at most that wait to be learned, while requests leave no time for it."""
 
+READ = 32_000
+"""Characters of a question that its context is made of; of a longer one the first and last half of
+so many."""
+
 PROBE = "The quick brown fox jumps over the lazy dog; 1 + 1 = 2?"
 """The text by which encoders are told apart."""
 
@@ -62,8 +66,9 @@ class LiveRouter:
     An answer was kept if its session goes on with another question, or rests for ``patience``
     seconds; it was not if the next question is nearly the same one (the rule of
     `llmqueue_gym.workloads.sources.retrials`), or if the call failed. Whoever has no session
-    teaches by failures and by `feedback` only. Texts stay in memory until their session's next
-    question and are never written.
+    teaches by failures and by `feedback` only. A context is made of the first and last 16,000
+    characters of a question (`READ`), of all of it where it has no more. Texts stay in memory until
+    their session's next question and are never written.
 
     Workers of one state tell each other of sessions that they begin to see. An answer whose session
     went on at another worker is judged by neither: nobody has both questions.
@@ -226,7 +231,7 @@ class LiveRouter:
         now = self._timer()
         self._sweep(now)
         retrials = self._judge_before(session, again, kept)
-        context = np.asarray(self.contexts(text), np.float32)
+        context = np.asarray(self.contexts(_read_of(text)), np.float32)
         learned = self.shared.learned
         favourite = self._favourite(context, retrials, candidates)
         llm, propensity = favourite, None
@@ -442,6 +447,11 @@ def _put(where: OrderedDict[Any, Choice], key: Any, choice: Choice) -> None:
     where[key] = choice
     if len(where) > REMEMBERED:
         where.popitem(last=False)
+
+
+def _read_of(text: str) -> str:
+    """Return what is read of a question: prompts of megabytes take as long as the longest read."""
+    return text if len(text) <= READ else text[: READ // 2] + text[-READ // 2 :]
 
 
 def _checked_log(log: str | Path) -> Path:

@@ -2,17 +2,17 @@
 
 import asyncio
 import json
-import os
 import threading
 import time
 from concurrent.futures import Future
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no request to another host
 litellm = pytest.importorskip("litellm")
+
+from questions import question  # noqa: E402
+from real_litellm import LLMS, ask, gateway, learning, run, settled  # noqa: E402
 
 from baselines.interface import QueueProblem  # noqa: E402
 from baselines.queueing.linear import LinUCB  # noqa: E402
@@ -25,127 +25,16 @@ from llmqueue_gym.live import router as live_router  # noqa: E402
 from llmqueue_gym.live import turns as live_turns  # noqa: E402
 from llmqueue_gym.live.litellm import KEPT, Budget, LearningRouter  # noqa: E402
 from llmqueue_gym.live.shared_agent import teach  # noqa: E402
-from llmqueue_gym.workloads.encoder import TextEncoder  # noqa: E402
 from llmqueue_gym.workloads.sources.logs import read_log  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's packages
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of other people's packages
+    pytest.mark.usefixtures("callbacks"),
+]
 
-LLMS = ("openai/small", "openai/large", "openai/coder")
 RATES = np.array([[0.85, 0.2, 0.3], [0.3, 0.85, 0.3], [0.2, 0.3, 0.85]])  # LLM by topic
-TOPICS = (
-    "poem rain autumn verse rhyme song night river",
-    "proof prime number theorem root integral sum square",
-    "python function loop class error import file test",
-)
 USERS = 1500
 """Users in the loop of the router that learns: 2,000 requests; a quarter of them at the others."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """OpenAI's chat API: what was asked comes back, with the LLM's name."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        number = next(self.server.numbers)
-        if asked["model"] in self.server.down:
-            code, answer = self.server.down[asked["model"]], {"error": {"message": "down"}}
-        else:
-            message = {"role": "assistant", "content": asked["model"]}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 100, "completion_tokens": 100, "total_tokens": 200}
-            code, answer = (
-                200,
-                {
-                    "id": f"answer-{number}",
-                    "object": "chat.completion",
-                    "created": 1,
-                    "model": asked["model"],
-                    "choices": [choice],
-                    "usage": usage,
-                },
-            )
-        content = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def server():
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.daemon_threads = True
-    found.numbers, found.down = iter(range(10**9)), {}
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-    found.server_close()
-
-
-@pytest.fixture(autouse=True)
-def callbacks(server):
-    yield
-    litellm.callbacks = []
-    litellm.logging_callback_manager._reset_all_callbacks()
-    server.down.clear()
-
-
-def question(rng, topic, number):
-    return f"{' '.join(rng.choice(TOPICS[topic].split(), 4))} {number}"
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    rng = np.random.default_rng(0)
-    return TextEncoder([question(rng, i % 3, i) for i in range(240)], 8)
-
-
-def learning(encoder, name="LinUCB", llms=LLMS, **settings):
-    agent = make_agent(name, QueueProblem(len(llms), 1, 8, 1, 1.0, 10_000), 0)
-    agent.encoder = encoder
-    return LearningRouter(agent, llms, "auto", **{"timeout_ms": 60_000.0, "seed": 0} | settings)
-
-
-def gateway(server, *callbacks, llms=LLMS, copies=1, **settings):
-    params = {
-        "api_base": f"http://127.0.0.1:{server.server_port}/v1",
-        "api_key": "none",
-        "input_cost_per_token": 1e-6,
-        "output_cost_per_token": 1e-6,
-    }
-    models = [
-        {"model_name": "auto", "litellm_params": {"model": llm, "timeout": 30 + i, **params}}
-        for llm in llms
-        for i in range(copies)
-    ]
-    litellm.callbacks = list(callbacks)
-    return litellm.Router(models, num_retries=0, **settings)
-
-
-def ask(router, text, **request):
-    message = {"role": "user", "content": text}
-    return router.acompletion(model="auto", messages=[message], **request)
-
-
-def run(coroutine):
-    async def whole():
-        found = await coroutine
-        await settled()
-        return found
-
-    return asyncio.run(whole())
-
-
-async def settled():
-    """Wait until LiteLLM has run the callbacks of what was answered."""
-    await litellm.litellm_core_utils.logging_worker.GLOBAL_LOGGING_WORKER.flush()
-    await asyncio.sleep(0.05)
 
 
 class SpendLog(litellm.integrations.custom_logger.CustomLogger):

@@ -197,6 +197,28 @@ def test_what_nobody_has_time_for_is_paid_all_the_same():
         router.account.affordable((0, 1))
 
 
+def test_what_nothing_is_heard_of_is_paid_at_its_usual_price_once(tmp_path):
+    # Users who stop listening to a stream: LiteLLM's SDK tells nothing of it, the provider's bill
+    # does. Late enough in the hour that none is ahead of the pace.
+    path = tmp_path / "s"
+    router, clock, timer = make(budget=Budget(1.0, "hour", PRICES), state=path)
+    clock.now += HOUR - 1.0
+    for i in range(4):
+        router.choose(router.reserve((0, 1)), f"name {i} rivers of Peru", None, (0, 1))
+    timer.now += live_budget.UNDER_WAY + 1.0
+    assert answers(router) == 6
+    router.learn()
+    assert not router.account._held
+    again, later, _ = make(budget=Budget(1.0, "hour", PRICES), state=path)
+    assert sum(again.shared.learned.spent.values()) == pytest.approx(1.0)
+    assert sum(again.shared.learned.calls) == 6  # it tells nothing of an LLM's mean cost
+    timer.now += live_budget.UNDER_WAY + 1.0
+    clock.now = later.now = clock.now + HOUR
+    ask(router)  # nothing is paid twice
+    again.learn()
+    assert sum(again.shared.learned.spent.values()) == pytest.approx(1.1)
+
+
 def test_a_log_that_cannot_be_written_is_told_at_once(tmp_path):
     with pytest.raises(UsageError, match="log="):
         make(log=tmp_path / "no such folder" / "log.jsonl")

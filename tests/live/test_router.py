@@ -221,6 +221,21 @@ def test_what_a_template_shares_is_no_retrial(told):
     assert told[-1][1]
 
 
+def test_of_a_long_question_head_and_tail_are_read():
+    router, _ = make()
+    read = []
+    router.contexts = lambda text: (read.append(text), context_of(text))[1]
+    head, tail = "Sum up: " + "a" * 20_000, "z" * 20_000 + " in one line?"
+    longest = "b" * live_router.READ
+    for text in (QUESTIONS[0], longest, head + "m" * 10**6 + tail):
+        ask(router, text, None)
+    assert read[:2] == [QUESTIONS[0], longest]
+    long = read[2]
+    assert len(long) == live_router.READ
+    assert head.startswith(long[: len(long) // 2])
+    assert tail.endswith(long[len(long) // 2 :])
+
+
 def test_a_tools_result_goes_to_the_llm_that_asked_for_it():
     router, _ = make(explore=1.0)
     choice = ask(router, QUESTIONS[0])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.cells import EPOCH, UNITS, Row, is_date, number_of, time_of, unit_of
 from llmqueue_gym.workloads.prices import Price, Tokens, counted_tokens, usd
+from llmqueue_gym.workloads.sources.failures import excuse
 from llmqueue_gym.workloads.sources.retrials import asks_again, without_template
 
 SESSIONS = ("session_id", "end_user", "user")
@@ -199,8 +200,8 @@ def _call(row: Row, number: int, price_at: PriceAt | None) -> _Call:
     llm = str(note.get("llm") or row.get("model_group") or row.get("model") or "").strip()
     if not llm:
         raise _LeftOutError(f"no LLM{', the call failed before one was chosen' if failed else ''}")
-    if failed and _too_many(row):
-        raise _LeftOutError("no answer: the provider's rate limit (429)")
+    if failed and (why := _excuse(row)):
+        raise _LeftOutError(f"no answer: {why}")
     query, goes_on = _question(row)
     time = moment(row.get("startTime"))
     if math.isnan(time):
@@ -250,12 +251,12 @@ def _failed(row: Row) -> bool:
     return str(status or "").lower().startswith(("fail", "error"))
 
 
-def _too_many(row: Row) -> bool:
-    """Whether the provider refused the call as one too many: that says nothing of the LLM."""
+def _excuse(row: Row) -> str | None:
+    """Return why a failed call says nothing of the LLM, by LiteLLM's words on its error."""
     metadata = decoded(row.get("metadata"))
     error = metadata.get("error_information") if isinstance(metadata, Mapping) else None
     error = error if isinstance(error, Mapping) else {}
-    return str(error.get("error_code")) == "429" or error.get("error_class") == "RateLimitError"
+    return excuse(error.get("error_code"), str(error.get("error_class")))
 
 
 def moment(value: object) -> float:

@@ -138,9 +138,19 @@ def _shared_beginnings(
     lengths = dict(zip(order, template(order), strict=True))
     for text, shared in lengths.items():
         if 0 < shared < len(text):
-            word = re.search(r"\w*$", text[:shared])
-            lengths[text] = shared if word is None else word.start()
+            lengths[text] = _word_start(text, shared)
     return lengths
+
+
+def _word_start(text: str, end: int) -> int:
+    """Return where the word begins that ends there, or before a line break there.
+
+    Seen from behind: a search takes a millisecond for every few thousand characters before.
+    """
+    place = end - text.endswith("\n", 0, end)
+    while place and (text[place - 1].isalnum() or text[place - 1] == "_"):
+        place -= 1
+    return place
 
 
 def _innermost(order: list[str]) -> list[int]:

@@ -120,13 +120,89 @@ def test_a_budget_rules_out_what_is_above_it_and_pacing_keeps_it():
     routed = candidates[0]  # 0.0055 USD a request
     half = paced(data, routed, 0.003)
     assert half.found.policy.sum(axis=1) == pytest.approx(np.ones(len(data.judge)))
-    assert float((half.found.policy @ data.price).mean()) == pytest.approx(0.98 * 0.003)
+    assert half.found.usd.high == pytest.approx(0.003, rel=1e-3)
     assert "above the budget" in left_out(data, routed, 0.003)
     assert left_out(data, half, 0.003) is None
     choice = choose(data, [*candidates, half], 0.003)
     assert choice.best.label == "routed, paced"
     assert OWN not in choice.leads  # it spends too much itself
     assert paced(data, routed, 1.0).found.policy == pytest.approx(routed.found.policy)
+
+
+@pytest.mark.parametrize("n", [400, 2000, 8000])
+def test_a_policy_that_surely_keeps_the_budget_comes_before_one_that_may_exceed_it(n):
+    # The paced copy is as dear as can be while it keeps the budget surely; a little dearer, it
+    # would earn more, and may not keep it.
+    data, candidates = usual(n)
+    routed, budget = candidates[0], 0.003
+    sure = paced(data, routed, budget)
+    assert sure.found.usd.high <= budget
+    assert sure.found.usd.value > 0.9 * budget
+    dearer = 1.02 * sure.found.policy + 0.02 * (routed.found.policy - sure.found.policy)
+    dearer /= dearer.sum(axis=1, keepdims=True)
+    found = judge_policy(data, dearer, "dearer")
+    assert found.usd.value < budget < found.usd.high
+    straddling = Candidate("dearer", "dearer", {}, found, paced=True)
+    choice = choose(data, [*candidates, sure, straddling], budget)
+    assert (choice.best.label, choice.may_exceed) == ("routed, paced", ("dearer",))
+    assert "dearer" in choice.leads  # the table has it
+    assert "dearer" not in (*choice.tied, choice.cheapest)
+    scores = {"dearer": 9.0, "routed, paced": 0.5}
+    assert choose(data, [*candidates, sure, straddling], budget, scores).best is sure
+    alone = choose(data, [straddling], budget)
+    assert (alone.best.label, alone.may_exceed) == ("dearer", ())
+
+
+def test_pacing_is_sure_in_truth(monkeypatch):
+    # Whichever share keeps the budget by the interval, in truth it does in 97.5% of logs or more.
+    prices, kept, logs = np.array([0.001, 0.01]), 0, 200
+    for seed in range(logs):
+        log, topic = simulate(400, seed)
+        data = prepare(log, log.contexts())
+        routed = candidates_of(data, {"routed": np.eye(2)[topic[data.judge]]})[0]
+        policy = paced(data, routed, 0.003).found.policy
+        share = policy[topic[data.judge] == 1, 1].mean()  # of a topic that half of queries have
+        kept += 0.5 * share * prices[1] + (1.0 - 0.5 * share) * prices[0] <= 0.003
+    assert kept >= 0.945 * logs  # two standard errors
+
+
+def test_a_paced_copy_is_made_where_it_is_of_use():
+    data, (routed, cheap, _) = usual()
+    found = command._paced(data, routed, 0.003)
+    assert [one.label for one in found] == ["routed, paced"]
+    usd = routed.found.usd
+    straddled = (usd.value + usd.high) / 2  # within the budget, and not surely
+    (sure,) = command._paced(data, routed, straddled)
+    assert sure.found.usd.high <= straddled
+    assert command._paced(data, routed, usd.high) == []
+    assert command._paced(data, routed, None) == []
+    may = cheap._replace(found=cheap.found._replace(usd=Interval(0.0009, 0.0007, 0.0011)))
+    assert command._paced(data, may, 0.00099) == []  # the cheapest LLM, whose interval straddles
+    unknown = routed._replace(found=routed.found._replace(usd=Interval(np.nan, 0.0, np.inf)))
+    assert command._paced(data, unknown, 0.003) == []
+
+
+def test_words_say_who_may_exceed_the_budget_and_who_is_sure():
+    data, candidates = usual()
+    sure = paced(data, candidates[0], 0.003)
+    spends, gains = Interval(0.0029, 0.0027, 0.0031), Interval(0.5, 0.4, 0.6)
+    found = sure.found._replace(usd=spends, gain=gains)
+    dearer = Candidate("dearer", "dearer", {}, found, paced=True)
+
+    def words(*found):
+        choice = choose(data, found, 0.003)
+        told = command._choice_json(data, found, choice, 0.003)
+        log = {"outcome": "share kept", "queries": "vectors", "seconds": None, "requests": 2000}
+        more = {"refused": None, "log": log, "budget": 0.003, "load": {"tasks": []}}
+        told["candidates"] = [command._candidate_json(data, one, 0.003) for one in found]
+        return choice_words({**told, **more})
+
+    both, alone = words(candidates[1], sure, dearer), words(dearer)
+    assert both["headline"].startswith("Route with routed, paced: ")
+    assert any("routed, paced keeps the budget" in text for text in both["details"])
+    assert any("dearer earns more" in text and "may exceed" in text for text in both["details"])
+    assert "may exceed the budget: " in alone["headline"]
+    assert any("No policy here surely keeps the budget" in text for text in alone["details"])
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -283,6 +359,7 @@ SCHEMA = {
     "own": dict,
     "leads": dict,
     "not_separated": list,
+    "may_exceed": list,
     "cheapest_not_separated": str,
     "candidates": list,
     "load": dict,
@@ -378,8 +455,12 @@ def test_the_command_recommends_plays_and_writes_what_it_names(
     monkeypatch.setattr(command, "LocalEngine", Nowhere)
     assert bench(*asked) == 0
     printed = capsys.readouterr().out
-    assert found["headline"] in printed.replace("\\", "")
+    assert printed.startswith(found["headline"] + "\n")
     assert found["paste"] in printed  # its indentation too
+    for text in (found["paste"], *found["commands"]):
+        printed = printed.replace(text, "")
+    for mark in ("\\", "|", "`", "*", "# ", "&"):  # it is no Markdown
+        assert mark not in printed
     assert str(out / "policy.llmq") in printed.splitlines()[-1]
 
 
