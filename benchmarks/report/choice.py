@@ -352,9 +352,9 @@ def place_names(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
     centres = axis.transData.transform([name.xy for name in names])
     taken = [Bbox.from_bounds(x - _POINT, y - _POINT, 2 * _POINT, 2 * _POINT) for x, y in centres]
     for name in names:
-        for side, *offset in _PLACES:
+        for side, x, y in _PLACES:
             name.set_horizontalalignment(side)
-            name.set_position(offset)
+            name.set_position((x, y))
             box = Text.get_window_extent(name)
             free = not any(box.overlaps(other) for other in taken)
             if free and axis.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1:

@@ -220,7 +220,7 @@ def _scale(axis: Axes, name: str, scale: Scale, linear_below: float = 1.0) -> No
     elif scale == "log" and high < 4 * low:
         ticks.set_major_locator(MaxNLocator(4))
         ticks.set_minor_locator(NullLocator())
-    elif scale == "log" and high < 100 * low:  # powers of ten alone would be too few
+    elif scale == "log" and high < (30 if name == "x" else 100) * low:  # else powers of ten do
         ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
     elif scale == "linear" and name == "x":
         ticks.set_major_locator(MaxNLocator(4))

@@ -179,9 +179,10 @@ def _training_page(
     suite: str, shown: dict[str, Panel], boards: list[TaskBoard], styles: dict[str, Style]
 ) -> Figure:
     """Learning curves, a panel a task, two a row, lines named at their ends."""
-    rows = -(-len(shown) // 2)
-    figure = new_figure(_WIDTH, 3.4 * rows + 0.6)
-    axes = figure.subplots(rows, 2, squeeze=False).ravel().tolist()
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(_WIDTH if columns > 1 else 6, 3.4 * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     tasks = {task.task["name"]: task for task in boards}
     for axis, (name, panel) in zip(axes, shown.items(), strict=False):
         draw_panel(axis, panel, styles_on(tasks[name], styles))
@@ -218,7 +219,7 @@ def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> F
     rows = ranked[:_MOST_AGENTS]
     height = max(_PROFILES, 1.8 + 0.24 * len(rows))
     figure = new_figure(_WIDTH, height)
-    tall = height > _PROFILES  # no need for profiles as high as many rows
+    tall = height > 1.5 * _PROFILES  # profiles need not be as high as many rows
     parts = (_PROFILES, height - _PROFILES)[: 1 + tall]
     grid = figure.add_gridspec(len(parts), 3, height_ratios=parts, width_ratios=(6, 4, 7))
     scores = figure.add_subplot(grid[:, 0])
