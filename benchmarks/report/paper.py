@@ -167,7 +167,7 @@ def _curves(board: Board, task: str, choose: Choice) -> Drawn:
 
 
 def _panels(shown: Sequence[Panel], names: Names) -> Figure:
-    figure = new_figure(2.7 * len(shown) + _ENDS, 2.6)
+    figure = new_figure(2.7 * len(shown) + _ENDS, 2.8)
     for axis, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         draw_panel(axis, _renamed(panel, names), _styles(names))
     return figure

@@ -1,6 +1,7 @@
 """Pictures of committed results and of made-up lines: every text can be read, and told whose."""
 
 import itertools
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from benchmarks.score.scoring import load_board
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
 
-def drawn(suite, monkeypatch):
+@cache
+def drawn(suite):
     """Return the pictures of committed results by name, unsaved."""
     pictures = {}
 
@@ -27,8 +29,9 @@ def drawn(suite, monkeypatch):
         pictures[name] = picture
         return figure.Picture(folder / name, caption, section)
 
-    monkeypatch.setattr(figure, "_save", keep)
-    draw_figure(load_board(open_results(RESULTS / f"{suite}.json.gz")), Path())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "_save", keep)
+        draw_figure(load_board(open_results(RESULTS / f"{suite}.json.gz")), Path())
     return pictures
 
 
@@ -51,21 +54,20 @@ def cover(one, other, margin=2.0):
 
 
 @pytest.mark.parametrize("suite", ["quick", "queueing-tuning", "serving"])
-def test_no_text_of_a_picture_covers_another_or_is_cut_off(suite, monkeypatch):
-    for name, picture in drawn(suite, monkeypatch).items():
+def test_no_text_of_a_picture_covers_another_or_is_cut_off(suite):
+    for name, picture in drawn(suite).items():
         found = texts(picture)
         assert len(found) > 10
         for text, box in found:
-            assert picture.bbox.padded(1).fully_containsx(box.x0), (name, text)
-            assert picture.bbox.padded(1).fully_containsx(box.x1), (name, text)
-            assert picture.bbox.padded(1).fully_containsy(box.y0), (name, text)
-            assert picture.bbox.padded(1).fully_containsy(box.y1), (name, text)
+            room = picture.bbox.padded(1)
+            assert room.contains(box.x0, box.y0), (name, text)
+            assert room.contains(box.x1, box.y1), (name, text)
         both = [(a, b) for (a, x), (b, y) in itertools.combinations(found, 2) if cover(x, y)]
         assert not both, name
 
 
-def test_every_axis_of_a_picture_says_what_it_shows_and_curves_what_is_better(monkeypatch):
-    for name, picture in drawn("quick", monkeypatch).items():
+def test_every_axis_of_a_picture_says_what_it_shows_and_curves_what_is_better():
+    for name, picture in drawn("quick").items():
         for axes in picture.axes:
             words = axes.get_xlabel() + axes.get_ylabel()
             assert words, name
@@ -73,8 +75,8 @@ def test_every_axis_of_a_picture_says_what_it_shows_and_curves_what_is_better(mo
                 assert "is better" in words, (name, words)
 
 
-def test_an_agent_has_one_colour_on_a_task_while_it_is_trained_and_when_it_is_scored(monkeypatch):
-    pictures = drawn("rl", monkeypatch)
+def test_an_agent_has_one_colour_on_a_task_while_it_is_trained_and_when_it_is_scored():
+    pictures = drawn("rl")
     names = {
         part: {
             axes.get_title(loc="left").split()[0]: {
