@@ -5,6 +5,7 @@ MkDocs calls the hooks, mkdocstrings the extension; see mkdocs.yml.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from baselines import AgentSpec, registered_agents
 from benchmarks.report.figure import agents_svg
@@ -68,8 +70,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let tables within <details> be tables, as they are on GitHub without this."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Let tables within <details> be tables and pictures open, as they do on GitHub without this.
+
+    Pages of suites are wide tables and pictures of few headings: they get the room of the contents.
+    """
+    if page.file.src_uri.startswith("leaderboards/") and page.file.name != "index":
+        page.meta["hide"] = ["toc"]
+    markdown = re.sub(r"^(!\[.*\]\((.*\.png)\))$", r"[\1](\2)", markdown, flags=re.MULTILINE)
     return markdown.replace("<details>", '<details markdown="1">')
 
 

@@ -193,15 +193,17 @@ class Panel:
     Attributes
     ----------
     across, quantity : str
-        What the axes show.
+        What the axes show; a second line of the latter is its unit, and what is better.
     lines : dict of Line
         Per agent.
     x_scale, y_scale : str
-        ``"linear"``, ``"log"``, or ``"symlog"`` (linear below 1).
+        ``"linear"``, ``"log"``, or ``"symlog"``.
     x_range, y_range : tuple of float
         What is worth seeing; data may lie outside.
     marks : tuple of Line
         Lines to compare with, as x (2,) and y (1, 2).
+    linear_below : float
+        Where a ``symlog`` axis of y is linear: from minus this value to it.
     """
 
     across: str
@@ -212,6 +214,7 @@ class Panel:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     marks: tuple[Line, ...] = field(default=())
+    linear_below: float = 1.0
 
 
 class TrainingCurve(NamedTuple):

@@ -9,12 +9,16 @@ import io
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
-from benchmarks.report.draw import COLOURS, new_figure, picture_text, spread
+from benchmarks.report.draw import COLOURS, new_figure, picture_text
 from benchmarks.report.tables import escaped, markdown_table
 from benchmarks.report.words import Lines
 from benchmarks.score.choice import OWN
@@ -22,6 +26,13 @@ from benchmarks.score.choice import OWN
 Json = Mapping[str, Any]
 
 _GREY = "#7A828F"
+_POINT = 6  # pixels from the middle of a point to its edge
+_PLACES: tuple[tuple[Literal["left", "right", "center"], float, float], ...] = (
+    ("left", 6.0, 0.0),  # points from the point to the name
+    ("right", -6.0, 0.0),
+    ("center", 0.0, 10.0),
+    ("center", 0.0, -10.0),
+)
 
 _KEPT = {True: "keeps", False: "exceeds", None: "may exceed"}
 
@@ -315,10 +326,11 @@ def _chart(document: Json, drawn: list[Json]) -> str:
         figure = new_figure(5.2, 3.9)
         axis = figure.subplots()
         axis.axhline(0.0, color=_GREY, linewidth=0.8, linestyle="--")
-        names = []
+        names: list[Annotation] = []
         points = [(one["usd"][0] if priced else place, *one["gain"], one["agent"])
                   for place, one in enumerate(drawn)]  # fmt: skip
         points.append((own["usd"] if priced else len(drawn), 0.0, 0.0, 0.0, OWN))
+        points.sort(key=lambda point: point[-1] not in (best, OWN))  # they are named first
         for x, gain, low, high, label in points:
             colour = COLOURS[0] if label == best else COLOURS[1] if label == OWN else _GREY
             axis.plot([x, x], [low, high], color=colour, linewidth=1.6)
@@ -346,8 +358,29 @@ def _chart(document: Json, drawn: list[Json]) -> str:
         axis.set_xlabel("USD a request" if priced else "policies")
         axis.set_ylabel(f"gain in {document['log']['outcome']}")
         axis.spines[["top", "right"]].set_visible(False)
-        spread(figure, axis, names)
+        place_names(figure, axis, names)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
+
+
+def place_names(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
+    """Put names right, left, above or below their points, where they cover no name and no point.
+
+    One that finds no such place is left out: the table below the picture has all.
+    """
+    figure.draw_without_rendering()  # only then is it known where the points are
+    centres = axis.transData.transform([name.xy for name in names])
+    taken = [Bbox.from_bounds(x - _POINT, y - _POINT, 2 * _POINT, 2 * _POINT) for x, y in centres]
+    for name in names:
+        for side, x, y in _PLACES:
+            name.set_horizontalalignment(side)
+            name.set_position((x, y))
+            box = Text.get_window_extent(name)
+            free = not any(box.overlaps(other) for other in taken)
+            if free and axis.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1:
+                taken.append(box)
+                break
+        else:
+            name.set_visible(False)

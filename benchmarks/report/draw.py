@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,9 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import (
+    Formatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+    SymmetricalLogLocator,
+)
+from scipy.optimize import isotonic_regression
 
 from benchmarks.problems.kind import Panel, Scale
 from benchmarks.report.series import HeatMap, mean_and_error
@@ -33,9 +40,18 @@ Style = dict[str, object]
 # pale on white). More agents than colours could not be told apart: the rest is thin and grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REST: Style = {"color": "#C9CDD4", "linestyle": "-", "linewidth": 0.8, "zorder": 1.5}
-_NAME_HEIGHT = 9.5  # points from one name to the next
-_POINT = 6  # pixels from the middle of a point to its edge
+_GREY = "#6E6E6E"  # names, points and marks, which are too small to be as pale as wide lines
+_WIDE = "#BDBDBD"  # of random, a wide line
 _NAME_GAP = 0.05  # least distance of names beside a panel, in heights of it
+_OUTSIDE = 0.01  # how far beyond the panel a line ends that is marked, in heights of it
+_LEADER = {
+    "arrowstyle": "-",
+    "linestyle": (0, (1, 1)),
+    "linewidth": 0.8,
+    "shrinkA": 1,
+    "shrinkB": 0,
+    "relpos": (0, 0.5),  # from the middle of the name's left side
+}
 
 
 def picture_text(text: str, longest: int = 110) -> str:
@@ -79,7 +95,7 @@ def styles_of(learning: Sequence[str]) -> dict[str, Style]:
         styles[label] = {"color": colour, "linestyle": "-", "linewidth": 1.6}
     styles["oracle"] = {"color": "black", "linestyle": "--", "linewidth": 1.6, "zorder": 5}
     # Wide and behind the rest: it stays visible under an agent that does no better.
-    styles["random"] = {"color": "#BDBDBD", "linestyle": "-", "linewidth": 4.5, "zorder": 1}
+    styles["random"] = {"color": _WIDE, "linestyle": "-", "linewidth": 4.5, "zorder": 1}
     return styles
 
 
@@ -100,6 +116,26 @@ def plain(value: float, _: int | None = None) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
+EARNED, REGRET = "ledger score per query\n(more is better)", "regret\n(reward; less is better)"
+"""What the two panels of a sweep show."""
+
+
+class Even(Formatter):
+    """Numbers of an axis with as many digits after the point as one of them needs."""
+
+    def __call__(self, value: float, _: int | None = None) -> str:
+        """Write one number."""
+        return plain(value)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Write all numbers of an axis."""
+        short = [f"{value:g}" for value in values]
+        if any("e" in text for text in short):
+            return [plain(value) for value in values]
+        digits = max((len(text.partition(".")[2]) for text in short), default=0)
+        return [f"{value:,.{digits}f}" for value in values]
+
+
 def _band(axis: Axes, x: Floats, values: Floats, label: str, style: Style) -> None:
     mean, error = mean_and_error(values)
     axis.plot(x, mean, label=label, **style)  # type: ignore[arg-type]
@@ -109,8 +145,9 @@ def _band(axis: Axes, x: Floats, values: Floats, label: str, style: Style) -> No
 
 
 def _dress(axis: Axes, across: str, quantity: str) -> None:
-    axis.set_xlabel(across)
-    axis.set_ylabel(quantity)
+    axis.set_xlabel(across, fontsize=9)
+    axis.set_ylabel(quantity, fontsize=9)
+    axis.tick_params(labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(True, which="major", color="#E6E6E6", linewidth=0.7)
     axis.set_axisbelow(True)
@@ -121,50 +158,73 @@ def draw_panel(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
     for x, values in panel.marks:
         flat = len(set(values[0].tolist())) == 1
         dash: object = "-" if flat else (0, (2, 2))
-        axis.plot(x, values[0], color="#9A9A9A", linewidth=1.0, linestyle=dash, label="_")
+        axis.plot(x, values[0], color=_GREY, linewidth=1.0, linestyle=dash, label="_")
     for label, (x, values) in panel.lines.items():
         _band(axis, x, values, label, styles[label])
     axis.set_xlim(*panel.x_range)
     axis.set_ylim(*panel.y_range)
     _scale(axis, "x", panel.x_scale)
-    _scale(axis, "y", panel.y_scale)
+    _scale(axis, "y", panel.y_scale, panel.linear_below)
     _dress(axis, panel.across, panel.quantity)
     _name_ends(axis, panel, styles)
 
 
 def _name_ends(axis: Axes, panel: Panel, styles: dict[str, Style]) -> None:
-    """Write names beside the ends of their lines, apart from each other."""
-    place = axis.transScale + axis.transLimits  # data -> shares of the panel
+    """Write names beside the panel, each with a thin line from where its own line ends.
+
+    They stand as near to the ends as names apart from each other can (least squares), in the order
+    of the lines, and with an arrow where a line ends above or below the panel.
+    """
     named = [label for label in panel.lines if styles[label] is not REST]
+    if not named:
+        return
+    place = axis.transScale + axis.transLimits  # data -> shares of the panel
     ends = [(panel.lines[label][0][-1], panel.lines[label][1].mean(axis=0)[-1]) for label in named]
-    heights = [float(np.clip(place.transform(end)[1], 0.0, 1.0)) for end in ends]
-    gap = min(_NAME_GAP, 1.0 / max(1, len(named) - 1))
-    order = np.argsort(heights, kind="stable").tolist()
-    spread = np.maximum.accumulate(np.array(heights)[order] - gap * np.arange(len(order)))
-    spread += gap * np.arange(len(order))
-    top = 1.0 - gap * np.arange(len(order))[::-1]
-    for number, height in zip(order, np.minimum(spread, top), strict=True):
+    order = np.argsort(place.transform(ends)[:, 1], kind="stable").tolist()
+    points = place.transform(ends)[order]
+    inside = np.clip(points, 0.0, 1.0)
+    gaps = min(_NAME_GAP, 1.0 / len(named)) * np.arange(len(named))
+    near = isotonic_regression(inside[:, 1] - gaps).x
+    heights = np.clip(near, 0.0, 1.0 - gaps[-1]) + gaps
+    for number, end, height, beyond in zip(
+        order, inside.tolist(), heights.tolist(), (points - inside)[:, 1], strict=True
+    ):
+        colour = _ink(styles[named[number]])
+        arrow = " ↑" if beyond > _OUTSIDE else " ↓" if beyond < -_OUTSIDE else ""
         axis.annotate(
-            _name(named[number]),
-            (1.0, float(height)),
+            _name(named[number]) + arrow,
+            end,
             xycoords="axes fraction",
-            xytext=(4, 0),
-            textcoords="offset points",
+            xytext=(1.04, height),
+            textcoords="axes fraction",
             va="center",
             fontsize=8,
-            color="#6E6E6E" if named[number] == "random" else str(styles[named[number]]["color"]),
+            color=colour,
+            arrowprops={**_LEADER, "color": colour},
         )
 
 
-def _scale(axis: Axes, name: str, scale: Scale) -> None:
+def _ink(style: Style) -> str:
+    """Return the colour of a line for its name and its points."""
+    return _GREY if style is REST or style["color"] == _WIDE else str(style["color"])
+
+
+def _scale(axis: Axes, name: str, scale: Scale, linear_below: float = 1.0) -> None:
     """Set an axis' scale, with plain numbers on it."""
-    linear = {"linthresh": 1.0, "linscale": 0.5} if scale == "symlog" else {}
+    linear = {"linthresh": linear_below} if scale == "symlog" else {}
     (axis.set_xscale if name == "x" else axis.set_yscale)(scale, **linear)
     ticks = getattr(axis, f"{name}axis")
     low, high = ticks.get_view_interval()
-    if scale == "log" and high < 30 * low:  # powers of ten alone would be too few
-        ticks.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ticks.set_major_formatter(plain)
+    if scale == "symlog":  # a rounded logarithm would put ticks into the linear part
+        ticks.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1.01 * linear_below))
+    elif scale == "log" and high < 4 * low:
+        ticks.set_major_locator(MaxNLocator(4))
+        ticks.set_minor_locator(NullLocator())
+    elif scale == "log" and high < (30 if name == "x" else 100) * low:  # else powers of ten do
+        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif scale == "linear" and name == "x":
+        ticks.set_major_locator(MaxNLocator(4))
+    ticks.set_major_formatter(Even() if scale == "linear" else plain)
     ticks.set_minor_formatter(NullFormatter())
 
 
@@ -194,10 +254,24 @@ def draw_legend(figure: Figure, styles: dict[str, Style]) -> None:
 def draw_scores(axis: Axes, rows: Sequence[OverallRow], styles: dict[str, Style]) -> None:
     """Draw overall scores with their intervals, the first row on top."""
     for place, row in enumerate(rows):
-        _score_line(axis, row, float(place), styles[row.agent])
+        if row.score is not None:
+            colour, limits = _ink(styles[row.agent]), (row.score.low, row.score.high)
+            axis.plot(limits, [place] * 2, color=colour, linewidth=2, label="_")
+            axis.plot(row.score.value, place, "o", color=colour, label="_")
     axis.set_yticks(range(len(rows)), [_name(row.agent) for row in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    _dress(axis, "score, 95% interval", "")
+    _dress(axis, "score, 95% interval\n(0 random, 1 oracle; more is better)", "")
+
+
+def draw_times(axis: Axes, rows: Sequence[OverallRow], styles: dict[str, Style]) -> None:
+    """Draw the times of decisions on the rows of `draw_scores`, whose axis this one shares."""
+    for place, row in enumerate(rows):
+        if row.decision_us is not None:
+            axis.plot(row.decision_us, place, "o", color=_ink(styles[row.agent]), label="_")
+    axis.margins(x=0.1)
+    _scale(axis, "x", "log")
+    axis.tick_params(axis="y", labelleft=False)
+    _dress(axis, "time of a decision, µs\n(less is better)", "")
 
 
 def draw_profiles(axis: Axes, standing: Standing, styles: dict[str, Style]) -> None:
@@ -213,81 +287,7 @@ def draw_profiles(axis: Axes, standing: Standing, styles: dict[str, Style]) -> N
             axis.fill_between(*band, color=colour, alpha=0.12, linewidth=0)
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.01)
-    _dress(axis, "score x", "share of runs that score above x")
-
-
-def draw_clock(
-    axis: Axes, rows: Sequence[OverallRow], styles: dict[str, Style]
-) -> list[Annotation]:
-    """Draw scores against decision times; return the names, which `spread` puts into place."""
-    names = []
-    for row in rows:
-        if row.score is not None and row.decision_us is not None:
-            colour = str(styles[row.agent]["color"])
-            point = row.decision_us, row.score.value
-            axis.plot(*point, "o", color=colour, label="_")
-            name = axis.annotate(
-                _name(row.agent),
-                point,
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": colour,
-                    "linewidth": 0.6,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                },
-                zorder=1,
-            )
-            names.append(name)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(plain)
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.margins(x=0.15, y=0.1)
-    _dress(axis, "µs a decision", "score")
-    return names
-
-
-def spread(figure: Figure, axis: Axes, names: list[Annotation]) -> None:
-    """Put names beside, above or below their points, where they cover no name and no point.
-
-    A grey one that finds no such place is left out: the first panel names all.
-    """
-    figure.draw_without_rendering()  # only then is it known where the points are
-    points = axis.transData.transform([name.xy for name in names]) if names else np.zeros((0, 2))
-    taken = [Bbox.from_bounds(x - _POINT, y - _POINT, 2 * _POINT, 2 * _POINT) for x, y in points]
-    rises = _NAME_HEIGHT * np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])
-    places: list[tuple[Literal["left", "center", "right"], float, float]]
-    places = [("center", 0.0, rise) for rise in rises[1:3]]
-    for rise in rises:
-        places += [("left", 6.0, rise), ("right", -6.0, rise)]
-    places.sort(key=lambda place: abs(place[2]))
-    for name in names:
-        for side, shift, rise in [*places, places[0]]:
-            name.set_horizontalalignment(side)
-            name.set_position((shift, rise))
-            box = Text.get_window_extent(name)  # without the line to the point
-            free = not any(box.overlaps(other) for other in taken)
-            if free and axis.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1:
-                break
-        else:
-            if (name.arrowprops or {}).get("color") == REST["color"]:
-                name.set_visible(False)
-                continue
-        taken.append(box)
-
-
-def _score_line(axis: Axes, row: OverallRow, place: float, style: Style) -> None:
-    if row.score is not None:
-        colour = str(style["color"])
-        axis.plot(
-            [row.score.low, row.score.high], [place] * 2, color=colour, linewidth=2, label="_"
-        )
-        axis.plot(row.score.value, place, "o", color=colour, label="_")
+    _dress(axis, "score x", "share of runs that score above x\n(more is better)")
 
 
 # --- traffic and sweeps ---------------------------------------------------------------------------

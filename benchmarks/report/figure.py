@@ -15,19 +15,20 @@ from matplotlib.figure import Figure
 from benchmarks.plan.suite import REFERENCES, is_ranked
 from benchmarks.problems.kind import Panel
 from benchmarks.report.draw import (
+    EARNED,
+    REGRET,
     REST,
     Style,
-    draw_clock,
     draw_legend,
     draw_panel,
     draw_profiles,
     draw_scores,
     draw_sweep,
+    draw_times,
     draw_traffic,
     new_figure,
     picture_text,
     plain,
-    spread,
     styles_of,
     styles_on,
 )
@@ -37,7 +38,10 @@ from benchmarks.score.scoring import Board
 from benchmarks.score.standing import Standing
 from benchmarks.score.task_board import Section, TaskBoard
 
+_WIDTH = 10  # inches of a figure
 _ROWS = 4  # tasks a figure
+_MOST_AGENTS = 30  # rows of a picture of scores
+_PROFILES = 3.8  # inches of performance profiles
 _HEAT_AGENTS = 3  # learning agents in a heat map, beside the oracle
 
 
@@ -55,9 +59,9 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
     ``leaderboard``: queueing, one row a task, queue length and cumulative routing regret over time;
     ``deployment``: ledger reward against the oracle's and money spent; lines are means over seeds,
     bands one standard error, further tasks go to ``leaderboard-2`` and so on. ``overall``: the
-    overall scores, performance profiles, and score against decision time. ``traffic-TASK``:
-    share of every LLM by stage, the oracle's and the best agents'. ``sweeps``: score and regret
-    against the swept parameter. ``training-KIND``: learning curves of the trained agents.
+    overall scores, decision times and performance profiles. ``traffic-TASK``: share of every
+    LLM by stage, the oracle's and the best agents'. ``sweeps``: score and regret against the
+    swept parameter. ``training-KIND``: learning curves of the trained agents.
     """
     pictures = []
     for standing in board.standings:
@@ -75,7 +79,7 @@ def draw_figure(board: Board, folder: Path) -> list[Picture]:
             pictures.append(_save(figure, folder, name, caption, section))
         if trained := training_panels(board, section):
             name, caption = training_name(section)
-            figure = _training_page(board.suite, trained, styles)
+            figure = _training_page(board.suite, trained, boards, styles)
             pictures.append(_save(figure, folder, name, caption, section))
     for section in dict.fromkeys(sweep.section for sweep in board.sweeps):
         figure = _sweep_page(board, section, _styles(board, section))
@@ -121,7 +125,7 @@ def _curves_name(section: Section) -> tuple[str, str]:
 
 
 def _overall_name(section: Section) -> tuple[str, str]:
-    caption = "overall score, performance profiles, score against decision time"
+    caption = "overall score, decision time, performance profiles"
     return _named(section, f"overall-{section.kind.name}", caption)
 
 
@@ -157,7 +161,7 @@ def _save(figure: Figure, folder: Path, name: str, caption: str, section: Sectio
 
 def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figure:
     """One row of panels a task, lines named at their ends."""
-    figure = new_figure(11, 3.6 * len(boards) + 1.2)
+    figure = new_figure(_WIDTH, 3.4 * len(boards) + 1.2)
     axes = figure.subplots(len(boards), 2, squeeze=False)
     drawn: list[Style] = []
     for row, task in zip(axes, boards, strict=True):
@@ -166,18 +170,25 @@ def _page(suite: str, boards: list[TaskBoard], styles: dict[str, Style]) -> Figu
         for axis, panel in zip(row, panels(task), strict=True):
             draw_panel(axis, panel, own)
         title = f"{task.task['name']}  ({task.about})"
-        row[0].set_title(picture_text(title), loc="left", fontsize=11, fontweight="bold")
+        row[0].set_title(picture_text(title), loc="left", fontsize=10, fontweight="bold")
     figure.suptitle(_suptitle(suite, [task.seeds for task in boards], drawn), fontsize=11)
     return figure
 
 
-def _training_page(suite: str, shown: dict[str, Panel], styles: dict[str, Style]) -> Figure:
-    """Learning curves, a panel a task, lines named at their ends."""
-    figure = new_figure(5.5 * len(shown), 4.6)
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, (name, panel) in zip(axes, shown.items(), strict=True):
-        draw_panel(axis, panel, styles)
-        axis.set_title(picture_text(name), loc="left", fontsize=11, fontweight="bold")
+def _training_page(
+    suite: str, shown: dict[str, Panel], boards: list[TaskBoard], styles: dict[str, Style]
+) -> Figure:
+    """Learning curves, a panel a task, two a row, lines named at their ends."""
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(_WIDTH if columns > 1 else 6, 3.4 * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    tasks = {task.task["name"]: task for task in boards}
+    for axis, (name, panel) in zip(axes, shown.items(), strict=False):
+        draw_panel(axis, panel, styles_on(tasks[name], styles))
+        axis.set_title(picture_text(name), loc="left", fontsize=10, fontweight="bold")
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
     several = any(len(y) > 1 for panel in shown.values() for _, y in panel.lines.values())
     what = "mean over trainings, band one standard error" if several else "one training each"
     figure.suptitle(picture_text(f"{suite}: learning curves, {what}"), fontsize=11)
@@ -190,7 +201,7 @@ def _suptitle(suite: str, seeds: Sequence[int], drawn: Iterable[Style]) -> str:
     count = f"{most}" if least == most else f"{least} to {most}"
     what = f"mean over {count} seeds, band one standard error" if most > 1 else "one seed"
     if any(style is REST for style in drawn):
-        what += "; grey without a name: the agents ranked lower"
+        what += "; thin grey: agents ranked lower"
     return picture_text(f"{suite}: {what}")
 
 
@@ -203,20 +214,27 @@ def _styles(board: Board, section: Section) -> dict[str, Style]:
 
 
 def _overall_page(suite: str, standing: Standing, styles: dict[str, Style]) -> Figure:
-    """Overall scores, performance profiles, score against decision time."""
-    rows = [row for row in standing.rows if row.rank is not None]
-    figure = new_figure(12.5, max(3.6, 1.6 + 0.27 * len(rows)))
-    scores, profiles, clocks = figure.subplots(1, 3)
+    """Overall scores beside the times of decisions, a row an agent; performance profiles."""
+    ranked = [row for row in standing.rows if row.rank is not None]
+    rows = ranked[:_MOST_AGENTS]
+    height = max(_PROFILES, 1.8 + 0.24 * len(rows))
+    figure = new_figure(_WIDTH, height)
+    tall = height > 1.5 * _PROFILES  # profiles need not be as high as many rows
+    parts = (_PROFILES, height - _PROFILES)[: 1 + tall]
+    grid = figure.add_gridspec(len(parts), 3, height_ratios=parts, width_ratios=(6, 4, 7))
+    scores = figure.add_subplot(grid[:, 0])
     draw_scores(scores, rows, styles)
+    draw_times(figure.add_subplot(grid[:, 1], sharey=scores), rows, styles)
+    profiles = figure.add_subplot(grid[0, 2])
     draw_profiles(profiles, standing, {row.agent: styles[row.agent] for row in rows})
-    names = draw_clock(clocks, rows, styles)
     draw_legend(figure, {label: styles[label] for label in standing.profiles})
     tasks = len(standing.tasks)
     kind = standing.section.kind.name
     whose = suite if suite == kind else f"{suite}, {kind}"
-    title = f"{whose}: mean over {tasks} task{'s' if tasks > 1 else ''}"
+    title = f"{whose}: mean over {tasks} task{'s' if tasks > 1 else ''}, bands 95% intervals"
+    if len(ranked) > len(rows):
+        title += f"; the best {len(rows)} of {len(ranked)} agents"
     figure.suptitle(picture_text(title), fontsize=11)
-    spread(figure, clocks, names)
     return figure
 
 
@@ -226,25 +244,26 @@ def _traffic_page(task: TaskBoard, traffic: HeatMap) -> Figure:
     labels = [name for name in ("oracle", *learning[:_HEAT_AGENTS]) if name in traffic.shares]
     figure = draw_traffic(traffic, labels or list(traffic.shares)[:1])
     which = f"mean over {traffic.seeds} seeds" if traffic.seeds > 1 else "one seed"
-    title = f"{task.task['name']}: traffic by LLM (in order of arrival) and stage, {which}"
-    figure.suptitle(picture_text(title), fontsize=11)
+    title = f"{task.task['name']}: traffic by LLM and stage, {which}"
+    order = "LLMs in order of arrival; grey: not there yet"
+    figure.suptitle(picture_text(f"{title}; {order}"), fontsize=11)
     return figure
 
 
 def _sweep_page(board: Board, section: Section, styles: dict[str, Style]) -> Figure:
     """One row a sweep: ledger score per query and regret at the end."""
     sweeps = board.sweeps_of(section)
-    figure = new_figure(11, 3.6 * len(sweeps) + 1.2)
+    figure = new_figure(_WIDTH, 3.4 * len(sweeps) + 1.2)
     axes = figure.subplots(len(sweeps), 2, squeeze=False)
     for row, sweep in zip(axes, sweeps, strict=True):
-        draw_sweep(row[0], sweep, sweep.ledger, styles, "ledger score per query")
+        draw_sweep(row[0], sweep, sweep.ledger, styles, EARNED)
         regrets = {label: part for label, part in sweep.regret.items() if label != "oracle"}
-        draw_sweep(row[1], sweep, regrets, styles, "regret")
+        draw_sweep(row[1], sweep, regrets, styles, REGRET)
         row[1].set_yscale("symlog", linthresh=10.0, linscale=0.5)  # overspending can pay: below 0
         row[1].yaxis.set_major_formatter(plain)
         means = np.concatenate([np.zeros(1), *(part.mean(axis=0) for part in regrets.values())])
         row[1].set_ylim(1.5 * float(means.min()), 1.5 * float(means.max()) + 1.0)
-        row[0].set_title(picture_text(sweep.name), loc="left", fontsize=11, fontweight="bold")
+        row[0].set_title(picture_text(sweep.name), loc="left", fontsize=10, fontweight="bold")
     draw_legend(figure, styles)
     seeds = [part.shape[0] for sweep in sweeps for part in sweep.regret.values()]
     drawn = [styles[label] for sweep in sweeps for label in sweep.regret]

@@ -290,6 +290,7 @@ def _panel(panel: Panel) -> Json:
         "yScale": panel.y_scale,
         "xRange": panel.x_range,
         "yRange": panel.y_range,
+        "linearBelow": panel.linear_below,
         "x": shared or [],
         "lines": lines,
         "marks": [[x, values[0]] for x, values in panel.marks],

@@ -15,15 +15,16 @@ from benchmarks.plan.suite import REFERENCES
 from benchmarks.problems.kind import Panel
 from benchmarks.report.draw import (
     COLOURS,
+    EARNED,
+    REGRET,
     Style,
-    draw_clock,
     draw_panel,
     draw_profiles,
     draw_scores,
     draw_sweep,
+    draw_times,
     draw_traffic,
     new_figure,
-    spread,
     styles_of,
 )
 from benchmarks.report.figure import file_name
@@ -166,7 +167,7 @@ def _curves(board: Board, task: str, choose: Choice) -> Drawn:
 
 
 def _panels(shown: Sequence[Panel], names: Names) -> Figure:
-    figure = new_figure(2.7 * len(shown) + _ENDS, 2.6)
+    figure = new_figure(2.7 * len(shown) + _ENDS, 2.8)
     for axis, panel in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         draw_panel(axis, _renamed(panel, names), _styles(names))
     return figure
@@ -216,9 +217,10 @@ def _profiles(board: Board, task: str, choose: Choice) -> Drawn:
 
 def _decision_time(board: Board, task: str, choose: Choice) -> Drawn:
     for standing, names, rows in _standings(board, choose):
-        figure = new_figure(4.5, 3.2)
-        axis = figure.subplots()
-        spread(figure, axis, draw_clock(axis, rows, _styles(names)))
+        figure = new_figure(6.0, 1.0 + 0.25 * len(rows))
+        scores, times = figure.subplots(1, 2, sharey=True)
+        draw_scores(scores, rows, _styles(names))
+        draw_times(times, rows, _styles(names))
         yield _part(standing), figure
 
 
@@ -234,7 +236,7 @@ def _sweeps(board: Board, task: str, choose: Choice) -> Drawn:
     for sweep in board.sweeps:
         names = choose(sweep.section)
         figure = new_figure(7.4, 2.8)
-        parts = ((sweep.ledger, "ledger score per query"), (sweep.regret, "regret"))
+        parts = ((sweep.ledger, EARNED), (sweep.regret, REGRET))
         for axis, (values, quantity) in zip(figure.subplots(1, 2), parts, strict=True):
             shown = {name: values[a] for a, name in names.items() if a in values}
             draw_sweep(axis, sweep, shown, _styles(names), quantity)
@@ -250,7 +252,7 @@ FIGURES: Mapping[str, tuple[str, Callable[[Board, str, Choice], Drawn]]] = {
     "traffic": ("share of the queries by LLM and stage of --task", _traffic),
     "scores": ("overall scores with intervals", _scores),
     "profiles": ("share of runs that score above x", _profiles),
-    "decision-time": ("overall score against the time of a decision", _decision_time),
+    "decision-time": ("overall score beside the time of a decision", _decision_time),
     "training": ("learning curves of the trainings", _training),
     "sweeps": ("score and regret against the swept parameter", _sweeps),
 }

@@ -72,8 +72,8 @@ def _adopted(evidence: Evidence) -> float | None:
 def _about_deployment(table: pl.DataFrame) -> str:
     row = table.row(0, named=True)
     return (
-        f"b = {row['budget']:.3g} USD, N = {row['num_llms']:.0f}, "
-        f"M_max = {row['max_deployed']:.0f}, K = {row['num_stages']:.0f}"
+        f"b = {row['budget']:.3g} USD a query, N = {row['num_llms']:.0f} LLMs, "
+        f"M_max = {row['max_deployed']:.0f} deployed, K = {row['num_stages']:.0f} stages"
     )
 
 
@@ -97,7 +97,7 @@ def _ledger_panel(task: TaskBoard) -> Panel:
     room = 0.15 * (high - low) + 0.005
     return Panel(
         "query t",
-        "ledger reward so far / oracle's",
+        "ledger reward so far / oracle's\n(more is better)",
         lines,
         "linear",
         "linear",
@@ -118,7 +118,7 @@ def _spend_panel(task: TaskBoard) -> Panel:
     ends = np.array([0.0, horizon])
     return Panel(
         "query t",
-        "money spent / budget (dotted: b t)",
+        "money spent / whole budget\n(dotted: spent evenly)",
         lines,
         "linear",
         "linear",
@@ -163,7 +163,7 @@ stage's end); *adopted*: share of those LLMs for which there is one. *µs / deci
     compared=("ledger", "reward", "regret", "spend"),
     picture=("deployment", "ledger reward and money spent over time"),
     panels=lambda task: [_ledger_panel(task), _spend_panel(task)],
-    training=TrainingCurve("reward", "reward per query while training"),
+    training=TrainingCurve("reward", "reward per query while training\n(more is better)"),
     sweeps=Sweeps(
         axes={
             "horizon": "queries of the run, T",

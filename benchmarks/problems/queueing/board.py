@@ -42,7 +42,7 @@ def _queue_panel(task: TaskBoard) -> Panel:
     highest = max(float(means.mean(axis=0).max()) for _, means in lines.values())
     return Panel(
         "slot t",
-        "queue length",
+        "queue length\n(queries; less is better)",
         lines,
         "log",
         "symlog" if highest > _LOG_ABOVE else "linear",
@@ -64,7 +64,7 @@ def _regret_panel(task: TaskBoard) -> Panel:
     positive = shown[shown > 0]
     return Panel(
         "slot t",
-        "cumulative routing regret",
+        "cumulative routing regret\n(departures; less is better)",
         lines,
         "log",
         "log",
@@ -119,5 +119,7 @@ update over slots with a waiting query.""",
     ),
     picture=("leaderboard", "queue length and routing regret over time"),
     panels=lambda task: [_queue_panel(task), _regret_panel(task)],
-    training=TrainingCurve("queue", "queue length while training", log=True),
+    training=TrainingCurve(
+        "queue", "queue length while training\n(less is better; dips: new episodes)", log=True
+    ),
 )

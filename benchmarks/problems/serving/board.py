@@ -31,33 +31,39 @@ def _about_serving(table: pl.DataFrame) -> str:
 def _panels(task: TaskBoard) -> list[Panel]:
     """Return what a slot costs and what is paid for not being the oracle; or what is earned."""
     oracle = task.curves.get("oracle")
+    weighted = "rewards" in task.task["kwargs"]  # presets pay 1 a user here, or earn 1 an answer
     costs = {label: (curves.t, curves.sums["cost"]) for label, curves in task.curves.items()}
     if oracle is not None and oracle.sums["cost"][:, -1].mean() < 0.0:
         rewards = {label: (t, -sums / t) for label, (t, sums) in costs.items()}
         waiting = {label: (c.t, c.sums["waiting"] / c.t) for label, c in task.curves.items()}
+        unit = "as weighted" if weighted else "answer kept = 1"
         return [
-            _panel(task, "mean reward a slot so far", rewards, "linear"),
-            _panel(task, "mean number in the system so far", waiting, "log"),
+            _panel(task, f"mean reward a slot so far\n({unit}; more is better)", rewards, "linear"),
+            _panel(task, "mean users in the system so far\n(less is better)", waiting, "log"),
         ]
     gaps = {
         label: (curves.t, gap)
         for label, curves in task.curves.items()
-        if label != "oracle" and (gap := curve_gaps(curves, oracle, "cost")) is not None
+        if (gap := curve_gaps(curves, oracle, "cost")) is not None
     }
     means = {label: (t, sums / t) for label, (t, sums) in costs.items()}
+    unit, total = ("as weighted", "as weighted") if weighted else ("users", "user slots")
     return [
-        _panel(task, "mean cost a slot so far", means, "log"),
-        _panel(task, "cost beyond the oracle's so far", gaps, "log"),
+        _panel(task, f"mean cost a slot so far\n({unit}; less is better)", means, "log"),
+        _panel(task, f"cost beyond the oracle's so far\n({total}; less is better)", gaps, "symlog"),
     ]
 
 
 def _panel(task: TaskBoard, quantity: str, lines: dict[str, Line], scale: Scale) -> Panel:
-    """Return a panel over time; on a linear axis what is random may lie outside."""
+    """Return a panel over time; on a linear axis what is random may lie outside.
+
+    A symlog axis is linear as far as means lie below 0, and shows what lies there.
+    """
     first, last = first_shown(task), float(task.task["horizon"])
     shown = [
         values.mean(axis=0)[t >= first]
         for label, (t, values) in lines.items()
-        if scale == "log" or label != "random"
+        if scale != "linear" or label != "random"
     ]
     heights = np.concatenate([np.zeros(0), *shown])
     if scale == "log":
@@ -66,10 +72,13 @@ def _panel(task: TaskBoard, quantity: str, lines: dict[str, Line], scale: Scale)
         heights = np.ones(1)
     low, high = float(heights.min()), float(heights.max())
     room = 0.08 * (high - low) + 1e-3
-    span = (
-        (max(0.8 * low, 1e-4 * high), 1.3 * high) if scale == "log" else (low - room, high + room)
-    )
-    return Panel("slot t", quantity, lines, "log", scale, (first, last), span)
+    linear = 10.0 ** np.ceil(np.log10(max(-low, 10.0)))
+    span = {
+        "linear": (low - room, high + room),
+        "log": (max(0.8 * low, 1e-4 * high), 1.3 * high),
+        "symlog": (-1.2 * linear if low < 0.0 else -0.2 * linear, 1.3 * max(high, linear)),
+    }[scale]
+    return Panel("slot t", quantity, lines, "log", scale, (first, last), span, (), linear)
 
 
 KIND = Kind(
@@ -98,5 +107,9 @@ without an answer they keep. *illegal*: dispatches that did nothing.""",
     picture=("serving", "cost a slot, and beyond the oracle's, over time"),
     panels=_panels,
     exact=pl.col("exact") == 1.0,
-    training=TrainingCurve("waiting", "number in the system while training", log=True),
+    training=TrainingCurve(
+        "waiting",
+        "users in the system while training\n(less is better; dips: new episodes)",
+        log=True,
+    ),
 )

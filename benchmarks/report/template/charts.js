@@ -69,8 +69,8 @@ function alpha(color, share) {
   return `rgba(${parts.join(",")},${share})`;
 }
 
-/** Line and band; the band is a polygon without hover. */
-function lineWithBand(section, agent, x, mean, low, high, hover) {
+/** Line and band; the band is a polygon without hover, which may tell other numbers than are drawn. */
+function lineWithBand(section, agent, x, mean, low, high, hover, told = undefined) {
   const look = style(section, agent);
   const traces = [];
   if (low && high) {
@@ -79,7 +79,7 @@ function lineWithBand(section, agent, x, mean, low, high, hover) {
       fill: "toself", fillcolor: alpha(look.color, 0.16), line: { width: 0 }, mode: "lines", hoverinfo: "skip", type: "scatter",
     });
   }
-  traces.push({ x, y: mean, mode: "lines", type: "scatter", name: escaped(agent), line: { color: look.color, dash: look.dash, width: look.width }, hovertemplate: hover });
+  traces.push({ x, y: mean, customdata: told, mode: "lines", type: "scatter", name: escaped(agent), line: { color: look.color, dash: look.dash, width: look.width }, hovertemplate: hover });
   return traces;
 }
 
@@ -106,26 +106,40 @@ const besides = () => (narrow() ? 72 : 116); // pixels for those names
 
 const meanOver = (seeds) => `Mean over ${count(seeds, "seed")}${seeds > 1 ? ", band one standard error" : ""}.`;
 
+const trainedOver = (panel) => Object.values(panel.lines).some((line) => line[1])
+  ? "Before the scored runs: mean over trainings, band one standard error." : "Before the scored runs, one training each.";
+
+/** How a panel's values are drawn on an axis of y that Plotly takes for a linear one, and that axis. */
+function upright(panel) {
+  const [low, high] = panel.yRange, linear = panel.linearBelow, floor = Math.max(low, 1e-9);
+  if (panel.yScale === "linear") return { scaled: (v) => v, range: panel.yRange, ticks: {} };
+  const scaled = panel.yScale === "log"
+    ? (v) => Math.log10(Math.max(v, floor))
+    : (v) => (Math.abs(v) <= linear ? v / linear : Math.sign(v) * (1 + Math.log10(Math.abs(v) / linear)));
+  const powers = (end) => (end < linear ? [] : Array.from({ length: Math.floor(Math.log10(end / linear) + 1.001) }, (_, i) => linear * 10 ** i));
+  const values = panel.yScale === "log"
+    ? logTicks(floor, high).tickvals
+    : [...powers(-low).map((v) => -v), 0, ...powers(high)];
+  const ticks = { tickmode: "array", tickvals: values.map(scaled), ticktext: values.map((v) => v.toLocaleString("en", { maximumSignificantDigits: 2 })) };
+  return { scaled, range: panel.yRange.map(scaled), ticks };
+}
+
 function panelChart(section, task, panel, note) {
   const [low, high] = panel.xRange;
   return chart(capital(panel.quantity), note, () => {
-    const logarithmic = panel.yScale !== "linear";
-    const floor = logarithmic ? Math.max(panel.yRange[0], panel.yScale === "symlog" ? 0.3 : 1e-9) : -Infinity;
+    const { scaled, range, ticks } = upright(panel);
     const data = panel.marks.map(([x, y]) => ({
-      x, y, mode: "lines", hoverinfo: "skip", type: "scatter", line: { color: colour("--muted"), width: 1, dash: y[0] === y[1] ? "solid" : "dot" },
+      x, y: y.map(scaled), mode: "lines", hoverinfo: "skip", type: "scatter", line: { color: colour("--muted"), width: 1, dash: y[0] === y[1] ? "solid" : "dot" },
     }));
-    const scaled = (v) => (logarithmic ? Math.log10(Math.max(v, floor)) : v);
-    const bottom = logarithmic ? [Math.log10(floor), Math.log10(panel.yRange[1])] : panel.yRange;
     const ends = [];
     for (const agent of shown(section, task)) {
       const line = panel.lines[agent];
       if (!Array.isArray(line)) continue;
       const [mean, error, own] = line;
       ends.push([agent, scaled(mean.at(-1))]);
-      const x = own || panel.x;
-      const lower = error && mean.map((m, i) => Math.max(m - error[i], floor));
-      const upper = error && mean.map((m, i) => Math.max(m + error[i], floor));
-      data.push(...lineWithBand(section, agent, x, mean.map((m) => (m < floor ? null : m)), lower, upper, "%{y:.4~g}"));
+      const lower = error && mean.map((m, i) => scaled(m - error[i]));
+      const upper = error && mean.map((m, i) => scaled(m + error[i]));
+      data.push(...lineWithBand(section, agent, own || panel.x, mean.map(scaled), lower, upper, "%{customdata:,.4~g}", mean));
     }
     const across = panel.xScale === "log"
       ? { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) }
@@ -135,9 +149,9 @@ function panelChart(section, task, panel, note) {
       layout: {
         hovermode: "x unified",
         margin: { ...baseLayout().margin, r: besides() },
-        annotations: endLabels(section, ends, bottom, narrow() ? 240 : 300),
+        annotations: endLabels(section, ends, range, narrow() ? 240 : 300),
         xaxis: axis(panel.across, { ...across, unifiedhovertitle: { text: "t = %{x:,.0f}" } }),
-        yaxis: axis("", logarithmic ? { type: "log", range: bottom, ...logTicks(floor, panel.yRange[1]) } : { range: bottom }),
+        yaxis: axis("", { range, ...ticks }),
       },
     };
   });

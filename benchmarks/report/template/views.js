@@ -165,14 +165,14 @@ function taskView(section, task) {
       h("h2", {}, task.task),
       h("p", { class: "lead" }, [task.about, `T = ${task.horizon.toLocaleString("en")}`, count(task.seeds, "seed")].filter(Boolean).join(", "),
         task.inverted ? `. ${DATA.inverted}: ${task.inverted}.`
-          : task.tied ? `. ${task.tied}` : "",
+          : task.tied ? `. ${task.tied.replace(/\.$/, "")}` : "",
         task.retired ? ". Retired: the interval of the best score reaches 1 and begins at .95 or above, so there is next to nothing left to win." : ""),
       h("p", {}, task.tags.map((t) => h("span", { class: "tag" }, t))),
       task.warnings.map((w) => h("p", { class: "warning" }, `Warning: ${w}.`)),
       h("p", { class: "small" }, h("code", {}, `${task.env} ${task.kwargs}`)),
       task.data.length ? h("p", { class: "small muted" }, "Data: ", task.data.map((d, i) => [i ? "; " : "", d])) : null),
     h("section", {}, chips(section, task), h("div", { class: "grid" }, task.panels.map((panel) => panelChart(section, task, panel, meanOver(task.seeds))),
-      task.training ? panelChart(section, task, task.training, "Before the scored runs, one training each.") : null)),
+      task.training ? panelChart(section, task, task.training, trainedOver(task.training)) : null)),
     h("section", {}, h("h3", {}, "Agents"), table.element),
   ];
   const both = protocolsPart(section, task);

@@ -1,5 +1,7 @@
 """Serving cells: what is scored, who is ranked, and what the truth is told to."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import polars as pl
@@ -104,7 +106,8 @@ def test_users_spend_their_time_where_the_counts_say(results, tmp_path):
 def test_panels_show_costs_and_what_is_paid_for_not_being_the_oracle(results):
     (task,) = load_board(results).tasks
     costs, behind = task.kind.panels(task)
-    assert behind.lines.keys() == costs.lines.keys() - {"oracle"}
+    assert behind.lines.keys() == costs.lines.keys()
+    assert not behind.lines["oracle"][1].any()
     t, mean = costs.lines["maxweight"]
     expected = (mean - costs.lines["oracle"][1]) * t
     np.testing.assert_allclose(behind.lines["maxweight"][1], expected, atol=1e-6)
@@ -112,6 +115,19 @@ def test_panels_show_costs_and_what_is_paid_for_not_being_the_oracle(results):
     styles = styles_of([f"other {k}" for k in range(6)] + ["maxweight", "known-maxweight"])
     colours = {str(styles_on(task, styles)[label]["color"]) for label in costs.lines}
     assert len(colours) == 4
+
+
+def test_who_is_better_than_the_oracle_is_seen(results):
+    (task,) = load_board(results).tasks
+    oracle = task.curves["oracle"]
+    better = replace(oracle, sums=oracle.sums | {"cost": 0.9 * oracle.sums["cost"]})
+    panel = task.kind.panels(replace(task, curves=task.curves | {"better": better}))[1]
+    low, high = panel.y_range
+    for label, (t, gaps) in panel.lines.items():
+        means = gaps.mean(axis=0)[t >= panel.x_range[0]]
+        assert low < means.min() <= means.max() < high, label
+    assert panel.lines["better"][1].mean(axis=0)[-1] < 0.0
+    assert panel.y_scale == "symlog"  # on a logarithmic one 0 and less have no place
 
 
 def test_a_timeline_tells_what_replicas_host_load_and_leave():

@@ -1,6 +1,5 @@
 """The HTML page: self-contained and safe whatever it is told, and at work in a headless browser."""
 
-import itertools
 import json
 import os
 import re
@@ -19,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import ORIGIN, board_of, deploy_cell, queue_cell
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from plotly.offline import get_plotlyjs
 
 from benchmarks.report import board_markdown, board_tables, draw, draw_figure
@@ -167,23 +164,6 @@ def test_letters_that_the_pictures_font_lacks_become_question_marks():
     assert draw.picture_text("é数ж🎉\u202e$") == "é?ж?\ufffd\\$"
 
 
-def test_names_of_grey_points_without_a_free_place_are_left_out() -> None:
-    figure = Figure()
-    axis = figure.subplots()
-    axis.plot([0.5] * 30, "o")
-    options = {"xytext": (5, 0), "textcoords": "offset points"}
-    names = [
-        axis.annotate(f"agent {i}", (0.5, 0.5), arrowprops={"color": colour}, **options)
-        for i, colour in enumerate(["#0072B2"] * 2 + [str(draw.REST["color"])] * 30)
-    ]
-    draw.spread(figure, axis, names)
-    shown = [name for name in names if name.get_visible()]
-    boxes = [Text.get_window_extent(name) for name in shown]
-    assert {names[0], names[1]} <= {*shown}
-    assert 4 < len(shown) < len(names)
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-
-
 @pytest.mark.parametrize("name", ["curves", "scores", "profiles", "decision-time"])
 @pytest.mark.parametrize("form", ["pdf", "svg"])
 def test_a_figure_for_a_paper_shows_the_chosen_agents_as_text(board, tmp_path, name, form):
@@ -226,7 +206,7 @@ def test_a_picture_says_of_how_many_seeds_its_panels_are_and_what_grey_is_if_the
     first, *_, last = (styles[label] for label in styles if label.startswith("agent"))
     assert caption("s", [10, 20], [first]) == "s: mean over 10 to 20 seeds, band one standard error"
     assert "mean over 5 seeds" in caption("s", [5, 5], [first, last])
-    assert caption("s", [1], [last]) == "s: one seed; grey without a name: the agents ranked lower"
+    assert caption("s", [1], [last]) == "s: one seed; thin grey: agents ranked lower"
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "", "a\\b", "x\0y"])
