@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,10 @@ from llmqueue_gym.deployment.instance import DeploymentInstance
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.instance import ServingInstance
 from llmqueue_gym.state import write_state
-from llmqueue_gym.workloads.encoder import TextEncoder
 from llmqueue_gym.workloads.pool import OfflineData
+
+if TYPE_CHECKING:
+    from llmqueue_gym.workloads.encoder import TextEncoder  # which loads numba
 
 Observation = Mapping[str, NDArray[Any]]
 Action = NDArray[np.int64]

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands import EXIT_CODES, FAILED, USAGE
 from benchmarks.run.store import CorruptResultError, StoreWriteError
@@ -73,7 +73,6 @@ def build_app() -> "typer.Typer":
     import typer
 
     from benchmarks.commands import policy, run, show, submission
-    from benchmarks.commands.data import build_data_app
 
     app = typer.Typer(
         help="Run benchmark suites of llmqueue_gym and report them.",
@@ -99,7 +98,7 @@ def build_app() -> "typer.Typer":
         app.command(name)(getattr(show, f"{name}_command"))
     app.command("export-policy")(policy.export_policy_command)
     app.command("submit")(submission.submit_command)
-    app.add_typer(build_data_app(), name="data")
+    app.add_typer(_data_app(), name="data")
     logs = typer.Typer(help="Your own logs: what they hold, what an agent would have earned.")
     logs.command("show")(show.logs_show)
     logs.command("evaluate")(show.logs_evaluate)
@@ -123,6 +122,38 @@ def build_app() -> "typer.Typer":
             group.command(word)(getattr(submission, f"{function}_command"))
         app.add_typer(group, name=name, no_args_is_help=True)
     return app
+
+
+def _data_app() -> "typer.Typer":
+    """Return ``llmqueue-bench data``, whose subcommands come when they are asked for.
+
+    They bring the readers of all data sets and numba, for which no other command should wait.
+    """
+    import typer
+    from typer.core import TyperGroup
+
+    class DataGroup(TyperGroup):
+        """The subcommands of `benchmarks.commands.data`."""
+
+        def list_commands(self, ctx: Any) -> list[str]:
+            """Return their names, in the order of the help."""
+            self._load()
+            return super().list_commands(ctx)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            """Return one, or None if there is none of this name."""
+            self._load()
+            return super().get_command(ctx, cmd_name)
+
+        def _load(self) -> None:
+            if not self.commands:
+                from benchmarks.commands.data import build_data_app
+
+                group: Any = typer.main.get_command(build_data_app())
+                self.commands.update(group.commands)
+
+    words = "Import published data sets once, and see what is there."
+    return typer.Typer(cls=DataGroup, help=words, no_args_is_help=True)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,7 @@ Clip = Annotated[float, typer.Option(help="Scores at most so far outside [0, 1] 
 
 def build_data_app() -> typer.Typer:
     """Return the subcommands of ``llmqueue-bench data``."""
-    app = typer.Typer(
-        help="Import published data sets once, and see what is there.", no_args_is_help=True
-    )
+    app = typer.Typer()
     for command in (
         import_command,
         download_command,

@@ -132,7 +132,7 @@ class Evidence(NamedTuple):
 
     def blocks(self, seeds: Ints) -> list[int]:
         """Blocks of some seeds (`benchmarks.score.scoring.seed_blocks`)."""
-        block = dict(self.table.select("seed", "block").iter_rows())
+        block = dict(zip(self.table["seed"].to_list(), self.table["block"].to_list(), strict=True))
         return [block.get(seed, seed) for seed in seeds.tolist()]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from benchmarks.report.contrasts import breaks_markdown, routers_markdown, tuned_markdown
+from benchmarks.report.data import board_data
 from benchmarks.report.figure import Picture, draw_figure, file_name, main_picture, training_name
 from benchmarks.report.page import board_page
 from benchmarks.report.paper import Format, write_figure
@@ -40,15 +41,16 @@ def report(results: Path | str, out: Path, readme: Path | None = None) -> Board:
     board = load_board(store)
     out.mkdir(parents=True, exist_ok=True)
     pictures = draw_figure(board, out)
+    data = board_data(board)
     page = out / "leaderboard.md"
     beside = [picture._replace(path=Path(picture.path.name)) for picture in pictures]
-    write_text(page, board_markdown(board, beside))
+    write_text(page, board_markdown(board, beside, data))
     html = out / "index.html"
-    write_text(html, board_page(board))
+    write_text(html, board_page(board, data))
     if readme is not None:
         _write_readme(readme, board, pictures)
     console = make_console()
-    for part in board_tables(board):
+    for part in board_tables(board, data):
         if isinstance(part, str):
             say(part, console)
         else:

@@ -17,7 +17,7 @@ from benchmarks.report import words
 from benchmarks.score.intervals import Interval
 from benchmarks.score.scoring import Board, Sweep
 from benchmarks.score.standing import OverallRow, Standing
-from benchmarks.score.task_board import INSTALLED, TaskBoard
+from benchmarks.score.task_board import INSTALLED, Record, TaskBoard
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\w)")
 
@@ -47,6 +47,9 @@ def _plain(value: Any) -> Any:
 def board_data(board: Board) -> Json:
     """Return all that a report says of a board, but for what is drawn."""
     warned = task_warnings(board)
+    cells: dict[str, list[Record]] = {}
+    for cell in board.cells:
+        cells.setdefault(cell["spec"]["task"]["name"], []).append(cell)
     origins = [cell["provenance"] for cell in board.cells] or [board.provenance]
     return {
         "suite": board.suite,
@@ -55,7 +58,11 @@ def board_data(board: Board) -> Json:
         "commits": sorted({origin["commit"] or INSTALLED for origin in origins}),
         "machines": sorted({origin["machine"] for origin in origins}),
         "overall": [_standing(board, standing) for standing in board.standings],
-        "tasks": [_task(board, task, warned.get(task.task["name"], [])) for task in board.tasks],
+        "tasks": [
+            _task(board, task, warned.get(name, []), cells.get(name, []))
+            for task in board.tasks
+            for name in [task.task["name"]]
+        ],
         "sweeps": [_sweep(sweep) for sweep in board.sweeps],
         "failures": [{"cell": name, "error": failure["error"]} for name, failure in board.failures],
         "missing": board.missing,
@@ -131,7 +138,7 @@ def _overall_row(row: OverallRow) -> Json:
 # --- a task ---------------------------------------------------------------------------------------
 
 
-def _task(board: Board, task: TaskBoard, warned: list[str]) -> Json:
+def _task(board: Board, task: TaskBoard, warned: list[str], cells: Sequence[Record]) -> Json:
     titles = [column.title for column in task.columns]
     return {
         "task": task.task["name"],
@@ -144,8 +151,8 @@ def _task(board: Board, task: TaskBoard, warned: list[str]) -> Json:
         "headline": bool(task.task["headline"]),
         "about": task.about,
         "warnings": warned,
-        "data": _task_data(board, task),
-        "llms": _task_llms(board, task),
+        "data": _task_data(board, task, cells),
+        "llms": _task_llms(cells),
         "separates": task.separates,
         "retired": task.retired,
         "seeds_needed": task.seeds_needed,
@@ -241,27 +248,20 @@ def _ranges(texts: Sequence[str]) -> str:
     return _NUMBER.sub(lambda _: next(numbers), texts[0])
 
 
-def _task_data(board: Board, task: TaskBoard) -> list[str]:
+def _task_data(board: Board, task: TaskBoard, cells: Sequence[Record]) -> list[str]:
     """Files of a task's queries, and the SHA-256 of their content, as far as they are stored."""
     name = task.task["name"]
     files = [f"{key}: {path}" for key, path in board.data.get(name, {}).items()]
-    digests = {
-        cell["spec"].get("workload") for cell in board.cells if cell["spec"]["task"]["name"] == name
-    }
+    digests = {cell["spec"].get("workload") for cell in cells}
     return files + [f"SHA-256 {digest}" for digest in sorted(filter(None, digests))]
 
 
-def _task_llms(board: Board, task: TaskBoard) -> Json | None:
+def _task_llms(cells: Sequence[Record]) -> Json | None:
     """Say whose LLMs these are, and list them by column; None of results that do not hold them.
 
     Where every seed has an instance of its own, those of the lowest seed stand for all.
     """
-    name = task.task["name"]
-    found = {
-        cell["spec"]["seed"]: cell["llms"]
-        for cell in board.cells
-        if cell["spec"]["task"]["name"] == name and "llms" in cell
-    }
+    found = {cell["spec"]["seed"]: cell["llms"] for cell in cells if "llms" in cell}
     if not found:
         return None
     first = min(found)

@@ -42,14 +42,17 @@ _DIGITS = 4  # significant digits of what is only drawn
 _HASH = 12  # digits of a cell's hash: enough to find its file
 
 
-def board_page(board: Board) -> str:
-    """Return the page: HTML with style, script, data and plotly.js inside."""
+def board_page(board: Board, data: Json | None = None) -> str:
+    """Return the page: HTML with style, script, data and plotly.js inside.
+
+    ``data`` is `benchmarks.report.data.board_data`, where it is there already.
+    """
     return rendered(
         "index",
         suite=board.suite,
         style=template_text("page.css"),
         script=script_text(_SCRIPTS),
-        data=script_safe(page_data(board)),
+        data=script_safe(page_data(board, data)),
         plotly=get_plotlyjs(),
     )
 
@@ -102,9 +105,9 @@ def split_page(page: Json, folder: str) -> dict[str, Json]:
     return parts
 
 
-def page_data(board: Board) -> Json:
-    """Return what the page shows, JSON-plain and compact."""
-    data = board_data(board)
+def page_data(board: Board, data: Json | None = None) -> Json:
+    """Return what the page shows, JSON-plain and compact; ``data`` as of `board_page`."""
+    data = board_data(board) if data is None else data
     origins = Shared()
     drawn = zip(board.standings, sections(data), strict=True)
     page: Json = _compact(

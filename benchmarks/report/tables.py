@@ -47,9 +47,12 @@ _ORIGIN = (
 _README_TASKS = 4
 
 
-def board_tables(board: Board) -> list[Table | str]:
-    """Tables for the terminal: per kind the overall one, or why there is none, and one a task."""
-    data = board_data(board)
+def board_tables(board: Board, data: Json | None = None) -> list[Table | str]:
+    """Tables for the terminal: per kind the overall one, or why there is none, and one a task.
+
+    ``data`` is `benchmarks.report.data.board_data`, where it is there already.
+    """
+    data = board_data(board) if data is None else data
     tables: list[Table | str] = []
     for overall, tasks, _ in sections(data):
         text = overall["text"]
@@ -69,9 +72,9 @@ def board_tables(board: Board) -> list[Table | str]:
     return tables
 
 
-def board_markdown(board: Board, figures: Sequence[Picture] = ()) -> str:
-    """Return ``leaderboard.md``, beside which the pictures lie."""
-    data = board_data(board)
+def board_markdown(board: Board, figures: Sequence[Picture] = (), data: Json | None = None) -> str:
+    """Return ``leaderboard.md``, beside which the pictures lie; ``data`` as of `board_tables`."""
+    data = board_data(board) if data is None else data
     origin = origin_text(data)
     parts = [f"# Leaderboard: {escaped(data['suite'])}\n"]
     parts += [f"**The oracle was beaten.** {escaped(text)}\n" for text in data["violations"]]

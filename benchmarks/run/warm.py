@@ -6,9 +6,11 @@ every run plays with kernels that were loaded (`llmqueue_gym.compiled.NEWLY_KEPT
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from time import sleep
 
 import gymnasium as gym
 import numpy as np
@@ -41,16 +43,23 @@ def play(problem: Problem) -> None:
 
 
 def compile_apart(problems: Sequence[Problem]) -> None:
-    """Let a child compile and keep what is not kept yet; where all is, that takes .2 s."""
+    """Let a child compile and keep what is not kept yet; where all is, that takes .2 s.
+
+    Without the process that started this one nobody waits for kernels: then both end.
+    """
     if not hasattr(os, "fork") or "NUMBA_CACHE_DIR" not in os.environ:
         return
-    child = os.fork()
+    parent, child = os.getppid(), os.fork()
     if child == 0:
         with suppress(BaseException):  # `play` in the parent fails in the same words
             for problem in problems:
                 play(problem)
         os._exit(0)
-    os.waitpid(child, 0)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if os.getppid() != parent:
+            os.kill(child, signal.SIGKILL)
+            raise SystemExit(1)
+        sleep(0.01)
 
 
 agent_spec("random")  # a look-up imports the files of all agents

@@ -174,23 +174,33 @@ def _aggregates(
     families : Mapping[str, str]
         Family of every task.
     """
-    weights = family_weights([families[name] for name in bootstrap.seeds])
-    replicates = bootstrap.mean(scores, weights)
+    overall = _scores(scores, families, bootstrap)
     trimmed = bootstrap.iqm(scores)
     parts = {
         family: _means(scores, *bootstrap.select([n for n in families if families[n] == family]))
         for family in FAMILIES
         if family in {families[name] for name in bootstrap.seeds}
     }
-    values = scores @ run_weights(weights, bootstrap.seeds.values())
     return [
         _Aggregate(
-            bootstrap.interval(float(values[i]), replicates[i]),
+            score,
             {family: intervals[i] for family, intervals in parts.items()},
             bootstrap.interval(float(interquartile_mean(scores[i])), trimmed[i]),
-            replicates[i],
+            replicates,
         )
-        for i in range(len(scores))
+        for i, (score, replicates) in enumerate(overall)
+    ]
+
+
+def _scores(
+    scores: Floats, families: Mapping[str, str], bootstrap: SeedBootstrap
+) -> list[tuple[Interval, Floats]]:
+    """Score of every agent with its replicates; arguments as of `_aggregates`."""
+    weights = family_weights([families[name] for name in bootstrap.seeds])
+    values = scores @ run_weights(weights, bootstrap.seeds.values())
+    return [
+        (bootstrap.interval(float(value), sample), sample)
+        for value, sample in zip(values, bootstrap.mean(scores, weights), strict=True)
     ]
 
 
@@ -352,6 +362,6 @@ def _tags(
         if len(names) < len(headline):
             part, runs = bootstrap.select(names)
             families = {name: family_of(headline[name].task) for name in part.seeds}
-            found = _aggregates(board[:, runs], families, part)
-            result[tag] = {label: own.score for label, own in zip(labels, found, strict=True)}
+            found = _scores(board[:, runs], families, part)
+            result[tag] = {label: score for label, (score, _) in zip(labels, found, strict=True)}
     return result

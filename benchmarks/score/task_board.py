@@ -270,11 +270,12 @@ def _task_board(
 
 
 def _task_row(label: str, evidence: Evidence, columns: Sequence[Column], origin: Origin) -> TaskRow:
-    own = evidence.table.drop_nulls("score")
+    table = evidence.table
+    own = table.drop_nulls("score") if table["score"].null_count() else table
     return TaskRow(
         agent=label,
         rank=None,
-        seeds=evidence.table.height,
+        seeds=table.height,
         score=t_interval(own["score"].to_numpy(), blocks=own["block"]) if own.height else None,
         figures=tuple(column.figure(evidence) for column in columns),
         origin=origin,

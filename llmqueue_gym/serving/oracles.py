@@ -19,7 +19,6 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from scipy.optimize import linprog
 from scipy.sparse.linalg import splu
-from scipy.stats import binom
 
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.serving.instance import Floats, Ints, ServingInstance
@@ -180,6 +179,8 @@ class Chain:
 
     def _slot(self) -> tuple[sp.csr_array, Floats]:
         """Multiply what happens in a slot after the action, in its order; add up what it costs."""
+        from scipy.stats import binom  # half a second, for which not every command should wait
+
         problem, count = self.problem, np.arange(self.cap + 1)
         replicas, kinds = problem.finish.shape
         step, one_more = (

@@ -187,6 +187,30 @@ def test_lists(bench, capsys):
         assert name in out
 
 
+HELP = """
+import sys
+from typer.testing import CliRunner
+from benchmarks.cli import build_app
+shown = CliRunner().invoke(build_app(), sys.argv[1:])
+assert shown.exit_code == 0, shown.output
+slow = {"numba", "polars", "matplotlib", "plotly", "scipy.optimize", "scipy.stats", "sklearn"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"]])
+def test_help_and_lists_wait_for_no_compiler_and_no_plots(arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", HELP, *arguments], check=True, env=environment)
+
+
+def test_the_subcommands_of_data_are_listed_when_they_are_asked_for(bench, capsys):
+    assert bench("data", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "Import published data sets once, and see what is there." in shown
+    assert all(name in shown for name in ("import", "download", "list", "show", "remove"))
+
+
 def test_missing_extras_are_one_line_that_says_what_to_install():
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"

@@ -222,6 +222,36 @@ def test_kill_9_ends_workers_and_their_children_and_a_rerun_repeats_nothing(here
     assert len(started) == len(set(started)) == 2
 
 
+COMPILING = """
+import os, subprocess, sys, time
+from pathlib import Path
+if len(sys.argv) == 1:  # the runner
+    subprocess.run([sys.executable, __file__, "fork server"])
+from benchmarks.run import warm
+
+def play(problem):
+    Path("part").write_text(f"{os.getppid()} {os.getpid()}")
+    Path("part").rename("compiling")
+    time.sleep(300)
+
+warm.play = play
+warm.compile_apart([None])
+"""
+
+
+def test_kill_9_ends_the_fork_server_and_the_child_that_compiles_for_it(here):
+    (here / "compiling.py").write_text(COMPILING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(here / "kernels")}
+    runner = subprocess.Popen([sys.executable, "compiling.py"], cwd=here, env=environment)
+    wait_until((here / "compiling").exists)
+    pids = [int(pid) for pid in (here / "compiling").read_text().split()]
+    assert len(pids) == 2
+    assert all(alive(pid) for pid in pids)
+    runner.kill()
+    runner.wait()
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
 def test_what_a_killed_runner_left_half_written_is_cleared_away(here):
     store = Store(here / "r")
     litter = here / "r" / "cells" / ".abc.123.tmp"
