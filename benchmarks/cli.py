@@ -17,7 +17,7 @@ from llmqueue_gym.errors import UsageError
 if TYPE_CHECKING:
     import typer
 
-_EXTRA = ("typer", "rich", "polars", "matplotlib", "plotly", "jinja2")
+_EXTRA = ("typer", "rich", "polars", "matplotlib", "plotly", "jinja2", "threadpoolctl")
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
         say(f'llmqueue-bench needs {names}: pip install "llmqueue_gym[bench]"', stderr=True)
         raise SystemExit(USAGE)
     tolerate_encodings()
+    _use_one_thread()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script's path lacks the user's own folder
     try:
@@ -42,6 +43,18 @@ def main() -> None:
     except (UsageError, OSError, CorruptResultError) as error:  # any other is a fault of ours
         say(f"llmqueue-bench: {_told(error)}", stderr=True)
         raise SystemExit(USAGE if _is_of_the_user(error) else FAILED) from None
+
+
+def _use_one_thread() -> None:
+    """Keep algebra to one thread, unless OMP_NUM_THREADS says otherwise.
+
+    What a command computes by itself is small: threads wait for each other longer than they work,
+    and by how many share a product its last bits differ.
+    """
+    from threadpoolctl import threadpool_limits
+
+    if os.environ.setdefault("OMP_NUM_THREADS", "1") == "1":  # of what is loaded from now on
+        threadpool_limits(1)
 
 
 _MEANT = {

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,22 +133,7 @@ def load_board(store: Results) -> Board:
             failures.append((name, failure))
         else:
             missing.append(name)
-    with _one_thread():
-        return make_board(run, cells, failures, missing)
-
-
-def _one_thread() -> AbstractContextManager[object]:
-    """Keep algebra to one thread, where the package that can is installed.
-
-    The products of a board are small: threads wait for each other longer than they work, and by
-    how many share a product its last bits differ.
-    """
-    if find_spec("threadpoolctl") is None:
-        return nullcontext()
-    from threadpoolctl import threadpool_limits
-
-    limited: AbstractContextManager[object] = threadpool_limits(1)
-    return limited
+    return make_board(run, cells, failures, missing)
 
 
 def _compact(record: Record, spec: Record, origins: dict[str, Any]) -> Record:
