@@ -29,6 +29,9 @@ Options = TypeVar("Options", bound=Callable[..., Any])
 SCALES = ("quality", "table", "pool")
 """What may span the success rates of a pool's LLMs; see `PoolWorkload`."""
 
+MAX_CONTEXT = 1e6
+"""Largest entry of a context: agents take fourth powers of its length in single precision."""
+
 MIN_ACCEPTED_ROWS = 0.01
 """Smallest share of a table's queries that `draw(accept=...)` may leave."""
 
@@ -201,10 +204,13 @@ class QueryPool:
             raise UsageError(
                 f"contexts has shape {contexts.shape}, expected (queries, d), not empty"
             )
-        if not np.isfinite(contexts).all():
-            row, column = _first(~np.isfinite(contexts))
+        wrong = ~(np.abs(contexts) <= MAX_CONTEXT)
+        if wrong.any():
+            row, column = _first(wrong)
             raise UsageError(
-                f"contexts of row {row}, coordinate {column}, must be a finite float32"
+                f"contexts of row {row}, coordinate {column}, is {self.contexts[row][column]}: "
+                f"it must be a finite number in [-{MAX_CONTEXT:g}, {MAX_CONTEXT:g}]; scale the "
+                "coordinate, best to about 1"
             )
         object.__setattr__(self, "llms", llms)
         self._freeze("contexts", contexts)
