@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.workloads.pool import MAX_CONTEXT
+
+MAX_CONTEXT = 1e6
+"""Largest entry of a context: agents take fourth powers of its length in single precision."""
 
 Row = dict[str, Any]
 

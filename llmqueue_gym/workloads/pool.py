@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UnplayableError, UsageError
+from llmqueue_gym.workloads.cells import MAX_CONTEXT
 
 if TYPE_CHECKING:
     from llmqueue_gym.workloads.prices import Step
@@ -28,9 +29,6 @@ Options = TypeVar("Options", bound=Callable[..., Any])
 
 SCALES = ("quality", "table", "pool")
 """What may span the success rates of a pool's LLMs; see `PoolWorkload`."""
-
-MAX_CONTEXT = 1e6
-"""Largest entry of a context: agents take fourth powers of its length in single precision."""
 
 MIN_ACCEPTED_ROWS = 0.01
 """Smallest share of a table's queries that `draw(accept=...)` may leave."""

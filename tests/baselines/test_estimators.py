@@ -22,7 +22,7 @@ from baselines.estimators import (
 from baselines.estimators.mirror_descent import choice_probabilities
 from baselines.estimators.neighbours import Neighbours
 from baselines.estimators.ridge_mnl import CHEAP_DIM, _step, inverse_hessian
-from llmqueue_gym.workloads.pool import MAX_CONTEXT
+from llmqueue_gym.workloads.cells import MAX_CONTEXT
 
 Choice = tuple[NDArray[np.float32], list[int], int]
 
