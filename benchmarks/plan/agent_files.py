@@ -13,10 +13,11 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+from baselines.interface import AGENT_FOLDERS
 from baselines.registry import agent_spec
 from llmqueue_gym.workloads.pool import file_sha256
 
@@ -51,6 +52,8 @@ def find_module(name: str) -> ModuleSpec | None:
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(full, places) for find in finders if find is not None)
         found = next((spec for spec in specs if spec is not None), None)
+        if found is None and end == 1:
+            found = PathFinder.find_spec(full, AGENT_FOLDERS)
         if found is None:
             return None
         places = found.submodule_search_locations

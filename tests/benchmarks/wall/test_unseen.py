@@ -132,3 +132,38 @@ print(*reads())
         wanted = {library if name == "LIBRARY" else name for name in expected}
         assert wanted <= set(done.stdout.split()), way
         assert len(wanted) or not done.stdout.split(), way
+
+
+OPTIONAL = ("coverage", "cython", "scikits", "sksparse", "uarray", "pandas", "pyarrow", "torch_xla")
+"""Packages that NumPy, numba, SciPy and polars try to import, and live without."""
+
+
+def test_a_file_named_like_an_optional_package_does_not_run_in_the_judges_process(tmp_path):
+    """Where it is not installed, the import would find it in the folder of the agent."""
+    folder, ran = tmp_path / "agent", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "mine.py").write_text(AGENT.replace("source_of_it", "aside"))
+    (folder / "aside.py").write_text("helper = said = __import__('aside')")
+    for name in OPTIONAL:
+        words = f"open({str(ran)!r}, 'a').write({name!r} + ' '); raise ImportError('no')"
+        (folder / f"{name}.py").write_text(words)
+    (tmp_path / "s.toml").write_text(
+        "seeds = 1\nagents = ['mine:Tells']\n[[task]]\nname = 'queue'\nenv = 'LLMQueue-v0'\n"
+        "horizon = 5\nkwargs = { load = 0.8 }\n"
+    )
+    code = """
+import sys
+from benchmarks.cli import main
+sys.argv[1:] = ["run", "../s.toml", "--results", "../results", "--workers", "1"]
+main()
+"""
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],  # as a console script: without the current folder
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": root, "NO_COLOR": "1", "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+    )
+    assert "RuntimeError: source" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert not ran.exists(), ran.read_text()
