@@ -6,6 +6,7 @@ An agent sees observations, rewards and what a provider would see; never the hid
 from __future__ import annotations
 
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 
 Observation = Mapping[str, NDArray[Any]]
 Action = NDArray[np.int64]
+
+AGENT_FOLDERS: list[str] = []
+"""Where modules of agents from elsewhere are looked for, after Python's path.
+
+They come onto it where such an agent is loaded, and nowhere else: an import of an optional package
+that is not installed must not find a stranger's file of its name.
+"""
+
+
+def open_agent_folders() -> None:
+    """Let this process import from ``AGENT_FOLDERS``, as it is about to run what lies there."""
+    sys.path += [folder for folder in AGENT_FOLDERS if folder not in sys.path]
 
 
 @dataclass(frozen=True)
@@ -302,6 +315,8 @@ class AgentSpec:
             If ``target`` names no class with ``act`` and ``update``.
         """
         module_name, _, attribute = self.target.partition(":")
+        if module_name.split(".")[0] != __package__:
+            open_agent_folders()
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from baselines.interface import AGENT_FOLDERS
 from benchmarks.commands import EXIT_CODES, FAILED, USAGE
 from benchmarks.run.store import CorruptResultError, StoreWriteError
 from benchmarks.terminal import say, tolerate_encodings
@@ -30,7 +31,7 @@ def main() -> None:
     tolerate_encodings()
     _use_one_thread()
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console script's path lacks the user's own folder
+        AGENT_FOLDERS.append(os.getcwd())  # a console script's path lacks the user's own folder
     try:
         build_app()(prog_name="llmqueue-bench")
     except StoreWriteError as error:

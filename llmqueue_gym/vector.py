@@ -32,6 +32,18 @@ BY_LANE = ("problem", "np_random", "np_random_seed")
 VectorStep = tuple[Any, NDArray[np.float64], Bools, Bools, dict[str, Any]]
 
 
+def check_reset(is_done: bool, name: str) -> None:
+    """Insist on a reset before a method is called.
+
+    Raises
+    ------
+    gymnasium.error.ResetNeeded
+        If there was none.
+    """
+    if not is_done:
+        raise gym.error.ResetNeeded(f"call reset() before {name}()")
+
+
 class Rendered:
     """A renderer that is only made, and only fed, in a render mode."""
 
@@ -385,8 +397,7 @@ class LaneVectorEnv(Rendered, VectorEnv[Any, Ints, NDArray[Any]]):
         ValueError
             If lanes have ended and wait for the caller's reset.
         """
-        if not self._started:
-            raise gym.error.ResetNeeded("call reset() before step()")
+        check_reset(self._started, "step")
         actions = checks.array(actions)
         if actions.shape != self._upper.shape or actions.dtype.kind not in "iu":
             return None

@@ -48,6 +48,22 @@ def outside(good: Any) -> dict[str, Any]:
     return bad | {"empty": [], "none": None, "word": "serve", "dict": {}, "number": 0}
 
 
+MASKED = [(env_id, lanes) for env_id, lanes in PLAYED if env_id != "LLMDeployStage-v0"]
+
+
+@pytest.mark.parametrize(("env_id", "lanes"), MASKED)
+def test_before_the_first_reset_nothing_is_legal_yet_and_the_error_says_so(
+    env_id: str, lanes: int
+) -> None:
+    """As for a step: there is no state to have a mask of. Everywhere alike."""
+    kwargs = SHORT[env_id]
+    env: Any = gym.make_vec(env_id, lanes, **kwargs) if lanes else gym.make(env_id, **kwargs)
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\) before action_masks\(\)"):
+        env.unwrapped.action_masks()
+    env.reset(seed=0)
+    assert env.unwrapped.action_masks().dtype == np.bool_
+
+
 @pytest.mark.parametrize(("env_id", "lanes"), PLAYED)
 def test_it_is_refused_in_words_and_changes_nothing(env_id: str, lanes: int) -> None:
     kwargs = SHORT[env_id]

@@ -380,17 +380,35 @@ def inverse_hessian(contexts: Array, weight: Array, ridge: float) -> NDArray[np.
     rows = contexts.astype(np.float64)
     if 0 < 2 * len(rows) < rows.shape[1]:
         rows *= np.sqrt(weight.astype(np.float64))[:, None]
-        inverse = rows.T @ (_inverse(rows @ rows.T, ridge) @ rows) / -ridge
+        small = _inverse(rows @ rows.T, ridge)
+        if small is None:
+            return _inverse_of_rows(rows, ridge)
+        inverse = rows.T @ (small @ rows) / -ridge
         inverse.flat[:: len(inverse) + 1] += 1.0 / ridge
         return np.asarray(inverse)
-    return _inverse((rows * weight[:, None].astype(np.float64)).T @ rows, ridge)
+    whole = _inverse((rows * weight[:, None].astype(np.float64)).T @ rows, ridge)
+    if whole is None:
+        return _inverse_of_rows(rows * np.sqrt(weight.astype(np.float64))[:, None], ridge)
+    return whole
 
 
-def _inverse(matrix: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """Return the inverse of ridge I + ``matrix``, which is overwritten."""
+def _inverse(matrix: NDArray[np.float64], ridge: float) -> NDArray[np.float64] | None:
+    """Return the inverse of ridge I + ``matrix``, which is overwritten; None if rounding ate it."""
     matrix.flat[:: len(matrix) + 1] += ridge
     factor, failed = dpotrf(matrix, overwrite_a=1)
     if failed:
-        raise np.linalg.LinAlgError("an LLM's Hessian is not positive definite")
+        return None
     upper, _ = dpotri(factor, overwrite_c=1)  # the upper triangle of the inverse
     return np.asarray(np.triu(upper) + np.triu(upper, 1).T)
+
+
+def _inverse_of_rows(rows: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """Return the inverse of ridge I + Z^T Z for rows Z of lengths so different that Z^T Z loses it.
+
+    The singular values of Z are the roots of what Z^T Z would have to hold.
+    """
+    triangle = np.linalg.qr(rows, mode="r")  # (min(n, d), d)
+    _, values, axes = np.linalg.svd(triangle)
+    stretch = np.full(rows.shape[1], float(ridge))
+    stretch[: len(values)] += values**2
+    return np.asarray((axes.T / stretch) @ axes)

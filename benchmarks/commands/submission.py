@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from baselines.interface import AGENT_FOLDERS
 from benchmarks.commands import FAILED, OK
 from benchmarks.commands.options import POSITIVE, TIMEOUT, chosen_results, cores, read_data
 from benchmarks.terminal import say
@@ -234,4 +234,4 @@ def look_in(source: Path | None) -> None:
         return
     if not source.is_dir():
         raise UsageError(f"--source {source} is no folder")
-    sys.path.append(str(source.resolve()))
+    AGENT_FOLDERS.append(str(source.resolve()))

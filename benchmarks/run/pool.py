@@ -24,6 +24,7 @@ from tempfile import mkdtemp
 from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
+from baselines.interface import AGENT_FOLDERS
 from benchmarks.plan.cells import code_hash
 from benchmarks.run.worker import AGAIN, DONE, FAILED, PROGRESS, SAFE_PATH, work
 from benchmarks.wall.judge import Fence
@@ -233,7 +234,7 @@ class Pool:
             output, printer = self._context.Pipe(duplex=False)
             os.set_blocking(output.fileno(), False)
         fence = Fence(self._hidden, mkdtemp(prefix="llmqueue-agent-")) if is_walled else None
-        arguments = (task, sender, printer, self.memory, fence)
+        arguments = (task, sender, printer, self.memory, fence, tuple(AGENT_FOLDERS))
         process = self._context.Process(target=work, args=arguments)
         _start(process)
         sender.close()  # so that the worker's death ends the pipes

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from baselines.interface import AGENT_FOLDERS
 from benchmarks.plan.cells import Cell
 from benchmarks.plan.suite import canonical
 from benchmarks.run.engines import LocalEngine, Outcome
@@ -75,7 +76,8 @@ class RayEngine:
                     limit = self.workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
                     while len(running) < limit and (cell := next(queue, None)) is not None:
                         settings = self.timeout, self.memory, self.hidden
-                        running[task.remote(cell, settings, sys.path)] = cell
+                        folders = sys.path, AGENT_FOLDERS
+                        running[task.remote(cell, settings, *folders)] = cell
                     if not running:
                         return
                     for job in ray.wait(list(running), num_returns=1)[0]:
@@ -140,11 +142,13 @@ def _run(
     cell: Cell,
     settings: tuple[float | None, float | None, Sequence[str]],
     path: list[str],
+    agent_folders: list[str],
 ) -> tuple[dict[str, Any], bool, Mapping[str, str]]:
     """Run one cell in a process of its own; return payload, whether it failed, and where."""
     from benchmarks.run.runner import platform_here
 
     sys.path += [folder for folder in path if folder not in sys.path and os.path.isdir(folder)]
+    AGENT_FOLDERS[:] = filter(os.path.isdir, agent_folders)
     if complaint := _complaint(cell):
         return {"error": complaint, "traceback": "", "output": ""}, True, platform_here()
     [outcome] = LocalEngine(1, *settings).run([cell])

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from baselines.interface import AGENT_FOLDERS
 from baselines.registry import agent_spec
 from benchmarks.plan.agent_files import agent_folder, digests, watch_folder
 from benchmarks.plan.cells import Cell, Training
@@ -44,6 +45,7 @@ def work(
     printer: Connection | None,
     memory: float | None,
     fence: Fence | None,
+    folders: Sequence[str] = (),
 ) -> None:
     """Do the jobs that are sent, send the result of each as JSON, and leave at once after the last.
 
@@ -51,6 +53,7 @@ def work(
     found in its memory.
     """
     own = os.getpid()
+    AGENT_FOLDERS[:] = folders
     _detach(printer)
     if memory is not None:
         _limit_memory(memory)

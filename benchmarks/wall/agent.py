@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from baselines.interface import open_agent_folders
 from baselines.registry import agent_spec, make_agent
 from benchmarks.plan.agent_files import agent_folder, watch_folder
 from benchmarks.plan.players import check_agent_code, class_facts
@@ -39,6 +40,7 @@ def serve(
     name, room = "", 1
     try:
         model = wire.unpack(_words(requests))
+        open_agent_folders()
         sys.path[:] = map(os.path.abspath, sys.path)  # the folder to work in will be another
         kept = [*sys.path, sys.prefix, sys.base_prefix, *filter(None, [model])]
         _say(replies, room, {"isolation": fence.enclose(hidden, kept, folder)})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError, needing
 from llmqueue_gym.flat import FlatLayout
-from llmqueue_gym.vector import Ints, Observation, SuiteEnv
+from llmqueue_gym.vector import Ints, Observation, SuiteEnv, check_reset
 
 with needing("llmqueue_gym.multi_agent", "PettingZoo", "marl"):
     from pettingzoo import AECEnv, ParallelEnv  # type: ignore[import-untyped]
@@ -124,8 +124,7 @@ class Game:
         gymnasium.error.ResetNeeded
             Before the first reset.
         """
-        if not self._seen:
-            raise gym.error.ResetNeeded("call reset() before state()")
+        check_reset(bool(self._seen), "state")
         return self._state_layout.flatten(self._seen | self._public())
 
     def _public(self) -> Observation:

@@ -238,9 +238,9 @@ class GymnasiumVecEnv(VecEnv):
         base: Any = self.venv.unwrapped
         if attr_name in ("observation_space", "action_space"):
             values: Sequence[Any] = [getattr(self, attr_name)] * self.num_envs
-        elif isinstance(base, SyncVectorEnv) or (
-            isinstance(base, LaneVectorEnv) and attr_name in BY_LANE
-        ):
+        elif isinstance(base, SyncVectorEnv):  # whose own get_attr calls methods
+            values = [env.get_wrapper_attr(attr_name) for env in base.envs]
+        elif isinstance(base, LaneVectorEnv) and attr_name in BY_LANE:
             values = base.get_attr(attr_name)
         else:
             values = [self._find(attr_name)] * self.num_envs

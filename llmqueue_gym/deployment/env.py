@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
@@ -22,7 +21,7 @@ from llmqueue_gym.deployment.dynamics import QueryOutcome, StageOutcome
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
 from llmqueue_gym.deployment.task import Task
 from llmqueue_gym.errors import UsageError
-from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
+from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv, check_reset
 
 
 def _with_steps(spec: EnvSpec | None, steps: int) -> EnvSpec | None:
@@ -149,8 +148,7 @@ class DeployEnv(SuiteEnv):
         return bool(self.dynamics.query[0] >= self._task.rules.horizon)
 
     def _check_ready(self, name: str) -> None:
-        if not self.dynamics.ready:
-            raise gym.error.ResetNeeded(f"call reset() before {name}()")
+        check_reset(self.dynamics.ready, name)
 
     def _check_running(self) -> None:
         self._check_ready("step")
@@ -432,6 +430,5 @@ class LLMDeployVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArra
         gymnasium.error.ResetNeeded
             Before the first reset.
         """
-        if not self.dynamics.ready:
-            raise gym.error.ResetNeeded("call reset() before action_masks()")
+        check_reset(self._started, "action_masks")
         return self.dynamics.action_masks().astype(np.bool_)

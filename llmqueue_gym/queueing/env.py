@@ -19,7 +19,7 @@ from llmqueue_gym.queueing.dynamics import SlotOutcome
 from llmqueue_gym.queueing.lanes import MAX_SLOTS, QueueDynamics
 from llmqueue_gym.queueing.task import Task
 from llmqueue_gym.registration import QUEUE_EPISODE_STEPS
-from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
+from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv, check_reset
 from llmqueue_gym.workloads.pool import OfflineData
 
 
@@ -268,7 +268,14 @@ class LLMQueueEnv(SuiteEnv):
         return self.dynamics.observe(0)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions now, flat bool of length W + N K (MaskablePPO's method)."""
+        """Return the legal actions now, flat bool of length W + N K (MaskablePPO's method).
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        check_reset(self.dynamics.ready, "action_masks")
         visible = min(int(self.dynamics.queue_length[0]), self._task.window)
         return np.array(self._masks[visible])
 
@@ -352,6 +359,13 @@ class LLMQueueVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         return self.dynamics.observe()
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions of every lane, bool of shape (B, W + N K)."""
+        """Return the legal actions of every lane, bool of shape (B, W + N K).
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        check_reset(self._started, "action_masks")
         visible = np.minimum(self.dynamics.queue_length, self._task.window)
         return self._masks.take(visible, axis=0)

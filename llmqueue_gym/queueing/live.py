@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym.errors import UsageError
 from llmqueue_gym.workloads.encoder import TextEncoder
+from llmqueue_gym.workloads.pool import check_contexts
 
 
 def live_observation(
@@ -41,7 +42,8 @@ def live_observation(
     Raises
     ------
     UsageError
-        If texts come without an encoder, or a sequence has another length than the queue.
+        If texts come without an encoder, a sequence has another length than the queue, or a context
+        is not finite or beyond 1e6.
     """
     if isinstance(waiting, np.ndarray):
         contexts = waiting
@@ -52,6 +54,8 @@ def live_observation(
         contexts = encoder.encode(texts) if texts else np.zeros((0, encoder.context_dim))
     if contexts.ndim != 2:
         raise UsageError(f"waiting has shape {contexts.shape}; give contexts of shape (Q, d)")
+    if contexts is waiting:
+        check_contexts("waiting", contexts, contexts)
     length = len(contexts)
     shown = min(length, window)
     padded = np.zeros((window, contexts.shape[1]), np.float32)

@@ -33,7 +33,7 @@ from llmqueue_gym.serving.dynamics import (
 )
 from llmqueue_gym.serving.lanes import ServingDynamics
 from llmqueue_gym.serving.task import ServingTask
-from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv
+from llmqueue_gym.vector import Ints, LaneVectorEnv, Observation, SuiteEnv, check_reset
 
 Settings = Mapping[str, Any]
 BOUNDED = {"arrived": 1.0, "hosts": 1.0, "phase": 1.0, "until_update": 1.0, "waiting": 1.0}
@@ -394,7 +394,14 @@ class LLMServeEnv(SuiteEnv):
         return told(outcome.counts[0], outcome.answers[0]) | state
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions now, flat bool (MaskablePPO's method)."""
+        """Return the legal actions now, flat bool (MaskablePPO's method).
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        check_reset(self.dynamics.ready, "action_masks")
         legal: NDArray[np.bool_] = self._legal[0].astype(np.bool_)
         return legal
 
@@ -466,5 +473,12 @@ class LLMServeVectorEnv(LaneVectorEnv, VectorEnv[Any, NDArray[np.int64], NDArray
         return dict(self.dynamics.unpack(self.dynamics.see()[0]))
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the legal actions of every lane, bool of shape (B, A (W + 1 + R) + R (N + 1))."""
+        """Return the legal actions of every lane, bool of shape (B, A (W + 1 + R) + R (N + 1)).
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        check_reset(self._started, "action_masks")
         return self._legal.astype(np.bool_)

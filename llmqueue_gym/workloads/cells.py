@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UsageError
 
+MAX_CONTEXT = 1e6
+"""Largest entry of a context: agents take fourth powers of its length in single precision."""
+
 Row = dict[str, Any]
 
 SHOWN = 60
@@ -120,16 +123,17 @@ def truth_of(text: str) -> bool | None:
 
 
 def vector_cell(row: Row, column: str, place: str) -> NDArray[np.float32]:
-    """Return the finite vector of a cell: a list of numbers, or JSON of one."""
+    """Return the vector of a cell, a context: a list of numbers, or JSON of one."""
     value = json_cell(row, column, place)
     try:
         with np.errstate(over="ignore"):
             vector = np.asarray(value, dtype=np.float64).astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         vector = np.empty((0, 0), dtype=np.float32)
-    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+    if vector.ndim != 1 or not vector.size or not (np.abs(vector) <= MAX_CONTEXT).all():
         raise UsageError(
-            f"{place}: column {column!r} must be a list of finite numbers, not {show(value)}"
+            f"{place}: column {column!r} must be a list of finite numbers in "
+            f"[-{MAX_CONTEXT:g}, {MAX_CONTEXT:g}], best of about 1, not {show(value)}"
         )
     return vector
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llmqueue_gym import checks
 from llmqueue_gym.errors import UnplayableError, UsageError
+from llmqueue_gym.workloads.cells import MAX_CONTEXT
 
 if TYPE_CHECKING:
     from llmqueue_gym.workloads.prices import Step
@@ -134,6 +135,24 @@ def _first(mask: NDArray[np.bool_]) -> tuple[int, int]:
     return int(row), int(column)
 
 
+def check_contexts(name: str, given: Any, contexts: NDArray[np.floating[Any]]) -> None:
+    """Insist on contexts (Q, d) that agents can learn from; the error shows what was given.
+
+    Raises
+    ------
+    UsageError
+        If one is not finite, or beyond ``MAX_CONTEXT``; the message names row and coordinate.
+    """
+    wrong = ~(np.abs(contexts) <= MAX_CONTEXT)
+    if wrong.any():
+        row, column = _first(wrong)
+        raise UsageError(
+            f"{name} of row {row}, coordinate {column}, is {given[row][column]}: it must be a "
+            f"finite number in [-{MAX_CONTEXT:g}, {MAX_CONTEXT:g}]; scale the coordinate, best to "
+            "about 1"
+        )
+
+
 def _check_scores(
     name: str, values: NDArray[np.float64], llms: tuple[str, ...], high: float
 ) -> None:
@@ -201,11 +220,7 @@ class QueryPool:
             raise UsageError(
                 f"contexts has shape {contexts.shape}, expected (queries, d), not empty"
             )
-        if not np.isfinite(contexts).all():
-            row, column = _first(~np.isfinite(contexts))
-            raise UsageError(
-                f"contexts of row {row}, coordinate {column}, must be a finite float32"
-            )
+        check_contexts("contexts", self.contexts, contexts)
         object.__setattr__(self, "llms", llms)
         self._freeze("contexts", contexts)
         for name, high in (("quality", 1.0), ("cost", np.inf)):

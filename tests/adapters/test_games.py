@@ -2,6 +2,7 @@
 
 import doctest
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ with warnings.catch_warnings():
     from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, seed_test
 from pettingzoo.utils.conversions import aec_to_parallel, parallel_to_aec
 
+from llmqueue_gym.errors import UsageError
 from llmqueue_gym.multi_agent import (
     llm_deploy_v0,
     llm_queue_v0,
@@ -554,8 +556,10 @@ def test_bad_actions_are_refused_and_change_nothing(agent, action):
     assert env.dynamics.slot[0] == 0
     with pytest.raises(ValueError, match="one action to each of"):
         env.step({agent: actions[agent]})
-    with pytest.raises(ValueError, match="one action to each of"):
-        env.step(actions | {"server_0": 0})
+    everybody = re.escape("one action to each of ['scheduler', 'router']")
+    for wrong in (None, [0, 1], {}, actions | {"server_0": 0}, actions | {0: 0}, {agent}, 7):
+        with pytest.raises(UsageError, match=re.escape(f"actions={wrong!r}") + f".*{everybody}"):
+            env.step(wrong)
     assert env.dynamics.slot[0] == 0
     env.step(actions)
 
@@ -587,6 +591,8 @@ def test_steps_outside_an_episode_are_refused():
     deploy = llm_deploy_v0.raw_env(horizon=1, num_stages=1)
     with pytest.raises(gym.error.ResetNeeded):
         deploy.step(0)
+    with pytest.raises(gym.error.ResetNeeded, match="before observe"):
+        deploy.observe("router")
     deploy.reset(seed=0)
     deploy.step([1] * 11)
     deploy.step(0)

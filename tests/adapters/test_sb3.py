@@ -437,6 +437,21 @@ def test_the_previous_decision_refuses_other_environments() -> None:
         PreviousDecision(DiscreteActions(gym.make("LLMQueue-v0", **QUEUE)))
 
 
+@pytest.mark.parametrize("env_id", ["LLMQueue-v0", "LLMDeploy-v0", "LLMServe-v0"])
+@pytest.mark.parametrize("wrapper", [None, gym_wrappers.TransformReward])
+def test_masks_are_known_to_be_there_before_the_first_reset(env_id: str, wrapper: Any) -> None:
+    """MaskablePPO's evaluate_policy asks so, of lanes and of copies alike."""
+    own: dict[str, Any] = {} if wrapper is None else {"wrapper_kwargs": {"func": float}}
+    env = make_vec_env(env_id, 2, wrapper_class=wrapper, **own)
+    assert is_masking_supported(env)
+    with pytest.raises(gym.error.ResetNeeded):
+        get_action_masks(env)
+    env.reset()
+    assert get_action_masks(env).any(axis=1).all()
+    assert not env.has_attr("no_such_attribute")
+    env.close()
+
+
 # --- Gymnasium's own ------------------------------------------------------------------------------
 
 

@@ -15,11 +15,14 @@ from scipy.optimize import minimize
 from baselines.estimators import (
     ConfidenceFactors,
     OnlineMirrorDescentMNL,
+    QueryEffects,
     RidgeMNL,
     RidgeRegression,
 )
 from baselines.estimators.mirror_descent import choice_probabilities
+from baselines.estimators.neighbours import Neighbours
 from baselines.estimators.ridge_mnl import CHEAP_DIM, _step, inverse_hessian
+from llmqueue_gym.workloads.cells import MAX_CONTEXT
 
 Choice = tuple[NDArray[np.float32], list[int], int]
 
@@ -152,6 +155,66 @@ def test_inverse_hessian_of_few_and_of_many_rows(count: int) -> None:
     hessian = 0.3 * np.eye(20) + (contexts.T * weight) @ contexts
     inverse = inverse_hessian(contexts, weight, 0.3)
     np.testing.assert_allclose(inverse @ hessian, np.eye(20), atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 50])
+def test_the_inverse_hessian_survives_rows_of_very_different_lengths(count: int) -> None:
+    """The ridge is below the last bit of their Gram matrix, which then has no Cholesky factor.
+
+    Beside one long row x it is the inverse of the others on what is orthogonal to x, and 0 along x.
+    """
+    rng = np.random.default_rng(count)
+    contexts = rng.normal(size=(count, 8))
+    direction = rng.normal(size=8) / 3.0
+    long = np.concatenate([contexts, 1e12 * direction[None]])
+    inverse = inverse_hessian(long, np.full(count + 1, 0.25), 0.3)
+    basis = np.linalg.svd(direction[None])[2][1:]  # (7, d)
+    flat = contexts @ basis.T
+    expected = basis.T @ np.linalg.inv(0.3 * np.eye(7) + 0.25 * flat.T @ flat) @ basis
+    np.testing.assert_allclose(inverse, expected, atol=1e-3)
+
+
+CONTEXTS = {
+    "tiny": lambda rows: 1e-9 * rows,
+    "not normal numbers": lambda rows: 1e-40 * rows,
+    "huge": lambda rows: MAX_CONTEXT * rows,
+    "one is huge": lambda rows: np.where(np.arange(len(rows))[:, None] == 40, MAX_CONTEXT, rows),
+    "some are huge": lambda rows: np.where(np.arange(len(rows))[:, None] % 5, rows, MAX_CONTEXT),
+    "one coordinate is huge": lambda rows: rows * np.append(MAX_CONTEXT, np.ones(len(rows[0]) - 1)),
+    "zeros": lambda rows: 0.0 * rows,
+    "equal": lambda rows: rows[:1] + 0.0 * rows,
+    "one-hot": lambda rows: np.eye(len(rows[0]))[np.arange(len(rows)) % len(rows[0])],
+}
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+@pytest.mark.parametrize("dim", [1, 4, CHEAP_DIM + 16])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_whatever_contexts_a_pool_takes_every_estimate_stays_finite(
+    kind: str, dim: int, dtype: str
+) -> None:
+    rng = np.random.default_rng(dim)
+    contexts = CONTEXTS[kind](rng.uniform(-1, 1, (150, dim))).astype(np.float32)
+    logit, linear = RidgeMNL(3, dim, 2, dtype=dtype), RidgeRegression(3, dim, dtype=dtype)
+    mirror, gram = OnlineMirrorDescentMNL(3, dim, 2), ConfidenceFactors(3, dim, dtype=dtype)
+    effects, near, utilities = QueryEffects(3), Neighbours(3, dim, 2, 60), np.zeros(3)
+    for t, context in enumerate(contexts):
+        shown = rng.permutation(3)[:2].tolist()
+        kept = int(rng.choice([*shown, -1]))
+        for estimator in (logit, linear, mirror):
+            estimator.update(context, shown, kept)
+        gram.observe(shown, context)
+        near.observe(context, shown[0], float(kept == shown[0]))
+        effects.judge(context, t, utilities, shown, kept)
+        effects.note(context, t, utilities, shown, kept)
+        waiting, found = contexts[max(0, t - 3) : t + 1], np.zeros((1, 3))
+        effects.add_to(found, context[None])
+        seen = [logit.theta, linear.theta, mirror.theta, *near.look_up(context), found]
+        for factors in (gram, linear.confidence, mirror.confidence):
+            norms = factors.norms(waiting)
+            assert (norms >= 0.0).all()
+            seen += [norms, factors.factors, factors.noise(waiting, rng, 2)]
+        assert all(np.isfinite(numbers).all() for numbers in seen), t
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

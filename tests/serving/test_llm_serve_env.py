@@ -48,6 +48,7 @@ def test_stable_baselines3_trains_on_the_lanes():
     from llmqueue_gym.adapters.sb3 import make_vec_env
 
     env = make_vec_env("LLMServe-v0", 2, seed=0, max_episode_steps=20, **LEAVING)
+    env.reset()
     assert np.shape(env.env_method("action_masks")) == (2, int(env.action_space.nvec.sum()))
     model = PPO("MultiInputPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu")
     model.learn(64)

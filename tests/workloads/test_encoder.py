@@ -164,3 +164,6 @@ def test_live_texts_and_wrong_usage() -> None:
         live_observation("alpha", encoder, ages=[1, 2])
     with pytest.raises(UsageError, match=r"shape \(8,\); give contexts"):
         live_observation(encoder("alpha"))
+    for wrong in (np.nan, np.inf, -1e9):  # one would make all that an agent knows no number
+        with pytest.raises(UsageError, match="waiting of row 1, coordinate 0, is"):
+            live_observation(np.array([[1.0], [wrong]]))

@@ -327,6 +327,10 @@ def test_pool_names_the_row_and_llm_of_a_bad_number(quality: Array, data: st.Dat
         ({"contexts": np.ones((2, 4))}, r"quality has shape \(3, 2\), expected \(2, 2\)"),
         ({"contexts": np.ones((0, 4))}, "not empty"),
         ({"contexts": np.full((3, 4), 1e39)}, "contexts of row 0, coordinate 0"),
+        (
+            {"contexts": np.diag([1.0, -1e9, 1.0])},
+            r"contexts of row 1, coordinate 1, is -1000000000.0: .* \[-1e\+06, 1e\+06\]; scale",
+        ),
         ({"cost": np.ones((3, 1))}, "cost has shape"),
     ],
 )

@@ -22,7 +22,7 @@ from llmqueue_gym.adapters.pettingzoo import (
 )
 from llmqueue_gym.deployment.env import LLMDeployEnv
 from llmqueue_gym.deployment.lanes import DeploymentDynamics
-from llmqueue_gym.vector import Ints, Observation
+from llmqueue_gym.vector import Ints, Observation, check_reset
 
 
 class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no types
@@ -201,7 +201,14 @@ class LLMDeployAECEnv(Game, AECEnv):  # type: ignore[misc]  # PettingZoo has no 
         self.agent_selection = "router"
 
     def observe(self, agent: str) -> Any:
-        """Return what an agent sees now."""
+        """Return what an agent sees now.
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            Before the first reset.
+        """
+        check_reset(bool(self._seen), "observe")
         return self._view(agent, self._seen, self._masks[agent])
 
 

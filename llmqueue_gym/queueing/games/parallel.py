@@ -108,9 +108,10 @@ class QueueGame(Game, ParallelEnv):  # type: ignore[misc]  # PettingZoo has no t
             If an agent's action is missing or not in its action space.
         """
         self._check_running()
-        if set(actions) != set(self.agents):
+        if not isinstance(actions, Mapping) or set(actions) != set(self.agents):
             raise UsageError(
-                f"actions have the keys {sorted(actions)}; give one action to each of {self.agents}"
+                f"actions={actions!r} must be a dict with one action to each of {self.agents}; "
+                "{agent: env.action_space(agent).sample() for agent in env.agents} is one"
             )
         checked = {agent: self._checked(agent, actions[agent]) for agent in self.agents}
         joint = np.array(self._joint_action(checked))
