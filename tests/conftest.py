@@ -22,6 +22,7 @@ def bench(monkeypatch, tmp_path_factory):
     """Run ``llmqueue-bench`` in this process: its exit code."""
     cli = pytest.importorskip("benchmarks.cli")
     monkeypatch.setattr(sys, "path", list(sys.path))
+    searched = list(cli.AGENT_FOLDERS)
     folder = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):  # agents of other tests, under the same name
         if str(getattr(module, "__file__", None)).startswith(folder):
@@ -33,4 +34,5 @@ def bench(monkeypatch, tmp_path_factory):
             cli.main()
         return caught.value.code or 0
 
-    return run
+    yield run
+    cli.AGENT_FOLDERS[:] = searched
