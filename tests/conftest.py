@@ -36,3 +36,15 @@ def bench(monkeypatch, tmp_path_factory):
 
     yield run
     cli.AGENT_FOLDERS[:] = searched
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """Give a test a cache of its own, but for compiled kernels: those take half a minute."""
+    pool = pytest.importorskip("benchmarks.run.pool")
+    kernels = pool.kernel_folder().parent
+    kernels.mkdir(parents=True, exist_ok=True)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "kernels").symlink_to(kernels, target_is_directory=True)
+    monkeypatch.setenv(pool.CACHE_VARIABLE, str(cache))

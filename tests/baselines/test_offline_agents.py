@@ -33,7 +33,7 @@ from benchmarks.run.engines import LocalEngine, execute
 from benchmarks.run.runner import provenance, run_cell
 from benchmarks.run.store import Store
 from benchmarks.score.scoring import load_board
-from llmqueue_gym.workloads.embeddings import CACHE_VARIABLE, offline_rows
+from llmqueue_gym.workloads.embeddings import offline_rows
 from llmqueue_gym.workloads.pool import OfflineData
 
 ROUTERS = [
@@ -350,8 +350,7 @@ def test_training_leaves_the_global_generator_alone():
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+def table(tmp_path, own_cache):
     rng = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
     path = tmp_path / "queries.jsonl"
