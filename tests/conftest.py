@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 
 # One thread a process, as cells have: BLAS threads that share cores with another test wait for each
-# other (a test of intervals took 172 s, not 23). Before NumPy is imported; its children inherit it.
+# other (on a busy machine a test of intervals took 172 s, not 24). Before NumPy is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples at every run, however slow the machine; `HYPOTHESIS_PROFILE=explore` draws

@@ -17,7 +17,7 @@ AHEAD = 0.1
 """Share of a budget that may be spent ahead of an even pace."""
 
 UNDER_WAY = 600.0
-"""Seconds after which a request that nothing was heard of is given up, and booked at its price."""
+"""Seconds after which a request that nothing was heard of is given up; what was held is booked."""
 
 LAPSED = 16
 """Requests at most that are given up at once."""
@@ -126,7 +126,7 @@ class Account:
             self._held[number] = max(map(self.price, available), default=0.0), self._timer()
 
     def give_up(self) -> None:
-        """Book requests that nothing was heard of at their usual price: they may have been paid.
+        """Book requests that nothing was heard of at what was held back: they may have been paid.
 
         LiteLLM's SDK tells nothing of a stream to which nobody listens to its end.
         """
